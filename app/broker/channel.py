@@ -1,0 +1,257 @@
+"""SQS behind kombu's channel: which queue lives where, deliver, settle."""
+
+import logging
+from time import monotonic
+from typing import Any
+
+from kombu.transport import virtual
+
+from app.broker import outcomes
+from app.broker.clients import new_client
+from app.broker.decoding import decode
+from app.broker.errors import PublishError, Undecodable
+from app.broker.inbox import Inbox
+from app.broker.leases import Delivery, Leases
+from app.broker.message import Message
+from app.broker.outcomes import Happened, decide
+from app.broker.policy import Policy
+from app.broker.publisher import publish, seconds_until_due
+from app.broker.receiver import ANSWER_MARGIN, Receiver
+from app.broker.settler import Settler
+
+logger = logging.getLogger(__name__)
+
+#: Exchanges of the control plane (celery 5.7 events/event.py, kombu 5.7 pidbox.py).
+CONTROL_EXCHANGES = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
+
+#: Seconds by which clocks may differ before a message counts as not due.
+CLOCK_TOLERANCE = 2
+
+#: Seconds that closing waits for SQS to be told the last outcomes.
+FLUSH_TIMEOUT = 10
+
+
+class QoS(virtual.QoS):
+    """kombu's table of unacknowledged messages, which here never restores anything: the leases
+    know what is in flight, and the channel releases it."""
+
+    restore_at_shutdown = False
+
+
+class Channel(virtual.Channel):
+    """Delivers what receivers bring and hands outcomes to the settler.
+
+    Threads start with the first consumer of a queue and not before: one worker makes several
+    channels, and every producer makes one. `basic_ack` and `basic_reject` may be called from any
+    thread, which Celery does while a pool drains (celery 5.7 concurrency/prefork.py).
+    """
+
+    Message = Message
+    QoS = QoS
+    do_restore = False
+    body_encoding = None
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._options = connection.options
+        self._client = connection.sqs
+        self._leases = Leases()
+        self._receivers: dict[str, Receiver] = {}
+        self._settler: Settler | None = None
+
+    # Publishing
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
+        """Send a task message. Raises UnknownQueue, and PublishError for what SQS would refuse.
+
+        What belongs to the control plane goes nowhere yet: it must not become a queue on SQS.
+        """
+        if exchange.startswith(CONTROL_EXCHANGES):
+            return
+        super().basic_publish(message, exchange, routing_key, **kwargs)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        address = self._options.queue(queue)
+        publish(self._client(), address, message, self._options.max_message_bytes)
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        # Where kombu would drop a message without a route, the caller is told.
+        queues: list[str] = super()._lookup(exchange, routing_key, default)
+        if not queues:
+            raise PublishError(f"No queue is bound to {exchange!r} with key {routing_key!r}.")
+        return queues
+
+    # Queues
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        self._options.queue(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return queue in self._options.queues
+
+    def _size(self, queue: str) -> int:
+        # Asked at each publish (kombu 5.7 `queue_declare`), where a producer may only send.
+        return 0
+
+    def _purge(self, queue: str) -> int:
+        self._client().purge_queue(QueueUrl=self._options.queue(queue).url)
+        return 0
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        raise PublishError(f"Queue {queue!r} is not deleted at run time; do it where it is made.")
+
+    # Consuming
+
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Set how many tasks run at a time; the window is a little wider, see Leases."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self._leases.resize(prefetch_count)
+
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
+    ) -> None:
+        """Start receiving from a configured queue."""
+        super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+        self._start_settler()
+        if queue not in self._receivers:
+            wait = self._options.wait_time_seconds
+            # One try: the receiver itself tries again, and says so.
+            client = new_client(self._options, read_timeout=wait + ANSWER_MARGIN, tries=1)
+            receiver = Receiver(queue, self._options, client, self._leases, self._on_received)
+            self._receivers[queue] = receiver
+            receiver.start()
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Stop receiving. What an open poll still brings is released."""
+        queue = self._tag_to_queue.get(consumer_tag)
+        super().basic_cancel(consumer_tag)
+        if receiver := self._receivers.pop(queue, None):
+            receiver.stop()
+
+    def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
+        """Unused: the transport drains its one inbox for all channels."""
+        raise NotImplementedError
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        raise NotImplementedError("SQS messages are consumed, not fetched one at a time.")
+
+    def _start_settler(self) -> None:
+        if self._settler is None:
+            self._settler = Settler(self._options, new_client(self._options))
+            self._settler.start()
+
+    def _on_received(self, deliveries: list[Delivery]) -> None:
+        """Runs on a receiver's thread: decode there, deliver on the loop."""
+        inbox: Inbox = self.connection.inbox
+        inbox.put([arrived for delivery in deliveries if (arrived := self._decoded(delivery))])
+
+    def _decoded(self, delivery: Delivery) -> tuple[str, dict[str, Any]] | None:
+        if delivery.queue not in self._receivers:
+            self.end(delivery.tag, outcomes.NotStarted())
+            return None
+        try:
+            payload = decode(delivery, self._options.decode_json)
+            due_in = seconds_until_due(payload["headers"])
+        except Undecodable as exc:
+            self.end(delivery.tag, outcomes.Refused(exc.reason, "Undecodable"))
+            return None
+        except Exception as exc:
+            # Broad on purpose: no body may stop a receiver. A person has to see this message.
+            reason = "the broker cannot decode the body"
+            self.end(delivery.tag, outcomes.Refused(reason, type(exc).__name__))
+            return None
+        if due_in > CLOCK_TOLERANCE:
+            self.end(delivery.tag, outcomes.NotDue(due_in), payload["headers"])
+            return None
+        # Celery would hold a task with an eta in memory (celery 5.7 worker/strategy.py).
+        payload["headers"]["eta"] = None
+        return delivery.queue, payload
+
+    # Settling
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """End a delivery with what happened to it; without a word, it succeeded."""
+        self._end_message(delivery_tag, outcomes.Succeeded())
+        super().basic_ack(delivery_tag, multiple)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a delivery with what happened to it; without a word, it is released or refused."""
+        refused = outcomes.Refused("the message was rejected")
+        self._end_message(delivery_tag, outcomes.NotStarted() if requeue else refused)
+        self.qos.ack(delivery_tag)
+
+    def _end_message(self, tag: str, unsaid: Happened) -> None:
+        message = self.qos._delivered.get(tag)
+        if message is None:
+            return
+        self.end(tag, message.happened or unsaid, message.headers, message.policy)
+
+    def end(
+        self,
+        tag: str,
+        happened: Happened,
+        headers: dict[str, Any] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """The one place where a delivery ends: decide, free the slot, tell the settler.
+
+        A delivery that ended before, or that is another channel's, is left alone.
+        """
+        delivery = self._leases.take(tag)
+        if delivery is None or self._settler is None:
+            return
+        outcome = decide(happened, delivery.count, policy or self._options.policy)
+        task, id_ = (headers["task"], headers["id"]) if headers else (None, None)
+        self._settler.settle(delivery, outcome, task, id_)
+        _log_end(delivery, outcome, task, id_)
+
+    # Closing
+
+    def close(self) -> None:
+        """Stop receiving, release what was not settled, tell SQS all of it, end the threads."""
+        if self.closed:
+            return
+        receivers = list(self._receivers.values())
+        for receiver in receivers:
+            receiver.stop()
+        self._receivers.clear()
+        for receiver in receivers:
+            receiver.join(self._options.wait_time_seconds + ANSWER_MARGIN)
+        if self._settler is not None:
+            for tag in self._leases.tags():
+                self._end_message(tag, outcomes.NotStarted())
+                self.end(tag, outcomes.NotStarted())
+            self._settler.stop(FLUSH_TIMEOUT)
+        super().close()
+
+
+def _log_end(
+    delivery: Delivery, outcome: outcomes.Outcome, task: str | None, id_: str | None
+) -> None:
+    facts: dict[str, Any] = {
+        "event": f"message.{outcome.name}",
+        "task": task,
+        "message_id": id_ or delivery.message_id,
+        "sqs_message_id": delivery.message_id,
+        "queue": delivery.queue,
+        "deliveries": delivery.count,
+        "seconds": round(monotonic() - delivery.received_at, 3),
+    }
+    match outcome:
+        case outcomes.Retry(delay, error):
+            text, level = f"Message fails ({error}); again in {delay} s.", logging.WARNING
+            facts |= {"delay": delay, "error": error}
+        case outcomes.DeadLetter(reason, error):
+            text, level = f"Message is dead-lettered: {reason}.", logging.ERROR
+            facts |= {"reason": reason, "error": error}
+        case outcomes.Postponed(delay):
+            text, level = f"Message is not due; sent on with a delay of {delay} s.", logging.INFO
+        case outcomes.Released():
+            text, level = "Message is released.", logging.INFO
+        case outcomes.Done():
+            text, level = "Message is done.", logging.INFO
+    logger.log(level, text, extra=facts)

@@ -1,0 +1,54 @@
+"""boto3 clients for SQS, each used on one side of a fork only."""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+
+from app.broker.options import Options
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+#: Seconds to connect, and to wait for an answer to a call that SQS answers at once.
+CONNECT_TIMEOUT = 5
+READ_TIMEOUT = 10
+
+
+def new_client(
+    options: Options, *, read_timeout: float = READ_TIMEOUT, tries: int = 3
+) -> "SQSClient":
+    """A client of its own session, since sessions are not thread-safe and clients are.
+
+    Its calls fail with an exception of botocore within `read_timeout` seconds a try.
+    """
+    session = boto3.session.Session(region_name=options.region, **options.credentials)
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=read_timeout,
+        retries={"mode": "standard", "total_max_attempts": tries},
+        tcp_keepalive=True,
+    )
+    return session.client("sqs", endpoint_url=options.endpoint_url, config=config)
+
+
+class Client:
+    """The client for sending, made at first use and made anew in a forked child."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._made: SQSClient | None = None
+        self._made_in = 0
+
+    def __call__(self) -> "SQSClient":
+        pid = os.getpid()
+        if self._made_in != pid:
+            # The parent's lock may have been held by another thread at the fork.
+            self._lock, self._made, self._made_in = threading.Lock(), None, pid
+        with self._lock:
+            if self._made is None:
+                self._made = new_client(self._options)
+            return self._made

@@ -1,0 +1,102 @@
+"""What arrives at the worker: only what it can run gets to a task.
+
+Celery's own handlers for what it cannot run log the whole body (celery 5.7
+worker/consumer/consumer.py, `dump_body`), so each is replaced.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from app.broker import outcomes
+from app.broker.errors import ConfigurationError
+from app.broker.message import Message
+
+logger = logging.getLogger(__name__)
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer, for this broker: set by `worker_consumer`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.hub is None:
+            raise ConfigurationError(
+                "This pool has no event loop for the SQS transport (gevent, eventlet). "
+                "Use --pool=prefork, threads or solo."
+            )
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
+        """The function each task message goes through. It never raises."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Message) -> None:
+            try:
+                if self._admit(message):
+                    handle(message)
+            except Exception as exc:
+                # Broad on purpose: an exception here ends the worker, and the next one too.
+                self._refuse(message, "the worker cannot take the message", exc)
+
+        return on_task_received
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """The body is of a kind that is not accepted."""
+        self._refuse(message, "the content of the message is not accepted", exc)
+
+    def on_unknown_message(self, body: object, message: Message) -> None:
+        """The message names no task."""
+        self._refuse(message, "the message is no task message", None)
+
+    def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
+        """No task has this name."""
+        self._refuse(message, f"unknown task {_printable(message.headers['task'])}", exc)
+        signals.task_unknown.send(
+            sender=self,
+            message=message,
+            exc=exc,
+            name=message.headers["task"],
+            id=message.headers["id"],
+        )
+
+    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Celery cannot make a request of the message."""
+        self._refuse(message, "the message is no valid task message", exc)
+
+    def _admit(self, message: Message) -> bool:
+        headers = message.headers
+        task = self.app.tasks.get(headers["task"])
+        if task is None:
+            self.on_unknown_task(None, message, KeyError(headers["task"]))
+            return False
+        if headers["delivery"]["source"] != "celery" and getattr(task, "model", None) is None:
+            self._refuse(message, f"task {task.name} cannot be reached by plain JSON", None)
+            return False
+        args, kwargs, _ = message.payload
+        if hasattr(task, "shown"):
+            headers["argsrepr"], headers["kwargsrepr"] = task.shown(args, kwargs)
+        logger.info(
+            "Message arrives.",
+            extra={
+                "event": "message.received",
+                "task": task.name,
+                "message_id": headers["id"],
+                "source": headers["delivery"]["source"],
+                "queue": message.delivery_info["routing_key"],
+                "deliveries": message.deliveries,
+            },
+        )
+        return True
+
+    def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
+        error = type(exc).__name__ if exc else "Reject"
+        message.note(outcomes.Refused(reason, error))
+        message.reject_log_error(logger, self.connection_errors)
+        signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+
+def _printable(name: str) -> str:
+    return repr(name[:100])

@@ -1,0 +1,234 @@
+"""From a message as SQS gives it to one as Celery takes it, or a reason why not.
+
+Three doors lead in. A Celery envelope, written by ours or by a stock kombu 5.7 producer (which
+wraps it, or its body, or both in base64); plain JSON from any program; and either of them inside a
+notification of SNS. Whatever else a body holds, the answer is `Undecodable`: Celery is given only
+what it can run, since a malformed header ends a stock worker (celery 5.7 worker/request.py).
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.broker.errors import Undecodable
+from app.broker.leases import Delivery
+from app.broker.options import DecodeJson
+
+#: Layers of base64 that kombu's SQS transport can put around an envelope.
+MOST_LAYERS = 2
+
+#: Characters of a message id: it is printed in logs and kept as a key.
+LONGEST_ID = 255
+
+Model = TypeVar("Model")
+
+Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+Seconds = int | float
+
+
+class Embed(BaseModel):
+    """The canvas around a task."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    callbacks: list[dict[str, Any]] | None = None
+    errbacks: list[dict[str, Any]] | None = None
+    chain: list[dict[str, Any]] | None = None
+    chord: dict[str, Any] | None = None
+
+
+class Headers(BaseModel):
+    """Each header that Celery 5.7 reads, with the only types it can live with."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    task: Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+    id: Id
+    root_id: str | None = None
+    parent_id: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    shadow: str | None = None
+    eta: str | None = None
+    expires: str | None = None
+    timelimit: Annotated[list[Seconds | None], Field(min_length=2, max_length=2)] | None = None
+    ignore_result: bool | None = None
+    replaced_task_nesting: int = 0
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
+    compression: None = None
+
+
+class Properties(BaseModel):
+    """The properties of kombu's envelope that are read."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    body_encoding: Literal["base64", "utf-8"] | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    priority: int | None = None
+
+
+class Envelope(BaseModel):
+    """kombu's own message around a task (kombu 5.7 transport/virtual/base.py)."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    body: str
+    headers: Headers
+    properties: Properties
+    content_type: Literal["application/json"] = Field(alias="content-type")
+    content_encoding: Literal["utf-8"] = Field(alias="content-encoding")
+
+
+def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]:
+    """The delivery as a payload of kombu's `virtual.Message`.
+
+    Headers from outside that describe the delivery (`retries`, `redelivered`) are overwritten with
+    what SQS says; the header `delivery` tells the task where the message came from. Raises
+    Undecodable, whose reason holds nothing of the body.
+    """
+    content = _json_object(delivery.body)
+    source = "json"
+    if _is_sns(content):
+        content, source = _json_object(content["Message"]), "sns"
+    if "properties" in content:
+        return _from_envelope(content, delivery)
+    if decode_json is None:
+        raise Undecodable("the body is no Celery message, and plain JSON is not accepted here")
+    return _from_foreign(content, source, delivery, decode_json)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    for layer in range(MOST_LAYERS + 1):
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            if layer == MOST_LAYERS:
+                raise Undecodable("the body is not JSON") from exc
+            text = _without_base64(text)
+        else:
+            if not isinstance(content, dict):
+                raise Undecodable(f"the body is a JSON {_json_type(content)}, not an object")
+            return content
+    raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _without_base64(text: str) -> str:
+    try:
+        return base64.b64decode(text.strip(), validate=True).decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise Undecodable("the body is base64 of something that is not UTF-8") from exc
+    except (binascii.Error, ValueError) as exc:
+        raise Undecodable("the body is neither JSON nor base64 of it") from exc
+
+
+def _json_type(content: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(content), "number")
+
+
+def _is_sns(content: Mapping[str, Any]) -> bool:
+    # https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html
+    return (
+        content.get("Type") == "Notification"
+        and isinstance(content.get("TopicArn"), str)
+        and isinstance(content.get("Message"), str)
+    )
+
+
+def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any]:
+    envelope = _checked(Envelope.model_validate, content, "the Celery envelope")
+    body = envelope.body
+    if envelope.properties.body_encoding == "base64":
+        body = _without_base64(body)
+    _check_payload(body)
+    headers = envelope.headers.model_dump()
+    _check_times(headers)
+    return _payload(body, headers, delivery, "celery", has_producer_id=True, envelope=envelope)
+
+
+def _check_payload(body: str) -> None:
+    what = "the Celery envelope: body"
+    try:
+        args, kwargs, embed = json.loads(body)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise Undecodable(f"{what} is not [args, kwargs, embed]") from exc
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
+    if embed is not None:
+        _checked(Embed.model_validate, embed, f"{what}: embed")
+
+
+def _check_times(headers: Mapping[str, Any]) -> None:
+    for name in ("eta", "expires"):
+        try:
+            if headers[name] is not None:
+                datetime.fromisoformat(headers[name])
+        except ValueError as exc:
+            raise Undecodable(f"the Celery envelope: headers.{name} is not a time") from exc
+
+
+def _from_foreign(
+    content: dict[str, Any], source: str, delivery: Delivery, decode_json: DecodeJson
+) -> dict[str, Any]:
+    foreign = decode_json(content)
+    if foreign.task.startswith("celery."):
+        raise Undecodable("plain JSON cannot reach Celery's own tasks")
+    id_ = foreign.id or delivery.message_id
+    headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
+    body = json.dumps([[], foreign.kwargs, {}])
+    return _payload(body, headers, delivery, source, has_producer_id=foreign.id is not None)
+
+
+def _payload(
+    body: str,
+    headers: dict[str, Any],
+    delivery: Delivery,
+    source: str,
+    *,
+    has_producer_id: bool,
+    envelope: Envelope | None = None,
+) -> dict[str, Any]:
+    headers["retries"] = delivery.count - 1
+    headers["delivery"] = {
+        "message_id": headers["id"],
+        "has_producer_id": has_producer_id,
+        "source": source,
+        "deliveries": delivery.count,
+        "enqueued_at": delivery.enqueued_at.astimezone(UTC).isoformat(),
+    }
+    properties = envelope.properties if envelope else Properties()
+    return {
+        "body": body,
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": headers,
+        "properties": {
+            "correlation_id": properties.correlation_id or headers["id"],
+            "reply_to": properties.reply_to,
+            "priority": properties.priority or 0,
+            "delivery_tag": delivery.tag,
+            # `virtual._restore` reads exchange and routing key (kombu 5.7).
+            "delivery_info": {
+                "exchange": "",
+                "routing_key": delivery.queue,
+                "redelivered": delivery.count > 1,
+            },
+        },
+    }
+
+
+def _checked(validate: Callable[[Any], Model], value: object, what: str) -> Model:
+    try:
+        return validate(value)
+    except ValidationError as exc:
+        fault = exc.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise Undecodable(f"{what}: {where}: {fault['msg']}") from None

@@ -1,0 +1,38 @@
+"""The broker's errors.
+
+ConfigurationError   the worker or the caller is set up wrongly: stop, a person must change it
+PublishError         raised at the caller of `.delay`; nothing was sent
+├── UnknownQueue
+└── MessageTooLarge
+Undecodable          a body that can never become a task: dead-letter it
+"""
+
+import click
+
+
+class ConfigurationError(click.ClickException):
+    """The settings contradict each other or the queue; the text names them and the way out.
+
+    A `ClickException`, because every `celery` command is a click command, and click ends the
+    process with the text in one line and exit status 1 where any other error is a traceback.
+    """
+
+
+class PublishError(Exception):
+    """The message was refused before anything was sent."""
+
+
+class UnknownQueue(PublishError):
+    """No queue of this name is configured. Queues are never created at run time."""
+
+
+class MessageTooLarge(PublishError):
+    """Body and attributes together are above what SQS takes in one message."""
+
+
+class Undecodable(Exception):
+    """The body can never become a task. `reason` says why and holds nothing of the body."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

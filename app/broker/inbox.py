@@ -1,0 +1,61 @@
+"""What receivers bring and the event loop takes: the one crossing between the threads."""
+
+import os
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+Arrived = tuple[str, dict[str, Any]]
+
+
+class Inbox:
+    """Messages on their way to their consumer, each with the name of its queue. Thread-safe.
+
+    `put` wakes an event loop that watches `fileno()`, and whoever waits in `wait`.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: deque[Arrived] = deque()
+        self._changed = threading.Condition()
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        os.set_blocking(self._write_end, False)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while something is here."""
+        return self._read_end
+
+    def put(self, arrived: list[Arrived]) -> None:
+        """Add messages and wake the loop."""
+        with self._changed:
+            self._arrived.extend(arrived)
+            self._changed.notify_all()
+            if self._write_end >= 0:
+                # A full pipe holds wake-ups that nobody has read yet: one more adds nothing.
+                with suppress(BlockingIOError):
+                    os.write(self._write_end, b"\0")
+
+    def take_all(self) -> list[Arrived]:
+        """Take what is here."""
+        with self._changed:
+            arrived = list(self._arrived)
+            self._arrived.clear()
+            if self._read_end >= 0:
+                # An empty pipe: nothing was written since the last time.
+                with suppress(BlockingIOError):
+                    os.read(self._read_end, 65_536)
+        return arrived
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until something is here; False where `timeout` seconds passed first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._arrived), timeout)
+
+    def close(self) -> None:
+        """Close the descriptors. Messages may still be put and taken."""
+        with self._changed:
+            if self._read_end >= 0:
+                os.close(self._read_end)
+                os.close(self._write_end)
+                self._read_end = self._write_end = -1

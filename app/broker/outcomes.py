@@ -1,0 +1,133 @@
+"""What becomes of a delivery: `decide(what happened, deliveries, policy) -> outcome`, a pure
+function. Nothing else in the broker chooses between delete, retry and dead-letter.
+"""
+
+import math
+from dataclasses import dataclass
+
+from app.broker.policy import LONGEST_VISIBILITY, Policy
+
+# What happened --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    """The task returned; or it was revoked, expired or ignored, and shall not run again."""
+
+
+@dataclass(frozen=True)
+class RetryAsked:
+    """The task asked to run again."""
+
+    delay: float | None
+    """Seconds it asked for; None leaves it to the policy."""
+    error: str
+    """Class of the exception behind it."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run ended without an answer: an exception, the hard time limit, a lost pool process."""
+
+    error: str
+    """Class of the exception."""
+    reason: str
+    """A sentence without personal data."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """It can never succeed: a bad body, an unknown task, invalid data, a permanent error."""
+
+    reason: str
+    error: str = "Reject"
+
+
+@dataclass(frozen=True)
+class NotDue:
+    """It arrived before its time: SQS delays by 900 s at the most."""
+
+    delay: int
+    """Seconds until it is due."""
+
+
+@dataclass(frozen=True)
+class NotStarted:
+    """The worker stops, or lost interest, before the task was started."""
+
+
+Happened = Succeeded | RetryAsked | Failed | Refused | NotDue | NotStarted
+
+# Outcomes -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """Delete the message."""
+
+    name = "done"
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Let SQS deliver the same message again, `delay` seconds from now."""
+
+    delay: int
+    error: str
+    name = "retry"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """Send a copy with the reason to the dead-letter queue, then delete the message."""
+
+    reason: str
+    error: str
+    name = "dead-letter"
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """Send the message on with SQS's own delay, then delete this one."""
+
+    delay: int
+    name = "postponed"
+
+
+@dataclass(frozen=True)
+class Released:
+    """Hand the message back at once."""
+
+    name = "released"
+
+
+Outcome = Done | Retry | DeadLetter | Postponed | Released
+
+#: Seconds SQS can delay a new message.
+LONGEST_DELAY = 900
+
+
+def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
+    """The outcome of a delivery.
+
+    `deliveries` is SQS's ApproximateReceiveCount, this delivery included.
+    """
+    match happened:
+        case Succeeded():
+            return Done()
+        case Refused(reason, error):
+            return DeadLetter(reason, error)
+        case NotDue(delay):
+            return Postponed(min(delay, LONGEST_DELAY))
+        case NotStarted():
+            return Released()
+        case Failed(error, reason):
+            if policy.is_last(deliveries):
+                return DeadLetter(reason, error)
+            return Retry(policy.backoff(deliveries), error)
+        case RetryAsked(delay, error):
+            # The task has its own limit, kept where it asked; SQS's is the one left to keep here.
+            if deliveries >= policy.max_receive_count:
+                return DeadLetter("a retry was asked for in the last delivery SQS allows", error)
+            seconds = policy.backoff(deliveries) if delay is None else math.ceil(delay)
+            return Retry(min(max(seconds, 0), LONGEST_VISIBILITY), error)

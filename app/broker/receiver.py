@@ -1,0 +1,140 @@
+"""A thread that asks SQS for messages and outlives every fault of the asking.
+
+kombu's own receive path has no timeout and dies of one HTTP error (kombu 5.7
+asynchronous/aws/connection.py); this one polls with boto3, waits a little longer than the long
+poll for an answer, and backs off, for ever.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.broker.leases import Delivery, Leases
+from app.broker.options import Options
+from app.broker.settler import error_code
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+logger = logging.getLogger(__name__)
+
+#: Seconds an answer may come later than the long poll ends.
+ANSWER_MARGIN = 5
+
+#: Seconds: the ceiling of the first pause after a failure, doubled by each one that follows.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 20.0
+
+#: Seconds between two log lines about one kind of failure.
+QUIET = 60.0
+
+_tags = count(1)
+
+
+class Receiver(threading.Thread):
+    """Polls one queue. `on_received` is called on this thread with what came, one call a batch."""
+
+    def __init__(
+        self,
+        queue: str,
+        options: Options,
+        client: "SQSClient",
+        leases: Leases,
+        on_received: Callable[[list[Delivery]], None],
+    ) -> None:
+        super().__init__(name=f"sqs-receiver-{queue}", daemon=True)
+        self._queue = queue
+        self._url = options.queue(queue).url
+        self._wait = options.wait_time_seconds
+        self._client = client
+        self._leases = leases
+        self._on_received = on_received
+        self._stopping = threading.Event()
+        self._failures = 0
+        self._said_at: dict[str, float] = {}
+
+    def stop(self) -> None:
+        """Ask no more. A call under way ends by itself, within the long poll."""
+        self._stopping.set()
+        self._leases.wake()
+
+    def run(self) -> None:
+        while slots := self._leases.reserve(self._stopping):
+            received: list[Delivery] = []
+            try:
+                received = self._receive(slots)
+            except Exception as exc:
+                # Broad on purpose: whatever goes wrong with one receive, the next one is due. No
+                # message is held yet; SQS shows again what it may have handed out.
+                self._back_off(exc)
+            else:
+                self._recovered()
+            finally:
+                self._leases.fill(slots, received)
+            if received:
+                self._on_received(received)
+
+    def _receive(self, slots: int) -> list[Delivery]:
+        asked_at = monotonic()
+        answer = self._client.receive_message(
+            QueueUrl=self._url,
+            MaxNumberOfMessages=slots,
+            WaitTimeSeconds=self._wait,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+        )
+        return [self._delivery(message, asked_at) for message in answer.get("Messages", ())]
+
+    def _delivery(self, message: Any, asked_at: float) -> Delivery:
+        facts = message["Attributes"]
+        return Delivery(
+            tag=str(next(_tags)),
+            queue=self._queue,
+            message_id=message["MessageId"],
+            receipt_handle=message["ReceiptHandle"],
+            body=message["Body"],
+            attributes={
+                name: _sendable(value)
+                for name, value in message.get("MessageAttributes", {}).items()
+            },
+            count=int(facts["ApproximateReceiveCount"]),
+            enqueued_at=datetime.fromtimestamp(int(facts["SentTimestamp"]) / 1000, UTC),
+            received_at=asked_at,
+        )
+
+    def _back_off(self, exc: Exception) -> None:
+        self._failures += 1
+        kind = error_code(exc) if isinstance(exc, BotoCoreError | ClientError) else repr(type(exc))
+        now = monotonic()
+        if now - self._said_at.get(kind, -QUIET) >= QUIET:
+            self._said_at[kind] = now
+            logger.warning(
+                "Receiving from %s fails (%s); trying again until it works.",
+                self._queue,
+                kind,
+                extra={"event": "receive.failed", "queue": self._queue, "error": kind},
+            )
+        ceiling = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE)
+        self._stopping.wait(random.uniform(ceiling / 2, ceiling))
+
+    def _recovered(self) -> None:
+        if self._failures:
+            self._failures = 0
+            logger.info(
+                "Receiving from %s works again.",
+                self._queue,
+                extra={"event": "receive.recovered", "queue": self._queue},
+            )
+
+
+def _sendable(attribute: dict[str, Any]) -> dict[str, Any]:
+    """The attribute as SendMessage takes it: SQS adds empty lists that it would refuse."""
+    wanted = ("DataType", "StringValue", "BinaryValue")
+    return {key: attribute[key] for key in wanted if key in attribute}

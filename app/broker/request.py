@@ -1,0 +1,127 @@
+"""What happened to a task, as the worker's main process learns it.
+
+Celery generates a subclass that replaces `execute_using_pool` and `on_success` (celery 5.7
+worker/request.py, `create_request_cls`), so a success is seen in `acknowledge`.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from celery.worker.request import Request as CeleryRequest
+
+from app.broker import outcomes
+from app.broker.outcomes import Happened
+
+#: A frame of a formatted traceback; all other lines can hold the text of an exception.
+_FRAME = re.compile(r'^  File "[^"]*", line \d+, in \S+$')
+
+
+class Request(CeleryRequest):
+    """Notes on the message what happened, before Celery acks or rejects it without a reason."""
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> Any:
+        """The task ended with an exception, or its process did."""
+        exc = _unwrapped(exc_info)
+        if (happened := _happened(exc)) is not None:
+            self._note(happened)
+        result = super().on_failure(exc_info, send_failed_event, return_ok)
+        if isinstance(exc, WorkerLostError):
+            # Celery requeues the message and says nothing.
+            self._announce(exc)
+        return result
+
+    def on_retry(self, exc_info: Any) -> None:
+        """The task asked to run again: the same message, later."""
+        retry = _unwrapped(exc_info)
+        delay = _seconds(retry.when)
+        self._note(outcomes.RetryAsked(delay, _error_of(retry)))
+        self.acknowledge()
+        self.send_event("task-retried", exception=repr(retry), traceback=str(exc_info.traceback))
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit passed. At the hard one, `on_failure` was called just before."""
+        if not soft and self._will_run_again():
+            self._announce(TimeLimitExceeded(timeout))
+            return
+        super().on_timeout(soft, timeout)
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send an event without the text of an exception, which can hold what a user typed."""
+        if "exception" in fields:
+            fields["exception"] = _class_name(fields["exception"])
+        if "traceback" in fields:
+            fields["traceback"] = "\n".join(_frames(fields["traceback"]))
+        super().send_event(type, **fields)
+
+    def _note(self, happened: Happened) -> None:
+        self._message.note(happened, self.task.policy)
+
+    def _will_run_again(self) -> bool:
+        return not self.task.policy.is_last(self._message.deliveries)
+
+    def _announce(self, exc: Exception) -> None:
+        event = "task-retried" if self._will_run_again() else "task-failed"
+        self.send_event(event, exception=repr(exc), traceback="")
+
+
+def _happened(exc: Any) -> Happened | None:
+    """What an exception says; None where it says nothing that ack or reject does not say too."""
+    match exc:
+        case Reject(requeue=True):
+            return outcomes.Failed("Reject", "the task rejected its message each time")
+        case Reject():
+            error = getattr(exc, "error", "Reject")
+            return outcomes.Refused(str(exc.reason or "the task rejected the message"), error)
+        case Ignore() | Retry():
+            return None
+        case WorkerLostError():
+            return outcomes.Failed("WorkerLostError", "the pool process died in each attempt")
+        case TimeLimitExceeded():
+            return outcomes.Failed("TimeLimitExceeded", "the hard time limit passed each time")
+        case SoftTimeLimitExceeded():
+            return outcomes.Failed("SoftTimeLimitExceeded", "the soft time limit passed each time")
+        case SystemExit() | KeyboardInterrupt():
+            return outcomes.Failed(type(exc).__name__, "the pool process exited in each attempt")
+        case _:
+            error = _class_name(repr(exc))
+            return outcomes.Failed(error, f"the task failed in each attempt, at last of {error}")
+
+
+def _unwrapped(exc_info: Any) -> Any:
+    """The exception itself: until it was pickled it wears a wrapper (billiard 4.3 einfo.py)."""
+    exc = exc_info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
+def _error_of(retry: Any) -> str:
+    return _class_name(retry.excs or repr(retry.exc)) if retry.exc else "Retry"
+
+
+def _seconds(when: Any) -> float | None:
+    if isinstance(when, datetime):
+        aware = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return (aware - datetime.now(UTC)).total_seconds()
+    return None if when is None else float(when)
+
+
+def _class_name(representation: str) -> str:
+    """The class in `repr(exception)`, without the text of the exception."""
+    found = re.match(r"<?[\w.]+", representation)
+    return found.group().lstrip("<") if found else "Exception"
+
+
+def _frames(traceback: str | None) -> Iterator[str]:
+    return (line for line in (traceback or "").splitlines() if _FRAME.match(line))

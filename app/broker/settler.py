@@ -1,0 +1,241 @@
+"""Tells SQS the outcome of each delivery: deletes and visibility changes, ten a call, on a thread
+of its own, so that neither the event loop nor a task ever waits for SQS.
+
+A slot is freed when its outcome is handed over here; what SQS then refuses is tried again for as
+long as the lease lasts, and logged when it is given up. SQS delivers such a message again.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.broker import deadletter
+from app.broker.leases import BATCH, Delivery
+from app.broker.options import Options
+from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+logger = logging.getLogger(__name__)
+
+#: Seconds a settlement waits for others to share its call.
+LINGER = 0.02
+
+#: Seconds between two tries of what failed; the lease bounds how many there are.
+RETRY_PAUSE = 1.0
+
+#: Error codes that no second try can change.
+FINAL_CODES = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "InvalidParameterValue",
+        "MessageNotInflight",
+        "ReceiptHandleIsInvalid",
+    }
+)
+
+Fault = Exception | str
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """One delivery, what becomes of it, and until when that can still be told."""
+
+    delivery: Delivery
+    outcome: Outcome
+    task: str | None
+    id: str | None
+    expires_at: float
+    not_before: float = 0.0
+
+
+class Settler(threading.Thread):
+    """The thread. `settle` may be called from any other."""
+
+    def __init__(self, options: Options, client: "SQSClient") -> None:
+        super().__init__(name="sqs-settler", daemon=True)
+        self._options = options
+        self._client = client
+        self._changed = threading.Condition()
+        self._waiting: deque[Settlement] = deque()
+        self._failed: list[Settlement] = []
+        self._at_work = False
+        self._stopping = False
+
+    def settle(
+        self, delivery: Delivery, outcome: Outcome, task: str | None = None, id_: str | None = None
+    ) -> None:
+        """Tell SQS soon. Returns at once; never raises."""
+        expires_at = delivery.received_at + self._options.policy.visibility_timeout
+        with self._changed:
+            self._waiting.append(Settlement(delivery, outcome, task, id_, expires_at))
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until nothing is left to tell; False where `timeout` seconds were not enough."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not (self._waiting or self._failed or self._at_work), timeout
+            )
+
+    def stop(self, timeout: float) -> None:
+        """Tell what is left, then end the thread; give up after `timeout` seconds."""
+        flushed = not self.is_alive() or self.flush(timeout)
+        if not flushed:
+            logger.warning(
+                "Stopped before SQS was told every outcome; it delivers those messages again.",
+                extra={"event": "settle.unfinished", "count": len(self._waiting)},
+            )
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self.is_alive():
+            self.join(timeout)
+
+    def run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                self._tell(batch)
+            finally:
+                with self._changed:
+                    self._at_work = False
+                    self._changed.notify_all()
+
+    def _next_batch(self) -> list[Settlement]:
+        with self._changed:
+            while not self._stopping:
+                self._requeue_failed()
+                if self._waiting:
+                    self._changed.wait_for(
+                        lambda: len(self._waiting) >= BATCH or self._stopping, LINGER
+                    )
+                    self._at_work = True
+                    return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+                self._changed.wait(RETRY_PAUSE if self._failed else None)
+        return []
+
+    def _requeue_failed(self) -> None:
+        now = monotonic()
+        due = [settlement for settlement in self._failed if settlement.not_before <= now]
+        self._failed = [settlement for settlement in self._failed if settlement.not_before > now]
+        self._waiting.extend(due)
+
+    def _tell(self, batch: Sequence[Settlement]) -> None:
+        sent = [settlement for settlement in batch if self._send_copy(settlement)]
+        for queue, settlements in _by_queue(sent):
+            url = self._options.queue(queue).url
+            deletes = [
+                s for s in settlements if isinstance(s.outcome, Done | DeadLetter | Postponed)
+            ]
+            changes = [s for s in settlements if isinstance(s.outcome, Retry | Released)]
+            if deletes:
+                self._delete(url, deletes)
+            if changes:
+                self._change_visibility(url, changes)
+
+    def _send_copy(self, settlement: Settlement) -> bool:
+        """Send what must be sent before the message may be deleted; True where that is done."""
+        if not isinstance(settlement.outcome, DeadLetter | Postponed):
+            return True
+        try:
+            self._client.send_message(**self._copy(settlement))
+        except (BotoCoreError, ClientError) as exc:
+            self._failed_once(settlement, exc)
+            return False
+        return True
+
+    def _copy(self, settlement: Settlement) -> dict[str, Any]:
+        delivery, outcome = settlement.delivery, settlement.outcome
+        address = self._options.queue(delivery.queue)
+        copy: dict[str, Any] = {"MessageBody": delivery.body}
+        if isinstance(outcome, Postponed):
+            copy |= {"QueueUrl": address.url, "DelaySeconds": outcome.delay}
+            copy["MessageAttributes"] = delivery.attributes
+        elif isinstance(outcome, DeadLetter):
+            copy["QueueUrl"] = address.dead_letter_url
+            copy["MessageAttributes"] = deadletter.attributes_of(
+                delivery, outcome, settlement.task, settlement.id, self._options.max_message_bytes
+            )
+        return copy
+
+    def _delete(self, url: str, settlements: Sequence[Settlement]) -> None:
+        entries = [
+            {"Id": str(n), "ReceiptHandle": s.delivery.receipt_handle}
+            for n, s in enumerate(settlements)
+        ]
+        try:
+            answer = self._client.delete_message_batch(QueueUrl=url, Entries=entries)  # type: ignore[arg-type]  # built as the stubs' TypedDict
+        except (BotoCoreError, ClientError) as exc:
+            self._failed_all(settlements, exc)
+        else:
+            self._failed_some(settlements, answer.get("Failed", ()))
+
+    def _change_visibility(self, url: str, settlements: Sequence[Settlement]) -> None:
+        entries = [
+            {
+                "Id": str(n),
+                "ReceiptHandle": s.delivery.receipt_handle,
+                "VisibilityTimeout": s.outcome.delay if isinstance(s.outcome, Retry) else 0,
+            }
+            for n, s in enumerate(settlements)
+        ]
+        try:
+            answer = self._client.change_message_visibility_batch(QueueUrl=url, Entries=entries)  # type: ignore[arg-type]  # built as the stubs' TypedDict
+        except (BotoCoreError, ClientError) as exc:
+            self._failed_all(settlements, exc)
+        else:
+            self._failed_some(settlements, answer.get("Failed", ()))
+
+    def _failed_all(self, settlements: Sequence[Settlement], exc: Exception) -> None:
+        for settlement in settlements:
+            self._failed_once(_copied(settlement), exc)
+
+    def _failed_some(self, settlements: Sequence[Settlement], failed: Iterable[Any]) -> None:
+        for entry in failed:
+            self._failed_once(_copied(settlements[int(entry["Id"])]), entry["Code"])
+
+    def _failed_once(self, settlement: Settlement, fault: Fault) -> None:
+        code = fault if isinstance(fault, str) else error_code(fault)
+        now = monotonic()
+        if code in FINAL_CODES or now + RETRY_PAUSE >= settlement.expires_at:
+            logger.error(
+                "SQS was not told the outcome of a message, so it will deliver it again.",
+                extra={
+                    "event": "settle.failed",
+                    "outcome": settlement.outcome.name,
+                    "error": code,
+                    "sqs_message_id": settlement.delivery.message_id,
+                    "queue": settlement.delivery.queue,
+                },
+            )
+            return
+        with self._changed:
+            self._failed.append(replace(settlement, not_before=now + RETRY_PAUSE))
+
+
+def error_code(exc: Exception) -> str:
+    """The code SQS gave, or the class of an error that never reached it."""
+    if isinstance(exc, ClientError):
+        return str(exc.response.get("Error", {}).get("Code", "Unknown"))
+    return type(exc).__name__
+
+
+def _copied(settlement: Settlement) -> Settlement:
+    """What is left to do once the copy was sent: the delete, never a second copy."""
+    if isinstance(settlement.outcome, DeadLetter | Postponed):
+        return replace(settlement, outcome=Done())
+    return settlement
+
+
+def _by_queue(settlements: Iterable[Settlement]) -> Iterable[tuple[str, list[Settlement]]]:
+    ordered = sorted(settlements, key=lambda s: s.delivery.queue)
+    return ((q, list(group)) for q, group in groupby(ordered, lambda s: s.delivery.queue))

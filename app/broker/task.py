@@ -1,0 +1,150 @@
+"""The base of every task on this broker: what a failure means, and what a retry is.
+
+A retry is the same message, made visible later; never a new one. So `request.retries` is the
+delivery count less one, and what a change of visibility cannot express raises at the call.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from celery import Task as CeleryTask
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+
+from app.broker.errors import ConfigurationError
+from app.broker.options import Options
+from app.broker.policy import Policy
+
+
+class Task(CeleryTask):
+    """A task whose unexpected failures are retried with backoff, and whose permanent ones are not.
+
+    Options beyond Celery's: `dead_letter_on`, and `model`.
+    """
+
+    abstract = True
+    Request = "app.broker.request:Request"
+
+    #: Exceptions that no retry can help: the message is dead-lettered with their text as the
+    #: reason, which is therefore shown to operators and must hold no personal data.
+    dead_letter_on: ClassVar[tuple[type[Exception], ...]] = ()
+
+    #: The message model. Only a task that has one can be reached by plain JSON.
+    model: ClassVar[type | None] = None
+
+    #: The queue's policy, narrowed by the task's own `max_retries`.
+    policy: ClassVar[Policy] = Policy()
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Take the number of retries from the queue's policy, where the task has no own."""
+        super().on_bound(app)
+        if cls.name.startswith("celery."):
+            return  # Celery's own tasks keep Celery's numbers.
+        policy = Options.read(app.conf.broker_transport_options).policy
+        if not _says_max_retries(cls):
+            cls.max_retries = policy.max_attempts - 1
+        elif cls.max_retries is None:
+            raise ConfigurationError(
+                f"Task {cls.name}: max_retries=None asks for retries without end, which SQS does "
+                "not have. Give a number, at most max_attempts less one."
+            )
+        elif cls.max_retries > policy.max_attempts - 1:
+            raise ConfigurationError(
+                f"Task {cls.name}: max_retries ({cls.max_retries}) must be at most max_attempts "
+                f"({policy.max_attempts}) less one. Raise max_attempts or lower max_retries."
+            )
+        cls.policy = policy.limited_to(cls.max_retries)
+
+    def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
+        """The arguments as logs, events and Flower may show them: no value, unless it is known to
+        be no personal data."""
+        return f"({len(args)} hidden)" if args else "()", _names(kwargs)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Send the task. The message shows no argument that `shown` hides."""
+        shown = self.shown(args or (), kwargs or {})
+        options.setdefault("argsrepr", shown[0])
+        options.setdefault("kwargsrepr", shown[1])
+        return super().apply_async(args, kwargs, *rest, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task; in a worker, turn a failure into a retry or a dead letter."""
+        request = self.request
+        if request.called_directly:
+            return super().__call__(*args, **kwargs)
+        if request.is_eager:
+            return self.run(*args, **kwargs)
+        return self._guarded(self.run, *args, **kwargs)
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Exception | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Raise celery's Retry, so that the same message is delivered again.
+
+        `countdown` is in seconds and `eta` a time; without them the policy's backoff is used. Once
+        `max_retries` are used up, raises `exc`, or MaxRetriesExceededError. Raises TypeError for
+        what the same message cannot express: other arguments or options, `throw=False`.
+        """
+        if self.request.called_directly or self.request.is_eager:
+            return super().retry(
+                args, kwargs, exc, throw, eta, countdown, max_retries=max_retries, **options
+            )
+        if args is not None or kwargs is not None or options or not throw:
+            raise TypeError(
+                f"Task {self.name}: a retry is the same message again, so retry() takes no args, "
+                "kwargs, throw=False or options of apply_async. Send a new task instead."
+            )
+        limit = self.max_retries if max_retries is None else max_retries
+        if self.request.retries >= limit:
+            if exc is not None:
+                raise exc
+            raise MaxRetriesExceededError(f"{self.name} has used its {limit} retries")
+        raise Retry(exc=exc, when=self._delay(eta, countdown))
+
+    def _delay(self, eta: datetime | None, countdown: float | None) -> float:
+        if eta is not None:
+            aware = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
+            return max(0.0, (aware - datetime.now(UTC)).total_seconds())
+        if countdown is not None:
+            return countdown
+        return self.policy.backoff(self.request.retries + 1)
+
+    def _guarded(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Permanent and transient are told apart here, in the pool's process: on its way to the
+        # main one an exception may lose its class (celery 5.7 utils/serialization.py).
+        try:
+            return run(*args, **kwargs)
+        except (Ignore, Reject, Retry):
+            raise
+        except self.dead_letter_on as exc:
+            raise Rejected(str(exc), type(exc).__name__) from exc
+        except Exception as exc:
+            # Broad on purpose: what nobody has classified may pass, so it is retried.
+            return self.retry(exc=exc)
+
+
+class Rejected(Reject):
+    """Celery's Reject with the class of the error behind it; crosses to the main process."""
+
+    def __init__(self, reason: str, error: str, requeue: bool = False) -> None:
+        super().__init__(reason, requeue)
+        self.args = (reason, error, requeue)
+        self.error = error
+
+
+def _says_max_retries(cls: type[Task]) -> bool:
+    own = cls.__mro__[: cls.__mro__.index(Task)]
+    return any("max_retries" in vars(base) for base in own)
+
+
+def _names(kwargs: Any) -> str:
+    return "{" + ", ".join(f"{name}: hidden" for name in kwargs) + "}"

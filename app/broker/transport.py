@@ -1,0 +1,90 @@
+"""SQS as a kombu transport. What it adds to `virtual.Transport`: one inbox that receivers fill and
+the event loop empties, and no sleep anywhere.
+"""
+
+import logging
+import socket
+from functools import cached_property
+from typing import Any
+
+from botocore.exceptions import BotoCoreError
+from kombu.transport import virtual
+
+from app.broker.channel import Channel
+from app.broker.clients import Client
+from app.broker.inbox import Inbox
+from app.broker.options import Options
+from app.broker.outcomes import Failed, Happened, NotStarted
+
+logger = logging.getLogger(__name__)
+
+
+class Transport(virtual.Transport):
+    """Celery's way to SQS: `broker_transport = "app.broker:Transport"`, `broker_url = "sqs://"`."""
+
+    Channel = Channel
+    default_port = None
+    driver_type = "sqs"
+    driver_name = "sqs"
+    connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, OSError)
+    # `asynchronous` makes Celery run its event loop (celery 5.7 worker/worker.py).
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True, exchange_type=frozenset({"direct", "topic"})
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self.options = Options.read(client.transport_options)
+        self.sqs = Client(self.options)
+
+    @cached_property
+    def inbox(self) -> Inbox:
+        """Where receivers put what came."""
+        return Inbox()
+
+    def driver_version(self) -> str:
+        """The version of boto3, for `celery report`."""
+        import boto3
+
+        return str(boto3.__version__)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Deliver on the loop whenever a receiver brought something."""
+        loop.add_reader(self.inbox.fileno(), self._deliver_arrived)
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver what arrives within `timeout` seconds. Raises socket.timeout where nothing does.
+
+        For consumers without Celery's event loop.
+        """
+        if not self.inbox.wait(timeout):
+            raise socket.timeout  # noqa: UP041 - the name kombu's callers know it by
+        self._deliver_arrived()
+
+    def close_connection(self, connection: Any) -> None:
+        """Close the channels, which releases and settles, then the inbox."""
+        super().close_connection(connection)
+        if "inbox" in vars(self):
+            self.inbox.close()
+
+    def _deliver_arrived(self) -> None:
+        for queue, payload in self.inbox.take_all():
+            tag = payload["properties"]["delivery_tag"]
+            callback = self._callbacks.get(queue)
+            if callback is None:
+                self._end(tag, NotStarted())
+                continue
+            try:
+                callback(payload)
+            except Exception as exc:
+                # Broad on purpose: an exception in a hub callback ends the worker or is swallowed
+                # (kombu 5.7 asynchronous/hub.py), and this message must not take the others along.
+                logger.exception(
+                    "A message could not be handed to the worker.",
+                    extra={"event": "deliver.failed", "queue": queue},
+                )
+                self._end(tag, Failed(type(exc).__name__, "it could not be handed to the worker"))
+
+    def _end(self, tag: str, happened: Happened) -> None:
+        for channel in self.channels:
+            channel.end(tag, happened)

@@ -1,0 +1,41 @@
+"""The Celery app: `celery -A app worker` finds it.
+
+Importing it reads no environment and opens nothing: the settings are read when Celery first needs
+its configuration. It does not become the current app of a program that only sends.
+"""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from celery import Celery
+from celery.local import Proxy
+
+from app.broker import install
+from app.logs import use_json_lines
+from app.startup import StartChecks
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _celeryconfig() -> Any:
+    """The settings of celeryconfig.py: beside the package in a checkout, inside it in a wheel.
+
+    By its place and not by its name: a program that imports `app` may have a `celeryconfig` too.
+    """
+    beside, inside = _HERE.parent / "celeryconfig.py", _HERE / "celeryconfig.py"
+    found = runpy.run_path(str(inside if inside.exists() else beside))
+    return SimpleNamespace(**{k: v for k, v in found.items() if k.islower() and k[0] != "_"})
+
+
+app = Celery(
+    "app",
+    include=["app.tasks"],
+    task_cls="app.typed_task:TypedTask",
+    set_as_current=False,
+)
+install(app)
+app.config_from_object(Proxy(_celeryconfig))
+app.steps["worker"].add(StartChecks)
+use_json_lines()

@@ -1,0 +1,95 @@
+"""JSON lines: a sentence for people (`message`), a stable `event`, and ids. Never a body, a name
+or a secret.
+
+The text of an exception can hold what a user typed (a duplicate-key error prints the key), so a
+log line has the class of an exception and the places in the code, and its text only where it is
+one of our own, which hold none.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.signals import setup_logging
+
+from app.broker.errors import ConfigurationError, PublishError
+from app.errors import AppError
+from app.settings import get_settings
+
+#: What the `extra=` of a log call may add to a line.
+FIELDS = (
+    "event", "task", "message_id", "sqs_message_id", "source", "queue", "deliveries", "outcome",
+    "seconds", "delay", "reason", "error", "count", "pid",
+)  # fmt: skip
+
+#: Celery's own lines about one message: ours say the same, with the outcome and without arguments.
+REPEATED = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request")
+
+#: Exceptions whose text is ours.
+SPEAKABLE = (AppError, ConfigurationError, PublishError)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": "log",
+            "message": record.getMessage(),
+            "logger": record.name,
+        }
+        facts = vars(record)
+        line |= {name: facts[name] for name in FIELDS if facts.get(name) is not None}
+        if record.exc_info and record.exc_info[1] is not None:
+            line |= _told(record.exc_info[1])
+        return json.dumps(line, default=str)
+
+
+class WithoutRepeats(logging.Filter):
+    """Keeps Celery's own lines about a message back: they print exceptions and results."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name not in REPEATED:
+            return True
+        if record.levelno < logging.ERROR or record.exc_info is None:
+            return False
+        # A failure keeps its place in the code and its class, not its text.
+        data = getattr(record, "data", None) or {}
+        record.msg, record.args = "A task failed.", ()
+        record.event = "task.failed"
+        record.task, record.message_id = data.get("name"), data.get("id")
+        return True
+
+
+def use_json_lines() -> None:
+    """Let workers and beat log JSON lines to stderr, at LOG_LEVEL. Takes effect when they start."""
+    setup_logging.connect(_set_up)
+
+
+def _set_up(loglevel: int | None = None, **_: Any) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    handler.addFilter(WithoutRepeats())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    # Celery hands over WARNING where no `-l` was given, so the more talkative of the two counts.
+    root.setLevel(min(loglevel or logging.WARNING, logging.getLevelName(get_settings().log_level)))
+    # These print requests and commands, which hold bodies.
+    for name in ("botocore", "boto3", "urllib3", "pymongo"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _told(exc: BaseException) -> dict[str, Any]:
+    frames = traceback.extract_tb(exc.__traceback__)
+    told: dict[str, Any] = {
+        "error": type(exc).__name__,
+        "stack": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]],
+    }
+    if isinstance(exc, SPEAKABLE):
+        told["error_text"] = str(exc)
+    return told

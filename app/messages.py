@@ -1,0 +1,152 @@
+"""The messages on the wire, and where each came from.
+
+A message model is the whole contract of a task: its fields are the task's arguments, its checks
+run at the caller of `.delay` and again in the worker, and every field is accepted in both
+spellings (`stock_id`, `stockId`). Fields that a model does not name are ignored, so that a
+producer may be newer than the worker.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.alias_generators import to_camel
+
+from app.broker import ForeignMessage, Undecodable
+
+#: The largest integer that every JSON reader and BSON agree on.
+LARGEST_INTEGER = 2**53
+
+#: An id of ours: it is printed in logs and is part of an index key, so it is short and printable.
+Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
+
+
+class Message(BaseModel):
+    """The base of every message model."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        # A refused value may be personal data, and the text of the error is logged.
+        hide_input_in_errors=True,
+    )
+
+    #: The fields whose values may be shown in logs, events and Flower. No other ever is.
+    shown: ClassVar[frozenset[str]] = frozenset()
+
+    def payload_hash(self) -> str:
+        """SHA-256, in hex, of what the producer gave: equal for equal payloads in any spelling."""
+        given = self.model_dump(mode="json", exclude_unset=False)
+        canonical = json.dumps(given, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+class UserInfo(Message):
+    """What the user said of themself. Personal data: shown nowhere."""
+
+    nickname: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    gender: Annotated[str, StringConstraints(max_length=16)] = ""
+    introduction: Annotated[str, StringConstraints(max_length=2_000)] = ""
+
+
+class Registration(Message):
+    """A user registers for a session of the game."""
+
+    shown = frozenset({"stock_id", "user_id"})
+
+    stock_id: Id
+    user_id: Id
+    user_info: UserInfo
+    index: Whole = 0
+    money: Whole | None = Field(None, description="Without it, the setting STARTING_MONEY.")
+    loan_count: Whole = 0
+
+
+class Increment(Message):
+    """Adds one to the running count; the smallest thing that may not happen twice."""
+
+    shown = frozenset({"input"})
+
+    input: (
+        Annotated[int, Field(strict=True, ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
+        | Annotated[float, Field(strict=True)]
+    )
+
+
+class Source(StrEnum):
+    """The door a message came in by."""
+
+    CELERY = "celery"
+    JSON = "json"
+    SNS = "sns"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a message came from, as its task is told."""
+
+    message_id: str
+    """The producer's id; SQS's MessageId where the producer gave none."""
+    has_producer_id: bool
+    """Whether the id is the producer's, and so survives a redrive."""
+    source: Source
+    deliveries: int
+    """How often SQS has delivered the message, this delivery included."""
+    enqueued_at: datetime
+    """When SQS took the message, in UTC; when the call was made, where no queue was between."""
+
+
+def field_faults(error: ValidationError) -> str:
+    """Name each field that is wrong and what it should be, without any value from the message."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc']) or 'message'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def fields_of(
+    model: type[Message], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Name positional arguments by the order of the model's fields.
+
+    Raises TypeError, as a call of a function would, for too many of them or one given twice.
+    """
+    names = list(model.model_fields)
+    if len(args) > len(names):
+        raise TypeError(f"takes at most {len(names)} arguments ({', '.join(names)})")
+    given = dict(zip(names, args, strict=False))
+    if twice := given.keys() & kwargs.keys():
+        raise TypeError(f"got multiple values for argument {min(twice)!r}")
+    return given | kwargs
+
+
+def decode_json(content: dict[str, Any]) -> ForeignMessage:
+    """Read a plain JSON message: `{"id": …, "action": "registerUser", "data": {…}}`.
+
+    `type` may say what `action` does. Raises Undecodable for anything else.
+    """
+    try:
+        plain = _PlainJson.model_validate(content)
+    except ValidationError as exc:
+        raise Undecodable(f"the plain JSON message: {field_faults(exc)}") from None
+    name = plain.action or plain.type
+    if name is None:
+        raise Undecodable("the plain JSON message: neither action nor type is given")
+    return ForeignMessage(task=name, kwargs=plain.data, id=plain.id)
+
+
+class _PlainJson(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    action: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    type: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    data: dict[str, Any]

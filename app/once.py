@@ -1,0 +1,126 @@
+"""Exactly-once effects: the effect and the record of the message id commit in one transaction.
+
+What is guaranteed: whatever SQS delivers again, however often and at the same instant, wherever a
+process is killed, the effect on MongoDB is there once or (until a later delivery) not at all; a
+duplicate gets the result of the first. What cannot be: an effect outside this MongoDB (an e-mail,
+a call of another service) does not roll back, and the body may start more than once, since a
+transaction that meets another is tried again. Ids are forgotten after ONCE_RETENTION_DAYS.
+
+    @once
+    def increment(message: Increment, provenance: Provenance, session: ClientSession) -> ...:
+        counters.update_one(..., session=session)    # every read and write takes the session
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import Any, ClassVar
+
+import mongoengine as me
+import pymongo
+from pymongo import WriteConcern
+from pymongo.client_session import ClientSession
+from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
+
+from app.errors import Conflict, PermanentError
+from app.messages import Message, Provenance
+from app.models import connect
+from app.settings import get_settings
+
+#: What an effect returns and a duplicate is given: plain values that BSON and JSON can hold.
+Stored = dict[str, Any]
+Effect = Callable[[Any, Provenance, ClientSession], Stored]
+
+#: Seconds for the whole transaction, its retries included; less than a task's soft time limit.
+TRANSACTION_TIMEOUT = 20
+
+
+class OnceRecord(me.Document):
+    """A message whose effect is committed."""
+
+    key = me.StringField(primary_key=True)
+    payload_hash = me.StringField(required=True)
+    stored = me.DictField()
+    applied_at = me.DateTimeField(required=True)
+    forget_at = me.DateTimeField(required=True)
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "once",
+        "auto_create_index": False,
+        "strict": False,
+        "indexes": [{"name": "forget_at", "fields": ["forget_at"], "expireAfterSeconds": 0}],
+    }
+
+
+def once(effect: Effect) -> Callable[[Any, Provenance], Stored]:
+    """Run `effect` once for each message id of its message type, and remember what it returned.
+
+    The returned function takes (message, provenance). It raises PermanentError for a message
+    whose producer gave no id (SQS gives a redriven message a new one, so it could count twice),
+    and Conflict where the id was used before with another payload.
+    """
+
+    @wraps(effect)
+    def applied(message: Message, provenance: Provenance) -> Stored:
+        if not provenance.has_producer_id:
+            raise PermanentError("the message has no id of its producer, so it cannot run once")
+        key = f"{type(message).__name__}:{provenance.message_id}"
+        return _apply(key, message, provenance, effect)
+
+    return applied
+
+
+def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -> Stored:
+    payload_hash = message.payload_hash()
+
+    def transaction(session: ClientSession) -> Stored:
+        before = _stored_result(key, payload_hash, session)
+        if before is not None:
+            return before
+        stored = effect(message, provenance, session)
+        _record(key, payload_hash, stored, session)
+        return stored
+
+    client = connect()
+    with pymongo.timeout(TRANSACTION_TIMEOUT), client.start_session() as session:
+        try:
+            # with_transaction tries again on TransientTransactionError and repeats a commit whose
+            # fate is unknown, as MongoDB prescribes:
+            # https://www.mongodb.com/docs/manual/core/transactions-in-applications/
+            result: Stored = session.with_transaction(
+                transaction,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+            )
+        except DuplicateKeyError:
+            # Another delivery committed between our read and our write.
+            committed = _stored_result(key, payload_hash, session)
+            if committed is None:
+                raise
+            result = committed
+    return result
+
+
+def _stored_result(key: str, payload_hash: str, session: ClientSession) -> Stored | None:
+    row = OnceRecord._get_collection().find_one({"_id": key}, session=session)
+    if row is None:
+        return None
+    if row["payload_hash"] != payload_hash:
+        raise Conflict("this message id was applied already, with another payload")
+    stored: Stored = row["stored"]
+    return stored
+
+
+def _record(key: str, payload_hash: str, stored: Stored, session: ClientSession) -> None:
+    now = datetime.now(UTC)
+    OnceRecord._get_collection().insert_one(
+        {
+            "_id": key,
+            "payload_hash": payload_hash,
+            "stored": stored,
+            "applied_at": now,
+            "forget_at": now + timedelta(days=get_settings().once_retention_days),
+        },
+        session=session,
+    )

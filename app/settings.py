@@ -1,0 +1,177 @@
+"""The only reader of the environment.
+
+Nothing is read at import. `get_settings()` reads the environment once, and `.env` in the current
+directory where there is one. What is missing is an error only for the process that needs it:
+a producer calls `require_queue()`, a worker `require_worker()`.
+"""
+
+from functools import cache
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import SettingsError
+
+#: Seconds between the hard time limit of a task and the end of its message's visibility timeout:
+#: time to stop the task, to settle its message, and for the clocks to disagree a little.
+VISIBILITY_MARGIN = 30
+
+HOW_TO_SET = "Set it in the environment or in .env; `make run` writes .local/stack.env with all."
+
+
+class QueueSettings(BaseModel):
+    """One queue of `SQS_QUEUES`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    dead_letter_url: str | None = None
+    tasks: tuple[str, ...] = Field((), description="Task names, or globs, sent to this queue.")
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    aws_region: str | None = Field(None, description="Region of the queues.")
+    aws_sqs_queue_url: str | None = Field(None, description="URL of the queue.")
+    aws_sqs_dlq_url: str | None = Field(
+        None, description="URL of its dead-letter queue. The worker needs it."
+    )
+    sqs_queues: dict[str, QueueSettings] = Field(
+        {},
+        description="More queues, as JSON: "
+        '`{"name": {"url": …, "dead_letter_url": …, "tasks": ["import*"]}}`.',
+    )
+    aws_endpoint_url: str | None = Field(
+        None, description="An SQS server other than AWS, as `make run` starts."
+    )
+    aws_access_key_id: SecretStr | None = Field(
+        None, description="Static credentials; without them boto3's own chain is used."
+    )
+    aws_secret_access_key: SecretStr | None = Field(None, description="Belongs to the key above.")
+    aws_session_token: SecretStr | None = Field(None, description="Belongs to the key above.")
+
+    mongo_uri: SecretStr | None = Field(
+        None,
+        description="MongoDB, a replica set, with the name of the database. The worker needs it.",
+    )
+
+    starting_money: Annotated[int, Field(ge=0, le=2**53)] = Field(
+        1_000_000, description="What a user starts with whose registration names no sum."
+    )
+    once_retention_days: Annotated[int, Field(ge=43)] = Field(
+        45,
+        description="Days a message id is remembered by `@once`: longer than queue, dead-letter "
+        "queue and a redrive can keep a message (14 each).",
+    )
+
+    worker_concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Tasks at a time; without it, the number of cores."
+    )
+    task_soft_time_limit: Annotated[int, Field(ge=1)] = Field(
+        25, description="Seconds after which a task is told to stop."
+    )
+    task_time_limit: Annotated[int, Field(ge=1)] = Field(
+        30, description="Seconds after which a task is killed, and its message retried."
+    )
+    sqs_visibility_timeout: Annotated[int, Field(ge=1, le=43_200)] | None = Field(
+        None, description="Seconds of a lease; without it, the hard time limit and 30."
+    )
+    sqs_max_attempts: Annotated[int, Field(ge=1)] = Field(
+        3, description="The failure in this delivery, or a later one, is dead-lettered."
+    )
+    sqs_max_receive_count: Annotated[int, Field(ge=1, le=1000)] = Field(
+        10, description="`maxReceiveCount` of the queue's redrive policy, SQS's own backstop."
+    )
+    sqs_backoff_base: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="Seconds; the first retry waits up to this, each later one twice as long."
+    )
+    sqs_backoff_max: Annotated[int, Field(ge=1, le=43_200)] = Field(
+        600, description="Seconds no retry waits longer than."
+    )
+    sqs_wait_time: Annotated[int, Field(ge=0, le=20)] = Field(
+        20, description="Seconds a receive call waits for a message (long poll)."
+    )
+    sqs_max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
+        1_048_576, description="The queue's `MaximumMessageSize`."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Level of the worker's log."
+    )
+
+    @property
+    def queues(self) -> dict[str, QueueSettings]:
+        """Queues by name, the default one first. A queue is named by the end of its URL."""
+        if self.aws_sqs_queue_url is None:
+            return dict(self.sqs_queues)
+        name = self.aws_sqs_queue_url.rstrip("/").rsplit("/", 1)[-1]
+        default = QueueSettings(url=self.aws_sqs_queue_url, dead_letter_url=self.aws_sqs_dlq_url)
+        return {name: default} | self.sqs_queues
+
+    @property
+    def visibility_timeout(self) -> int:
+        """Seconds of a lease."""
+        return self.sqs_visibility_timeout or self.task_time_limit + VISIBILITY_MARGIN
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """boto3's arguments for static credentials; empty where its own chain is to find them."""
+        if self.aws_access_key_id is None or self.aws_secret_access_key is None:
+            return {}
+        given = {
+            "aws_access_key_id": self.aws_access_key_id,
+            "aws_secret_access_key": self.aws_secret_access_key,
+            "aws_session_token": self.aws_session_token,
+        }
+        return {name: value.get_secret_value() for name, value in given.items() if value}
+
+    def require_queue(self) -> Self:
+        """What everybody needs who sends or receives. Raises SettingsError naming the variable."""
+        if self.aws_region is None:
+            raise _missing("AWS_REGION")
+        if not self.queues:
+            raise _missing("AWS_SQS_QUEUE_URL")
+        return self
+
+    def require_worker(self) -> Self:
+        """What a worker needs beyond it. Raises SettingsError naming the variable."""
+        self.require_queue()
+        for name, queue in self.queues.items():
+            if queue.dead_letter_url is None:
+                if name in self.sqs_queues:
+                    raise SettingsError(f"SQS_QUEUES gives no dead_letter_url for queue {name!r}.")
+                raise _missing("AWS_SQS_DLQ_URL")
+        self.require_mongo_uri()
+        return self
+
+    def require_mongo_uri(self) -> str:
+        """The MongoDB URI. Raises SettingsError where there is none."""
+        if self.mongo_uri is None:
+            raise _missing("MONGO_URI")
+        return self.mongo_uri.get_secret_value()
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process, read at the first call.
+
+    Raises SettingsError naming each variable whose value is not possible, never the value.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        faults = exc.errors(include_input=False, include_url=False)
+        told = "; ".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in faults)
+        raise SettingsError(f"Impossible settings. {told}") from None
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    first, *rest = (str(part) for part in location)
+    return ".".join([first.upper(), *rest])
+
+
+def _missing(variable: str) -> SettingsError:
+    return SettingsError(f"{variable} is not set. {HOW_TO_SET}")

@@ -1,0 +1,79 @@
+"""What a worker makes sure of before it takes its first message: a fault stops it in one line."""
+
+from typing import Any
+
+from celery import bootsteps
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from app.broker.options import Options
+from app.counter import Increments
+from app.errors import SettingsError
+from app.models import DEFAULT_DATABASE, User
+from app.once import OnceRecord
+from app.settings import Settings, get_settings
+
+#: Milliseconds to find the primary. A worker that is started while MongoDB is away is started
+#: again by whatever runs it.
+PRIMARY_TIMEOUT = 10_000
+
+
+class StartChecks(bootsteps.Step):
+    """Runs first in every worker, in its main process, before the pool forks."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        settings = get_settings().require_worker()
+        check_numbers(worker.app)
+        prepare_database(settings)
+
+
+def check_numbers(celery_app: Any) -> None:
+    """Raise ConfigurationError, with both names, where two settings contradict each other."""
+    options = Options.read(celery_app.conf.broker_transport_options)
+    limits = [celery_app.conf.task_time_limit]
+    limits += [task.time_limit for task in celery_app.tasks.values() if task.time_limit]
+    options.policy.check(None if limits[0] is None else max(limits))
+    soft, hard = celery_app.conf.task_soft_time_limit, celery_app.conf.task_time_limit
+    if soft >= hard:
+        raise SettingsError(
+            f"TASK_SOFT_TIME_LIMIT ({soft} s) must be less than TASK_TIME_LIMIT ({hard} s), "
+            "or a task is killed before it is told to stop."
+        )
+
+
+def prepare_database(settings: Settings) -> None:
+    """Make the indexes that are the idempotency keys; the client is closed before any fork.
+
+    Raises SettingsError where MongoDB is away, or is no replica set (transactions need one).
+    """
+    uri = settings.require_mongo_uri()
+    try:
+        with MongoClient[dict[str, Any]](
+            uri, serverSelectionTimeoutMS=PRIMARY_TIMEOUT, timeoutMS=PRIMARY_TIMEOUT
+        ) as client:
+            _require_replica_set(client)
+            database = client.get_default_database(DEFAULT_DATABASE)
+            for document in (User, OnceRecord, Increments):
+                _make_indexes(database, document._meta)
+    except PyMongoError as exc:
+        raise SettingsError(
+            f"MONGO_URI: MongoDB does not answer as it should ({type(exc).__name__}). "
+            "Check that it runs, that the address is right, and that this user may create indexes."
+        ) from exc
+
+
+def _require_replica_set(client: MongoClient[dict[str, Any]]) -> None:
+    hello = client.admin.command("hello")
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise SettingsError(
+            "MONGO_URI: this mongod is standalone, and transactions need a replica set. "
+            "Start it with --replSet and run rs.initiate(); one node is enough."
+        )
+
+
+def _make_indexes(database: Database[dict[str, Any]], meta: dict[str, Any]) -> None:
+    for index in meta["indexes"]:
+        options = {name: value for name, value in index.items() if name != "fields"}
+        database[meta["collection"]].create_index([(f, 1) for f in index["fields"]], **options)

@@ -1,0 +1,94 @@
+"""A task whose arguments are a message model: checked at the caller and again in the worker."""
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from app.broker.task import Task
+from app.errors import PermanentError
+from app.messages import Message, Provenance, Source, field_faults, fields_of
+
+
+class InvalidMessage(PermanentError, TypeError):
+    """The arguments are not those of the message model; the text names each wrong field."""
+
+
+class TypedTask(Task):
+    """`@app.task(name="registerUser", model=Registration)` on a function of (message, provenance).
+
+    Callers give the fields of the model, by position or by name. A wrong one raises
+    InvalidMessage at the caller, before anything is sent; what comes from elsewhere is checked in
+    the worker, where InvalidMessage dead-letters it. PermanentError does too; any other failure is
+    retried. A task without a model is an ordinary Celery task.
+    """
+
+    abstract = True
+    # The model says what may be given, and in both spellings; Celery would look at the function.
+    typing = False
+    dead_letter_on = (PermanentError,)
+    model: ClassVar[type[Message] | None] = None
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Check the arguments and send the task. Raises InvalidMessage, SettingsError,
+        PublishError, or botocore's error where SQS cannot be reached."""
+        if self.model is not None and not self._may_be_partial(options):
+            self._message(tuple(args or ()), dict(kwargs or {}))
+        return super().apply_async(args, kwargs, *rest, **options)
+
+    def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
+        """The fields that the model allows to be shown, by name; the others only named."""
+        if self.model is None:
+            return super().shown(args, kwargs)
+        try:
+            given = fields_of(self.model, tuple(args), dict(kwargs))
+        except TypeError:
+            return super().shown(args, kwargs)
+        return "()", "{" + ", ".join(self._shown_field(*field) for field in given.items()) + "}"
+
+    def _shown_field(self, name: str, value: Any) -> str:
+        assert self.model is not None
+        named = {field.alias: name for name, field in self.model.model_fields.items()}
+        name = named.get(name, name)
+        if name not in self.model.shown or not isinstance(value, str | int | float):
+            return f"{name}: hidden" if name in self.model.model_fields else "ignored field"
+        return f"{name}: {value!r:.128}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task's function on the message its arguments make."""
+        if self.model is None:
+            return super().__call__(*args, **kwargs)
+        if self.request.called_directly or self.request.is_eager:
+            return self._run_typed(*args, **kwargs)
+        return self._guarded(self._run_typed, *args, **kwargs)
+
+    def _run_typed(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self._message(args, kwargs), self._provenance())
+
+    def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+        assert self.model is not None
+        try:
+            return self.model.model_validate(fields_of(self.model, args, kwargs))
+        except ValidationError as exc:
+            raise InvalidMessage(f"{self.name}: {field_faults(exc)}") from None
+        except TypeError as exc:
+            raise InvalidMessage(f"{self.name}: {exc}") from None
+
+    def _provenance(self) -> Provenance:
+        told = getattr(self.request, "delivery", None)
+        if told is None:
+            # Called without a queue: directly, by apply(), or eagerly.
+            id_ = self.request.id
+            return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))
+        return Provenance(
+            message_id=told["message_id"],
+            has_producer_id=told["has_producer_id"],
+            source=Source(told["source"]),
+            deliveries=told["deliveries"],
+            enqueued_at=datetime.fromisoformat(told["enqueued_at"]),
+        )
+
+    @staticmethod
+    def _may_be_partial(options: dict[str, Any]) -> bool:
+        # The first task of a chain is complete; one behind it gets its first argument from there.
+        return bool(options.get("parent_id"))
