@@ -1,0 +1,152 @@
+"""The broker in another Celery project, with real workers: what becomes of each kind of task."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.probe.project import PATIENCE, ProbeProject
+from tests.services import Queues, wait_until
+
+POOLS = ("prefork", "threads", "solo")
+MakeProject = Callable[..., ProbeProject]
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
+    """Makes one probe project on the test's own queues."""
+    made: list[ProbeProject] = []
+
+    def make(**settings: Any) -> ProbeProject:
+        made.append(ProbeProject(tmp_path / "project", queues, **settings))
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_each_way_a_task_can_end_has_its_outcome(make_project: MakeProject, pool: str) -> None:
+    project = make_project()
+    worker = project.start("--pool", pool)
+
+    done = project.send("work")
+    twice = project.send("fail", 2)
+    always = project.send("fail", 99)
+    forbidden = project.send("forbid")
+    rejected = project.send("reject")
+    requeued = project.send("reject", True)
+    fewer = project.send("fail_at_once")
+    auto = project.send("autoretry")
+    later = project.send("retry_in", 1)
+    unknown = project.send("no_such_task")
+    project.wait_for_empty_queue()
+
+    starts = {id_: len(project.events(id_, "start")) for id_ in (done, twice, always, forbidden)}
+    assert starts == {done: 1, twice: 3, always: 3, forbidden: 1}
+    assert [line["retries"] for line in project.events(twice, "start")] == [0, 1, 2]
+    assert all(project.events(id_, "end") for id_ in (done, twice, auto, later))
+    first, second = project.events(later, "start")
+    assert second["at"] - first["at"] >= 1
+    notes = project.notes()
+    assert notes.keys() == {always, forbidden, rejected, requeued, fewer, unknown}
+    assert (notes[forbidden]["reason"], notes[forbidden]["error"]) == (
+        "this can never work",
+        "Forbidden",
+    )
+    assert notes[rejected]["reason"] == "not for me"
+    assert notes[always]["error"] == "ValueError"
+    assert [notes[id_]["deliveries"] for id_ in (always, forbidden, rejected, requeued, fewer)] == [
+        3, 1, 1, 3, 1,
+    ]  # fmt: skip
+    assert "unknown task" in notes[unknown]["reason"]
+    assert "marker-in-an-exception" not in str(notes)
+    assert project.stop(worker) == 0
+
+
+def test_a_task_whose_process_dies_runs_again(make_project: MakeProject) -> None:
+    project = make_project()
+    project.start()
+
+    id_ = project.send("die", 2)
+    project.wait_for_end(id_)
+
+    assert len(project.events(id_, "start")) == 3
+    assert project.queues.dead_letters() == []
+
+
+def test_a_task_whose_process_dies_each_time_is_dead_lettered(make_project: MakeProject) -> None:
+    project = make_project()
+    project.start()
+
+    id_ = project.send("die", 99)
+    project.wait_for_empty_queue()
+
+    assert len(project.events(id_, "start")) == 3
+    assert project.notes()[id_]["error"] == "WorkerLostError"
+
+
+def test_a_task_past_its_hard_limit_is_killed_and_retried(make_project: MakeProject) -> None:
+    project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 1})
+    project.start()
+
+    id_ = project.send("work", 20)
+    project.wait_for_empty_queue()
+
+    assert len(project.events(id_, "start")) == 3
+    assert project.events(id_, "end") == []
+    assert project.notes()[id_]["error"] == "TimeLimitExceeded"
+
+
+def test_a_task_past_its_soft_limit_is_told_and_retried(make_project: MakeProject) -> None:
+    project = make_project(celery={"task_soft_time_limit": 1, "task_time_limit": 20})
+    project.start()
+
+    id_ = project.send("work", 15)
+    project.wait_for_empty_queue()
+
+    assert len(project.events(id_, "start")) == 3
+    assert project.notes()[id_]["error"] == "SoftTimeLimitExceeded"
+
+
+@pytest.mark.parametrize("queues", [{"visibility_timeout": 5}], indirect=True)
+def test_a_killed_worker_loses_nothing(make_project: MakeProject) -> None:
+    project = make_project(transport={"visibility_timeout": 5}, celery={"task_time_limit": 4})
+    worker = project.start()
+    id_ = project.send("work", 3)
+    wait_until(lambda: project.events(id_, "start"), PATIENCE, "the start")
+
+    os.killpg(worker.pid, signal.SIGKILL)
+    project.start()
+    project.wait_for_end(id_)
+
+    starts = project.events(id_, "start")
+    assert [line["redelivered"] for line in starts] == [False, True]
+
+
+def test_a_stopped_worker_finishes_what_runs(make_project: MakeProject) -> None:
+    project = make_project()
+    worker = project.start()
+    id_ = project.send("work", 2)
+    wait_until(lambda: project.events(id_, "start"), PATIENCE, "the start")
+
+    status = project.stop(worker)
+
+    assert status == 0
+    assert project.events(id_, "end")
+    assert project.queues.is_empty()
+
+
+def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
+    project = make_project()
+    project.start()
+
+    id_ = project.send("work", countdown=2)
+
+    wait_until(lambda: project.queues.counts()[2] == 1, PATIENCE, "a delayed message")
+    project.wait_for_end(id_)
+    assert len(project.events(id_, "start")) == 1

@@ -1,0 +1,119 @@
+"""Another Celery project, on `app.broker` alone: the tests run it with no module of the domain
+importable. Its settings are in probe.json beside it, its tasks write what they do to probe.log.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from celery import Celery
+from celery.exceptions import Reject
+from kombu import Exchange, Queue
+
+from app.broker import install
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = json.loads((HERE / "probe.json").read_text())
+LOG = HERE / "probe.log"
+
+app = Celery("probe")
+install(app)
+app.conf.update(
+    broker_transport_options=SETTINGS["transport"],
+    task_queues=[
+        Queue(name, Exchange(""), routing_key=name)
+        for name in SETTINGS["transport"]["predefined_queues"]
+    ],
+    task_default_queue=next(iter(SETTINGS["transport"]["predefined_queues"])),
+    task_default_exchange="",
+    task_default_routing_key=next(iter(SETTINGS["transport"]["predefined_queues"])),
+    task_create_missing_queues=False,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_acks_on_failure=False,
+    task_acks_on_timeout=False,
+    task_ignore_result=True,
+    worker_prefetch_multiplier=1,
+    worker_enable_remote_control=False,
+    broker_connection_retry_on_startup=True,
+    **SETTINGS.get("celery", {}),
+)
+
+
+class Forbidden(Exception):
+    """A permanent error."""
+
+
+def say(task, event, **facts):
+    line = {"event": event, "id": task.request.id, "retries": task.request.retries, **facts}
+    line |= {"pid": os.getpid(), "at": time.time()}
+    with LOG.open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+@app.task(bind=True)
+def work(self, seconds=0.0):
+    """Takes a while."""
+    redelivered = self.request.delivery_info["redelivered"]
+    say(self, "start", redelivered=redelivered)
+    time.sleep(seconds)
+    say(self, "end")
+
+
+@app.task(bind=True)
+def fail(self, times):
+    """Fails in its first deliveries."""
+    say(self, "start")
+    if self.request.retries < times:
+        raise ValueError("marker-in-an-exception")
+    say(self, "end")
+
+
+@app.task(bind=True, dead_letter_on=(Forbidden,))
+def forbid(self):
+    """Fails for good."""
+    say(self, "start")
+    raise Forbidden("this can never work")
+
+
+@app.task(bind=True)
+def reject(self, requeue=False):
+    """Says Reject."""
+    say(self, "start")
+    raise Reject("not for me", requeue=requeue)
+
+
+@app.task(bind=True)
+def retry_in(self, seconds):
+    """Asks for one retry, with a delay."""
+    say(self, "start")
+    if self.request.retries == 0:
+        self.retry(countdown=seconds)
+    say(self, "end")
+
+
+@app.task(bind=True, max_retries=0)
+def fail_at_once(self):
+    """Has fewer retries than the queue allows."""
+    say(self, "start")
+    raise ValueError("once is enough")
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), retry_backoff=1, retry_jitter=False)
+def autoretry(self):
+    """Uses Celery's own option."""
+    say(self, "start")
+    if self.request.retries == 0:
+        raise ValueError("again")
+    say(self, "end")
+
+
+@app.task(bind=True)
+def die(self, times):
+    """Takes its process with it."""
+    say(self, "start")
+    if self.request.retries < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    say(self, "end")

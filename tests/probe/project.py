@@ -1,0 +1,139 @@
+"""Lays out the probe project in a directory of its own and runs its worker."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from app.broker import install
+from tests.services import Queues, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Seconds a worker may take to start, or to stop.
+PATIENCE = 30
+
+
+class ProbeProject:
+    """A Celery project that has `app.broker` and nothing else of ours, with an empty environment.
+
+    `transport` overrides broker_transport_options, `celery` other settings of Celery.
+    """
+
+    def __init__(
+        self, directory: Path, queues: Queues, *, transport: Any = None, celery: Any = None
+    ) -> None:
+        self.directory = directory
+        self.queues = queues
+        self.transport = {
+            "region": queues.region,
+            "endpoint_url": queues.endpoint_url,
+            "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
+            "predefined_queues": {
+                queues.name: {"url": queues.url, "dead_letter_url": queues.dead_letter_url}
+            },
+            "wait_time_seconds": 1,
+            "backoff_base": 0.01,
+            **(transport or {}),
+        }
+        limits = {"task_soft_time_limit": 25, "task_time_limit": 30}
+        self._write({"transport": self.transport, "celery": {**limits, **(celery or {})}})
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._producer = self._make_producer()
+
+    def send(self, task: str, *args: Any, **options: Any) -> str:
+        """Send a task of the probe; its id."""
+        return str(self._producer.send_task(f"probe.{task}", args=args, **options).id)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a worker and wait until it is ready."""
+        log = self.directory / f"worker-{len(self._workers)}.log"
+        with log.open("wb") as stream:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "probe", "worker", "-l", "INFO",
+                 "-c", "2", "-n", f"w{len(self._workers)}@%h", *arguments],
+                cwd=self.directory,
+                env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self._workers.append(worker)
+        wait_until(lambda: " ready." in log.read_text(), PATIENCE, f"worker ready: {log}")
+        return worker
+
+    def stop(self, worker: subprocess.Popen[bytes]) -> int:
+        """Ask a worker to stop (SIGTERM) and wait for it; its exit status."""
+        worker.send_signal(signal.SIGTERM)
+        return worker.wait(PATIENCE)
+
+    def close(self) -> None:
+        """Kill every worker that is left, with its pool."""
+        self._producer.close()
+        for worker in self._workers:
+            try:
+                os.killpg(worker.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            finally:
+                worker.wait(PATIENCE)
+
+    def events(self, id_: str | None = None, event: str | None = None) -> list[dict[str, Any]]:
+        """What the tasks said, in order."""
+        log = self.directory / "probe.log"
+        said = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [
+            line
+            for line in said
+            if (id_ is None or line["id"] == id_) and (event is None or line["event"] == event)
+        ]
+
+    def worker_log(self) -> str:
+        """What all workers logged."""
+        return "".join(path.read_text() for path in sorted(self.directory.glob("worker-*.log")))
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """The `dead-letter` note of each dead letter, by message id."""
+        notes = [
+            json.loads(letter["MessageAttributes"]["dead-letter"]["StringValue"])
+            for letter in self.queues.dead_letters()
+        ]
+        return {note["message_id"]: note for note in notes}
+
+    def wait_for_end(self, id_: str, timeout: float = PATIENCE) -> None:
+        """Wait until a task said it ended, and its queue is empty."""
+        wait_until(lambda: self.events(id_, "end"), timeout, f"end of {id_}")
+        self.wait_for_empty_queue()
+
+    def wait_for_empty_queue(self, timeout: float = PATIENCE) -> None:
+        """Wait until everything is settled."""
+        wait_until(self.queues.is_empty, timeout, "an empty queue")
+
+    def _write(self, settings: Any) -> None:
+        package = self.directory / "app"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        shutil.copytree(
+            ROOT / "app" / "broker", package / "broker", ignore=shutil.ignore_patterns("*.pyc")
+        )
+        shutil.copy(Path(__file__).with_name("probe.py"), self.directory)
+        (self.directory / "probe.json").write_text(json.dumps(settings))
+
+    def _make_producer(self) -> Celery:
+        producer = Celery("producer", set_as_current=False)
+        install(producer)
+        producer.conf.update(
+            broker_transport_options=self.transport,
+            task_queues=[Queue(self.queues.name, Exchange(""), routing_key=self.queues.name)],
+            task_default_queue=self.queues.name,
+            task_create_missing_queues=False,
+            task_ignore_result=True,
+        )
+        return producer
