@@ -18,7 +18,11 @@ class AppError(Exception):
 
 
 class TransientError(AppError):
-    """The message may succeed later: retry it with backoff."""
+    """The message may succeed later: retry it, after `retry_after` seconds or with backoff."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class PermanentError(AppError):

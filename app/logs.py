@@ -8,6 +8,7 @@ one of our own, which hold none.
 
 import json
 import logging
+import re
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ FIELDS = (
 
 #: Celery's own lines about one message: ours say the same, with the outcome and without arguments.
 REPEATED = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request")
+
+#: Where a warning was raised, and its category.
+_WARNING = re.compile(r"^[^\n]*?:\d+: \w+")
 
 #: Exceptions whose text is ours.
 SPEAKABLE = (AppError, ConfigurationError, PublishError)
@@ -54,6 +58,10 @@ class WithoutRepeats(logging.Filter):
     """Keeps Celery's own lines about a message back: they print exceptions and results."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "py.warnings":
+            # The text of a warning may be that of an exception (celery 5.7 app/trace.py).
+            place = _WARNING.match(record.getMessage())
+            record.msg, record.args = place.group() if place else "A warning.", ()
         if record.name not in REPEATED:
             return True
         if record.levelno < logging.ERROR or record.exc_info is None:

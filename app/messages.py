@@ -13,7 +13,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic.alias_generators import to_camel
 
 from app.broker import ForeignMessage, Undecodable
@@ -70,15 +79,18 @@ class Registration(Message):
     loan_count: Whole = 0
 
 
+def _exact(number: float) -> float:
+    if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
+        raise ValueError(f"should be at most {LARGEST_INTEGER} from zero")
+    return number
+
+
 class Increment(Message):
     """Adds one to the running count; the smallest thing that may not happen twice."""
 
     shown = frozenset({"input"})
 
-    input: (
-        Annotated[int, Field(strict=True, ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
-        | Annotated[float, Field(strict=True)]
-    )
+    input: Annotated[StrictInt | StrictFloat, AfterValidator(_exact)]
 
 
 class Source(StrEnum):

@@ -6,6 +6,10 @@ duplicate gets the result of the first. What cannot be: an effect outside this M
 a call of another service) does not roll back, and the body may start more than once, since a
 transaction that meets another is tried again. Ids are forgotten after ONCE_RETENTION_DAYS.
 
+A process killed inside a transaction leaves its locks for as long as the server keeps it
+(`transactionLifetimeLimitSeconds`, 60 s by default). A message that meets them is retried after
+that time, so an effect should not write a document that every message writes: spread it.
+
     @once
     def increment(message: Increment, provenance: Provenance, session: ClientSession) -> ...:
         counters.update_one(..., session=session)    # every read and write takes the session
@@ -20,10 +24,10 @@ import mongoengine as me
 import pymongo
 from pymongo import WriteConcern
 from pymongo.client_session import ClientSession
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, ExecutionTimeout, NetworkTimeout, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from app.errors import Conflict, PermanentError
+from app.errors import Conflict, PermanentError, TransientError
 from app.messages import Message, Provenance
 from app.models import connect
 from app.settings import get_settings
@@ -33,7 +37,7 @@ Stored = dict[str, Any]
 Effect = Callable[[Any, Provenance, ClientSession], Stored]
 
 #: Seconds for the whole transaction, its retries included; less than a task's soft time limit.
-TRANSACTION_TIMEOUT = 20
+TRANSACTION_TIMEOUT = 5
 
 
 class OnceRecord(me.Document):
@@ -82,27 +86,37 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
         _record(key, payload_hash, stored, session)
         return stored
 
-    client = connect()
-    with pymongo.timeout(TRANSACTION_TIMEOUT), client.start_session() as session:
-        try:
-            # with_transaction tries again on TransientTransactionError and repeats a commit whose
-            # fate is unknown, as MongoDB prescribes:
-            # https://www.mongodb.com/docs/manual/core/transactions-in-applications/
-            result: Stored = session.with_transaction(
-                transaction,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern("majority"),
-            )
-        except DuplicateKeyError:
-            # Another delivery committed between our read and our write.
-            committed = _stored_result(key, payload_hash, session)
-            if committed is None:
-                raise
-            result = committed
+    try:
+        with pymongo.timeout(TRANSACTION_TIMEOUT), connect().start_session() as session:
+            return _committed(transaction, session)
+    except DuplicateKeyError:
+        # Another delivery committed between our read and our write.
+        committed = _stored_result(key, payload_hash, None)
+        if committed is None:
+            raise
+        return committed
+    except PyMongoError as exc:
+        blocked = isinstance(exc, ExecutionTimeout | NetworkTimeout)
+        if not (blocked or exc.has_error_label("TransientTransactionError")):
+            raise
+        raise TransientError(
+            "another transaction holds a document of this message",
+            retry_after=get_settings().mongo_transaction_lifetime,
+        ) from exc
+
+
+def _committed(transaction: Callable[[ClientSession], Stored], session: ClientSession) -> Stored:
+    # with_transaction tries again on TransientTransactionError and repeats a commit whose fate is
+    # unknown, as MongoDB prescribes: https://www.mongodb.com/docs/manual/core/transactions-in-applications/
+    result: Stored = session.with_transaction(
+        transaction,
+        read_concern=ReadConcern("snapshot"),
+        write_concern=WriteConcern("majority"),
+    )
     return result
 
 
-def _stored_result(key: str, payload_hash: str, session: ClientSession) -> Stored | None:
+def _stored_result(key: str, payload_hash: str, session: ClientSession | None) -> Stored | None:
     row = OnceRecord._get_collection().find_one({"_id": key}, session=session)
     if row is None:
         return None

@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         "queue and a redrive can keep a message (14 each).",
     )
 
+    mongo_transaction_lifetime: Annotated[int, Field(ge=1)] = Field(
+        60,
+        description="MongoDB's `transactionLifetimeLimitSeconds`: how long the transaction of a "
+        "killed process keeps its locks.",
+    )
+
     worker_concurrency: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Tasks at a time; without it, the number of cores."
     )

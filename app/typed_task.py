@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 from app.broker.task import Task
-from app.errors import PermanentError
+from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
 
 
@@ -45,6 +45,10 @@ class TypedTask(Task):
         except TypeError:
             return super().shown(args, kwargs)
         return "()", "{" + ", ".join(self._shown_field(*field) for field in given.items()) + "}"
+
+    def retry_delay(self, exc: Exception) -> float | None:
+        """What a TransientError says of itself."""
+        return exc.retry_after if isinstance(exc, TransientError) else None
 
     def _shown_field(self, name: str, value: Any) -> str:
         assert self.model is not None

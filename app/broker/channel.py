@@ -57,6 +57,7 @@ class Channel(virtual.Channel):
         self._client = connection.sqs
         self._leases = Leases()
         self._receivers: dict[str, Receiver] = {}
+        self._leaving: list[Receiver] = []
         self._settler: Settler | None = None
 
     # Publishing
@@ -123,6 +124,7 @@ class Channel(virtual.Channel):
             client = new_client(self._options, read_timeout=wait + ANSWER_MARGIN, tries=1)
             receiver = Receiver(queue, self._options, client, self._leases, self._on_received)
             self._receivers[queue] = receiver
+            self._leases.share_among(len(self._receivers))
             receiver.start()
 
     def basic_cancel(self, consumer_tag: str) -> None:
@@ -131,6 +133,9 @@ class Channel(virtual.Channel):
         super().basic_cancel(consumer_tag)
         if receiver := self._receivers.pop(queue, None):
             receiver.stop()
+            # Its open poll is awaited when the channel closes: SQS may answer it with a message.
+            self._leaving.append(receiver)
+            self._leases.share_among(len(self._receivers))
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
         """Unused: the transport drains its one inbox for all channels."""
@@ -215,11 +220,11 @@ class Channel(virtual.Channel):
         """Stop receiving, release what was not settled, tell SQS all of it, end the threads."""
         if self.closed:
             return
-        receivers = list(self._receivers.values())
-        for receiver in receivers:
+        for receiver in self._receivers.values():
             receiver.stop()
+        self._leaving += self._receivers.values()
         self._receivers.clear()
-        for receiver in receivers:
+        for receiver in self._leaving:
             receiver.join(self._options.wait_time_seconds + ANSWER_MARGIN)
         if self._settler is not None:
             for tag in self._leases.tags():

@@ -31,15 +31,30 @@ Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 Seconds = int | float
 
 
-class Embed(BaseModel):
-    """The canvas around a task."""
+class Signature(BaseModel):  # type: ignore[no-redef]  # the plugin's **kwargs meets our alias
+    """A task to call after this one."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    callbacks: list[dict[str, Any]] | None = None
-    errbacks: list[dict[str, Any]] | None = None
-    chain: list[dict[str, Any]] | None = None
-    chord: dict[str, Any] | None = None
+    task: Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+    positional: list[Any] = Field([], alias="args")
+    named: dict[str, Any] = Field({}, alias="kwargs")
+    options: dict[str, Any]
+
+
+class Embed(BaseModel):
+    """The canvas around a task.
+
+    Celery writes it over the request in the pool's process (celery 5.7 app/trace.py), so that any
+    other key could forge where the message came from and how often.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    callbacks: list[Signature] | None = None
+    errbacks: list[Signature] | None = None
+    chain: list[Signature] | None = None
+    chord: Signature | None = None
 
 
 class Headers(BaseModel):

@@ -44,6 +44,7 @@ class Leases:
         self._held: dict[str, Delivery] = {}
         self._reserved = 0
         self._concurrency = 0
+        self._receivers = 1
 
     def resize(self, concurrency: int) -> None:
         """Set how many tasks the pool runs at a time; the window is that and one batch more."""
@@ -51,17 +52,24 @@ class Leases:
             self._concurrency = concurrency
             self._changed.notify_all()
 
+    def share_among(self, receivers: int) -> None:
+        """Set how many receivers share the window, so that a busy queue leaves room for others."""
+        with self._changed:
+            self._receivers = max(receivers, 1)
+            self._changed.notify_all()
+
     def reserve(self, stopping: threading.Event) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
 
-        Worth it: a full batch fits, or the pool would idle. Returns 0 once `stopping` is set and
+        Worth it: a full batch fits (or this receiver's share of the window, where several queues
+        share it), or the pool would idle. Returns 0 once `stopping` is set and
         `wake` was called.
         """
         with self._changed:
             self._changed.wait_for(lambda: stopping.is_set() or self._is_worth_a_receive())
             if stopping.is_set():
                 return 0
-            slots = min(BATCH, self._free)
+            slots = min(self._share, self._free)
             self._reserved += slots
             return slots
 
@@ -98,7 +106,12 @@ class Leases:
 
     @property
     def _window(self) -> int:
-        return self._concurrency + BATCH
+        # One slot for each receiver at the least: all of them wait in a long poll most of the time.
+        return self._concurrency + max(BATCH, self._receivers)
+
+    @property
+    def _share(self) -> int:
+        return max(1, min(BATCH, self._window // self._receivers))
 
     @property
     def _free(self) -> int:
@@ -106,6 +119,6 @@ class Leases:
         return max(self._window - len(self._held) - self._reserved, 0)
 
     def _is_worth_a_receive(self) -> bool:
-        return self._free >= BATCH or (
-            self._free > 0 and len(self._held) + self._reserved < max(self._concurrency, 1)
-        )
+        if self._free >= self._share:
+            return True
+        return self._free > 0 and len(self._held) + self._reserved < max(self._concurrency, 1)

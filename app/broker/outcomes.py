@@ -129,5 +129,6 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             # The task has its own limit, kept where it asked; SQS's is the one left to keep here.
             if deliveries >= policy.max_receive_count:
                 return DeadLetter("a retry was asked for in the last delivery SQS allows", error)
-            seconds = policy.backoff(deliveries) if delay is None else math.ceil(delay)
-            return Retry(min(max(seconds, 0), LONGEST_VISIBILITY), error)
+            if delay is None or math.isnan(delay):
+                return Retry(policy.backoff(deliveries), error)
+            return Retry(math.ceil(min(max(delay, 0), LONGEST_VISIBILITY)), error)

@@ -38,8 +38,8 @@ QUIET = 60.0
 _tags = count(1)
 
 
-class Receiver(threading.Thread):
-    """Polls one queue. `on_received` is called on this thread with what came, one call a batch."""
+class Receiver:
+    """Polls one queue on a thread of its own, and calls `on_received` there with each batch."""
 
     def __init__(
         self,
@@ -49,7 +49,6 @@ class Receiver(threading.Thread):
         leases: Leases,
         on_received: Callable[[list[Delivery]], None],
     ) -> None:
-        super().__init__(name=f"sqs-receiver-{queue}", daemon=True)
         self._queue = queue
         self._url = options.queue(queue).url
         self._wait = options.wait_time_seconds
@@ -59,13 +58,22 @@ class Receiver(threading.Thread):
         self._stopping = threading.Event()
         self._failures = 0
         self._said_at: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._run, name=f"sqs-receiver-{queue}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread to end, `timeout` seconds at the most."""
+        self._thread.join(timeout)
 
     def stop(self) -> None:
         """Ask no more. A call under way ends by itself, within the long poll."""
         self._stopping.set()
         self._leases.wake()
 
-    def run(self) -> None:
+    def _run(self) -> None:
         while slots := self._leases.reserve(self._stopping):
             received: list[Delivery] = []
             try:

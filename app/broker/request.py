@@ -4,6 +4,7 @@ Celery generates a subclass that replaces `execute_using_pool` and `on_success` 
 worker/request.py, `create_request_cls`), so a success is seen in `acknowledge`.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from celery.worker.request import Request as CeleryRequest
 from app.broker import outcomes
 from app.broker.outcomes import Happened
 
+logger = logging.getLogger(__name__)
+
 #: A frame of a formatted traceback; all other lines can hold the text of an exception.
 _FRAME = re.compile(r'^  File "[^"]*", line \d+, in \S+$')
 
@@ -37,11 +40,26 @@ class Request(CeleryRequest):
         exc = _unwrapped(exc_info)
         if (happened := _happened(exc)) is not None:
             self._note(happened)
-        result = super().on_failure(exc_info, send_failed_event, return_ok)
+        try:
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        except MemoryError:
+            raise
+        except Exception as broken:
+            # Broad on purpose: the pool would print the text of what is raised here, and the
+            # message would keep its slot for ever.
+            logger.error(
+                "Celery could not take the failure of a task; its message is settled.",
+                extra={
+                    "event": "task.unreported",
+                    "task": self.name,
+                    "message_id": self.id,
+                    "error": type(broken).__name__,
+                },
+            )
+            self.reject(requeue=False)
         if isinstance(exc, WorkerLostError):
             # Celery requeues the message and says nothing.
             self._announce(exc)
-        return result
 
     def on_retry(self, exc_info: Any) -> None:
         """The task asked to run again: the same message, later."""
@@ -96,7 +114,7 @@ def _happened(exc: Any) -> Happened | None:
         case SystemExit() | KeyboardInterrupt():
             return outcomes.Failed(type(exc).__name__, "the pool process exited in each attempt")
         case _:
-            error = _class_name(repr(exc))
+            error = type(exc).__name__
             return outcomes.Failed(error, f"the task failed in each attempt, at last of {error}")
 
 
@@ -107,7 +125,9 @@ def _unwrapped(exc_info: Any) -> Any:
 
 
 def _error_of(retry: Any) -> str:
-    return _class_name(retry.excs or repr(retry.exc)) if retry.exc else "Retry"
+    if retry.exc is not None:
+        return type(retry.exc).__name__
+    return _class_name(retry.excs) if retry.excs else "Retry"
 
 
 def _seconds(when: Any) -> float | None:
@@ -119,8 +139,9 @@ def _seconds(when: Any) -> float | None:
 
 def _class_name(representation: str) -> str:
     """The class in `repr(exception)`, without the text of the exception."""
-    found = re.match(r"<?[\w.]+", representation)
-    return found.group().lstrip("<") if found else "Exception"
+    # The parenthesis matters: an exception may have a `repr` of its own, which is any text.
+    found = re.match(r"<?([A-Za-z_][\w.]*)\(", representation)
+    return found.group(1) if found else "Exception"
 
 
 def _frames(traceback: str | None) -> Iterator[str]:

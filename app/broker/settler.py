@@ -6,6 +6,7 @@ long as the lease lasts, and logged when it is given up. SQS delivers such a mes
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from app.broker import deadletter
 from app.broker.leases import BATCH, Delivery
 from app.broker.options import Options
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+from app.broker.policy import LONGEST_VISIBILITY
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -58,11 +60,10 @@ class Settlement:
     not_before: float = 0.0
 
 
-class Settler(threading.Thread):
-    """The thread. `settle` may be called from any other."""
+class Settler:
+    """The thread and its queue of work. `settle` may be called from any other thread."""
 
     def __init__(self, options: Options, client: "SQSClient") -> None:
-        super().__init__(name="sqs-settler", daemon=True)
         self._options = options
         self._client = client
         self._changed = threading.Condition()
@@ -70,6 +71,12 @@ class Settler(threading.Thread):
         self._failed: list[Settlement] = []
         self._at_work = False
         self._stopping = False
+        # Held, not inherited: Thread has private names of its own, `_delete` among them.
+        self._thread = threading.Thread(target=self._run, name="sqs-settler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
 
     def settle(
         self, delivery: Delivery, outcome: Outcome, task: str | None = None, id_: str | None = None
@@ -89,7 +96,7 @@ class Settler(threading.Thread):
 
     def stop(self, timeout: float) -> None:
         """Tell what is left, then end the thread; give up after `timeout` seconds."""
-        flushed = not self.is_alive() or self.flush(timeout)
+        flushed = not self._thread.is_alive() or self.flush(timeout)
         if not flushed:
             logger.warning(
                 "Stopped before SQS was told every outcome; it delivers those messages again.",
@@ -98,13 +105,19 @@ class Settler(threading.Thread):
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self.is_alive():
-            self.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         while batch := self._next_batch():
             try:
                 self._tell(batch)
+            except Exception as exc:
+                # Broad on purpose: without this thread no message would ever be settled again.
+                logger.exception(
+                    "Telling SQS outcomes failed; trying again.", extra={"event": "settle.broken"}
+                )
+                self._failed_all(batch, exc, copied=False)
             finally:
                 with self._changed:
                     self._at_work = False
@@ -184,7 +197,7 @@ class Settler(threading.Thread):
             {
                 "Id": str(n),
                 "ReceiptHandle": s.delivery.receipt_handle,
-                "VisibilityTimeout": s.outcome.delay if isinstance(s.outcome, Retry) else 0,
+                "VisibilityTimeout": _visibility(s),
             }
             for n, s in enumerate(settlements)
         ]
@@ -195,9 +208,11 @@ class Settler(threading.Thread):
         else:
             self._failed_some(settlements, answer.get("Failed", ()))
 
-    def _failed_all(self, settlements: Sequence[Settlement], exc: Exception) -> None:
+    def _failed_all(
+        self, settlements: Sequence[Settlement], exc: Exception, *, copied: bool = True
+    ) -> None:
         for settlement in settlements:
-            self._failed_once(_copied(settlement), exc)
+            self._failed_once(_copied(settlement) if copied else settlement, exc)
 
     def _failed_some(self, settlements: Sequence[Settlement], failed: Iterable[Any]) -> None:
         for entry in failed:
@@ -227,6 +242,14 @@ def error_code(exc: Exception) -> str:
     if isinstance(exc, ClientError):
         return str(exc.response.get("Error", {}).get("Code", "Unknown"))
     return type(exc).__name__
+
+
+def _visibility(settlement: Settlement) -> int:
+    """Seconds, within what is left of SQS's 12 hours from the receive."""
+    if not isinstance(settlement.outcome, Retry):
+        return 0
+    age = math.ceil(monotonic() - settlement.delivery.received_at)
+    return max(0, min(settlement.outcome.delay, LONGEST_VISIBILITY - age - 1))
 
 
 def _copied(settlement: Settlement) -> Settlement:

@@ -110,6 +110,10 @@ class Task(CeleryTask):
             raise MaxRetriesExceededError(f"{self.name} has used its {limit} retries")
         raise Retry(exc=exc, when=self._delay(eta, countdown))
 
+    def retry_delay(self, exc: Exception) -> float | None:
+        """Seconds until a failure is tried again; None leaves it to the policy's backoff."""
+        return None
+
     def _delay(self, eta: datetime | None, countdown: float | None) -> float:
         if eta is not None:
             aware = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
@@ -129,7 +133,7 @@ class Task(CeleryTask):
             raise Rejected(str(exc), type(exc).__name__) from exc
         except Exception as exc:
             # Broad on purpose: what nobody has classified may pass, so it is retried.
-            return self.retry(exc=exc)
+            return self.retry(exc=exc, countdown=self.retry_delay(exc))
 
 
 class Rejected(Reject):

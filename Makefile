@@ -1,0 +1,66 @@
+# The one interface to everything. For GNU make 3.81 and newer.
+#
+#   make run       set up and start everything on this machine, serve until Ctrl+C
+#   make demo      the same, but stop once both users are stored
+#   make test      all tests but the long ones
+#   make verify    the long ones
+#   make lint      style and imports
+#   make types     mypy
+#
+# PYTHON=... names the interpreter, 3.11 or newer, that .venv is made with.
+# ARGS=... goes to pytest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+first-new-enough = $(shell for p in $(1); do "$$p" $(NEW_ENOUGH) 2>/dev/null && { echo "$$p"; break; }; done)
+PYTHON ?= $(call first-new-enough,python3 python3.14 python3.13 python3.12 python3.11 python)
+# What can be asked about this machine before and after .venv is there.
+PREFLIGHT = $(or $(call first-new-enough,$(BIN)/python),$(PYTHON)) devstack/preflight.py
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Tests and stacks share ports and cores: one target after the other.
+.NOTPARALLEL:
+.PHONY: help run demo test verify lint types python services
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: services $(STAMP)
+	@exec $(BIN)/python -m devstack --with-parent
+
+demo: services $(STAMP)
+	@exec $(BIN)/python -m devstack --with-parent --demo
+
+test: services $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+verify: services $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# An interrupted installation may leave a pip that does not run: then .venv is made anew.
+$(STAMP): pyproject.toml constraints.txt | python
+	@echo "Setting up $(VENV): a minute or two, once."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -c constraints.txt --upgrade pip
+	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt --group dev -e .
+	@touch $(STAMP)
+
+services: python
+	@$(PREFLIGHT) services
+
+python:
+	@$(or $(call first-new-enough,$(BIN)/python),$(PYTHON)) $(NEW_ENOUGH) 2>/dev/null || \
+	    { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(PREFLIGHT)

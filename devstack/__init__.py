@@ -1,0 +1,4 @@
+"""The embedded stack of `make run` and of the tests: an SQS server, a real mongod, a worker.
+
+For this machine only. Not in the wheel, and nothing in `app` imports it.
+"""

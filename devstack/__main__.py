@@ -1,0 +1,88 @@
+"""python -m devstack: start the stack, show two registrations, serve until Ctrl+C."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from app.errors import SettingsError
+from devstack import demonstration, stack
+from devstack.errors import StackError
+
+
+class Stop(BaseException):
+    """A signal asked to stop. No `except Exception` on the way may keep it."""
+
+
+def main() -> int:
+    options = _options()
+    parent = os.getppid() if options.with_parent else None
+    _stop_on_signals()
+    # A profile or an address of this user's own has no business in this stack.
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+
+    served = False
+    try:
+        with stack.running(options.directory.resolve(), _say) as running:
+            demonstration.show(running, _say)
+            if options.demo:
+                _say("\nBoth users are stored.")
+                return 0
+            _say(demonstration.what_next(running))
+            _say("Serving until Ctrl+C.")
+            served = True
+            stack.serve(running, parent)
+    except Stop as stop:
+        _say("Stopped. Queues and database are kept.")
+        return 0 if served else 128 + int(stop.args[0])
+    except (StackError, SettingsError) as exc:
+        print(f"devstack: {exc}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m devstack", description=__doc__)
+    parser.add_argument("--demo", action="store_true", help="stop once both users are stored")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=stack.ROOT / ".local",
+        help="where data, logs and stack.env are kept (default: .local)",
+    )
+    parser.add_argument(
+        "--with-parent",
+        action="store_true",
+        help="stop when the process that started this one is gone",
+    )
+    return parser.parse_args()
+
+
+def _stop_on_signals() -> None:
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    # Ignored from the start, it is nohup's wish to go on without the terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _stop)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    # Stopping is bounded in time as it is, and a second Ctrl+C must not cut it off.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stop(number)
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except OSError:
+        # Nobody reads any more. That is no reason to stop serving, or to stop half-way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

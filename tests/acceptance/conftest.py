@@ -1,0 +1,33 @@
+"""Workers as real processes. However a test ends, its workers are gone after it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pymongo import MongoClient
+
+from devstack.mongo import MongoServer
+from devstack.sqs import SqsServer
+from tests.acceptance.worker import Service, StartWorker, serving, workers
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers that live until the end of the test, or shorter."""
+    with workers(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def service(
+    mongo_server: MongoServer,
+    mongo_client: MongoClient,
+    sqs_server: SqsServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """One worker for all tests of a module, with queues and a database that are theirs alone."""
+    client = sqs_server.client()
+    home = tmp_path_factory.mktemp("service")
+    with serving(client, sqs_server.endpoint_url, mongo_server, mongo_client, home) as running:
+        yield running
+    client.close()

@@ -1,0 +1,140 @@
+"""Services for the tests. A service that does not start fails the test; nothing is skipped."""
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pymongo import MongoClient
+
+from devstack import mongo, sqs
+from devstack.mongo import MongoServer
+from devstack.sqs import SqsServer
+from tests.services import MakeQueues, Queues
+
+ROOT = Path(__file__).resolve().parent.parent
+OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_")
+OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "WORKER_CONCURRENCY", "STARTING_MONEY"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_session() -> Iterator[None]:
+    """The services of the session start before the first test's own clean environment."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        strip_environment(monkeypatch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees the settings, the `.env` or the AWS profile of whoever runs it."""
+    from app.settings import Settings, get_settings
+
+    strip_environment(monkeypatch)
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
+    """One mongod for the session, with fail points, started by the first test that needs it."""
+    directory = tmp_path_factory.mktemp("mongo")
+    with mongo.running(
+        data=directory / "data", log=directory / "mongod.log", test_commands=True
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mongo_client(mongo_server: MongoServer) -> Iterator[MongoClient]:
+    """The tests' own connection, for looking into what the code under test stored."""
+    with MongoClient(mongo_server.uri("test"), tz_aware=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def sqs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqsServer]:
+    """One SQS server for the session, started by the first test that needs it."""
+    with sqs.running(log=tmp_path_factory.mktemp("sqs") / "roto.log") as server:
+        yield server
+
+
+@pytest.fixture
+def mongo_uri(
+    request: pytest.FixtureRequest, mongo_server: MongoServer, mongo_client: MongoClient
+) -> Iterator[str]:
+    """The URI of a database of this test's own."""
+    refuse_in_unit_tests(request)
+    database = f"test_{uuid.uuid4().hex}"
+    yield mongo_server.uri(database)
+    mongo_client.drop_database(database)
+
+
+@pytest.fixture
+def make_queues(request: pytest.FixtureRequest, sqs_server: SqsServer) -> Iterator[MakeQueues]:
+    """Makes pairs of queues of this test's own, deleted after it."""
+    refuse_in_unit_tests(request)
+    client = sqs_server.client()
+    made: list[Queues] = []
+
+    def make(*, visibility_timeout: int = 60, max_receive_count: int = 10) -> Queues:
+        pair = sqs.create_queues(
+            client,
+            f"test-{uuid.uuid4().hex}",
+            visibility_timeout=visibility_timeout,
+            max_receive_count=max_receive_count,
+        )
+        queues = Queues(client, sqs_server.endpoint_url, pair.url, pair.dead_letter_url)
+        made.append(queues)
+        return queues
+
+    yield make
+    for queues in made:
+        client.delete_queue(QueueUrl=queues.url)
+        client.delete_queue(QueueUrl=queues.dead_letter_url)
+    client.close()
+
+
+@pytest.fixture
+def queues(request: pytest.FixtureRequest, make_queues: MakeQueues) -> Queues:
+    """One pair of queues. An indirect parameter gives the arguments of `make_queues`."""
+    return make_queues(**getattr(request, "param", {}))
+
+
+@pytest.fixture
+def environment(queues: Queues, mongo_uri: str, tmp_path: Path) -> dict[str, str]:
+    """All the environment that a child process of the test gets."""
+    return {
+        # The interpreter's own scripts first: `celery` is the one of this environment.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "AWS_REGION": queues.region,
+        "AWS_ENDPOINT_URL": queues.endpoint_url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_SQS_QUEUE_URL": queues.url,
+        "AWS_SQS_DLQ_URL": queues.dead_letter_url,
+        "MONGO_URI": mongo_uri,
+    }
+
+
+def refuse_in_unit_tests(request: pytest.FixtureRequest) -> None:
+    """Unit tests start no server, so that they stay fast and need nothing."""
+    if request.path.is_relative_to(ROOT / "tests" / "unit"):
+        pytest.fail(f"{request.fixturename} starts a server: not in tests/unit", pytrace=False)
+
+
+def strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away every variable of ours, and what boto3's own chain would find."""
+    for name in list(os.environ):
+        if name.startswith(OUR_PREFIXES) or name in OUR_VARIABLES:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    # Else boto3 asks the network whether this is a machine in the cloud.
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
