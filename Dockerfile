@@ -1,0 +1,28 @@
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY constraints.txt .
+# The build backend comes from the constraints too, which pip's isolated builds do not read.
+RUN pip install --no-cache-dir --constraint constraints.txt hatchling \
+    && python -m venv /venv
+COPY pyproject.toml README.md LICENSE celeryconfig.py ./
+COPY app app
+# No compiler and no libcurl from Debian: every dependency has a wheel, and pycurl's brings its own.
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel . \
+    && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt \
+        /wheel/*.whl
+
+FROM python:3.13-slim
+# A user with a name, for Celery takes one without for root; used by number, so that a cluster sees
+# without the image's passwd that it is not root.
+RUN groupadd --gid 10001 worker \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin worker
+USER 10001:10001
+# Not a checkout: `celery -A app` must find the package, and `.env` is read from here.
+WORKDIR /srv
+COPY --from=build /venv /venv
+# Log lines leave at once, also the last ones of a worker that is killed.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
+# A warm shutdown: what runs is finished and settled, what waits is released.
+STOPSIGNAL SIGTERM
+# Exec form, so that the signal reaches the worker and not a shell.
+CMD ["celery", "-A", "app", "worker"]

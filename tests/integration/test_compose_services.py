@@ -1,0 +1,80 @@
+"""Services of docker-compose.yml as processes of this machine.
+
+Command, environment and health check are as the file has them, but for addresses and process ids,
+which only a container has.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from devstack import mongo, ports
+from tests.services import wait_until
+
+ROOT = Path(__file__).parents[2]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())[
+    "services"
+]
+START_SECONDS = 30
+
+
+def test_the_worker_is_healthy_once_it_has_started_and_stops_when_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    worker = SERVICES["worker"]
+    machine = {name: environment[name] for name in ("PATH", "HOME", "PYTHONPATH")}
+    addresses = {name: environment[name] for name in worker["environment"] if name in environment}
+    log = tmp_path / "worker.log"
+    with log.open("wb") as output:
+        main = subprocess.Popen(
+            worker["command"],
+            env=machine | worker["environment"] | addresses,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    kind, script = worker["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    check = ["sh", "-c", script.replace(" 1 ", f" {main.pid} ")]
+
+    def is_healthy() -> bool:
+        assert main.poll() is None, log.read_text()
+        return subprocess.run(check).returncode == 0
+
+    try:
+        wait_until(is_healthy, START_SECONDS, "a healthy worker")
+        main.send_signal(signal.SIGTERM)
+        assert main.wait(int(worker["stop_grace_period"].removesuffix("s")) - 30) == 0
+        assert subprocess.run(check).returncode != 0
+    finally:
+        if main.poll() is None:
+            os.killpg(main.pid, signal.SIGKILL)
+            main.wait()
+
+
+@pytest.mark.skipif(not shutil.which("mongosh"), reason="mongosh is in the image, and not here")
+def test_the_health_check_of_mongodb_makes_the_replica_set(tmp_path: Path) -> None:
+    service = SERVICES["mongodb"]
+    port = str(ports.preferred_or_any(None))
+    kind, mongosh, *arguments, script = service["healthcheck"]["test"]
+    assert kind == "CMD"
+    here = script.replace("mongodb:27017", f"{ports.HOST}:{port}")
+    check = [mongosh, "--port", port, *arguments, here]
+    # On this machine it listens on loopback only.
+    command = [word for word in service["command"][1:] if word != "--bind_ip_all"]
+    command += ["--bind_ip", ports.HOST, "--port", port, "--dbpath", str(tmp_path)]
+    with (tmp_path / "mongod.log").open("wb") as log:
+        server = subprocess.Popen([mongo.find_binary(), *command], stdout=log)
+    try:
+        wait_until(lambda: subprocess.run(check).returncode == 0, START_SECONDS, "a replica set")
+    finally:
+        server.kill()
+        server.wait()
+    assert subprocess.run(check).returncode != 0

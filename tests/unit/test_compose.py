@@ -1,0 +1,202 @@
+"""docker-compose.yml, Dockerfile and docker/elasticmq.conf: do they agree with the settings?
+
+Where a test runs something, it is as the file has it, but for an address that only a container
+has. tests/integration runs what needs a server.
+"""
+
+import http.server
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+WORKER = SERVICES["worker"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+
+
+def instructions(name: str) -> list[str]:
+    return [line.removeprefix(name).strip() for line in DOCKERFILE if line.startswith(name + " ")]
+
+
+def health_check(service: str) -> list[str]:
+    """The command that the engine runs in the container."""
+    kind, *command = SERVICES[service]["healthcheck"]["test"]
+    assert kind in {"CMD", "CMD-SHELL"}
+    return ["sh", "-c", *command] if kind == "CMD-SHELL" else command
+
+
+def elasticmq_conf() -> dict[str, Any]:
+    """Just so much of HOCON as the file uses."""
+    blocks: list[dict[str, Any]] = [{}]
+    for line in (ROOT / "docker/elasticmq.conf").read_text().splitlines():
+        line = line.strip()
+        if line.endswith("{"):
+            block: dict[str, Any] = {}
+            blocks[-1][line.removesuffix("{").strip()] = block
+            blocks.append(block)
+        elif line == "}":
+            blocks.pop()
+        elif " = " in line and not line.startswith("#"):
+            key, value = line.split(" = ")
+            blocks[-1][key] = value.strip('"')
+    (conf,) = blocks
+    return conf
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """What the worker's container reads."""
+    for name, value in WORKER["environment"].items():
+        monkeypatch.setenv(name, value)
+    return Settings()
+
+
+def test_the_worker_is_given_only_what_the_settings_declare() -> None:
+    assert {name.lower() for name in WORKER["environment"]} <= set(Settings.model_fields)
+
+
+def test_the_worker_is_given_all_it_needs(settings: Settings) -> None:
+    assert settings.require_worker() is settings
+    assert settings.credentials
+
+
+def test_the_worker_is_the_same_everywhere() -> None:
+    (line,) = (ROOT / "Procfile").read_text().splitlines()
+    command = shlex.split(line.removeprefix("worker: "))
+    assert WORKER["command"] == command
+    assert instructions("CMD") == [json.dumps(command)]
+
+
+def test_the_worker_command_is_found() -> None:
+    program, *arguments = WORKER["command"]
+    outcome = subprocess.run(
+        [Path(sys.executable).with_name(program), *arguments, "--help"],
+        cwd=ROOT,
+        env={"PATH": os.defpath, **WORKER["environment"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert "--concurrency" in outcome.stdout
+
+
+def test_hosts_in_the_environment_are_services() -> None:
+    hosts = re.findall(r"://([^:/]+):(\d+)", " ".join(WORKER["environment"].values()))
+    assert hosts
+    for host, port in hosts:
+        assert host in WORKER["depends_on"]
+        assert [p.rsplit(":", 1)[1] for p in SERVICES[host]["ports"]] == [port]
+
+
+def test_the_worker_waits_until_what_it_needs_is_healthy() -> None:
+    assert WORKER["depends_on"] == {
+        name: {"condition": "service_healthy"} for name in SERVICES if name != "worker"
+    }
+
+
+def test_the_worker_is_given_time_to_settle_what_runs(settings: Settings) -> None:
+    # 30 s beyond a lease for the shutdown itself.
+    assert int(WORKER["stop_grace_period"].removesuffix("s")) >= settings.visibility_timeout + 30
+
+
+def test_queues_are_declared_as_the_settings_expect(settings: Settings) -> None:
+    conf = elasticmq_conf()
+    (name,) = settings.queues
+    queue = conf["queues"][name]
+    assert queue["defaultVisibilityTimeout"] == f"{settings.visibility_timeout} seconds"
+    assert queue["deadLettersQueue"] == {
+        "name": str(settings.aws_sqs_dlq_url).rsplit("/", 1)[-1],
+        "maxReceiveCount": str(settings.sqs_max_receive_count),
+    }
+    assert set(conf["queues"]) == {name, queue["deadLettersQueue"]["name"]}
+
+
+def test_queue_urls_are_those_of_the_server(settings: Settings) -> None:
+    conf = elasticmq_conf()
+    assert conf["aws"]["region"] == settings.aws_region
+    for url in (settings.aws_sqs_queue_url, settings.aws_sqs_dlq_url):
+        base = f"{settings.aws_endpoint_url}/{conf['aws']['accountId']}/"
+        assert str(url).startswith(base)
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    for service in SERVICES.values():
+        for port in service.get("ports", []):
+            assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
+
+
+def test_the_replica_set_is_named_alike(settings: Settings) -> None:
+    command = SERVICES["mongodb"]["command"]
+    name = command[command.index("--replSet") + 1]
+    assert f'_id: "{name}"' in health_check("mongodb")[-1]
+    assert settings.require_mongo_uri().endswith(f"?replicaSet={name}")
+
+
+def test_mounted_and_copied_files_are_there_and_let_in() -> None:
+    (mount,) = SERVICES["sqs"]["volumes"]
+    assert (ROOT / mount.split(":")[0]).is_file()
+    let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    copies = [copy.split()[:-1] for copy in instructions("COPY") if not copy.startswith("--from")]
+    copied = [name for names in copies for name in names]
+    assert sorted(copied) == sorted(let_in)
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    (user,) = instructions("USER")
+    assert not user.startswith(("0", "root"))
+
+
+def test_every_service_has_a_health_check() -> None:
+    assert [name for name in SERVICES if not health_check(name)] == []
+
+
+class Elasticmq(http.server.BaseHTTPRequestHandler):
+    """Answers as ElasticMQ does to a query by GET: 400 for a queue that it has not."""
+
+    queues: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        known = [f"/?Action=GetQueueUrl&QueueName={name}" for name in self.queues]
+        self.send_response(200 if self.path in known else 400)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elasticmq() -> Iterator[http.server.HTTPServer]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Elasticmq) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.skipif(not shutil.which("wget"), reason="wget is in the image, and not here")
+def test_sqs_is_healthy_once_its_queue_is_there(
+    elasticmq: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = f"127.0.0.1:{elasticmq.server_port}"
+    check = [word.replace("127.0.0.1:9324", here) for word in health_check("sqs")]
+    assert subprocess.run(check).returncode != 0
+    monkeypatch.setattr(Elasticmq, "queues", tuple(elasticmq_conf()["queues"]))
+    assert subprocess.run(check).returncode == 0
