@@ -44,7 +44,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": "log",
-            "message": record.getMessage(),
+            "message": _sentence(record),
             "logger": record.name,
         }
         facts = vars(record)
@@ -90,6 +90,19 @@ def _set_up(loglevel: int | None = None, **_: Any) -> None:
     # These print requests and commands, which hold bodies.
     for name in ("botocore", "boto3", "urllib3", "pymongo"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _sentence(record: logging.LogRecord) -> str:
+    args = record.args
+    if isinstance(args, tuple):
+        return str(record.msg) % tuple(_speakable(arg) for arg in args) if args else str(record.msg)
+    return record.getMessage()
+
+
+def _speakable(argument: object) -> object:
+    if isinstance(argument, BaseException) and not isinstance(argument, SPEAKABLE):
+        return type(argument).__name__
+    return argument
 
 
 def _told(exc: BaseException) -> dict[str, Any]:

@@ -127,17 +127,21 @@ def field_faults(error: ValidationError) -> str:
 def fields_of(
     model: type[Message], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Name positional arguments by the order of the model's fields.
+    """The arguments by the names of the model's fields, whatever their order or spelling.
 
     Raises TypeError, as a call of a function would, for too many of them or one given twice.
     """
     names = list(model.model_fields)
     if len(args) > len(names):
         raise TypeError(f"takes at most {len(names)} arguments ({', '.join(names)})")
+    spellings = {field.alias: name for name, field in model.model_fields.items()}
     given = dict(zip(names, args, strict=False))
-    if twice := given.keys() & kwargs.keys():
-        raise TypeError(f"got multiple values for argument {min(twice)!r}")
-    return given | kwargs
+    for key, value in kwargs.items():
+        name = spellings.get(key, key)
+        if name in given:
+            raise TypeError(f"got multiple values for argument {name!r}")
+        given[name] = value
+    return given
 
 
 def decode_json(content: dict[str, Any]) -> ForeignMessage:

@@ -5,6 +5,7 @@ side of a fork. Indexes are made once, when a worker starts, and never on a writ
 """
 
 import os
+import threading
 from typing import Any, ClassVar
 
 import mongoengine as me
@@ -20,7 +21,20 @@ DEFAULT_DATABASE = "registrations"
 #: well within its soft time limit, and pymongo's own defaults are 30 s and never.
 DEFAULT_TIMEOUTS = {"serverSelectionTimeoutMS": 5_000, "timeoutMS": 10_000}
 
+#: Without a word on it MongoEngine takes one that pymongo has given up.
+UUID_REPRESENTATION = "standard"
+
 _connected_in: int | None = None
+_lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# Another thread may have held it at the fork.
+os.register_at_fork(after_in_child=_new_lock)
 
 
 class UserInfo(me.EmbeddedDocument):
@@ -67,18 +81,29 @@ class User(me.Document):
 def connect() -> MongoClient[dict[str, Any]]:
     """The MongoDB client of this process, opened at the first call, behind all documents.
 
-    Raises SettingsError where MONGO_URI is not set. It does not wait for the server.
+    Thread-safe. Raises SettingsError where MONGO_URI is not set. It does not wait for the server.
     """
-    global _connected_in
-    if _connected_in not in (None, os.getpid()):
-        me.disconnect()
-        _connected_in = None
-    if _connected_in is None:
-        uri = get_settings().require_mongo_uri()
-        me.connect(DEFAULT_DATABASE, host=uri, tz_aware=True, **_unsaid(DEFAULT_TIMEOUTS, uri))
-        _connected_in = os.getpid()
+    with _lock:
+        if _connected_in != os.getpid():
+            _open()
     client: MongoClient[dict[str, Any]] = me.get_connection()
     return client
+
+
+def _open() -> None:
+    global _connected_in
+    if _connected_in is not None:
+        # This process was forked from one that had a client.
+        me.disconnect()
+    uri = get_settings().require_mongo_uri()
+    me.connect(
+        DEFAULT_DATABASE,
+        host=uri,
+        tz_aware=True,
+        uuidRepresentation=UUID_REPRESENTATION,
+        **_unsaid(DEFAULT_TIMEOUTS, uri),
+    )
+    _connected_in = os.getpid()
 
 
 def disconnect() -> None:

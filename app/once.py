@@ -16,15 +16,23 @@ that time, so an effect should not write a document that every message writes: s
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
+from time import monotonic
 from typing import Any, ClassVar
 
 import mongoengine as me
 import pymongo
 from pymongo import WriteConcern
 from pymongo.client_session import ClientSession
-from pymongo.errors import DuplicateKeyError, ExecutionTimeout, NetworkTimeout, PyMongoError
+from pymongo.errors import (
+    DuplicateKeyError,
+    ExecutionTimeout,
+    NetworkTimeout,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
 from pymongo.read_concern import ReadConcern
 
 from app.errors import Conflict, PermanentError, TransientError
@@ -87,7 +95,7 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
         return stored
 
     try:
-        with pymongo.timeout(TRANSACTION_TIMEOUT), connect().start_session() as session:
+        with connect().start_session() as session:
             return _committed(transaction, session)
     except DuplicateKeyError:
         # Another delivery committed between our read and our write.
@@ -106,14 +114,29 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
 
 
 def _committed(transaction: Callable[[ClientSession], Stored], session: ClientSession) -> Stored:
-    # with_transaction tries again on TransientTransactionError and repeats a commit whose fate is
-    # unknown, as MongoDB prescribes: https://www.mongodb.com/docs/manual/core/transactions-in-applications/
-    result: Stored = session.with_transaction(
-        transaction,
-        read_concern=ReadConcern("snapshot"),
-        write_concern=WriteConcern("majority"),
-    )
-    return result
+    deadline = monotonic() + TRANSACTION_TIMEOUT
+    try:
+        with pymongo.timeout(TRANSACTION_TIMEOUT):
+            # It tries again on TransientTransactionError and repeats a commit whose fate is
+            # unknown, as MongoDB prescribes:
+            # https://www.mongodb.com/docs/manual/core/transactions-in-applications/
+            result: Stored = session.with_transaction(
+                transaction,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+            )
+            return result
+    except Exception as exc:
+        if monotonic() >= deadline and not isinstance(exc, ServerSelectionTimeoutError):
+            _free_locks(session)
+        raise
+
+
+def _free_locks(session: ClientSession) -> None:
+    """End on the server what was aborted here only: past its timeout pymongo 4.20 sends no abort,
+    and the locks would stay. A new transaction of the same session ends the one before it."""
+    with suppress(PyMongoError), pymongo.timeout(1), session.start_transaction():
+        OnceRecord._get_collection().find_one({"_id": ""}, session=session)
 
 
 def _stored_result(key: str, payload_hash: str, session: ClientSession | None) -> Stored | None:

@@ -8,14 +8,24 @@ a producer calls `require_queue()`, a worker `require_worker()`.
 from functools import cache
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSettings
 
 from app.errors import SettingsError
 
 #: Seconds between the hard time limit of a task and the end of its message's visibility timeout:
 #: time to stop the task, to settle its message, and for the clocks to disagree a little.
 VISIBILITY_MARGIN = 30
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+")]
 
 HOW_TO_SET = "Set it in the environment or in .env; `make run` writes .local/stack.env with all."
 
@@ -25,8 +35,8 @@ class QueueSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str
-    dead_letter_url: str | None = None
+    url: Url
+    dead_letter_url: Url | None = None
     tasks: tuple[str, ...] = Field((), description="Task names, or globs, sent to this queue.")
 
 
@@ -36,8 +46,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
 
     aws_region: str | None = Field(None, description="Region of the queues.")
-    aws_sqs_queue_url: str | None = Field(None, description="URL of the queue.")
-    aws_sqs_dlq_url: str | None = Field(
+    aws_sqs_queue_url: Url | None = Field(None, description="URL of the queue.")
+    aws_sqs_dlq_url: Url | None = Field(
         None, description="URL of its dead-letter queue. The worker needs it."
     )
     sqs_queues: dict[str, QueueSettings] = Field(
@@ -45,7 +55,7 @@ class Settings(BaseSettings):
         description="More queues, as JSON: "
         '`{"name": {"url": …, "dead_letter_url": …, "tasks": ["import*"]}}`.',
     )
-    aws_endpoint_url: str | None = Field(
+    aws_endpoint_url: Url | None = Field(
         None, description="An SQS server other than AWS, as `make run` starts."
     )
     aws_access_key_id: SecretStr | None = Field(
@@ -168,6 +178,8 @@ def get_settings() -> Settings:
     """
     try:
         return Settings()
+    except UnreadableSettings:
+        raise SettingsError("Impossible settings. SQS_QUEUES: it should be JSON") from None
     except ValidationError as exc:
         faults = exc.errors(include_input=False, include_url=False)
         told = "; ".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in faults)

@@ -57,6 +57,8 @@ def prepare_database(settings: Settings) -> None:
             database = client.get_default_database(DEFAULT_DATABASE)
             for document in (User, OnceRecord, Increments):
                 _make_indexes(database, document._meta)
+    except ValueError:
+        raise SettingsError("MONGO_URI: this is no address of a MongoDB.") from None
     except PyMongoError as exc:
         raise SettingsError(
             f"MONGO_URI: MongoDB does not answer as it should ({type(exc).__name__}). "

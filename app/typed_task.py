@@ -52,8 +52,6 @@ class TypedTask(Task):
 
     def _shown_field(self, name: str, value: Any) -> str:
         assert self.model is not None
-        named = {field.alias: name for name, field in self.model.model_fields.items()}
-        name = named.get(name, name)
         if name not in self.model.shown or not isinstance(value, str | int | float):
             return f"{name}: hidden" if name in self.model.model_fields else "ignored field"
         return f"{name}: {value!r:.128}"

@@ -35,7 +35,7 @@ def attributes_of(
     bytes leave too little room, the reason is shortened, then the note is left off: the body is
     never cut.
     """
-    kept = {name: value for name, value in delivery.attributes.items() if name != ATTRIBUTE}
+    kept = _without_note(delivery)
     note: dict[str, Any] = {
         "reason": outcome.reason[:LONGEST_REASON],
         "error": outcome.error,
@@ -50,7 +50,7 @@ def attributes_of(
         note["displaced"] = {"name": name} | _as_json(kept.pop(name))
     while (excess := size(delivery.body, {**kept, ATTRIBUTE: _text(note)}) - limit) > 0:
         if not note["reason"]:
-            return dict(list(delivery.attributes.items())[:MOST_ATTRIBUTES])
+            return _without_note(delivery)
         note["reason"] = note["reason"][: -max(excess, 1)]
     return {**kept, ATTRIBUTE: _text(note)}
 
@@ -72,6 +72,11 @@ def read_note(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | N
         return None
     note: dict[str, Any] = json.loads(attributes[ATTRIBUTE]["StringValue"])
     return note
+
+
+def _without_note(delivery: Delivery) -> Attributes:
+    """The original attributes, but for the note of an earlier time as a dead letter."""
+    return {name: value for name, value in delivery.attributes.items() if name != ATTRIBUTE}
 
 
 def _text(note: Mapping[str, Any]) -> dict[str, str]:

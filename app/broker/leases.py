@@ -61,8 +61,8 @@ class Leases:
     def reserve(self, stopping: threading.Event) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
 
-        Worth it: a full batch fits (or this receiver's share of the window, where several queues
-        share it), or the pool would idle. Returns 0 once `stopping` is set and
+        Worth it: a full batch fits, or this receiver's share of the window, where several queues
+        share it. Returns 0 once `stopping` is set and
         `wake` was called.
         """
         with self._changed:
@@ -119,6 +119,6 @@ class Leases:
         return max(self._window - len(self._held) - self._reserved, 0)
 
     def _is_worth_a_receive(self) -> bool:
-        if self._free >= self._share:
-            return True
-        return self._free > 0 and len(self._held) + self._reserved < max(self._concurrency, 1)
+        # The window is a batch wider than the pool, so where that much is free the pool may idle
+        # soon, and where it is not every slot of the pool is taken.
+        return self._free >= self._share

@@ -87,7 +87,17 @@ class Receiver:
             finally:
                 self._leases.fill(slots, received)
             if received:
-                self._on_received(received)
+                self._hand_over(received)
+
+    def _hand_over(self, received: list[Delivery]) -> None:
+        try:
+            self._on_received(received)
+        except Exception:
+            # Broad on purpose: without this thread nothing would be received any more.
+            logger.exception(
+                "Messages could not be handed over; SQS delivers them again.",
+                extra={"event": "receive.broken", "queue": self._queue, "count": len(received)},
+            )
 
     def _receive(self, slots: int) -> list[Delivery]:
         asked_at = monotonic()

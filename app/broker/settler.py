@@ -15,7 +15,7 @@ from itertools import groupby
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from app.broker import deadletter
 from app.broker.leases import BATCH, Delivery
@@ -161,7 +161,8 @@ class Settler:
             return True
         try:
             self._client.send_message(**self._copy(settlement))
-        except (BotoCoreError, ClientError) as exc:
+        except Exception as exc:
+            # Broad on purpose, here and below: half an answer is no error of botocore's own.
             self._failed_once(settlement, exc)
             return False
         return True
@@ -187,7 +188,7 @@ class Settler:
         ]
         try:
             answer = self._client.delete_message_batch(QueueUrl=url, Entries=entries)  # type: ignore[arg-type]  # built as the stubs' TypedDict
-        except (BotoCoreError, ClientError) as exc:
+        except Exception as exc:
             self._failed_all(settlements, exc)
         else:
             self._failed_some(settlements, answer.get("Failed", ()))
@@ -203,7 +204,7 @@ class Settler:
         ]
         try:
             answer = self._client.change_message_visibility_batch(QueueUrl=url, Entries=entries)  # type: ignore[arg-type]  # built as the stubs' TypedDict
-        except (BotoCoreError, ClientError) as exc:
+        except Exception as exc:
             self._failed_all(settlements, exc)
         else:
             self._failed_some(settlements, answer.get("Failed", ()))

@@ -1,0 +1,140 @@
+"""A registration against a real MongoDB: one user, whatever runs at the same instant."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from threading import Barrier
+from typing import Any
+
+import pytest
+from pymongo import monitoring
+
+from app import models
+from app.errors import Conflict
+from app.messages import Provenance, Registration, Source
+from app.models import User
+from app.registration import Result, register
+from app.settings import get_settings
+from app.startup import prepare_database
+
+ENQUEUED = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _connected(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MONGO_URI", mongo_uri)
+    monkeypatch.setenv("STARTING_MONEY", "700")
+    get_settings.cache_clear()
+    prepare_database(get_settings())
+    yield
+    models.disconnect()
+
+
+def registration(**fields: Any) -> Registration:
+    given = {"stock_id": "s1", "user_id": "u1", "user_info": {"nickname": "kim"}}
+    return Registration.model_validate(given | fields)
+
+
+def provenance(id_: str = "m1", deliveries: int = 1) -> Provenance:
+    return Provenance(id_, True, Source.JSON, deliveries, ENQUEUED)
+
+
+def test_a_registration_makes_a_user_with_all_that_is_known_of_it() -> None:
+    registered = register(registration(index=4, loan_count=1), provenance(deliveries=2))
+
+    user = User.objects.get()
+    assert registered.result is Result.REGISTERED
+    assert (user.stock_id, user.user_id, user.index, user.loan_count) == ("s1", "u1", 4, 1)
+    assert user.user_info.nickname == "kim"
+    assert user.money == 700
+    record = user.registration
+    assert (record.message_id, record.source, record.deliveries) == ("m1", Source.JSON, 2)
+    assert record.enqueued_at == ENQUEUED
+    assert record.registered_at.tzinfo is not None
+    assert user.last_activity_time == record.registered_at
+    assert record.payload_hash == registration(index=4, loan_count=1).payload_hash()
+
+
+def test_a_sum_that_is_given_is_kept_even_if_it_is_nothing() -> None:
+    register(registration(money=0), provenance())
+
+    assert User.objects.get().money == 0
+
+
+def test_the_same_registration_again_changes_nothing() -> None:
+    register(registration(), provenance("m1"))
+    before = User.objects.get().to_mongo()
+
+    again = register(registration(), provenance("m2"))
+
+    assert again.result is Result.ALREADY_REGISTERED
+    assert User.objects.get().to_mongo() == before
+
+
+def test_another_payload_for_the_same_user_is_a_conflict_and_the_first_stays() -> None:
+    register(registration(), provenance())
+
+    with pytest.raises(Conflict) as caught:
+        register(registration(user_info={"nickname": "lee"}), provenance("m2"))
+
+    assert User.objects.get().user_info.nickname == "kim"
+    assert not {"kim", "lee"} & set(str(caught.value).split())
+
+
+def test_one_user_in_two_sessions_is_two_users() -> None:
+    register(registration(stock_id="s1"), provenance("m1"))
+    register(registration(stock_id="s2"), provenance("m2"))
+
+    assert User.objects.count() == 2
+
+
+def test_registrations_at_the_same_instant_make_one_user_and_no_error() -> None:
+    threads, rounds = 8, 20
+    barrier = Barrier(threads)
+
+    def run(worker: int) -> list[Result]:
+        results = []
+        for number in range(rounds):
+            barrier.wait()
+            registered = register(registration(user_id=f"u{number}"), provenance(f"{worker}"))
+            results.append(registered.result)
+        return results
+
+    with ThreadPoolExecutor(threads) as pool:
+        per_thread = list(pool.map(run, range(threads)))
+
+    assert User.objects.count() == rounds
+    for results in zip(*per_thread, strict=True):
+        assert sorted(results) == [Result.ALREADY_REGISTERED] * (threads - 1) + [Result.REGISTERED]
+
+
+def test_a_registration_is_one_round_trip() -> None:
+    register(registration(), provenance())
+    sent: list[str] = []
+
+    class Count(monitoring.CommandListener):
+        def started(self, event: monitoring.CommandStartedEvent) -> None:
+            sent.append(event.command_name)
+
+        def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+        def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+    models.disconnect()
+    listeners = monitoring._LISTENERS.command_listeners
+    monitoring.register(count := Count())
+    try:
+        models.connect().admin.command("ping")
+        sent.clear()
+        register(registration(user_id="u2"), provenance())
+    finally:
+        listeners.remove(count)
+
+    assert sent == ["findAndModify"]
+
+
+def test_the_index_that_is_the_idempotency_key_is_unique() -> None:
+    models.connect()
+    index = User._get_collection().index_information()["stock_id_user_id"]
+
+    assert index["unique"] is True
+    assert [name for name, _ in index["key"]] == ["stock_id", "user_id"]
