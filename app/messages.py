@@ -44,6 +44,7 @@ class Message(BaseModel):
         alias_generator=to_camel,
         populate_by_name=True,
         allow_inf_nan=False,
+        loc_by_alias=False,
         # A refused value may be personal data, and the text of the error is logged.
         hide_input_in_errors=True,
     )

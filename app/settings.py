@@ -43,7 +43,9 @@ class QueueSettings(BaseModel):
 class Settings(BaseSettings):
     """Each field is the environment variable of the same name in capitals."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
 
     aws_region: str | None = Field(None, description="Region of the queues.")
     aws_sqs_queue_url: Url | None = Field(None, description="URL of the queue.")
@@ -150,6 +152,9 @@ class Settings(BaseSettings):
             raise _missing("AWS_REGION")
         if not self.queues:
             raise _missing("AWS_SQS_QUEUE_URL")
+        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
+            half = "SECRET_ACCESS_KEY" if self.aws_access_key_id else "ACCESS_KEY_ID"
+            raise _missing(f"AWS_{half}")
         return self
 
     def require_worker(self) -> Self:

@@ -32,7 +32,7 @@ class TypedTask(Task):
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Check the arguments and send the task. Raises InvalidMessage, SettingsError,
         PublishError, or botocore's error where SQS cannot be reached."""
-        if self.model is not None and not self._may_be_partial(options):
+        if self.model is not None and not self._is_sent_by_a_task(options):
             self._message(tuple(args or ()), dict(kwargs or {}))
         return super().apply_async(args, kwargs, *rest, **options)
 
@@ -41,30 +41,29 @@ class TypedTask(Task):
         if self.model is None:
             return super().shown(args, kwargs)
         try:
-            given = fields_of(self.model, tuple(args), dict(kwargs))
-        except TypeError:
+            message = self._message(tuple(args), dict(kwargs))
+        except InvalidMessage:
             return super().shown(args, kwargs)
-        return "()", "{" + ", ".join(self._shown_field(*field) for field in given.items()) + "}"
+        fields = (
+            f"{name}: {getattr(message, name)!r}" if name in message.shown else f"{name}: hidden"
+            for name in type(message).model_fields
+            if name in message.model_fields_set
+        )
+        return "()", "{" + ", ".join(fields) + "}"
 
     def retry_delay(self, exc: Exception) -> float | None:
         """What a TransientError says of itself."""
         return exc.retry_after if isinstance(exc, TransientError) else None
 
-    def _shown_field(self, name: str, value: Any) -> str:
-        assert self.model is not None
-        if name not in self.model.shown or not isinstance(value, str | int | float):
-            return f"{name}: hidden" if name in self.model.model_fields else "ignored field"
-        return f"{name}: {value!r:.128}"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task's function on the message its arguments make."""
         if self.model is None:
             return super().__call__(*args, **kwargs)
         if self.request.called_directly or self.request.is_eager:
             return self._run_typed(*args, **kwargs)
-        return self._guarded(self._run_typed, *args, **kwargs)
+        return self._guarded(self._run_typed, args, kwargs)
 
-    def _run_typed(self, *args: Any, **kwargs: Any) -> Any:
+    def _run_typed(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.run(self._message(args, kwargs), self._provenance())
 
     def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
@@ -91,6 +90,7 @@ class TypedTask(Task):
         )
 
     @staticmethod
-    def _may_be_partial(options: dict[str, Any]) -> bool:
-        # The first task of a chain is complete; one behind it gets its first argument from there.
+    def _is_sent_by_a_task(options: dict[str, Any]) -> bool:
+        # To raise here would fail the task before it, which has done its work: the worker that
+        # gets the message checks it and dead-letters this one.
         return bool(options.get("parent_id"))

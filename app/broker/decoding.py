@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
+from celery.app.task import Context
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.broker.errors import Undecodable
@@ -22,13 +23,17 @@ from app.broker.options import DecodeJson
 #: Layers of base64 that kombu's SQS transport can put around an envelope.
 MOST_LAYERS = 2
 
+#: Levels of arrays and objects in a body. Deeper ones, which json.loads still reads, meet Python's
+#: limit of recursion later, in Celery's event loop, which ends the worker.
+DEEPEST = 64
+
 #: Characters of a message id: it is printed in logs and kept as a key.
 LONGEST_ID = 255
 
 Model = TypeVar("Model")
 
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
-Seconds = int | float
+Seconds = Annotated[int | float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Signature(BaseModel):  # type: ignore[no-redef]  # the plugin's **kwargs meets our alias
@@ -58,7 +63,10 @@ class Embed(BaseModel):
 
 
 class Headers(BaseModel):
-    """Each header that Celery 5.7 reads, with the only types it can live with."""
+    """Each header that Celery 5.7 reads, with the only types it can live with.
+
+    Others are kept for the task, but for those that would overwrite Celery's own request.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -129,10 +137,25 @@ def _json_object(text: str) -> dict[str, Any]:
                 raise Undecodable("the body is not JSON") from exc
             text = _without_base64(text)
         else:
+            _check_depth(content)
             if not isinstance(content, dict):
                 raise Undecodable(f"the body is a JSON {_json_type(content)}, not an object")
             return content
     raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _check_depth(content: object) -> None:
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise Undecodable(f"the body is nested deeper than {DEEPEST} levels")
 
 
 def _without_base64(text: str) -> str:
@@ -164,7 +187,11 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
     if envelope.properties.body_encoding == "base64":
         body = _without_base64(body)
     _check_payload(body)
-    headers = envelope.headers.model_dump()
+    headers = {
+        name: value
+        for name, value in envelope.headers.model_dump().items()
+        if name in Headers.model_fields or not hasattr(Context, name)
+    }
     _check_times(headers)
     return _payload(body, headers, delivery, "celery", has_producer_id=True, envelope=envelope)
 
@@ -175,6 +202,7 @@ def _check_payload(body: str) -> None:
         args, kwargs, embed = json.loads(body)
     except (ValueError, TypeError, RecursionError) as exc:
         raise Undecodable(f"{what} is not [args, kwargs, embed]") from exc
+    _check_depth([args, kwargs, embed])
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
     if embed is not None:

@@ -61,6 +61,11 @@ class Request(CeleryRequest):
             # Celery requeues the message and says nothing.
             self._announce(exc)
 
+    def maybe_expire(self) -> bool:
+        """Whether the message's time is over. Celery adds its id to the revoked ones, so that any
+        later message of that id is discarded too."""
+        return self.expires is not None and datetime.now(UTC) > self.expires
+
     def on_retry(self, exc_info: Any) -> None:
         """The task asked to run again: the same message, later."""
         retry = _unwrapped(exc_info)
@@ -102,7 +107,7 @@ def _happened(exc: Any) -> Happened | None:
             return outcomes.Failed("Reject", "the task rejected its message each time")
         case Reject():
             error = getattr(exc, "error", "Reject")
-            return outcomes.Refused(str(exc.reason or "the task rejected the message"), error)
+            return outcomes.Refused(_reason(exc), error)
         case Ignore() | Retry():
             return None
         case WorkerLostError():
@@ -114,7 +119,7 @@ def _happened(exc: Any) -> Happened | None:
         case SystemExit() | KeyboardInterrupt():
             return outcomes.Failed(type(exc).__name__, "the pool process exited in each attempt")
         case _:
-            error = type(exc).__name__
+            error = _name(exc)
             return outcomes.Failed(error, f"the task failed in each attempt, at last of {error}")
 
 
@@ -126,8 +131,21 @@ def _unwrapped(exc_info: Any) -> Any:
 
 def _error_of(retry: Any) -> str:
     if retry.exc is not None:
-        return type(retry.exc).__name__
+        return _name(retry.exc)
     return _class_name(retry.excs) if retry.excs else "Retry"
+
+
+def _reason(reject: Any) -> str:
+    # The reason may be an exception, whose text can hold what a user typed.
+    if isinstance(reject.reason, str) and reject.reason:
+        return reject.reason
+    cause = f" ({_name(reject.reason)})" if reject.reason else ""
+    return f"the task rejected the message{cause}"
+
+
+def _name(exc: Any) -> str:
+    """The class of an exception, also of one that had to be wrapped on its way from the pool."""
+    return str(getattr(exc, "exc_cls_name", type(exc).__name__))
 
 
 def _seconds(when: Any) -> float | None:

@@ -39,9 +39,10 @@ class Task(CeleryTask):
     def on_bound(cls, app: Any) -> None:
         """Take the number of retries from the queue's policy, where the task has no own."""
         super().on_bound(app)
-        if cls.name.startswith("celery."):
-            return  # Celery's own tasks keep Celery's numbers.
         policy = Options.read(app.conf.broker_transport_options).policy
+        if cls.name.startswith("celery."):
+            cls.policy = policy
+            return  # Celery's own tasks keep Celery's number of retries.
         if not _says_max_retries(cls):
             cls.max_retries = policy.max_attempts - 1
         elif cls.max_retries is None:
@@ -57,9 +58,9 @@ class Task(CeleryTask):
         cls.policy = policy.limited_to(cls.max_retries)
 
     def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
-        """The arguments as logs, events and Flower may show them: no value, unless it is known to
-        be no personal data."""
-        return f"({len(args)} hidden)" if args else "()", _names(kwargs)
+        """The arguments as logs, events and Flower may show them: no value or name that came with
+        the message, unless it is known to be no personal data."""
+        return f"({len(args)} hidden)" if args else "()", f"{{{len(kwargs)} hidden}}"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Send the task. The message shows no argument that `shown` hides."""
@@ -68,14 +69,14 @@ class Task(CeleryTask):
         options.setdefault("kwargsrepr", shown[1])
         return super().apply_async(args, kwargs, *rest, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task; in a worker, turn a failure into a retry or a dead letter."""
         request = self.request
         if request.called_directly:
             return super().__call__(*args, **kwargs)
         if request.is_eager:
             return self.run(*args, **kwargs)
-        return self._guarded(self.run, *args, **kwargs)
+        return self._guarded(self.run, args, kwargs)
 
     def retry(
         self,
@@ -122,7 +123,7 @@ class Task(CeleryTask):
             return countdown
         return self.policy.backoff(self.request.retries + 1)
 
-    def _guarded(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _guarded(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         # Permanent and transient are told apart here, in the pool's process: on its way to the
         # main one an exception may lose its class (celery 5.7 utils/serialization.py).
         try:
@@ -148,7 +149,3 @@ class Rejected(Reject):
 def _says_max_retries(cls: type[Task]) -> bool:
     own = cls.__mro__[: cls.__mro__.index(Task)]
     return any("max_retries" in vars(base) for base in own)
-
-
-def _names(kwargs: Any) -> str:
-    return "{" + ", ".join(f"{name}: hidden" for name in kwargs) + "}"
