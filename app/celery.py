@@ -29,7 +29,15 @@ def _celeryconfig() -> Any:
     return SimpleNamespace(**{k: v for k, v in found.items() if k.islower() and k[0] != "_"})
 
 
-app = Celery(
+class Registrations(Celery):
+    """A Celery app whose tasks are its own. Celery would add them to every app of a process."""
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Celery's decorator, with `shared=False` as the default."""
+        return super().task(*args, **{"shared": False, **options})
+
+
+app = Registrations(
     "app",
     include=["app.tasks"],
     task_cls="app.typed_task:TypedTask",

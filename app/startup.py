@@ -31,16 +31,19 @@ class StartChecks(bootsteps.Step):
 
 def check_numbers(celery_app: Any) -> None:
     """Raise ConfigurationError, with both names, where two settings contradict each other."""
-    options = Options.read(celery_app.conf.broker_transport_options)
-    limits = [celery_app.conf.task_time_limit]
-    limits += [task.time_limit for task in celery_app.tasks.values() if task.time_limit]
-    options.policy.check(None if limits[0] is None else max(limits))
-    soft, hard = celery_app.conf.task_soft_time_limit, celery_app.conf.task_time_limit
-    if soft >= hard:
-        raise SettingsError(
-            f"TASK_SOFT_TIME_LIMIT ({soft} s) must be less than TASK_TIME_LIMIT ({hard} s), "
-            "or a task is killed before it is told to stop."
-        )
+    conf = celery_app.conf
+    limits = [
+        (task.soft_time_limit or conf.task_soft_time_limit, task.time_limit or conf.task_time_limit)
+        for task in celery_app.tasks.values()
+    ]
+    hardest = [hard for _, hard in limits if hard is not None]
+    Options.read(conf.broker_transport_options).policy.check(max(hardest, default=None))
+    for soft, hard in limits:
+        if soft is not None and hard is not None and soft >= hard:
+            raise SettingsError(
+                f"TASK_SOFT_TIME_LIMIT ({soft} s) must be less than TASK_TIME_LIMIT ({hard} s), "
+                "or a task is killed before it is told to stop."
+            )
 
 
 def prepare_database(settings: Settings) -> None:
