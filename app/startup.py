@@ -32,18 +32,26 @@ class StartChecks(bootsteps.Step):
 def check_numbers(celery_app: Any) -> None:
     """Raise ConfigurationError, with both names, where two settings contradict each other."""
     conf = celery_app.conf
-    limits = [
-        (task.soft_time_limit or conf.task_soft_time_limit, task.time_limit or conf.task_time_limit)
-        for task in celery_app.tasks.values()
-    ]
-    hardest = [hard for _, hard in limits if hard is not None]
-    Options.read(conf.broker_transport_options).policy.check(max(hardest, default=None))
-    for soft, hard in limits:
-        if soft is not None and hard is not None and soft >= hard:
-            raise SettingsError(
-                f"TASK_SOFT_TIME_LIMIT ({soft} s) must be less than TASK_TIME_LIMIT ({hard} s), "
-                "or a task is killed before it is told to stop."
-            )
+    hardest = conf.task_time_limit
+    _check_order(None, conf.task_soft_time_limit, hardest)
+    for task in celery_app.tasks.values():
+        soft = task.soft_time_limit or conf.task_soft_time_limit
+        hard = task.time_limit or conf.task_time_limit
+        _check_order(task.name, soft, hard)
+        hardest = None if None in (hard, hardest) else max(hard, hardest)
+    Options.read(conf.broker_transport_options).policy.check(hardest)
+
+
+def _check_order(task: str | None, soft: float | None, hard: float | None) -> None:
+    if soft is None or hard is None or soft < hard:
+        return
+    whose = f"Task {task}: " if task else ""
+    soft_name = "soft_time_limit" if task else "TASK_SOFT_TIME_LIMIT"
+    hard_name = "time_limit" if task else "TASK_TIME_LIMIT"
+    raise SettingsError(
+        f"{whose}{soft_name} ({soft} s) must be less than {hard_name} ({hard} s), "
+        "or a task is killed before it is told to stop."
+    )
 
 
 def prepare_database(settings: Settings) -> None:

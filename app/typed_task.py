@@ -10,6 +10,10 @@ from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
 
 
+#: Characters of one shown value.
+LONGEST_SHOWN = 128
+
+
 class InvalidMessage(PermanentError, TypeError):
     """The arguments are not those of the message model; the text names each wrong field."""
 
@@ -45,7 +49,9 @@ class TypedTask(Task):
         except InvalidMessage:
             return super().shown(args, kwargs)
         fields = (
-            f"{name}: {getattr(message, name)!r}" if name in message.shown else f"{name}: hidden"
+            f"{name}: {getattr(message, name)!r:.{LONGEST_SHOWN}}"
+            if name in message.shown
+            else f"{name}: hidden"
             for name in type(message).model_fields
             if name in message.model_fields_set
         )
