@@ -1,6 +1,7 @@
 """SQS behind kombu's channel: which queue lives where, deliver, settle."""
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -10,8 +11,9 @@ from app.broker import outcomes
 from app.broker.clients import new_client
 from app.broker.decoding import decode
 from app.broker.errors import PublishError, Undecodable
+from app.broker.heartbeat import Heartbeat
 from app.broker.inbox import Inbox
-from app.broker.leases import Delivery, Leases
+from app.broker.leases import Delivery, Lease, Leases
 from app.broker.message import Message
 from app.broker.outcomes import Happened, decide
 from app.broker.policy import Policy
@@ -55,10 +57,13 @@ class Channel(virtual.Channel):
         super().__init__(connection, **kwargs)
         self._options = connection.options
         self._client = connection.sqs
-        self._leases = Leases()
+        self._leases = Leases(self._options.policy.visibility_timeout)
         self._receivers: dict[str, Receiver] = {}
         self._leaving: list[Receiver] = []
         self._settler: Settler | None = None
+        self._heartbeat: Heartbeat | None = None
+        #: Called with the tag of a delivery whose lease was lost, on the heartbeat's thread.
+        self.on_lease_lost: Callable[[str], None] = lambda tag: None
 
     # Publishing
 
@@ -117,7 +122,7 @@ class Channel(virtual.Channel):
     ) -> None:
         """Start receiving from a configured queue."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
-        self._start_settler()
+        self._start_threads()
         if queue not in self._receivers:
             wait = self._options.wait_time_seconds
             # One try: the receiver itself tries again, and says so.
@@ -144,10 +149,20 @@ class Channel(virtual.Channel):
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         raise NotImplementedError("SQS messages are consumed, not fetched one at a time.")
 
-    def _start_settler(self) -> None:
-        if self._settler is None:
-            self._settler = Settler(self._options, new_client(self._options))
-            self._settler.start()
+    def _start_threads(self) -> None:
+        if self._settler is not None:
+            return
+        self._settler = Settler(self._options, new_client(self._options))
+        self._settler.start()
+        if self._options.policy.heartbeat:
+            self._heartbeat = Heartbeat(
+                self._options,
+                new_client(self._options, tries=1),
+                self._leases,
+                self._on_lost,
+                self._watch_the_loop,
+            )
+            self._heartbeat.start()
 
     def _on_received(self, deliveries: list[Delivery]) -> None:
         """Runs on a receiver's thread: decode there, deliver on the loop."""
@@ -195,6 +210,10 @@ class Channel(virtual.Channel):
             return
         self.end(tag, message.happened or unsaid, message.headers, message.policy)
 
+    def started(self, tag: str, time_limit: float | None) -> None:
+        """The task of a delivery runs now, for `time_limit` seconds at the most."""
+        self._leases.started(tag, time_limit)
+
     def end(
         self,
         tag: str,
@@ -204,15 +223,45 @@ class Channel(virtual.Channel):
     ) -> None:
         """The one place where a delivery ends: decide, free the slot, tell the settler.
 
-        A delivery that ended before, or that is another channel's, is left alone.
+        A delivery that ended before, or that is another channel's, is left alone; so is one whose
+        lease was lost, for its message may be another worker's by now.
         """
-        delivery = self._leases.take(tag)
-        if delivery is None or self._settler is None:
+        lease = self._leases.take(tag)
+        if lease is None or self._settler is None:
             return
+        if lease.expires_at <= monotonic():
+            _log_lost(lease, "its time ran out")
+            return
+        delivery = lease.delivery
         outcome = decide(happened, delivery.count, policy or self._options.policy)
         task, id_ = (headers["task"], headers["id"]) if headers else (None, None)
-        self._settler.settle(delivery, outcome, task, id_)
+        self._settler.settle(lease, outcome, task, id_)
         _log_end(delivery, outcome, task, id_)
+
+    def holds(self, tag: str) -> bool:
+        """Whether this delivery is in flight here, with its lease."""
+        return self._leases.holds(tag)
+
+    def _watch_the_loop(self) -> None:
+        """Hand back what waits behind an event loop that hangs, and receive no more until it beats.
+
+        It hangs where it was silent for a lease's time and no task is running within its limits:
+        in the solo pool a running task keeps the loop silent, and rightly so.
+        """
+        leases = self._leases.all()
+        hangs = self.connection.silence() > self._options.policy.visibility_timeout
+        hangs = hangs and not any(lease.is_running for lease in leases)
+        if self._leases.pause(hangs):
+            text = "The event loop hangs; nothing is received." if hangs else "It beats again."
+            logger.error(text, extra={"event": "loop.hangs" if hangs else "loop.beats"})
+        if hangs:
+            for lease in leases:
+                self.end(lease.delivery.tag, outcomes.NotStarted())
+
+    def _on_lost(self, lease: Lease, why: str) -> None:
+        if self._leases.take(lease.delivery.tag) is not None:
+            _log_lost(lease, why)
+            self.on_lease_lost(lease.delivery.tag)
 
     # Closing
 
@@ -227,11 +276,28 @@ class Channel(virtual.Channel):
         for receiver in self._leaving:
             receiver.join(self._options.wait_time_seconds + ANSWER_MARGIN)
         if self._settler is not None:
-            for tag in self._leases.tags():
+            for lease in self._leases.all():
+                tag = lease.delivery.tag
                 self._end_message(tag, outcomes.NotStarted())
                 self.end(tag, outcomes.NotStarted())
             self._settler.stop(FLUSH_TIMEOUT)
+        if self._heartbeat is not None:
+            self._heartbeat.stop(FLUSH_TIMEOUT)
         super().close()
+
+
+def _log_lost(lease: Lease, why: str) -> None:
+    logger.warning(
+        "The lease of a message was lost: %s. Nothing is settled; SQS delivers it again.",
+        why,
+        extra={
+            "event": "lease.lost",
+            "reason": why,
+            "sqs_message_id": lease.delivery.message_id,
+            "queue": lease.delivery.queue,
+            "deliveries": lease.delivery.count,
+        },
+    )
 
 
 def _log_end(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import signals
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from app.broker import outcomes
@@ -32,6 +33,7 @@ class Consumer(CeleryConsumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """The function each task message goes through. It never raises."""
         handle = super().create_task_handler(*args, **kwargs)
+        self.task_consumer.channel.on_lease_lost = self._on_lease_lost
 
         def on_task_received(message: Message) -> None:
             try:
@@ -90,6 +92,17 @@ class Consumer(CeleryConsumer):
             },
         )
         return True
+
+    def _on_lease_lost(self, tag: str) -> None:
+        """Runs on the heartbeat's thread: cancel the task on the loop, where that is wanted."""
+        for request in tuple(state.requests.values()):
+            if (
+                request.message.delivery_tag == tag
+                and request.task.policy.cancel_on_lease_loss
+                and hasattr(self.pool, "terminate_job")
+            ):
+                # Never a revoke: the redelivery has the same id, and would be discarded.
+                self.hub.call_soon(request.cancel, self.pool, emit_retry=False)
 
     def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
         error = type(exc).__name__ if exc else "Reject"

@@ -5,17 +5,27 @@ Keyed by tag and never by message id: one worker can hold two deliveries of one 
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
-#: Messages SQS gives in one receive call.
+from app.broker.policy import LONGEST_VISIBILITY
+
+#: Messages SQS gives in one receive call, and takes in one batch call.
 BATCH = 10
+
+#: Seconds a message may wait here for a free process of the pool. Then its lease is not extended
+#: any more, so that a pool that is stuck does not keep messages from other workers.
+LONGEST_WAIT = 900
+
+#: Seconds beyond the hard time limit of a running task for which its lease is still extended.
+LIMIT_MARGIN = 10
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One receive of a message, and the lease on it."""
+    """One receive of a message."""
 
     tag: str
     queue: str
@@ -32,6 +42,30 @@ class Delivery:
     """Monotonic seconds when the receive call was sent: the lease cannot be younger."""
 
 
+@dataclass
+class Lease:
+    """A delivery's right to its message, until `expires_at`; all times in monotonic seconds."""
+
+    delivery: Delivery
+    expires_at: float
+    may_last_until: float = field(init=False)
+    """No extension reaches further."""
+    is_running: bool = False
+    """Whether a process of the pool has taken the task."""
+
+    def __post_init__(self) -> None:
+        self.may_last_until = self.delivery.received_at + LONGEST_WAIT
+
+    def started(self, time_limit: float | None) -> None:
+        """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
+        self.is_running = True
+        longest = self.delivery.received_at + LONGEST_VISIBILITY - 1
+        if time_limit is None:
+            self.may_last_until = longest
+        else:
+            self.may_last_until = min(monotonic() + time_limit + LIMIT_MARGIN, longest)
+
+
 class Leases:
     """Deliveries in flight. Thread-safe.
 
@@ -39,12 +73,16 @@ class Leases:
     for, and waits here, not in a sleep, for a settlement to make room.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, visibility_timeout: int) -> None:
+        self.visibility_timeout = visibility_timeout
         self._changed = threading.Condition()
-        self._held: dict[str, Delivery] = {}
+        self._held: dict[str, Lease] = {}
         self._reserved = 0
         self._concurrency = 0
-        self._receivers = 1
+        self._queues = 1
+        self._paused = False
+
+    # The window
 
     def resize(self, concurrency: int) -> None:
         """Set how many tasks the pool runs at a time; the window is that and one batch more."""
@@ -52,26 +90,33 @@ class Leases:
             self._concurrency = concurrency
             self._changed.notify_all()
 
-    def share_among(self, receivers: int) -> None:
-        """Set how many receivers share the window, so that a busy queue leaves room for others."""
+    def share_among(self, queues: int) -> None:
+        """Set how many queues share the window, so that a busy one leaves room for others."""
         with self._changed:
-            self._receivers = max(receivers, 1)
+            self._queues = max(queues, 1)
             self._changed.notify_all()
+
+    def pause(self, paused: bool) -> bool:
+        """Let no receiver ask, or let them again; whether that is a change."""
+        with self._changed:
+            changed, self._paused = paused != self._paused, paused
+            self._changed.notify_all()
+            return changed
 
     def reserve(self, stopping: threading.Event) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
 
-        Worth it: a full batch fits, or this receiver's share of the window, where several queues
-        share it. Returns 0 once `stopping` is set and
-        `wake` was called.
+        Worth it: a full batch fits (a queue's share of the window, where several share it), or the
+        pool would idle. Returns 0 once `stopping` is set and `wake` was called.
         """
         with self._changed:
             self._changed.wait_for(lambda: stopping.is_set() or self._is_worth_a_receive())
-            if stopping.is_set():
-                return 0
-            slots = min(self._share, self._free)
-            self._reserved += slots
-            return slots
+            return 0 if stopping.is_set() else self._reserve()
+
+    def try_reserve(self) -> int:
+        """Reserve slots where a receive is worth its call now; else 0."""
+        with self._changed:
+            return self._reserve() if self._is_worth_a_receive() else 0
 
     def wake(self) -> None:
         """Let whoever waits in `reserve` look again."""
@@ -82,43 +127,66 @@ class Leases:
         """Give `slots` reserved ones back and hold the deliveries that came."""
         with self._changed:
             self._reserved -= slots
-            self._held.update((delivery.tag, delivery) for delivery in deliveries)
+            for delivery in deliveries:
+                expires_at = delivery.received_at + self.visibility_timeout
+                self._held[delivery.tag] = Lease(delivery, expires_at)
             self._changed.notify_all()
 
-    def take(self, tag: str) -> Delivery | None:
-        """End a delivery and free its slot; None where it was ended before."""
+    # The table
+
+    def take(self, tag: str) -> Lease | None:
+        """End a delivery and free its slot; None where it ended before."""
         with self._changed:
-            delivery = self._held.pop(tag, None)
+            lease = self._held.pop(tag, None)
             self._changed.notify_all()
-            return delivery
+            return lease
 
-    def get(self, tag: str) -> Delivery | None:
-        """The delivery, still in flight; None where it was ended."""
-        return self._held.get(tag)
-
-    def tags(self) -> list[str]:
-        """The tags of all deliveries in flight."""
+    def started(self, tag: str, time_limit: float | None) -> None:
+        """The task of a delivery runs now, for `time_limit` seconds at the most."""
         with self._changed:
-            return list(self._held)
+            if lease := self._held.get(tag):
+                lease.started(time_limit)
+
+    def extended(self, tag: str, asked_at: float) -> None:
+        """SQS extended a lease; the call was sent at `asked_at`, in monotonic seconds."""
+        with self._changed:
+            if lease := self._held.get(tag):
+                lease.expires_at = asked_at + self.visibility_timeout
+
+    def holds(self, tag: str) -> bool:
+        """Whether a delivery is in flight, with its lease."""
+        return tag in self._held
+
+    def all(self) -> list[Lease]:
+        """Every lease in flight."""
+        with self._changed:
+            return list(self._held.values())
 
     def __len__(self) -> int:
         return len(self._held)
 
     @property
     def _window(self) -> int:
-        # One slot for each receiver at the least: all of them wait in a long poll most of the time.
-        return self._concurrency + max(BATCH, self._receivers)
+        # One slot for each queue at the least: their receivers mostly wait in a long poll.
+        return self._concurrency + max(BATCH, self._queues)
 
     @property
     def _share(self) -> int:
-        return max(1, min(BATCH, self._window // self._receivers))
+        return max(1, min(BATCH, self._window // self._queues))
 
     @property
     def _free(self) -> int:
-        # Without a window (a plain kombu consumer that set no prefetch) one batch at a time.
         return max(self._window - len(self._held) - self._reserved, 0)
 
     def _is_worth_a_receive(self) -> bool:
-        # The window is a batch wider than the pool, so where that much is free the pool may idle
-        # soon, and where it is not every slot of the pool is taken.
-        return self._free >= self._share
+        if self._paused:
+            return False
+        # What the long polls of other queues have reserved may never come, so a pool that has less
+        # than it could run does not wait for a full batch.
+        would_idle = self._free > 0 and len(self._held) < self._concurrency
+        return self._free >= self._share or would_idle
+
+    def _reserve(self) -> int:
+        slots = min(self._share, self._free)
+        self._reserved += slots
+        return slots

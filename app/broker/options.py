@@ -46,6 +46,8 @@ class Options:
     credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """boto3's arguments; empty for its own credential chain."""
     wait_time_seconds: int = 20
+    max_receivers: int = 4
+    """Receive calls at a time for one queue, while full batches keep coming."""
     max_message_bytes: int = 1_048_576
     """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"""
     decode_json: DecodeJson | None = None
@@ -63,6 +65,7 @@ class Options:
             endpoint_url=given.get("endpoint_url"),
             credentials=given.get("credentials") or {},
             wait_time_seconds=given.get("wait_time_seconds", cls.wait_time_seconds),
+            max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             decode_json=symbol_by_name(decoder) if decoder else None,
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),

@@ -31,6 +31,10 @@ class Policy:
     """`maxReceiveCount` of the queue's redrive policy: SQS's backstop for what we cannot see."""
     backoff_base: float = 2.0
     """Seconds; the ceiling of the first retry's delay, doubled by each delivery."""
+    heartbeat: bool = True
+    """Whether leases are extended. Off, a task longer than its lease runs twice at a time."""
+    cancel_on_lease_loss: bool = False
+    """Whether a task is stopped whose lease was lost. Its redelivery runs either way."""
     backoff_max: int = 600
     """Seconds no retry waits longer than."""
 

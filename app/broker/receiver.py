@@ -1,8 +1,8 @@
-"""A thread that asks SQS for messages and outlives every fault of the asking.
+"""Threads that ask SQS for messages and outlive every fault of the asking.
 
 kombu's own receive path has no timeout and dies of one HTTP error (kombu 5.7
-asynchronous/aws/connection.py); this one polls with boto3, waits a little longer than the long
-poll for an answer, and backs off, for ever.
+asynchronous/aws/connection.py); these poll with boto3, wait a little longer than the
+long poll for an answer, and back off, for ever.
 """
 
 import logging
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 #: Seconds an answer may come later than the long poll ends.
 ANSWER_MARGIN = 5
 
+#: Seconds a further thread waits for messages: it is there because the queue is full.
+HELPER_WAIT = 1
+
 #: Seconds: the ceiling of the first pause after a failure, doubled by each one that follows.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 20.0
@@ -39,7 +42,7 @@ _tags = count(1)
 
 
 class Receiver:
-    """Polls one queue on a thread of its own, and calls `on_received` there with each batch."""
+    """Polls one queue on threads of its own, and calls `on_received` there with each batch."""
 
     def __init__(
         self,
@@ -52,21 +55,28 @@ class Receiver:
         self._queue = queue
         self._url = options.queue(queue).url
         self._wait = options.wait_time_seconds
+        self._most = options.max_receivers
         self._client = client
         self._leases = leases
         self._on_received = on_received
         self._stopping = threading.Event()
         self._failures = 0
         self._said_at: dict[str, float] = {}
-        self._thread = threading.Thread(target=self._run, name=f"sqs-receiver-{queue}", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"sqs-receiver-{queue}", daemon=True)
+        ]
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the first thread; it starts others while full batches keep coming."""
+        self._threads[0].start()
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread to end, `timeout` seconds at the most."""
-        self._thread.join(timeout)
+        """Wait for the threads to end, `timeout` seconds each at the most."""
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(timeout)
 
     def stop(self) -> None:
         """Ask no more. A call under way ends by itself, within the long poll."""
@@ -75,19 +85,43 @@ class Receiver:
 
     def _run(self) -> None:
         while slots := self._leases.reserve(self._stopping):
-            received: list[Delivery] = []
-            try:
-                received = self._receive(slots)
-            except Exception as exc:
-                # Broad on purpose: whatever goes wrong with one receive, the next one is due. No
-                # message is held yet; SQS shows again what it may have handed out.
-                self._back_off(exc)
-            else:
-                self._recovered()
-            finally:
-                self._leases.fill(slots, received)
-            if received:
-                self._hand_over(received)
+            if self._poll(slots, self._wait) == slots:
+                self._get_help()
+
+    def _get_help(self) -> None:
+        """The queue is full: let another thread ask at the same time, if there is room for more."""
+        with self._lock:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            if self._stopping.is_set() or len(self._threads) >= self._most:
+                return
+            slots = self._leases.try_reserve()
+            if not slots:
+                return
+            name = f"{self._threads[0].name}-{len(self._threads) + 1}"
+            helper = threading.Thread(target=self._help, args=(slots,), name=name, daemon=True)
+            self._threads.append(helper)
+            helper.start()
+
+    def _help(self, slots: int) -> None:
+        while slots and self._poll(slots, HELPER_WAIT) == slots and not self._stopping.is_set():
+            slots = self._leases.try_reserve()
+
+    def _poll(self, slots: int, wait: int) -> int:
+        """One receive call; how many messages came."""
+        received: list[Delivery] = []
+        try:
+            received = self._receive(slots, wait)
+        except Exception as exc:
+            # Broad on purpose: whatever goes wrong with one receive, the next one is due. No
+            # message is held yet; SQS shows again what it may have handed out.
+            self._back_off(exc)
+        else:
+            self._recovered()
+        finally:
+            self._leases.fill(slots, received)
+        if received:
+            self._hand_over(received)
+        return len(received)
 
     def _hand_over(self, received: list[Delivery]) -> None:
         try:
@@ -99,12 +133,12 @@ class Receiver:
                 extra={"event": "receive.broken", "queue": self._queue, "count": len(received)},
             )
 
-    def _receive(self, slots: int) -> list[Delivery]:
+    def _receive(self, slots: int, wait: int) -> list[Delivery]:
         asked_at = monotonic()
         answer = self._client.receive_message(
             QueueUrl=self._url,
             MaxNumberOfMessages=slots,
-            WaitTimeSeconds=self._wait,
+            WaitTimeSeconds=wait,
             MessageAttributeNames=["All"],
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
         )

@@ -33,6 +33,12 @@ _FRAME = re.compile(r'^  File "[^"]*", line \d+, in \S+$')
 class Request(CeleryRequest):
     """Notes on the message what happened, before Celery acks or rejects it without a reason."""
 
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """A process of the pool runs the task now."""
+        limit = self.time_limits[0] or self.task.time_limit or self.app.conf.task_time_limit
+        self._message.channel.started(self._message.delivery_tag, limit)
+        super().on_accepted(pid, time_accepted)
+
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
@@ -72,7 +78,12 @@ class Request(CeleryRequest):
         delay = _seconds(retry.when)
         self._note(outcomes.RetryAsked(delay, _error_of(retry)))
         self.acknowledge()
-        self.send_event("task-retried", exception=repr(retry), traceback=str(exc_info.traceback))
+        # Not through our `send_event`, which would take the delay away with the text.
+        super().send_event(
+            "task-retried",
+            exception=f"Retry in {delay or 0:.0f} s: {_error_of(retry)}",
+            traceback="\n".join(_frames(str(exc_info.traceback))),
+        )
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit passed. At the hard one, `on_failure` was called just before."""

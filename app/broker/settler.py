@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from app.broker import deadletter
-from app.broker.leases import BATCH, Delivery
+from app.broker.leases import BATCH, Delivery, Lease
 from app.broker.options import Options
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from app.broker.policy import LONGEST_VISIBILITY
@@ -79,12 +79,12 @@ class Settler:
         self._thread.start()
 
     def settle(
-        self, delivery: Delivery, outcome: Outcome, task: str | None = None, id_: str | None = None
+        self, lease: Lease, outcome: Outcome, task: str | None = None, id_: str | None = None
     ) -> None:
-        """Tell SQS soon. Returns at once; never raises."""
-        expires_at = delivery.received_at + self._options.policy.visibility_timeout
+        """Tell SQS soon, and for as long as the lease lasts. Returns at once; never raises."""
+        settlement = Settlement(lease.delivery, outcome, task, id_, lease.expires_at)
         with self._changed:
-            self._waiting.append(Settlement(delivery, outcome, task, id_, expires_at))
+            self._waiting.append(settlement)
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:

@@ -5,6 +5,7 @@ the event loop empties, and no sleep anywhere.
 import logging
 import socket
 from functools import cached_property
+from time import monotonic
 from typing import Any
 
 from botocore.exceptions import BotoCoreError
@@ -17,6 +18,10 @@ from app.broker.options import Options
 from app.broker.outcomes import Failed, Happened, NotStarted
 
 logger = logging.getLogger(__name__)
+
+
+#: Seconds between two signs of life of the event loop.
+BEAT = 1.0
 
 
 class Transport(virtual.Transport):
@@ -36,6 +41,7 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self.options = Options.read(client.transport_options)
         self.sqs = Client(self.options)
+        self._beat_at: float | None = None
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -51,6 +57,7 @@ class Transport(virtual.Transport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Deliver on the loop whenever a receiver brought something."""
         loop.add_reader(self.inbox.fileno(), self._deliver_arrived)
+        loop.call_repeatedly(BEAT, self._beat)
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver what arrives within `timeout` seconds. Raises socket.timeout where nothing does.
@@ -67,6 +74,13 @@ class Transport(virtual.Transport):
         if "inbox" in vars(self):
             self.inbox.close()
 
+    def silence(self) -> float:
+        """Seconds since the event loop was last seen to turn; 0 where there is none."""
+        return 0.0 if self._beat_at is None else monotonic() - self._beat_at
+
+    def _beat(self) -> None:
+        self._beat_at = monotonic()
+
     def _deliver_arrived(self) -> None:
         for queue, payload in self.inbox.take_all():
             tag = payload["properties"]["delivery_tag"]
@@ -74,6 +88,8 @@ class Transport(virtual.Transport):
             if callback is None:
                 self._end(tag, NotStarted())
                 continue
+            if not any(channel.holds(tag) for channel in self.channels):
+                continue  # Its lease was lost or handed back while it waited here.
             try:
                 callback(payload)
             except Exception as exc:

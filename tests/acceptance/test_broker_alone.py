@@ -150,3 +150,29 @@ def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
     wait_until(lambda: project.queues.counts()[2] == 1, PATIENCE, "a delayed message")
     project.wait_for_end(id_)
     assert len(project.events(id_, "start")) == 1
+
+
+@pytest.mark.parametrize("queues", [{"visibility_timeout": 5}], indirect=True)
+def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> None:
+    project = make_project(transport={"visibility_timeout": 5}, celery={"task_time_limit": 4})
+    project.start()
+
+    id_ = project.send("work", 15, time_limit=30, soft_time_limit=29)
+    project.wait_for_end(id_)
+
+    assert len(project.events(id_, "start")) == 1
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.parametrize("queues", [{"visibility_timeout": 3}], indirect=True)
+def test_a_pool_without_time_limits_gives_a_hung_task_s_message_back(
+    make_project: MakeProject, pool: str
+) -> None:
+    project = make_project(transport={"visibility_timeout": 3}, celery={"task_time_limit": 1})
+    worker = project.start("--pool", pool)
+    id_ = project.send("work", 60)
+    wait_until(lambda: project.events(id_, "start"), PATIENCE, "the start")
+
+    wait_until(lambda: "lease of a message was lost" in project.worker_log(), PATIENCE, "the loss of the lease")
+    wait_until(lambda: project.queues.counts()[0] == 1, PATIENCE, "the message, visible")
+    assert worker.poll() is None

@@ -1,0 +1,127 @@
+"""Extends the leases of all deliveries in flight, waiting ones too, within bounds.
+
+On a thread of its own in the main process, so that neither a blocked event loop nor a busy pool
+costs a lease. The bounds (app/broker/leases.py) give messages back that a hung task, a pool that
+cannot enforce time limits, or a stuck worker would hold for half a day.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from app.broker.leases import BATCH, Lease, Leases
+from app.broker.options import Options
+from app.broker.policy import LONGEST_VISIBILITY
+from app.broker.settler import error_code
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+logger = logging.getLogger(__name__)
+
+#: A lease is extended when this part of its time has passed.
+BEATS_PER_LEASE = 3
+
+#: Codes by which SQS says that a receipt handle has lost its right.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
+LOST_CODES = frozenset({"InvalidParameterValue", "MessageNotInflight", "ReceiptHandleIsInvalid"})
+
+
+class Heartbeat:
+    """The thread. `on_lost` is called on it, once for each lease that was lost, and `on_beat` after
+    each beat."""
+
+    def __init__(
+        self,
+        options: Options,
+        client: "SQSClient",
+        leases: Leases,
+        on_lost: Callable[[Lease, str], None],
+        on_beat: Callable[[], None],
+    ) -> None:
+        self._options = options
+        self._client = client
+        self._leases = leases
+        self._on_lost = on_lost
+        self._on_beat = on_beat
+        self._interval = options.policy.visibility_timeout / BEATS_PER_LEASE
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sqs-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; give up waiting after `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        # Half an interval: a lease that was just too young at one beat is not late at the next.
+        while not self._stopping.wait(self._interval / 2):
+            try:
+                self.beat()
+                self._on_beat()
+            except Exception:
+                # Broad on purpose: without this thread every long task would run twice.
+                logger.exception(
+                    "Extending leases failed; trying again.", extra={"event": "lease.broken"}
+                )
+
+    def beat(self) -> None:
+        """Extend what is due, and find out what is lost."""
+        now = monotonic()
+        due: list[Lease] = []
+        for lease in self._leases.all():
+            if lease.expires_at <= now:
+                self._on_lost(lease, "its time ran out")
+            elif self._is_due(lease, now):
+                due.append(lease)
+        by_queue: dict[str, list[Lease]] = {}
+        for lease in due:
+            by_queue.setdefault(lease.delivery.queue, []).append(lease)
+        for queue, leases in by_queue.items():
+            for start in range(0, len(leases), BATCH):
+                self._extend(self._options.queue(queue).url, leases[start : start + BATCH])
+
+    def _is_due(self, lease: Lease, now: float) -> bool:
+        age = now - (lease.expires_at - self._leases.visibility_timeout)
+        return age >= self._interval / 2 and now < lease.may_last_until
+
+    def _extend(self, url: str, leases: Sequence[Lease]) -> None:
+        asked_at = monotonic()
+        try:
+            answer = self._client.change_message_visibility_batch(
+                QueueUrl=url,
+                Entries=[
+                    {
+                        "Id": str(number),
+                        "ReceiptHandle": lease.delivery.receipt_handle,
+                        "VisibilityTimeout": self._seconds(lease, asked_at),
+                    }
+                    for number, lease in enumerate(leases)
+                ],
+            )
+        except Exception as exc:
+            # Broad on purpose: whatever went wrong, the next beat tries again before a lease ends.
+            logger.warning(
+                "Leases could not be extended (%s); trying again.",
+                error_code(exc),
+                extra={"event": "lease.failed", "error": error_code(exc), "count": len(leases)},
+            )
+            return
+        failed = {int(entry["Id"]): entry["Code"] for entry in answer.get("Failed", ())}
+        for number, lease in enumerate(leases):
+            if number not in failed:
+                self._leases.extended(lease.delivery.tag, asked_at)
+            elif failed[number].rpartition(".")[2] in LOST_CODES:
+                self._on_lost(lease, "SQS refused its receipt handle")
+
+    def _seconds(self, lease: Lease, asked_at: float) -> int:
+        # SQS counts its 12 hours from the receive and refuses what reaches beyond them.
+        left = LONGEST_VISIBILITY - (asked_at - lease.delivery.received_at)
+        return max(1, min(self._leases.visibility_timeout, int(left) - 1))
