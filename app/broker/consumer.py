@@ -30,10 +30,14 @@ class Consumer(CeleryConsumer):
                 "Use --pool=prefork, threads or solo."
             )
 
+    def on_ready(self) -> None:
+        """The worker takes messages now."""
+        self.task_consumer.channel.on_lease_lost = self._on_lease_lost
+        super().on_ready()
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """The function each task message goes through. It never raises."""
         handle = super().create_task_handler(*args, **kwargs)
-        self.task_consumer.channel.on_lease_lost = self._on_lease_lost
 
         def on_task_received(message: Message) -> None:
             try:
