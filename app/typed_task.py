@@ -9,7 +9,6 @@ from app.broker.task import Task
 from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
 
-
 #: Characters of one shown value.
 LONGEST_SHOWN = 128
 

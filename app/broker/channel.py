@@ -17,7 +17,7 @@ from app.broker.leases import Delivery, Lease, Leases
 from app.broker.message import Message
 from app.broker.outcomes import Happened, decide
 from app.broker.policy import Policy
-from app.broker.publisher import publish, seconds_until_due
+from app.broker.publisher import Batch, publish, seconds_until_due
 from app.broker.receiver import ANSWER_MARGIN, Receiver
 from app.broker.settler import Settler
 
@@ -57,6 +57,8 @@ class Channel(virtual.Channel):
         super().__init__(connection, **kwargs)
         self._options = connection.options
         self._client = connection.sqs
+        #: Where messages are collected instead of sent one by one (`publish_many`).
+        self.batch: Batch | None = None
         self._leases = Leases(self._options.policy.visibility_timeout)
         self._receivers: dict[str, Receiver] = {}
         self._leaving: list[Receiver] = []
@@ -79,8 +81,8 @@ class Channel(virtual.Channel):
         super().basic_publish(message, exchange, routing_key, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        address = self._options.queue(queue)
-        publish(self._client(), address, message, self._options.max_message_bytes)
+        send = self.batch.add if self.batch else publish
+        send(self._client(), self._options.queue(queue), message, self._options.max_message_bytes)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # Where kombu would drop a message without a route, the caller is told.
