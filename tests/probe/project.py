@@ -130,7 +130,8 @@ class ProbeProject:
         producer = Celery("producer", set_as_current=False)
         install(producer)
         producer.conf.update(
-            broker_transport_options=self.transport,
+            # Straight to the server: what a test counts or breaks is the worker's calls.
+            broker_transport_options=self.transport | {"endpoint_url": self.queues.endpoint_url},
             task_queues=[Queue(self.queues.name, Exchange(""), routing_key=self.queues.name)],
             task_default_queue=self.queues.name,
             task_create_missing_queues=False,
