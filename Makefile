@@ -4,6 +4,7 @@
 #   make demo      the same, but stop once both users are stored
 #   make test      all tests but the long ones
 #   make verify    the long ones
+#   make contract  acceptance tests on the real queue that the environment names
 #   make lint      style and imports
 #   make types     mypy
 #
@@ -17,14 +18,14 @@ STAMP := $(VENV)/installed
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 first-new-enough = $(shell for p in $(1); do "$$p" $(NEW_ENOUGH) 2>/dev/null && { echo "$$p"; break; }; done)
 PYTHON ?= $(call first-new-enough,python3 python3.14 python3.13 python3.12 python3.11 python)
-# What can be asked about this machine before and after .venv is there.
-PREFLIGHT = $(or $(call first-new-enough,$(BIN)/python),$(PYTHON)) devstack/preflight.py
+# For what is asked before .venv is there as well as after.
+ANY_PYTHON = "$(or $(call first-new-enough,$(BIN)/python),$(PYTHON))"
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores: one target after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify lint types python services
+.PHONY: help run demo test verify contract lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,9 @@ test: services $(STAMP)
 verify: services $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+contract: services $(STAMP)
+	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,15 +56,15 @@ types: $(STAMP)
 # An interrupted installation may leave a pip that does not run: then .venv is made anew.
 $(STAMP): pyproject.toml constraints.txt | python
 	@echo "Setting up $(VENV): a minute or two, once."
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt --group dev -e .
 	@touch $(STAMP)
 
 services: python
-	@$(PREFLIGHT) services
+	@$(ANY_PYTHON) devstack/preflight.py services
 
 python:
-	@$(or $(call first-new-enough,$(BIN)/python),$(PYTHON)) $(NEW_ENOUGH) 2>/dev/null || \
+	@$(ANY_PYTHON) $(NEW_ENOUGH) 2>/dev/null || \
 	    { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=/path/to/python3." >&2; exit 1; }
-	@$(PREFLIGHT)
+	@$(ANY_PYTHON) devstack/preflight.py

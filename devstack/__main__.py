@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +19,7 @@ class Stop(BaseException):
 
 def main() -> int:
     options = _options()
-    parent = os.getppid() if options.with_parent else None
+    is_abandoned = _abandonment(options.with_parent)
     _stop_on_signals()
     # A profile or an address of this user's own has no business in this stack.
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -34,7 +35,7 @@ def main() -> int:
             _say(demonstration.what_next(running))
             _say("Serving until Ctrl+C.")
             served = True
-            stack.serve(running, parent)
+            stack.serve(running, until=is_abandoned)
     except Stop as stop:
         _say("Stopped. Queues and database are kept.")
         return 0 if served else 128 + int(stop.args[0])
@@ -59,6 +60,19 @@ def _options() -> argparse.Namespace:
         help="stop when the process that started this one is gone",
     )
     return parser.parse_args()
+
+
+def _abandonment(with_parent: bool) -> Callable[[], bool]:
+    """Whether whoever started this is gone: the parent, if it counts, or the terminal."""
+    parent = os.getppid() if with_parent else None
+    has_terminal = sys.stdout.isatty()
+
+    def is_abandoned() -> bool:
+        without_parent = parent is not None and os.getppid() != parent
+        # A closed terminal says so (SIGHUP) to the leader of its session alone, which may be make.
+        return without_parent or (has_terminal and not sys.stdout.isatty())
+
+    return is_abandoned
 
 
 def _stop_on_signals() -> None:

@@ -25,6 +25,9 @@ DATABASE = "registrations"
 WORKER_START_SECONDS = 60
 #: A task that takes longer to end is killed with the worker, and its message comes back.
 WORKER_STOP_SECONDS = 10
+#: For one machine and one person, unless the environment says otherwise. A worker that stops waits
+#: for the end of its long poll.
+WORKER_DEFAULTS = {"WORKER_CONCURRENCY": "2", "SQS_WAIT_TIME": "2"}
 #: What Celery logs once it takes messages.
 WORKER_READY = " ready."
 
@@ -90,12 +93,9 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
             say("\nStopping: the worker first, the servers after it.")
 
 
-def serve(stack: Stack, parent: int | None) -> None:
-    """Returns when this process is no longer the child of `parent`, if one is given.
-
-    Raises StackError if one of the stack's processes ends.
-    """
-    while parent is None or os.getppid() == parent:
+def serve(stack: Stack, until: Callable[[], bool]) -> None:
+    """Returns once the condition holds. Raises StackError if one of the stack's processes ends."""
+    while not until():
         stack.check()
         time.sleep(0.5)
 
@@ -141,8 +141,7 @@ def _environment(sqs_server: SqsServer, queues: QueuePair, server: MongoServer) 
 
 @contextmanager
 def _worker(directory: Directory, environment: Mapping[str, str], lock: int) -> Iterator[Process]:
-    # Two pool processes are plenty here, unless somebody asks for more.
-    inherited = {"WORKER_CONCURRENCY": "2"} | client_environment(environment)
+    inherited = WORKER_DEFAULTS | client_environment(environment)
     with Process(
         "the worker",
         [sys.executable, "-m", "celery", "-A", "app", "worker"],

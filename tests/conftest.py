@@ -12,9 +12,11 @@ from pymongo import MongoClient
 from devstack import mongo, sqs
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
+from tests.contract import Contract, from_environment
 from tests.services import MakeQueues, Queues
 
 ROOT = Path(__file__).resolve().parent.parent
+CONTRACT = pytest.StashKey[Contract | None]()
 OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_")
 OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "WORKER_CONCURRENCY", "STARTING_MONEY"}
 
@@ -74,10 +76,27 @@ def mongo_uri(
     mongo_client.drop_database(database)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make contract` gives this."""
+    parser.addoption("--contract", action="store_true", help="run against a real queue")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find the real queue and its credentials before any test strips the environment."""
+    config.stash[CONTRACT] = from_environment() if config.getoption("--contract") else None
+
+
+@pytest.fixture(scope="session")
+def contract(request: pytest.FixtureRequest) -> Contract | None:
+    """The real queue to run against; None where the tests make their own."""
+    return request.config.stash[CONTRACT]
+
+
 @pytest.fixture
-def make_queues(request: pytest.FixtureRequest, sqs_server: SqsServer) -> Iterator[MakeQueues]:
+def make_queues(request: pytest.FixtureRequest) -> Iterator[MakeQueues]:
     """Makes pairs of queues of this test's own, deleted after it."""
     refuse_in_unit_tests(request)
+    sqs_server: SqsServer = request.getfixturevalue("sqs_server")
     client = sqs_server.client()
     made: list[Queues] = []
 
@@ -100,15 +119,21 @@ def make_queues(request: pytest.FixtureRequest, sqs_server: SqsServer) -> Iterat
 
 
 @pytest.fixture
-def queues(request: pytest.FixtureRequest, make_queues: MakeQueues) -> Queues:
+def queues(request: pytest.FixtureRequest, contract: Contract | None) -> Queues:
     """One pair of queues. An indirect parameter gives the arguments of `make_queues`."""
-    return make_queues(**getattr(request, "param", {}))
+    if contract:
+        contract.empty()
+        return contract.queues
+    make: MakeQueues = request.getfixturevalue("make_queues")
+    return make(**getattr(request, "param", {}))
 
 
 @pytest.fixture
-def environment(queues: Queues, mongo_uri: str, tmp_path: Path) -> dict[str, str]:
+def environment(
+    queues: Queues, mongo_uri: str, tmp_path: Path, contract: Contract | None
+) -> dict[str, str]:
     """All the environment that a child process of the test gets."""
-    return {
+    local = {
         # The interpreter's own scripts first: `celery` is the one of this environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "HOME": str(tmp_path),
@@ -121,6 +146,9 @@ def environment(queues: Queues, mongo_uri: str, tmp_path: Path) -> dict[str, str
         "AWS_SQS_DLQ_URL": queues.dead_letter_url,
         "MONGO_URI": mongo_uri,
     }
+    if contract is None:
+        return local
+    return {k: v for k, v in local.items() if not k.startswith("AWS_")} | contract.environment
 
 
 def refuse_in_unit_tests(request: pytest.FixtureRequest) -> None:

@@ -52,7 +52,8 @@ class Worker:
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*worker_command(), *arguments],
-                env=dict(environment),
+                # A worker that is killed leaves its temporary files.
+                env={"TMPDIR": str(directory)} | dict(environment),
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -233,12 +234,19 @@ def serving(
 def run_program(
     program: str, environment: Mapping[str, str], directory: Path, *arguments: object
 ) -> Any:
-    """Run Python code in a process of its own; what it printed, read as JSON.
+    """Run Python code in a process of its own, warnings as errors; what it printed, as JSON.
 
     The arguments are what `json.loads(sys.argv[n])` gives.
     """
     ran = subprocess.run(
-        [sys.executable, "-c", program, *(json.dumps(argument) for argument in arguments)],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            program,
+            *(json.dumps(argument) for argument in arguments),
+        ],
         env=dict(environment),
         cwd=directory,
         capture_output=True,
