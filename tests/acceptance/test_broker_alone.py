@@ -173,6 +173,7 @@ def test_a_pool_without_time_limits_gives_a_hung_task_s_message_back(
     id_ = project.send("work", 60)
     wait_until(lambda: project.events(id_, "start"), PATIENCE, "the start")
 
-    wait_until(lambda: "lease of a message was lost" in project.worker_log(), PATIENCE, "the loss of the lease")
+    said = "lease of a message was lost"
+    wait_until(lambda: said in project.worker_log(), PATIENCE, "the loss of the lease")
     wait_until(lambda: project.queues.counts()[0] == 1, PATIENCE, "the message, visible")
     assert worker.poll() is None
