@@ -47,4 +47,5 @@ def install(celery_app: Any) -> None:
         broker_url="sqs://amazon",
         broker_transport="app.broker:Transport",
         worker_consumer="app.broker.consumer:Consumer",
+        beat_scheduler="app.broker.beat:Scheduler",
     )

@@ -104,6 +104,11 @@ class Task(CeleryTask):
                 f"Task {self.name}: a retry is the same message again, so retry() takes no args, "
                 "kwargs, throw=False or options of apply_async. Send a new task instead."
             )
+        if not self.acks_late:
+            raise TypeError(
+                f"Task {self.name}: with acks_late=False its message is deleted before it runs, so "
+                "there is nothing to deliver again. Set acks_late=True."
+            )
         limit = self.max_retries if max_retries is None else max_retries
         if self.request.retries >= limit:
             if exc is not None:
@@ -133,6 +138,8 @@ class Task(CeleryTask):
         except self.dead_letter_on as exc:
             raise Rejected(str(exc), type(exc).__name__) from exc
         except Exception as exc:
+            if not self.acks_late:
+                raise  # Its message is deleted already.
             # Broad on purpose: what nobody has classified may pass, so it is retried.
             return self.retry(exc=exc, countdown=self.retry_delay(exc))
 
