@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import chain, group
 
 from tests.probe.project import PATIENCE, ProbeProject
 from tests.services import Queues, wait_until
@@ -177,3 +178,35 @@ def test_a_pool_without_time_limits_gives_a_hung_task_s_message_back(
     wait_until(lambda: said in project.worker_log(), PATIENCE, "the loss of the lease")
     wait_until(lambda: project.queues.counts()[0] == 1, PATIENCE, "the message, visible")
     assert worker.poll() is None
+
+
+def test_chains_groups_and_links_run_to_their_end(make_project: MakeProject) -> None:
+    project = make_project()
+    project.start()
+
+    chain(project.signature("work") for _ in range(3)).apply_async()
+    group([project.signature("work") for _ in range(2)]).apply_async()
+    project.signature("work").apply_async(link=project.signature("work"))
+    wait_until(lambda: len(project.events(event="end")) == 7, PATIENCE, "seven ends")
+
+    project.wait_for_empty_queue()
+    assert len(project.events(event="start")) == 7
+
+
+def test_purge_empties_the_queue(make_project: MakeProject) -> None:
+    project = make_project()
+    for _ in range(3):
+        project.send("work")
+
+    project.run("purge", "-f")
+
+    wait_until(project.queues.is_empty, PATIENCE, "an empty queue")
+
+
+def test_call_sends_a_task(make_project: MakeProject) -> None:
+    project = make_project()
+    project.start()
+
+    project.run("call", "probe.work")
+
+    wait_until(lambda: project.events(event="end"), PATIENCE, "the end")

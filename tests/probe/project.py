@@ -52,6 +52,10 @@ class ProbeProject:
         """Send a task of the probe; its id."""
         return str(self._producer.send_task(f"probe.{task}", args=args, **options).id)
 
+    def signature(self, task: str, *args: Any) -> Any:
+        """A signature of a task of the probe, for a canvas."""
+        return self._producer.signature(f"probe.{task}", args=args, immutable=True)
+
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is ready."""
         log = self.directory / f"worker-{len(self._workers)}.log"
@@ -68,6 +72,16 @@ class ProbeProject:
         self._workers.append(worker)
         wait_until(lambda: " ready." in log.read_text(), PATIENCE, f"worker ready: {log}")
         return worker
+
+    def run(self, *arguments: str) -> None:
+        """Run a command of Celery in the project."""
+        subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "probe", *arguments],
+            cwd=self.directory,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
+            check=True,
+            capture_output=True,
+        )
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:
         """Ask a worker to stop (SIGTERM) and wait for it; its exit status."""
