@@ -1,12 +1,14 @@
 """boto3 clients for SQS, each used on one side of a fork only."""
 
+import json
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
 
+from app.broker.errors import UnreadableAnswer
 from app.broker.options import Options
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 #: Seconds to connect, and to wait for an answer to a call that SQS answers at once.
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 10
+
+#: HTTP status codes from which an answer is an error, which botocore raises itself.
+ERRORS_FROM = 300
 
 
 def new_client(
@@ -31,7 +36,23 @@ def new_client(
         retries={"mode": "standard", "total_max_attempts": tries},
         tcp_keepalive=True,
     )
-    return session.client("sqs", endpoint_url=options.endpoint_url, config=config)
+    client = session.client("sqs", endpoint_url=options.endpoint_url, config=config)
+    client.meta.events.register("before-parse.sqs", _refuse_half_an_answer)
+    return client
+
+
+def _refuse_half_an_answer(response_dict: dict[str, Any], **_: Any) -> None:
+    """botocore 1.44 takes a body that is cut off, or no JSON at all, for an empty answer: no
+    messages, nothing failed (httpsession.py, parsers.py)."""
+    headers, body = response_dict["headers"], response_dict["body"]
+    length = headers.get("Content-Length")
+    if length is not None and "Content-Encoding" not in headers and int(length) != len(body):
+        raise UnreadableAnswer(why=f"{len(body)} of {length} bytes")
+    if response_dict["status_code"] < ERRORS_FROM and body:
+        try:
+            json.loads(body)
+        except ValueError:
+            raise UnreadableAnswer(why="it is not JSON") from None
 
 
 class Client:

@@ -33,6 +33,7 @@ class Consumer(CeleryConsumer):
     def on_ready(self) -> None:
         """The worker takes messages now."""
         self.task_consumer.channel.on_lease_lost = self._on_lease_lost
+        signals.worker_shutting_down.connect(self._wake_the_loop)
         super().on_ready()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
@@ -96,6 +97,11 @@ class Consumer(CeleryConsumer):
             },
         )
         return True
+
+    def _wake_the_loop(self, **_: Any) -> None:
+        """Runs in a signal handler: else the loop would sleep on until its next timer."""
+        if self.connection is not None:
+            self.connection.transport.inbox.wake()
 
     def _on_lease_lost(self, tag: str) -> None:
         """Runs on the heartbeat's thread: cancel the task on the loop, where that is wanted."""

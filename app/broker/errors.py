@@ -5,9 +5,11 @@ PublishError         raised at the caller of `.delay`; nothing was sent
 ├── UnknownQueue
 └── MessageTooLarge
 Undecodable          a body that can never become a task: dead-letter it
+UnreadableAnswer     half an answer of SQS, or somebody else's: the call failed
 """
 
 import click
+from botocore.exceptions import BotoCoreError
 
 
 class ConfigurationError(click.ClickException):
@@ -36,3 +38,9 @@ class Undecodable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class UnreadableAnswer(BotoCoreError):
+    """SQS's answer was cut off, or came from somebody else. What the call did is not known."""
+
+    fmt = "The answer cannot be read: {why}"

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from app.broker.leases import BATCH, Lease, Leases
 from app.broker.options import Options
-from app.broker.policy import LONGEST_VISIBILITY
-from app.broker.settler import error_code
+from app.broker.settler import bare, error_code
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -90,7 +89,8 @@ class Heartbeat:
 
     def _is_due(self, lease: Lease, now: float) -> bool:
         age = now - (lease.expires_at - self._leases.visibility_timeout)
-        return age >= self._interval / 2 and now < lease.may_last_until
+        reaches_further = _seconds(lease, now, self._leases.visibility_timeout) + now
+        return age >= self._interval / 2 and reaches_further > lease.expires_at
 
     def _extend(self, url: str, leases: Sequence[Lease]) -> None:
         asked_at = monotonic()
@@ -101,7 +101,9 @@ class Heartbeat:
                     {
                         "Id": str(number),
                         "ReceiptHandle": lease.delivery.receipt_handle,
-                        "VisibilityTimeout": self._seconds(lease, asked_at),
+                        "VisibilityTimeout": _seconds(
+                            lease, asked_at, self._leases.visibility_timeout
+                        ),
                     }
                     for number, lease in enumerate(leases)
                 ],
@@ -117,11 +119,13 @@ class Heartbeat:
         failed = {int(entry["Id"]): entry["Code"] for entry in answer.get("Failed", ())}
         for number, lease in enumerate(leases):
             if number not in failed:
-                self._leases.extended(lease.delivery.tag, asked_at)
-            elif failed[number].rpartition(".")[2] in LOST_CODES:
+                seconds = _seconds(lease, asked_at, self._leases.visibility_timeout)
+                self._leases.extended(lease.delivery.tag, asked_at + seconds)
+            elif bare(failed[number]) in LOST_CODES:
                 self._on_lost(lease, "SQS refused its receipt handle")
 
-    def _seconds(self, lease: Lease, asked_at: float) -> int:
-        # SQS counts its 12 hours from the receive and refuses what reaches beyond them.
-        left = LONGEST_VISIBILITY - (asked_at - lease.delivery.received_at)
-        return max(1, min(self._leases.visibility_timeout, int(left) - 1))
+
+def _seconds(lease: Lease, asked_at: float, visibility_timeout: int) -> int:
+    """Whole seconds an extension may have: a lease's time, and no further than its bound, which is
+    within the 12 hours that SQS counts from the receive."""
+    return max(0, min(visibility_timeout, int(lease.may_last_until - asked_at)))

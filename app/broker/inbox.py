@@ -36,6 +36,11 @@ class Inbox:
                 with suppress(BlockingIOError):
                     os.write(self._write_end, b"\0")
 
+    def wake(self) -> None:
+        """Wake the loop for nothing. Takes no lock: a signal handler may call it."""
+        with suppress(OSError):
+            os.write(self._write_end, b"\0")
+
     def take_all(self) -> list[Arrived]:
         """Take what is here."""
         with self._changed:

@@ -147,11 +147,11 @@ class Leases:
             if lease := self._held.get(tag):
                 lease.started(time_limit)
 
-    def extended(self, tag: str, asked_at: float) -> None:
-        """SQS extended a lease; the call was sent at `asked_at`, in monotonic seconds."""
+    def extended(self, tag: str, until: float) -> None:
+        """SQS extended a lease, as counted from when the call was sent, in monotonic seconds."""
         with self._changed:
             if lease := self._held.get(tag):
-                lease.expires_at = asked_at + self.visibility_timeout
+                lease.expires_at = until
 
     def holds(self, tag: str) -> bool:
         """Whether a delivery is in flight, with its lease."""

@@ -45,8 +45,8 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
     """Send the task once for each set of keyword arguments, ten a call: 0.1 calls a message.
 
     What `.delay` would raise for one message, and what SQS refuses, is in the result; the others
-    are sent all the same. An entry that fails for a reason of SQS's own is tried again. Where SQS
-    cannot be reached, botocore's error is raised. On a terminal it shows how far it is, on stderr.
+    are sent all the same. An entry that fails for a reason of SQS's own is tried again; those of a
+    call that did not reach SQS are in the result. On a terminal it shows how far it is, on stderr.
     """
     published = Published()
     with task.app.connection_for_write() as connection:
@@ -55,7 +55,8 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
         for place, kwargs in enumerate(messages):
             batch.place = place
             try:
-                task.apply_async(kwargs=dict(kwargs), producer=producer)
+                # No retry of Celery's: it would send what is collected here on another channel.
+                task.apply_async(kwargs=dict(kwargs), producer=producer, retry=False)
             except (PublishError, TypeError) as exc:
                 published.failed[place] = str(exc)
             if place and place % PROGRESS_EVERY == 0 and sys.stderr.isatty():
@@ -112,10 +113,15 @@ class Batch:
     def _send(self, entries: list[Entry], *, is_last: bool) -> list[Entry]:
         """Send entries in one call; those that are worth another."""
         assert self._client is not None
-        answer = self._client.send_message_batch(
-            QueueUrl=entries[0].url,
-            Entries=[{"Id": str(n), **entry.call} for n, entry in enumerate(entries)],  # type: ignore[typeddict-item]  # the stubs want a literal
-        )
+        try:
+            answer = self._client.send_message_batch(
+                QueueUrl=entries[0].url,
+                Entries=[{"Id": str(n), **entry.call} for n, entry in enumerate(entries)],  # type: ignore[typeddict-item]  # the stubs want a literal
+            )
+        except Exception as exc:
+            # Broad on purpose: botocore has tried often enough, and each message is accounted for.
+            self._published.failed |= {entry.place: type(exc).__name__ for entry in entries}
+            return []
         self._published.sent += len(answer.get("Successful", ()))
         again = []
         for fault in answer.get("Failed", ()):

@@ -220,7 +220,7 @@ class Settler:
             self._failed_once(_copied(settlements[int(entry["Id"])]), entry["Code"])
 
     def _failed_once(self, settlement: Settlement, fault: Fault) -> None:
-        code = fault if isinstance(fault, str) else error_code(fault)
+        code = bare(fault) if isinstance(fault, str) else error_code(fault)
         now = monotonic()
         if code in FINAL_CODES or now + RETRY_PAUSE >= settlement.expires_at:
             logger.error(
@@ -238,10 +238,16 @@ class Settler:
             self._failed.append(replace(settlement, not_before=now + RETRY_PAUSE))
 
 
+def bare(code: str) -> str:
+    """The code without the name of its service, which only some answers have before it."""
+    return code.rpartition(".")[2]
+
+
 def error_code(exc: Exception) -> str:
     """The code SQS gave, or the class of an error that never reached it."""
     if isinstance(exc, ClientError):
-        return str(exc.response.get("Error", {}).get("Code", "Unknown"))
+        code = str(exc.response.get("Error", {}).get("Code", "Unknown"))
+        return bare(code)
     return type(exc).__name__
 
 

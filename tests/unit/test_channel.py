@@ -1,0 +1,524 @@
+"""Channel and transport: a consumer gets what can run, and SQS hears what became of everything."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+
+from app.broker.deadletter import read_note
+from app.broker.errors import PublishError, UnknownQueue
+from app.broker.outcomes import RetryAsked
+from devstack.waiting import wait_until
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 5
+
+#: Seconds after which what has not happened does not happen.
+PATIENCE = 0.05
+
+JOBS, MAIL = "https://sqs.test/jobs", "https://sqs.test/mail"
+
+
+class Sqs:
+    """One client for all calls: gives what is in `waiting`, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, list[dict[str, Any]]] = {JOBS: [], MAIL: []}
+        self.asked: list[str] = []
+        self.sent: list[dict[str, Any]] = []
+        self.deleted: list[str] = []
+        self.visible: dict[str, int] = {}
+        self.purged: list[str] = []
+        self.made = 0
+        self.ended = threading.Event()
+
+    def put(self, number: int, body: Any, url: str = JOBS, count: int = 1) -> str:
+        facts = {"ApproximateReceiveCount": str(count), "SentTimestamp": "1767323045678"}
+        message = {
+            "MessageId": f"sqs-{number}",
+            "ReceiptHandle": f"receipt-{number}",
+            "Body": body if isinstance(body, str) else json.dumps(body),
+            "Attributes": facts,
+        }
+        self.waiting[url].append(message)
+        return f"receipt-{number}"
+
+    def receive_message(self, **call: Any) -> dict[str, Any]:
+        url = call["QueueUrl"]
+        self.asked.append(url)
+        if not self.waiting[url]:
+            # A long poll, which brings what has come when it ends.
+            self.ended.wait(DEADLINE)
+        messages, self.waiting[url] = self.waiting[url], []
+        return {"Messages": messages}
+
+    def send_message(self, **call: Any) -> None:
+        self.sent.append(call)
+
+    def delete_message_batch(self, **call: Any) -> dict[str, Any]:
+        self.deleted += [entry["ReceiptHandle"] for entry in call["Entries"]]
+        return {}
+
+    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
+        self.visible |= {e["ReceiptHandle"]: e["VisibilityTimeout"] for e in call["Entries"]}
+        return {}
+
+    def purge_queue(self, **call: Any) -> None:
+        self.purged.append(call["QueueUrl"])
+
+
+@pytest.fixture
+def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
+    """What stands where boto3's clients stand."""
+    made = Sqs()
+
+    def new_client(*_: Any, **__: Any) -> Sqs:
+        made.made += 1
+        return made
+
+    monkeypatch.setattr("app.broker.channel.new_client", new_client)
+    monkeypatch.setattr("app.broker.clients.new_client", new_client)
+    yield made
+    made.ended.set()
+
+
+@pytest.fixture
+def connection(sqs: Sqs) -> Iterator[Connection]:
+    """A connection of the transport, closed after the test."""
+    options = {
+        "region": "us-east-1",
+        "predefined_queues": {
+            "jobs": {"url": JOBS, "dead_letter_url": f"{JOBS}-dlq"},
+            "mail": {"url": MAIL, "dead_letter_url": f"{MAIL}-dlq"},
+        },
+    }
+    made = Connection("sqs://", transport="app.broker:Transport", transport_options=options)
+    yield made
+    sqs.ended.set()
+    made.release()
+
+
+class Worker:
+    """Consumes, and keeps what it was given."""
+
+    def __init__(self, connection: Connection, *queues: str) -> None:
+        self.connection = connection
+        self.channel = connection.channel()
+        self.channel.basic_qos(0, 2, False)
+        self.received: list[Any] = []
+        self.on_message: Callable[[Any], None] = self.received.append
+        self.consumer = Consumer(
+            self.channel,
+            [Queue(name, Exchange(""), routing_key=name) for name in queues],
+            on_message=lambda message: self.on_message(message),
+            accept=["json"],
+        )
+        self.consumer.consume()
+
+    def get(self) -> Any:
+        """The next message."""
+        while not self.received:
+            self.connection.drain_events(timeout=DEADLINE)
+        return self.received.pop(0)
+
+    def close(self, sqs: Sqs) -> None:
+        """Close the channel, which waits until SQS was told all."""
+        sqs.ended.set()
+        self.channel.close()
+
+
+def task(number: int = 1, **headers: Any) -> dict[str, Any]:
+    """An envelope of our own."""
+    return {
+        "body": json.dumps([[number], {}, {}]),
+        "headers": {"task": "job", "id": f"id-{number}"} | headers,
+        "properties": {"delivery_info": {}},
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }
+
+
+def publish(connection: Connection, queue: str, **how: Any) -> None:
+    Producer(connection).publish([[], {}, {}], routing_key=queue, headers={"task": "t"}, **how)
+
+
+# Publishing
+
+
+def test_a_message_goes_to_the_queue_of_its_name(connection: Connection, sqs: Sqs) -> None:
+    publish(connection, "mail")
+    assert [call["QueueUrl"] for call in sqs.sent] == [MAIL]
+
+
+@pytest.mark.parametrize("queue", ["job", "jobs-dlq", "jobs.fifo", "celery"])
+def test_a_queue_that_is_not_configured_is_an_error_at_the_caller(
+    connection: Connection, sqs: Sqs, queue: str
+) -> None:
+    with pytest.raises(UnknownQueue):
+        publish(connection, queue)
+    assert sqs.sent == []
+
+
+def test_a_message_without_a_route_is_an_error_at_the_caller(
+    connection: Connection, sqs: Sqs
+) -> None:
+    with pytest.raises(PublishError, match="No queue is bound to 'somewhere' with key 'jobs'"):
+        publish(connection, "jobs", exchange=Exchange("somewhere", type="direct"))
+    assert sqs.sent == []
+
+
+@pytest.mark.parametrize("exchange", ["celeryev", "celery.pidbox", "reply.celery.pidbox"])
+def test_nothing_of_the_control_plane_goes_to_sqs(
+    connection: Connection, sqs: Sqs, exchange: str
+) -> None:
+    publish(connection, "worker.heartbeat", exchange=exchange)
+    assert sqs.sent == []
+
+
+def test_a_producer_calls_nothing_but_send(connection: Connection, sqs: Sqs) -> None:
+    # Declaring asks stock kombu for the length of the queue, which a producer may not see.
+    publish(connection, "jobs", declare=[Queue("jobs", Exchange(""), routing_key="jobs")])
+    assert (len(sqs.sent), sqs.asked, sqs.made) == (1, [], 1)
+
+
+def test_no_queue_is_made_or_deleted_at_run_time(connection: Connection) -> None:
+    channel = connection.channel()
+    Queue("jobs", Exchange("jobs"), routing_key="jobs")(channel).declare()
+    with pytest.raises(UnknownQueue):
+        channel.queue_declare("job")
+    with pytest.raises(PublishError, match="not deleted at run time"):
+        channel.queue_delete("jobs")
+
+
+def test_a_purge_is_one_call(connection: Connection, sqs: Sqs) -> None:
+    connection.channel().queue_purge("jobs")
+    assert sqs.purged == [JOBS]
+
+
+def test_without_a_consumer_there_is_no_thread_and_no_client(
+    connection: Connection, sqs: Sqs
+) -> None:
+    before = threading.active_count()
+    connection.channel()
+    connection.channel()
+    assert (threading.active_count(), sqs.made) == (before, 0)
+
+
+# Consuming
+
+
+def test_a_message_that_is_acknowledged_is_deleted(connection: Connection, sqs: Sqs) -> None:
+    receipt = sqs.put(1, task(1), count=3)
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    assert message.payload == [[1], {}, {}]
+    assert message.deliveries == 3
+    message.ack()
+    worker.close(sqs)
+    assert sqs.deleted == [receipt]
+    assert sqs.visible == {}
+
+
+def test_a_rejected_message_is_dead_lettered(connection: Connection, sqs: Sqs) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    worker.get().reject()
+    worker.close(sqs)
+    assert [call["QueueUrl"] for call in sqs.sent] == [f"{JOBS}-dlq"]
+    assert sqs.deleted == [receipt]
+
+
+def test_a_requeued_message_is_visible_again_at_once(connection: Connection, sqs: Sqs) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    worker.get().requeue()
+    worker.close(sqs)
+    assert sqs.visible == {receipt: 0}
+    assert sqs.deleted == []
+
+
+def test_what_was_noted_on_a_message_counts_more_than_its_ack(
+    connection: Connection, sqs: Sqs
+) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    message.note(RetryAsked(7, "KeyError"))
+    message.ack()
+    worker.close(sqs)
+    assert sqs.visible == {receipt: 7}
+    assert sqs.deleted == []
+
+
+def test_a_message_is_settled_once(connection: Connection, sqs: Sqs) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    message.ack()
+    worker.channel.basic_ack(message.delivery_tag)
+    worker.channel.basic_reject(message.delivery_tag, requeue=True)
+    worker.channel.basic_ack("unknown")
+    worker.close(sqs)
+    assert (sqs.deleted, sqs.visible, sqs.sent) == ([receipt], {}, [])
+
+
+def test_a_body_that_cannot_run_is_dead_lettered_and_never_delivered(
+    connection: Connection, sqs: Sqs
+) -> None:
+    bad = [sqs.put(1, "not JSON"), sqs.put(2, {"plain": "JSON"}), sqs.put(3, task(id=None))]
+    sqs.put(4, task(4))
+    worker = Worker(connection, "jobs")
+    worker.get().ack()
+    assert worker.received == []
+    worker.close(sqs)
+    assert sorted(sqs.deleted) == sorted([*bad, "receipt-4"])
+    notes = [read_note(call["MessageAttributes"]) or {} for call in sqs.sent]
+    assert [note["error"] for note in notes] == ["Undecodable"] * 3
+    assert sqs.sent[0]["MessageBody"] == "not JSON"
+
+
+def test_a_message_that_is_not_due_waits_in_sqs(connection: Connection, sqs: Sqs) -> None:
+    eta = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    receipt = sqs.put(1, task(1, eta=eta))
+    worker = Worker(connection, "jobs")
+    wait_until(lambda: sqs.sent, DEADLINE, "the message sent on")
+    worker.close(sqs)
+    assert worker.received == []
+    assert [(call["QueueUrl"], call["DelaySeconds"]) for call in sqs.sent] == [(JOBS, 900)]
+    assert json.loads(sqs.sent[0]["MessageBody"])["headers"]["eta"] == eta
+    assert sqs.deleted == [receipt]
+
+
+@pytest.mark.parametrize("late", [timedelta(hours=1), timedelta(seconds=0), timedelta(seconds=-1)])
+def test_a_message_that_is_due_has_no_eta_for_celery_to_wait_for(
+    connection: Connection, sqs: Sqs, late: timedelta
+) -> None:
+    sqs.put(1, task(1, eta=(datetime.now(UTC) - late).isoformat()))
+    assert Worker(connection, "jobs").get().headers["eta"] is None
+
+
+def test_a_message_that_the_worker_cannot_take_holds_no_other_up(
+    connection: Connection, sqs: Sqs
+) -> None:
+    first = sqs.put(1, task(1))
+    sqs.put(2, task(2))
+    worker = Worker(connection, "jobs")
+
+    def take(message: Any) -> None:
+        if message.payload[0] == [1]:
+            raise RuntimeError
+        worker.received.append(message)
+
+    worker.on_message = take
+    worker.get().ack()
+    worker.close(sqs)
+    assert sqs.deleted == ["receipt-2"]
+    # A failure of its first attempt: again, after the backoff.
+    assert sqs.visible[first] >= 1
+
+
+def test_every_queue_is_asked_although_one_is_empty(connection: Connection, sqs: Sqs) -> None:
+    sqs.put(1, task(1), url=MAIL)
+    worker = Worker(connection, "jobs", "mail")
+    # The long poll of the empty queue is open for five times as long.
+    wait_until(lambda: MAIL in sqs.asked, DEADLINE / 5, "a poll of the second queue")
+    assert worker.get().delivery_info["routing_key"] == "mail"
+
+
+# Leases
+
+
+@pytest.fixture
+def _beats_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat beats every few milliseconds."""
+    monkeypatch.setattr("app.broker.heartbeat.BEATS_PER_LEASE", 10_000)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts the clock of some modules so many seconds forward."""
+
+    def put_forward(seconds: float, *names: str) -> None:
+        for name in names:
+            monkeypatch.setattr(f"app.broker.{name}.monotonic", lambda: monotonic() + seconds)
+
+    return put_forward
+
+
+Later = Callable[..., None]
+
+
+class Loop:
+    """Celery's event loop, which turns when it is told to."""
+
+    def __init__(self) -> None:
+        self.beat: Callable[[], None] = lambda: None
+
+    def add_reader(self, *_: Any) -> None:
+        pass
+
+    def call_repeatedly(self, _: float, beat: Callable[[], None]) -> None:
+        self.beat = beat
+
+
+def test_under_a_lease_that_was_lost_nothing_is_settled(
+    connection: Connection, sqs: Sqs, later: Later, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The message may be another worker's by now.
+    sqs.put(7, task(1))
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    later(61, "channel")
+    message.ack()
+    worker.close(sqs)
+    assert (sqs.deleted, sqs.visible, sqs.sent) == ([], {}, [])
+    (record,) = (r for r in caplog.records if vars(r).get("event") == "lease.lost")
+    assert vars(record)["sqs_message_id"] == "sqs-7"
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_a_lost_lease_is_told_to_the_worker_by_its_tag(
+    connection: Connection, sqs: Sqs, later: Later
+) -> None:
+    sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    lost: list[str] = []
+    worker.channel.on_lease_lost = lost.append
+    message = worker.get()
+    later(61, "heartbeat")
+    wait_until(lambda: lost, DEADLINE, "the loss")
+    worker.close(sqs)
+    assert lost == [message.delivery_tag]
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
+    connection: Connection, sqs: Sqs, later: Later
+) -> None:
+    sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    lost: list[str] = []
+    worker.channel.on_lease_lost = lost.append
+    assert connection.transport.inbox.wait(DEADLINE)
+    later(61, "heartbeat")
+    wait_until(lambda: lost, DEADLINE, "the loss")
+    connection.drain_events(timeout=DEADLINE)
+    assert worker.received == []
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_received(
+    connection: Connection, sqs: Sqs, later: Later
+) -> None:
+    receipt = sqs.put(1, task(1))
+    loop = Loop()
+    connection.transport.register_with_event_loop(connection, loop)
+    loop.beat()
+    worker = Worker(connection, "jobs")
+    assert connection.transport.inbox.wait(DEADLINE)
+    later(61, "transport")
+    wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
+    sqs.put(2, task(2))
+    sqs.ended.set()
+    connection.drain_events(timeout=DEADLINE)
+    # What the poll brought that was open before.
+    wait_until(lambda: sqs.visible.get("receipt-2") == 0, DEADLINE, "the second release")
+    asked = len(sqs.asked)
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: len(sqs.asked) > asked, PATIENCE, "a poll in the pause")
+    loop.beat()
+    wait_until(lambda: len(sqs.asked) > asked, DEADLINE, "a poll after the beat")
+    assert worker.received == []
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
+    connection: Connection, sqs: Sqs, later: Later
+) -> None:
+    # In the solo pool the task runs on the loop.
+    receipt = sqs.put(1, task(1))
+    loop = Loop()
+    connection.transport.register_with_event_loop(connection, loop)
+    loop.beat()
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    worker.channel.started(message.delivery_tag, 600)
+    later(61, "transport")
+    wait_until(lambda: receipt in sqs.visible, DEADLINE, "an extension")
+    assert sqs.visible[receipt] == 60
+    assert worker.channel.holds(message.delivery_tag)
+
+
+def test_without_an_event_loop_there_is_nothing_that_could_hang(
+    connection: Connection, later: Later
+) -> None:
+    later(100_000, "transport")
+    assert connection.transport.silence() == 0
+
+
+def test_the_heartbeat_can_be_left_out(sqs: Sqs, connection: Connection) -> None:
+    connection.transport_options["heartbeat"] = False
+    before = set(threading.enumerate())
+    worker = Worker(connection, "jobs")
+    names = sorted(thread.name for thread in set(threading.enumerate()) - before)
+    assert names == ["sqs-receiver-jobs", "sqs-settler"]
+    worker.close(sqs)
+
+
+# Stopping
+
+
+def test_what_an_open_poll_brings_after_the_cancel_is_released(
+    connection: Connection, sqs: Sqs
+) -> None:
+    worker = Worker(connection, "jobs")
+    wait_until(lambda: sqs.asked, DEADLINE, "the poll")
+    worker.consumer.cancel()
+    receipt = sqs.put(1, task(1))
+    worker.close(sqs)
+    assert worker.received == []
+    assert sqs.visible == {receipt: 0}
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_closing_releases_what_was_not_settled(
+    connection: Connection, sqs: Sqs, taken: bool
+) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    if taken:
+        worker.get()
+    else:
+        wait_until(lambda: len(sqs.asked) == 2, DEADLINE, "the poll after the message")
+    worker.close(sqs)
+    assert sqs.visible == {receipt: 0}
+    assert sqs.deleted == []
+
+
+def test_closing_ends_the_threads(connection: Connection, sqs: Sqs) -> None:
+    before = set(threading.enumerate())
+    worker = Worker(connection, "jobs", "mail")
+    names = sorted(thread.name for thread in set(threading.enumerate()) - before)
+    assert names == ["sqs-heartbeat", "sqs-receiver-jobs", "sqs-receiver-mail", "sqs-settler"]
+    worker.close(sqs)
+    assert set(threading.enumerate()) - before == set()
+
+
+def test_closing_twice_does_nothing_more(connection: Connection, sqs: Sqs) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    worker.get()
+    worker.close(sqs)
+    worker.channel.close()
+    assert sqs.visible == {receipt: 0}
+
+
+def test_waiting_for_nothing_ends_with_a_timeout(connection: Connection) -> None:
+    Worker(connection, "jobs")
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.01)

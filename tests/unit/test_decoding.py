@@ -1,0 +1,625 @@
+"""decode(): three doors in, one kind of payload or a reason out, and no reason tells of a body."""
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from celery import chain, group, signature
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu.asynchronous.aws.sqs.message import AsyncMessage
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+
+from app.broker.decoding import DEEPEST, decode
+from app.broker.errors import Undecodable
+from app.broker.options import ForeignMessage
+from app.messages import decode_json
+from tests.unit.conftest import MakeDelivery
+
+#: Stands where a user could have typed something. No reason may hold it.
+MARKER = "Kim-1f9c"
+
+#: What `registerUser` is given in these tests, by any door.
+FIELDS = {"stock_id": "s1", "user_id": "u1", "user_info": {"nickname": MARKER}}
+
+
+def envelope(**changes: Any) -> dict[str, Any]:
+    """An envelope as our own producers write it: kombu's, without base64."""
+    return {
+        "body": json.dumps([[], FIELDS, {"callbacks": None, "chain": None}]),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "registerUser", "id": "id-1", "retries": 0, "eta": None},
+        "properties": {
+            "correlation_id": "id-1",
+            "reply_to": "reply-1",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": "jobs"},
+            "priority": 0,
+            "body_encoding": None,
+            "delivery_tag": "of-the-producer",
+        },
+    } | changes
+
+
+def with_headers(**headers: Any) -> dict[str, Any]:
+    ours = envelope()
+    return ours | {"headers": ours["headers"] | headers}
+
+
+def with_properties(**properties: Any) -> dict[str, Any]:
+    ours = envelope()
+    return ours | {"properties": ours["properties"] | properties}
+
+
+def with_embed(embed: Any) -> dict[str, Any]:
+    return envelope(body=json.dumps([[], FIELDS, embed]))
+
+
+def without(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != name}
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    """Plain JSON, as a program in another language writes it."""
+    return {
+        "id": "id-1",
+        "action": "registerUser",
+        "timestamp": "2026-01-02T03:04:05Z",
+        "data": {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": MARKER}},
+    } | changes
+
+
+def notification(message: Any, **changes: Any) -> dict[str, Any]:
+    """What SNS puts around a message where raw delivery is off."""
+    return {
+        "Type": "Notification",
+        "MessageId": "sns-1",
+        "TopicArn": "arn:aws:sns:us-east-1:123456789012:registrations",
+        "Message": message,
+        "Timestamp": "2026-01-02T03:04:05Z",
+    } | changes
+
+
+#: What Celery's canvas puts into the embed.
+SIGNATURE = json.loads(dumps(signature("increment", args=(1,), kwargs={"input": 2}, countdown=3)))
+CANVAS = json.loads(dumps(group(chain(signature("a"), signature("b")), signature("c"))))
+
+
+def outer_base64(text: str) -> str:
+    """kombu's SQS transport around an envelope (kombu 5.7 SQS `_put`)."""
+    encoded: str = AsyncMessage().encode(text)
+    return encoded
+
+
+def inner_base64(content: dict[str, Any]) -> dict[str, Any]:
+    """kombu's virtual channel around a body (kombu 5.7 virtual `basic_publish`)."""
+    body = virtual.Base64().encode(content["body"])
+    properties = content["properties"] | {"body_encoding": "base64"}
+    return content | {"body": body, "properties": properties}
+
+
+@pytest.fixture
+def decoded(make_delivery: MakeDelivery) -> Callable[..., dict[str, Any]]:
+    """Decodes a body, given as text or as what it is the JSON of."""
+
+    def decode_it(body: Any, **facts: Any) -> dict[str, Any]:
+        text = body if isinstance(body, str) else json.dumps(body)
+        return decode(make_delivery(body=text, **facts), decode_json)
+
+    return decode_it
+
+
+Decoded = Callable[..., dict[str, Any]]
+
+
+# The doors
+
+
+def test_our_envelope_arrives_as_it_was_sent(decoded: Decoded) -> None:
+    payload = decoded(envelope())
+    assert json.loads(payload["body"])[1] == FIELDS
+    assert payload["headers"]["task"] == "registerUser"
+    assert payload["headers"]["lang"] == "py"
+    assert payload["properties"]["correlation_id"] == "id-1"
+    assert payload["properties"]["reply_to"] == "reply-1"
+
+
+def test_a_message_of_kombu_reads_the_payload(decoded: Decoded) -> None:
+    payload = decoded(with_properties(priority=7))
+    message = virtual.Message(payload, channel=object.__new__(virtual.Channel))
+    assert message.payload == [[], FIELDS, {"callbacks": None, "chain": None}]
+    assert message.properties["priority"] == 7
+
+
+@pytest.mark.parametrize("body", [plain(), with_properties(correlation_id=None, priority=None)])
+def test_without_a_word_the_id_correlates_and_no_priority_is_given(
+    decoded: Decoded, body: dict[str, Any]
+) -> None:
+    properties = decoded(body)["properties"]
+    assert (properties["correlation_id"], properties["priority"]) == ("id-1", 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        dumps(envelope()),
+        outer_base64(dumps(envelope())),
+        dumps(inner_base64(envelope())),
+        outer_base64(dumps(inner_base64(envelope()))),
+        outer_base64(outer_base64(dumps(inner_base64(envelope())))),
+        f"\n {outer_base64(dumps(inner_base64(envelope())))}\n",
+    ],
+    ids=["none", "outer", "inner", "both", "outer twice", "both, in white space"],
+)
+def test_a_stock_producer_may_wrap_in_any_layers_of_base64(decoded: Decoded, body: str) -> None:
+    assert json.loads(decoded(body)["body"])[1] == FIELDS
+
+
+@pytest.mark.parametrize("given", ["action", "type"])
+def test_plain_json_names_its_task_by_action_or_by_type(decoded: Decoded, given: str) -> None:
+    payload = decoded(without("action", plain()) | {given: "registerUser"})
+    assert payload["headers"]["task"] == "registerUser"
+    assert json.loads(payload["body"]) == [[], plain()["data"], {}]
+
+
+def test_plain_json_keeps_the_id_of_its_producer(decoded: Decoded) -> None:
+    headers = decoded(plain(id="abc"))["headers"]
+    assert (headers["id"], headers["root_id"]) == ("abc", "abc")
+    assert headers["delivery"]["has_producer_id"] is True
+
+
+@pytest.mark.parametrize("body", [without("id", plain()), plain(id=None)])
+def test_plain_json_without_an_id_is_known_by_that_of_sqs(
+    decoded: Decoded, body: dict[str, Any]
+) -> None:
+    headers = decoded(body, message_id="sqs-7")["headers"]
+    assert headers["id"] == "sqs-7"
+    assert headers["delivery"]["message_id"] == "sqs-7"
+    assert headers["delivery"]["has_producer_id"] is False
+
+
+def test_the_id_of_an_envelope_is_its_producers(decoded: Decoded) -> None:
+    delivery = decoded(envelope(), message_id="sqs-7")["headers"]["delivery"]
+    assert (delivery["message_id"], delivery["has_producer_id"]) == ("id-1", True)
+
+
+@pytest.mark.parametrize("around", [lambda id_: with_headers(id=id_), lambda id_: plain(id=id_)])
+def test_an_id_may_have_255_characters(
+    decoded: Decoded, around: Callable[[str], dict[str, Any]]
+) -> None:
+    assert decoded(around("i" * 255))["headers"]["id"] == "i" * 255
+    with pytest.raises(Undecodable):
+        decoded(around("i" * 256))
+
+
+@pytest.mark.parametrize(
+    ("body", "source"),
+    [
+        (envelope(), "celery"),
+        (plain(), "json"),
+        (notification(json.dumps(plain())), "sns"),
+        (notification(json.dumps(envelope())), "celery"),
+        (notification(outer_base64(json.dumps(plain()))), "sns"),
+    ],
+)
+def test_the_task_is_told_by_which_door_a_message_came(
+    decoded: Decoded, body: dict[str, Any], source: str
+) -> None:
+    headers = decoded(body)["headers"]
+    assert (headers["task"], headers["delivery"]["source"]) == ("registerUser", source)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        notification({"not": "text"}),
+        notification(json.dumps(plain()), Type="SubscriptionConfirmation"),
+        without("TopicArn", notification(json.dumps(plain()))),
+    ],
+)
+def test_what_only_resembles_a_notification_is_not_unwrapped(
+    decoded: Decoded, body: dict[str, Any]
+) -> None:
+    with pytest.raises(Undecodable, match="plain JSON message"):
+        decoded(body)
+
+
+def test_plain_json_is_refused_where_no_decoder_is_given(make_delivery: MakeDelivery) -> None:
+    with pytest.raises(Undecodable, match="plain JSON is not accepted"):
+        decode(make_delivery(body=json.dumps(plain())), None)
+
+
+# What SQS says
+
+
+@pytest.mark.parametrize("body", [envelope(), plain()])
+def test_what_sqs_says_of_the_delivery_reaches_the_task(
+    decoded: Decoded, body: dict[str, Any]
+) -> None:
+    payload = decoded(body, count=4, queue="mail", tag="tag-9")
+    assert payload["headers"]["retries"] == 3
+    assert payload["headers"]["delivery"]["deliveries"] == 4
+    assert payload["properties"]["delivery_tag"] == "tag-9"
+    assert payload["properties"]["delivery_info"] == {
+        # `virtual._restore` reads these two (kombu 5.7).
+        "exchange": "",
+        "routing_key": "mail",
+        "redelivered": True,
+    }
+
+
+def test_the_first_delivery_is_no_redelivery(decoded: Decoded) -> None:
+    payload = decoded(envelope(), count=1)
+    assert payload["headers"]["retries"] == 0
+    assert payload["properties"]["delivery_info"]["redelivered"] is False
+
+
+def test_the_time_of_enqueueing_is_told_in_utc(decoded: Decoded) -> None:
+    enqueued_at = datetime.fromisoformat("2026-01-02T05:04:05+02:00")
+    told = decoded(plain(), enqueued_at=enqueued_at)["headers"]["delivery"]["enqueued_at"]
+    assert told == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).isoformat()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        with_headers(retries=99, redelivered=False, delivery={"message_id": "other"}),
+        with_headers(retries="99", delivery="none"),
+        with_properties(delivery_info={"redelivered": False, "routing_key": "other"}),
+    ],
+)
+def test_an_outside_word_on_the_delivery_is_overwritten(
+    decoded: Decoded, lie: dict[str, Any]
+) -> None:
+    payload = decoded(lie, count=2)
+    assert payload["headers"]["retries"] == 1
+    assert payload["headers"]["delivery"]["message_id"] == "id-1"
+    assert payload["properties"]["delivery_info"]["redelivered"] is True
+    assert payload["properties"]["delivery_info"]["routing_key"] == "jobs"
+
+
+@pytest.mark.parametrize(
+    "name", ["is_eager", "called_directly", "args", "hostname", "callbacks", "chord", "errbacks"]
+)
+def test_a_header_cannot_say_what_the_request_says(decoded: Decoded, name: str) -> None:
+    # Celery makes the request of a task of all its headers (celery 5.7 worker/request.py).
+    assert name not in decoded(with_headers(**{name: "of the wire"}))["headers"]
+
+
+@pytest.mark.parametrize("name", ["retries", "delivery", "called_directly", "is_eager", "id"])
+def test_the_embed_cannot_say_what_the_request_says(decoded: Decoded, name: str) -> None:
+    # Celery updates the request with all that the embed holds (celery 5.7 app/trace.py).
+    body = with_embed({name: 99})
+    try:
+        _, _, embed = json.loads(decoded(body)["body"])
+    except Undecodable:
+        return
+    assert name not in embed
+
+
+# What cannot become a task
+
+GEOJSON = {"type": "Feature", "properties": {"name": MARKER}, "geometry": None}
+NESTED = "[" * 100_000 + "]" * 100_000
+NOT_UTF8 = base64.b64encode(b"\xff\xfe\xfa\x00\x80\x81").decode()
+
+NOT_AN_OBJECT = {
+    "empty": "",
+    "white space": "  \n",
+    "text": f"hello {MARKER}",
+    "text beyond ASCII": "정보",
+    "cut off": json.dumps(plain())[:-1],
+    "two objects": json.dumps(plain()) * 2,
+    "XML": f"<user>{MARKER}</user>",
+    "number": "7",
+    "huge integer": "1" * 5_000,
+    "null": "null",
+    "array": json.dumps([MARKER]),
+    "string": json.dumps(MARKER),
+    "boolean": "true",
+    "deep": NESTED,
+    "deep in base64": outer_base64(NESTED),
+    "base64 of no UTF-8": NOT_UTF8,
+    "base64 of text": outer_base64(MARKER),
+    "base64 of an array": outer_base64("[]"),
+    "three layers": outer_base64(outer_base64(outer_base64(json.dumps(plain())))),
+    "lone surrogate": "\ud800",
+}
+
+NO_ENVELOPE = {
+    "properties a string": plain(properties=MARKER),
+    "properties empty": plain(properties={}),
+    "properties null": plain(properties=None),
+    "properties of an envelope only": {"properties": envelope()["properties"]},
+    "GeoJSON": GEOJSON,
+    "GeoJSON around a message": GEOJSON | plain(),
+    "no headers": without("headers", envelope()),
+    "headers null": envelope(headers=None),
+    "headers an array": envelope(headers=[MARKER]),
+    "headers a string": envelope(headers=MARKER),
+    "no task": envelope(headers={"id": "id-1"}),
+    "no id": envelope(headers={"task": "registerUser"}),
+    "no body": without("body", envelope()),
+    "body null": envelope(body=None),
+    "body an object": envelope(body=FIELDS),
+    "properties an array": envelope(properties=[]),
+    "body encoding unknown": with_properties(body_encoding="gzip"),
+    "body encoding a number": with_properties(body_encoding=64),
+    "priority a word": with_properties(priority="high"),
+    "priority a number in a string": with_properties(priority="5"),
+    "correlation id a number": with_properties(correlation_id=7),
+    "reply_to an object": with_properties(reply_to={"queue": MARKER}),
+}
+
+CONTENT = {
+    "no content type": without("content-type", envelope()),
+    "no content encoding": without("content-encoding", envelope()),
+    "content type null": envelope(**{"content-type": None}),
+    "pickle": envelope(**{"content-type": "application/x-python-serialize"}),
+    "yaml": envelope(**{"content-type": "application/x-yaml"}),
+    "binary": envelope(**{"content-encoding": "binary"}),
+    "compressed": with_headers(compression="application/x-gzip"),
+}
+
+HEADERS = {
+    **{
+        f"{name} {what}": with_headers(**{name: value})
+        for name in ("task", "id")
+        for what, value in {
+            "null": None,
+            "a number": 7,
+            "an array": [MARKER],
+            "an object": {"$gt": MARKER},
+            "empty": "",
+            "too long": MARKER * 100,
+            "a lone surrogate": "\ud800",
+        }.items()
+    },
+    "timelimit a number": with_headers(timelimit=30),
+    "timelimit of one": with_headers(timelimit=[30]),
+    "timelimit of three": with_headers(timelimit=[30, 25, 20]),
+    "timelimit of strings": with_headers(timelimit=["30", MARKER]),
+    "timelimit below nothing": with_headers(timelimit=[-1, None]),
+    "timelimit no number": with_headers(timelimit=[float("nan"), None]),
+    "timelimit without end": with_headers(timelimit=[None, float("inf")]),
+    "timelimit an object": with_headers(timelimit={"hard": 30, "soft": 25}),
+    "stamped_headers a string": with_headers(stamped_headers=MARKER),
+    "stamped_headers of numbers": with_headers(stamped_headers=[1]),
+    "stamps an array": with_headers(stamps=[MARKER]),
+    "group a number": with_headers(group=1),
+    "group_index a string": with_headers(group_index="1"),
+    "root_id a number": with_headers(root_id=1),
+    "parent_id an array": with_headers(parent_id=[]),
+    "shadow an object": with_headers(shadow={}),
+    "ignore_result a string": with_headers(ignore_result="no"),
+    "replaced_task_nesting a string": with_headers(replaced_task_nesting="1"),
+    **{
+        f"{name} {what}": with_headers(**{name: value})
+        for name in ("eta", "expires")
+        for what, value in {
+            "a word": MARKER,
+            "a number": 1_700_000_000,
+            "empty": "",
+            "no such day": "2026-02-30T00:00:00",
+            "an array": [],
+        }.items()
+    },
+}
+
+BODIES = {
+    **{
+        f"body of {what}": envelope(body=json.dumps(body))
+        for what, body in {
+            "a number": 7,
+            "null": None,
+            "an object": FIELDS,
+            "an object of three": {"a": 1, "b": 2, "c": 3},
+            "a string of three": "abc",
+            "two": [[], FIELDS],
+            "four": [[], FIELDS, {}, {}],
+            "none": [],
+            "args an object": [FIELDS, {}, {}],
+            "args null": [None, FIELDS, {}],
+            "args a string": [MARKER, FIELDS, {}],
+            "kwargs an array": [[], [MARKER], {}],
+            "kwargs null": [[], None, {}],
+            "embed an array": [[], FIELDS, [MARKER]],
+            "embed a string": [[], FIELDS, MARKER],
+            "embed a number": [[], FIELDS, 0],
+            "callbacks an object": [[], FIELDS, {"callbacks": {"task": MARKER}}],
+            "callbacks without a task": [[], FIELDS, {"callbacks": [without("task", SIGNATURE)]}],
+            "errbacks of strings": [[], FIELDS, {"errbacks": [MARKER]}],
+            "chain a string": [[], FIELDS, {"chain": MARKER}],
+            "chain of numbers": [[], FIELDS, {"chain": [1]}],
+            "chord an array": [[], FIELDS, {"chord": [MARKER]}],
+            "chord of nothing": [[], FIELDS, {"chord": {}}],
+        }.items()
+    },
+    "body empty": envelope(body=""),
+    "body no JSON": envelope(body=MARKER),
+    "body too deep": envelope(body=NESTED),
+    "body of a huge integer": envelope(body=f"[[{'1' * 5_000}], {{}}, {{}}]"),
+    "body said to be base64": with_properties(body_encoding="base64"),
+    "body base64 of no UTF-8": with_properties(body_encoding="base64") | {"body": NOT_UTF8},
+    "body a pickle": with_properties(body_encoding="base64") | {"body": "gASVBQAAAAAAAABdlC4="},
+}
+
+PLAIN = {
+    "empty object": {},
+    "neither action nor type": without("action", plain()),
+    "action null": plain(action=None),
+    "action empty": plain(action=""),
+    "action a number": plain(action=7),
+    "action an array": plain(action=[MARKER]),
+    "action too long": plain(action=MARKER * 100),
+    "action a lone surrogate": plain(action="\ud800"),
+    "type an object": without("action", plain()) | {"type": {"$gt": MARKER}},
+    "id a number": plain(id=7),
+    "id empty": plain(id=""),
+    "id too long": plain(id=MARKER * 100),
+    "id an object": plain(id={"$gt": MARKER}),
+    "no data": without("data", plain()),
+    "data null": plain(data=None),
+    "data an array": plain(data=[MARKER]),
+    "data a string": plain(data=MARKER),
+    "Celery's own task": plain(action="celery.starmap"),
+    "Celery's own type": without("action", plain()) | {"type": "celery.chain"},
+    "Celery's own task by SNS": notification(json.dumps(plain(action="celery.map"))),
+    "SNS around text": notification(f"hello {MARKER}"),
+    "SNS around an array": notification(json.dumps([MARKER])),
+    "SNS around SNS": notification(json.dumps(notification(json.dumps(plain())))),
+    "SNS around a broken envelope": notification(json.dumps(envelope(headers=None))),
+}
+
+CANNOT_BECOME_A_TASK = NOT_AN_OBJECT | NO_ENVELOPE | CONTENT | HEADERS | BODIES | PLAIN
+
+
+@pytest.mark.parametrize("what", CANNOT_BECOME_A_TASK)
+def test_what_cannot_become_a_task_is_undecodable_for_a_reason_without_the_body(
+    decoded: Decoded, what: str
+) -> None:
+    with pytest.raises(Undecodable) as raised:
+        decoded(CANNOT_BECOME_A_TASK[what])
+    assert raised.value.reason
+    assert MARKER not in raised.value.reason
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("text", "the body is neither JSON nor base64 of it"),
+        ("number", "the body is a JSON number, not an object"),
+        ("null", "the body is a JSON null, not an object"),
+        ("array", "the body is a JSON array, not an object"),
+        ("string", "the body is a JSON string, not an object"),
+        ("boolean", "the body is a JSON boolean, not an object"),
+        ("base64 of no UTF-8", "the body is base64 of something that is not UTF-8"),
+        ("no id", "the Celery envelope: headers.id: Field required"),
+        ("eta a word", "the Celery envelope: headers.eta is not a time"),
+        ("data a string", "the plain JSON message: data: Input should be a valid dictionary"),
+        ("neither action nor type", "the plain JSON message: neither action nor type is given"),
+        ("Celery's own task", "plain JSON cannot reach Celery's own tasks"),
+    ],
+)
+def test_the_reason_says_what_is_wrong(decoded: Decoded, what: str, reason: str) -> None:
+    with pytest.raises(Undecodable) as raised:
+        decoded(CANNOT_BECOME_A_TASK[what])
+    assert raised.value.reason == reason
+
+
+def nested(levels: int) -> Any:
+    content: Any = {}
+    for _ in range(levels - 1):
+        content = {"deeper": content}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("around", "levels"),
+    [
+        (lambda inner: plain(data=inner), DEEPEST - 1),
+        (lambda inner: with_headers(deep=inner), DEEPEST - 2),
+        (lambda inner: envelope(body=json.dumps([[], inner, {}])), DEEPEST - 1),
+        (lambda inner: notification(json.dumps(plain(data=inner))), DEEPEST - 1),
+    ],
+    ids=["plain", "headers", "kwargs", "SNS"],
+)
+def test_a_body_may_be_nested_as_deep_as_celery_can_read_it_again(
+    decoded: Decoded, around: Callable[[Any], dict[str, Any]], levels: int
+) -> None:
+    assert decoded(around(nested(levels)))
+    with pytest.raises(Undecodable, match="nested deeper than"):
+        decoded(around(nested(levels + 1)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        with_headers(**{f"{MARKER}\ud800": 1}),
+        with_properties(**{f"{MARKER}\ud800": 1}),
+        with_embed({"chord": MARKER, MARKER: 1}),
+        with_headers(stamps={MARKER: 1}, id=7),
+        plain(**{f"{MARKER}\ud800": 1}, id=7),
+    ],
+)
+def test_no_reason_tells_a_key_of_the_body(decoded: Decoded, body: dict[str, Any]) -> None:
+    with pytest.raises(Undecodable) as raised:
+        decoded(body)
+    assert MARKER not in raised.value.reason
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_headers(eta="2026-01-02T03:04:05.678901+00:00", expires="2026-01-02T03:04:05Z"),
+        with_headers(timelimit=[None, None], stamped_headers=["user"], stamps={"user": ["1"]}),
+        with_headers(timelimit=[30, 25.5], group="g", group_index=0),
+        with_headers(a_header_of_a_later_celery={"any": ["thing"]}),
+        with_properties(a_property_of_a_later_kombu=1, priority=None),
+        with_embed(None),
+        with_embed({}),
+        with_embed({"callbacks": [SIGNATURE, CANVAS], "errbacks": [SIGNATURE]}),
+        with_embed({"chain": [SIGNATURE, CANVAS], "chord": CANVAS}),
+    ],
+)
+def test_all_that_celery_itself_writes_is_decoded(
+    decoded: Decoded, content: dict[str, Any]
+) -> None:
+    assert decoded(content)["headers"]["task"] == "registerUser"
+
+
+# Any text
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+names = st.sampled_from(sorted({*envelope(), *plain(), *notification("")}))
+objects = st.dictionaries(names | st.text(max_size=8), json_values, max_size=8).map(json.dumps)
+#: A message with one field replaced by anything.
+nearly = st.builds(
+    lambda base, name, value: json.dumps(base | {name: value}),
+    st.sampled_from([envelope(), plain(), notification(json.dumps(plain()))]),
+    names,
+    json_values,
+)
+nearly_headers = st.builds(
+    lambda name, value: json.dumps(with_headers(**{name: value})),
+    st.sampled_from(["task", "id", "eta", "expires", "timelimit", "stamps", "stamped_headers"]),
+    json_values,
+)
+texts = st.text() | objects | nearly | nearly_headers
+
+
+wrapped = texts.map(lambda text: outer_base64(text.encode("utf-8", "replace").decode()))
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(body=texts | wrapped)
+def test_any_text_is_a_payload_or_undecodable(make_delivery: MakeDelivery, body: str) -> None:
+    try:
+        payload = decode(make_delivery(body=body), decode_json)
+    except Undecodable:
+        return
+    # Celery unpacks the one and hashes the other two; a failure of either ends a stock worker.
+    args, kwargs, _ = json.loads(payload["body"])
+    assert isinstance(args, list)
+    assert isinstance(kwargs, dict)
+    assert isinstance(payload["headers"]["task"], str)
+    assert isinstance(payload["headers"]["id"], str)
+
+
+def test_a_decoder_of_another_application_is_asked(make_delivery: MakeDelivery) -> None:
+    def its_own(content: dict[str, Any]) -> ForeignMessage:
+        return ForeignMessage(task=content["do"], kwargs=content["with"], id=None)
+
+    body = json.dumps({"do": "pay", "with": {"sum": 3}})
+    payload = decode(make_delivery(body=body), its_own)
+    assert payload["headers"]["task"] == "pay"
+    assert json.loads(payload["body"]) == [[], {"sum": 3}, {}]

@@ -1,0 +1,396 @@
+"""Heartbeat: leases are extended in time, ten a call and within bounds; a loss is said once."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+from botocore.parsers import ResponseParserError
+
+from app.broker.heartbeat import Heartbeat
+from app.broker.leases import LIMIT_MARGIN, LONGEST_WAIT, Lease, Leases
+from app.broker.options import Options, QueueAddress
+from app.broker.policy import LONGEST_VISIBILITY, Policy
+from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 5
+
+#: When every message of these tests was received, in monotonic seconds.
+RECEIVED = 1_000.0
+
+OPTIONS = Options(
+    region="us-east-1",
+    queues={name: QueueAddress(f"https://sqs.test/{name}") for name in ("jobs", "mail")},
+    policy=Policy(visibility_timeout=VISIBILITY_TIMEOUT),
+)
+
+
+class Client:
+    """Notes each call. `faults` are those of the next calls: an exception, or the error code of
+    each entry that fails, by its receipt handle."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.faults: list[Any] = []
+
+    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
+        self.calls.append(call)
+        fault = self.faults.pop(0) if self.faults else {}
+        if isinstance(fault, Exception):
+            raise fault
+        entries = {entry["Id"]: fault.get(entry["ReceiptHandle"]) for entry in call["Entries"]}
+        return {"Failed": [{"Id": id_, "Code": code} for id_, code in entries.items() if code]}
+
+    def extended(self) -> dict[str, int]:
+        """The seconds that each receipt handle was extended by."""
+        return {
+            entry["ReceiptHandle"]: entry["VisibilityTimeout"]
+            for call in self.calls
+            for entry in call["Entries"]
+        }
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def leases() -> Leases:
+    return Leases(VISIBILITY_TIMEOUT)
+
+
+@pytest.fixture
+def lost() -> list[tuple[str, str]]:
+    """Receipt handle and reason of each lease that was lost."""
+    return []
+
+
+@pytest.fixture
+def heartbeat(client: Client, leases: Leases, lost: list[tuple[str, str]]) -> Heartbeat:
+    """Not started: the tests beat. What is lost is taken from the table, as the channel does."""
+
+    def on_lost(lease: Lease, why: str) -> None:
+        if leases.take(lease.delivery.tag):
+            lost.append((lease.delivery.receipt_handle, why))
+
+    return Heartbeat(OPTIONS, client, leases, on_lost, lambda: None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the clock to so many seconds after the receive."""
+
+    def set_to(seconds: float) -> None:
+        for module in ("heartbeat", "leases"):
+            monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: RECEIVED + seconds)
+
+    set_to(0)
+    return set_to
+
+
+@pytest.fixture
+def hold(leases: Leases, make_delivery: MakeDelivery) -> Callable[..., Lease]:
+    """Holds a new delivery."""
+
+    def hold_one(**facts: Any) -> Lease:
+        delivery = make_delivery(received_at=RECEIVED, **facts)
+        leases.fill(0, [delivery])
+        return leases.all()[-1]
+
+    return hold_one
+
+
+At = Callable[[float], None]
+Hold = Callable[..., Lease]
+
+
+# When
+
+
+@pytest.mark.parametrize("age", [0, 5, 9.9])
+def test_a_young_lease_costs_no_call(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At, age: float
+) -> None:
+    hold()
+    at(age)
+    heartbeat.beat()
+    assert client.calls == []
+
+
+@pytest.mark.parametrize("age", [10, 20, 40, 59.9])
+def test_a_lease_is_extended_before_its_time_is_over(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At, age: float
+) -> None:
+    lease = hold()
+    at(age)
+    heartbeat.beat()
+    assert client.extended() == {lease.delivery.receipt_handle: VISIBILITY_TIMEOUT}
+    assert lease.expires_at == RECEIVED + age + VISIBILITY_TIMEOUT
+
+
+def test_no_lease_gets_older_than_a_third_of_its_time_between_two_beats(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+) -> None:
+    # The thread beats every sixth of it.
+    lease = hold()
+    left = []
+    for age in range(0, 600, 10):
+        at(age)
+        left.append(lease.expires_at - RECEIVED - age)
+        heartbeat.beat()
+    assert min(left) >= VISIBILITY_TIMEOUT * 2 / 3
+
+
+def test_an_extension_that_failed_is_tried_again_at_the_next_beat(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+) -> None:
+    lease = hold()
+    client.faults = [ReadTimeoutError(endpoint_url="https://sqs.test")]
+    for age in (10, 20):
+        at(age)
+        heartbeat.beat()
+    assert len(client.calls) == 2
+    assert lease.expires_at == RECEIVED + 20 + VISIBILITY_TIMEOUT
+
+
+# How
+
+
+def test_leases_are_extended_ten_a_call(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+) -> None:
+    handles = [hold().delivery.receipt_handle for _ in range(25)]
+    at(20)
+    heartbeat.beat()
+    assert [len(call["Entries"]) for call in client.calls] == [10, 10, 5]
+    assert all(len({entry["Id"] for entry in call["Entries"]}) > 4 for call in client.calls)
+    assert list(client.extended()) == handles
+
+
+def test_each_queue_is_asked_by_its_own_url(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+) -> None:
+    for queue in ("jobs", "mail", "jobs"):
+        hold(queue=queue)
+    at(20)
+    heartbeat.beat()
+    asked = {call["QueueUrl"]: len(call["Entries"]) for call in client.calls}
+    assert asked == {"https://sqs.test/jobs": 2, "https://sqs.test/mail": 1}
+
+
+# Within bounds
+
+
+def beat_until(heartbeat: Heartbeat, at: At, *, end: int, step: int = 10) -> None:
+    for age in range(0, end, step):
+        at(age)
+        heartbeat.beat()
+
+
+def test_a_waiting_message_is_given_back_after_its_longest_wait(
+    heartbeat: Heartbeat, client: Client, hold: Hold, at: At, lost: list[tuple[str, str]]
+) -> None:
+    lease = hold()
+    beat_until(heartbeat, at, end=2_000)
+    assert lost == [(lease.delivery.receipt_handle, "its time ran out")]
+    assert lease.expires_at <= RECEIVED + LONGEST_WAIT + VISIBILITY_TIMEOUT
+
+
+@pytest.mark.parametrize("limit", [30, 7_200])
+def test_a_hung_task_gives_its_message_back_after_its_limit(
+    heartbeat: Heartbeat,
+    leases: Leases,
+    hold: Hold,
+    at: At,
+    lost: list[tuple[str, str]],
+    limit: int,
+) -> None:
+    lease = hold()
+    leases.started(lease.delivery.tag, limit)
+    beat_until(heartbeat, at, end=limit)
+    assert lost == []
+    beat_until(heartbeat, at, end=limit + 200)
+    assert len(lost) == 1
+    assert lease.expires_at <= RECEIVED + limit + LIMIT_MARGIN + VISIBILITY_TIMEOUT
+
+
+@pytest.mark.parametrize("limit", [30, 45, 100])
+def test_no_extension_reaches_beyond_what_its_lease_may_last(
+    heartbeat: Heartbeat, leases: Leases, hold: Hold, at: At, limit: int
+) -> None:
+    lease = hold()
+    leases.started(lease.delivery.tag, limit)
+    own = lease.expires_at
+    beat_until(heartbeat, at, end=1_000)
+    assert lease.expires_at <= max(own, lease.may_last_until)
+
+
+@pytest.mark.parametrize("limit", [None, 100_000])
+def test_no_extension_reaches_beyond_twelve_hours(
+    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At, limit: int | None
+) -> None:
+    # SQS refuses the whole extension, and its 12 hours count from the receive.
+    lease = hold()
+    leases.started(lease.delivery.tag, limit)
+    lease.expires_at = RECEIVED + LONGEST_VISIBILITY - 20
+    at(LONGEST_VISIBILITY - 30)
+    heartbeat.beat()
+    (seconds,) = client.extended().values()
+    assert 20 < seconds <= 29
+    # What was asked for is what the lease lasts.
+    assert lease.expires_at == RECEIVED + LONGEST_VISIBILITY - 30 + seconds
+
+
+def test_after_twelve_hours_nothing_is_asked_for(
+    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At
+) -> None:
+    lease = hold()
+    leases.started(lease.delivery.tag, None)
+    lease.expires_at = RECEIVED + LONGEST_VISIBILITY + 20
+    at(LONGEST_VISIBILITY - 1)
+    heartbeat.beat()
+    assert client.calls == []
+
+
+# What is lost
+
+
+@pytest.mark.parametrize("age", [60, 61, 10_000])
+def test_a_lease_whose_time_is_over_is_lost_once_and_not_extended(
+    heartbeat: Heartbeat,
+    client: Client,
+    hold: Hold,
+    at: At,
+    lost: list[tuple[str, str]],
+    age: float,
+) -> None:
+    lease = hold()
+    at(age)
+    heartbeat.beat()
+    heartbeat.beat()
+    assert lost == [(lease.delivery.receipt_handle, "its time ran out")]
+    assert client.calls == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "MessageNotInflight",
+        "AWS.SimpleQueueService.MessageNotInflight",
+        "ReceiptHandleIsInvalid",
+        "InvalidParameterValue",
+    ],
+)
+def test_a_refused_receipt_handle_is_lost_once_and_those_beside_it_are_not(
+    heartbeat: Heartbeat,
+    client: Client,
+    hold: Hold,
+    at: At,
+    lost: list[tuple[str, str]],
+    code: str,
+) -> None:
+    first, second = hold(), hold()
+    client.faults = [{first.delivery.receipt_handle: code}]
+    for age in (20, 40):
+        at(age)
+        heartbeat.beat()
+    assert lost == [(first.delivery.receipt_handle, "SQS refused its receipt handle")]
+    assert second.expires_at == RECEIVED + 40 + VISIBILITY_TIMEOUT
+
+
+@pytest.mark.parametrize("code", ["InternalError", "RequestThrottled", "AccessDenied"])
+def test_an_entry_that_may_succeed_later_is_not_lost(
+    heartbeat: Heartbeat,
+    client: Client,
+    hold: Hold,
+    at: At,
+    lost: list[tuple[str, str]],
+    code: str,
+) -> None:
+    lease = hold()
+    client.faults = [{lease.delivery.receipt_handle: code}]
+    at(20)
+    heartbeat.beat()
+    assert lease.expires_at == RECEIVED + VISIBILITY_TIMEOUT
+    heartbeat.beat()
+    assert lost == []
+    assert lease.expires_at == RECEIVED + 20 + VISIBILITY_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ClientError({"Error": {"Code": "AccessDenied"}}, "ChangeMessageVisibilityBatch"),
+        ConnectionClosedError(endpoint_url="https://sqs.test"),
+        ResponseParserError("half an answer"),
+        RuntimeError("Kim-1f9c"),
+    ],
+    ids=repr,
+)
+def test_a_call_that_failed_loses_nothing_and_is_logged_without_its_text(
+    heartbeat: Heartbeat,
+    client: Client,
+    hold: Hold,
+    at: At,
+    lost: list[tuple[str, str]],
+    caplog: pytest.LogCaptureFixture,
+    fault: Exception,
+) -> None:
+    # The leases of one queue do not suffer from a fault of the other.
+    jobs, mail = hold(queue="jobs"), hold(queue="mail")
+    client.faults = [fault]
+    at(20)
+    heartbeat.beat()
+    assert lost == []
+    assert (jobs.expires_at, mail.expires_at) == (RECEIVED + 60, RECEIVED + 80)
+    assert [vars(record)["event"] for record in caplog.records] == ["lease.failed"]
+    assert "Kim-1f9c" not in caplog.text
+
+
+# The thread
+
+
+def test_the_thread_beats_until_it_is_stopped(
+    client: Client, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.broker.heartbeat.BEATS_PER_LEASE", 100_000)
+    beats = threading.Semaphore(0)
+    heartbeat = Heartbeat(OPTIONS, client, leases, print, beats.release)  # type: ignore[arg-type]
+    heartbeat.start()
+    assert all(beats.acquire(timeout=DEADLINE) for _ in range(3))
+    heartbeat.stop(DEADLINE)
+    assert not any(thread.name == "sqs-heartbeat" for thread in threading.enumerate())
+
+
+def test_the_thread_outlives_a_fault_of_who_is_told(
+    client: Client,
+    leases: Leases,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.broker.heartbeat.BEATS_PER_LEASE", 100_000)
+    beats = threading.Semaphore(0)
+
+    def fail() -> None:
+        beats.release()
+        raise RuntimeError
+
+    heartbeat = Heartbeat(OPTIONS, client, leases, print, fail)  # type: ignore[arg-type]
+    with caplog.at_level(logging.CRITICAL + 1):
+        heartbeat.start()
+        assert all(beats.acquire(timeout=DEADLINE) for _ in range(3))
+        heartbeat.stop(DEADLINE)
+
+
+def test_stopping_does_not_wait_for_the_next_beat(heartbeat: Heartbeat) -> None:
+    heartbeat.start()
+    heartbeat.stop(DEADLINE)
+    assert not any(thread.name == "sqs-heartbeat" for thread in threading.enumerate())
+
+
+def test_stopping_what_never_ran_does_nothing(heartbeat: Heartbeat) -> None:
+    heartbeat.stop(DEADLINE)

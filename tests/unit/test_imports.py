@@ -1,0 +1,153 @@
+"""Importing `app` reads no environment, opens nothing, and leaves a sender's own Celery alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+#: Watches an import from the inside. A module's own source may be read; a socket, a child process
+#: and a file of settings may not be touched, and neither may a variable of ours.
+WATCH = """
+import json, os, sys
+
+seen = {"events": [], "variables": [], "opened": []}
+
+def audit(event, args):
+    if event.startswith(("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn")):
+        seen["events"].append(event)
+    if event == "open" and isinstance(args[0], str):
+        seen["opened"].append(args[0])
+
+class Watched(type(os.environ)):
+    def __getitem__(self, key):
+        seen["variables"].append(key)
+        return super().__getitem__(key)
+
+    def __iter__(self):
+        # Whoever reads all of them reads ours.
+        seen["variables"].append("*")
+        return super().__iter__()
+
+# It binds a socket at import, to see whether there is IPv6 (urllib3 2.8 util/connection.py).
+import urllib3.util.connection
+BEFORE
+sys.addaudithook(audit)
+os.environ.__class__ = Watched
+import MODULE
+os.environ.__class__ = Watched.__base__
+AFTER
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """An empty directory but for a `.env` that would make the settings impossible."""
+    (tmp_path / ".env").write_text("TASK_TIME_LIMIT=impossible\n")
+    return tmp_path
+
+
+def imported(
+    module: str, directory: Path, before: str = "", after: str = "", **environment: str
+) -> dict[str, list[str]]:
+    """What the import of a module did, in an interpreter of its own."""
+    program = WATCH.replace("MODULE", module).replace("BEFORE", before).replace("AFTER", after)
+    outcome = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=directory,
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == ""
+    seen: dict[str, list[str]] = json.loads(outcome.stdout)
+    return seen
+
+
+MODULES = ["app", "app.celery", "app.tasks", "app.broker", "app.models", "app.settings"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_import_works_in_an_empty_environment_and_opens_nothing(
+    module: str, directory: Path
+) -> None:
+    seen = imported(module, directory)
+    assert seen["events"] == []
+    assert [name for name in seen["opened"] if name.endswith(".env")] == []
+    assert [name for name in seen["opened"] if Path(name).parent == directory] == []
+
+
+@pytest.mark.parametrize("module", ["app", "app.tasks"])
+def test_an_import_reads_no_variable_of_ours(module: str, directory: Path) -> None:
+    from app.settings import Settings
+
+    ours = {name.upper() for name in Settings.model_fields} | {"*"}
+    # Values that would make reading them fail.
+    impossible = dict.fromkeys(ours - {"*"}, "impossible\x01")
+    assert ours & set(imported(module, directory, **impossible)["variables"]) == set()
+
+
+def test_the_import_leaves_celerys_current_app_alone(directory: Path) -> None:
+    imported(
+        "app.tasks",
+        directory,
+        before="from celery import Celery, current_app; theirs = Celery('theirs')",
+        after="assert current_app.main == 'theirs'",
+    )
+
+
+def test_a_program_without_an_app_does_not_get_ours(directory: Path) -> None:
+    imported("app.tasks", directory, after="import celery; assert celery.current_app.main != 'app'")
+
+
+def test_the_tasks_do_not_turn_up_in_an_app_of_the_program(directory: Path) -> None:
+    # Celery shares a task with every app in the process, unless told not to.
+    imported(
+        "app.tasks",
+        directory,
+        before="from celery import Celery; theirs = Celery('theirs')",
+        after="assert not {'registerUser', 'increment'} & set(theirs.tasks), set(theirs.tasks)",
+    )
+
+
+def test_a_celeryconfig_of_the_program_is_left_alone(directory: Path) -> None:
+    # Celery's default loader would import it by its name.
+    (directory / "celeryconfig.py").write_text("raise SystemExit('not ours')\n")
+    imported(
+        "app.celery",
+        directory,
+        after="from app.celery import app; assert app.conf.task_acks_late",
+        AWS_REGION="us-east-1",
+        AWS_SQS_QUEUE_URL="http://127.0.0.1:1/000000000000/sdc-sqs",
+        TASK_TIME_LIMIT="30",
+    )
+
+
+def test_the_broker_imports_nothing_of_the_application_around_it(directory: Path) -> None:
+    imported(
+        "app.broker",
+        directory,
+        after="ours = [n for n in sys.modules if n.split('.')[0] == 'app']\n"
+        "assert all(n == 'app' or n.startswith('app.broker') for n in ours), ours",
+    )
+
+
+def test_the_first_use_names_what_is_missing(tmp_path: Path) -> None:
+    program = "from app.tasks import increment; increment.delay(input=1)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert outcome.returncode != 0
+    assert "AWS_REGION is not set" in outcome.stderr.splitlines()[-1]

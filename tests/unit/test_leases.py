@@ -1,0 +1,323 @@
+"""Leases: a receive is asked for when it is worth its call, and never for more than fits."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from app.broker.leases import BATCH, LIMIT_MARGIN, Leases
+from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 5
+
+#: Seconds after which whoever has not answered is waiting.
+PATIENCE = 0.02
+
+
+@pytest.fixture
+def leases() -> Leases:
+    return Leases(VISIBILITY_TIMEOUT)
+
+
+@pytest.fixture
+def hold(leases: Leases, make_delivery: MakeDelivery) -> Callable[[int], list[str]]:
+    """Fills the table with so many deliveries, without a reservation; gives their tags."""
+
+    def fill(number: int) -> list[str]:
+        deliveries = [make_delivery() for _ in range(number)]
+        leases.fill(0, deliveries)
+        return [delivery.tag for delivery in deliveries]
+
+    return fill
+
+
+Hold = Callable[[int], list[str]]
+
+
+class Reserver:
+    """Reserves on a thread of its own, as a receiver does."""
+
+    def __init__(self, leases: Leases) -> None:
+        self.stopping = threading.Event()
+        self._leases = leases
+        self._executor = ThreadPoolExecutor()
+
+    def reserve(self) -> "Future[int]":
+        return self._executor.submit(self._leases.reserve, self.stopping)
+
+    def close(self) -> None:
+        self.stopping.set()
+        self._leases.wake()
+        self._executor.shutdown()
+
+
+@pytest.fixture
+def reserver(leases: Leases) -> Iterator[Reserver]:
+    made = Reserver(leases)
+    yield made
+    made.close()
+
+
+def assert_waits(reserved: "Future[int]") -> None:
+    with pytest.raises(TimeoutError):
+        reserved.result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "held", "slots"),
+    [(1, 0, 10), (1, 1, 10), (4, 0, 10), (4, 4, 10), (20, 19, 10), (20, 20, 10)],
+)
+def test_a_full_batch_is_asked_for_where_it_fits(
+    leases: Leases, hold: Hold, reserver: Reserver, concurrency: int, held: int, slots: int
+) -> None:
+    leases.resize(concurrency)
+    hold(held)
+    assert reserver.reserve().result(DEADLINE) == slots
+
+
+@pytest.mark.parametrize(("concurrency", "held"), [(1, 2), (4, 5), (4, 13), (4, 14), (20, 21)])
+def test_a_busy_pool_waits_until_a_full_batch_fits(
+    leases: Leases, hold: Hold, reserver: Reserver, concurrency: int, held: int
+) -> None:
+    leases.resize(concurrency)
+    *others, last = hold(held)[concurrency:]
+    reserved = reserver.reserve()
+    for tag in others:
+        leases.take(tag)
+    assert_waits(reserved)
+    leases.take(last)
+    assert reserved.result(DEADLINE) == BATCH
+
+
+def test_a_window_that_shrank_below_what_is_held_asks_for_nothing(
+    leases: Leases, hold: Hold, reserver: Reserver
+) -> None:
+    leases.resize(20)
+    hold(25)
+    leases.resize(2)
+    assert_waits(reserver.reserve())
+
+
+def test_a_wider_pool_wakes_who_waits(leases: Leases, hold: Hold, reserver: Reserver) -> None:
+    leases.resize(1)
+    hold(5)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    leases.resize(5)
+    assert reserved.result(DEADLINE) == BATCH
+
+
+def test_what_is_reserved_is_not_given_twice(leases: Leases, reserver: Reserver) -> None:
+    leases.resize(20)
+    assert [reserver.reserve().result(DEADLINE) for _ in range(3)] == [10, 10, 10]
+    fourth = reserver.reserve()
+    assert_waits(fourth)
+    leases.fill(10, [])
+    assert fourth.result(DEADLINE) == BATCH
+
+
+@pytest.mark.parametrize(("concurrency", "receivers"), [(1, 2), (4, 2), (4, 3), (0, 30)])
+def test_receivers_that_share_a_window_all_ask_at_the_same_time(
+    leases: Leases, reserver: Reserver, concurrency: int, receivers: int
+) -> None:
+    leases.resize(concurrency)
+    leases.share_among(receivers)
+    slots = [reserver.reserve().result(DEADLINE) for _ in range(receivers)]
+    assert min(slots) > 0
+    assert sum(slots) <= concurrency + max(BATCH, receivers)
+
+
+@pytest.mark.parametrize("at_first", [1, 2])
+def test_a_pool_that_would_idle_is_fed_although_another_poll_is_open(
+    leases: Leases, hold: Hold, reserver: Reserver, at_first: int
+) -> None:
+    leases.resize(4)
+    leases.share_among(at_first)
+    # The long poll of an empty queue keeps its slots for 20 s.
+    open_poll = reserver.reserve().result(DEADLINE)
+    leases.share_among(2)
+    *others, last = hold(4)
+    second = reserver.reserve()
+    assert_waits(second)
+    leases.take(last)
+    assert second.result(DEADLINE) == 4 + BATCH - open_poll - len(others)
+
+
+@pytest.mark.parametrize("came", [0, 1, 10])
+def test_a_reservation_becomes_what_came_and_the_rest_is_free_again(
+    leases: Leases, make_delivery: MakeDelivery, reserver: Reserver, came: int
+) -> None:
+    leases.resize(0)
+    assert reserver.reserve().result(DEADLINE) == BATCH
+    deliveries = [make_delivery() for _ in range(came)]
+    leases.fill(BATCH, deliveries)
+    assert [lease.delivery for lease in leases.all()] == deliveries
+    for delivery in deliveries:
+        leases.take(delivery.tag)
+    assert reserver.reserve().result(DEADLINE) == BATCH
+
+
+def test_a_consumer_without_a_window_gets_one_batch_at_a_time(
+    leases: Leases, hold: Hold, reserver: Reserver
+) -> None:
+    tags = hold(1)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    leases.take(tags[0])
+    assert reserved.result(DEADLINE) == BATCH
+
+
+@pytest.mark.parametrize("held", [0, 50])
+def test_who_stops_reserves_nothing(
+    leases: Leases, hold: Hold, reserver: Reserver, held: int
+) -> None:
+    hold(held)
+    reserver.stopping.set()
+    assert reserver.reserve().result(DEADLINE) == 0
+
+
+def test_who_waits_stops_when_woken(leases: Leases, hold: Hold, reserver: Reserver) -> None:
+    hold(50)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    reserver.stopping.set()
+    leases.wake()
+    assert reserved.result(DEADLINE) == 0
+
+
+def test_many_receivers_never_hold_more_than_the_window(
+    leases: Leases, make_delivery: MakeDelivery, reserver: Reserver
+) -> None:
+    window = 7 + BATCH
+    leases.resize(7)
+    most = []
+
+    def receive() -> None:
+        while slots := leases.reserve(reserver.stopping):
+            leases.fill(slots, [make_delivery() for _ in range(slots)])
+            most.append(len(leases))
+            for lease in leases.all():
+                leases.take(lease.delivery.tag)
+            if len(most) > 100:
+                reserver.stopping.set()
+
+    with ThreadPoolExecutor() as executor:
+        for receiver in [executor.submit(receive) for _ in range(4)]:
+            receiver.result(DEADLINE)
+    assert max(most) <= window
+
+
+@pytest.mark.parametrize(
+    ("held", "slots"), [(0, BATCH), (3, BATCH), (4, BATCH), (5, 0), (14, 0), (20, 0)]
+)
+def test_who_does_not_wait_reserves_what_is_worth_it_now(
+    leases: Leases, hold: Hold, held: int, slots: int
+) -> None:
+    leases.resize(4)
+    hold(held)
+    assert leases.try_reserve() == slots
+
+
+def test_who_did_not_wait_holds_its_slots_as_others_do(leases: Leases) -> None:
+    leases.resize(0)
+    assert [leases.try_reserve(), leases.try_reserve()] == [BATCH, 0]
+    leases.fill(BATCH, [])
+    assert leases.try_reserve() == BATCH
+
+
+def test_nobody_asks_in_a_pause(leases: Leases, reserver: Reserver) -> None:
+    leases.pause(True)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    assert leases.try_reserve() == 0
+    leases.pause(False)
+    assert reserved.result(DEADLINE) == BATCH
+
+
+def test_a_pause_says_whether_it_is_a_change(leases: Leases) -> None:
+    said = [leases.pause(paused) for paused in (False, True, True, False, False)]
+    assert said == [False, True, False, True, False]
+
+
+# The table
+
+
+def test_a_delivery_ends_once(leases: Leases, make_delivery: MakeDelivery) -> None:
+    delivery = make_delivery()
+    leases.fill(0, [delivery])
+    assert leases.holds(delivery.tag)
+    lease = leases.take(delivery.tag)
+    assert lease is not None
+    assert lease.delivery is delivery
+    assert leases.take(delivery.tag) is None
+    assert not leases.holds(delivery.tag)
+    assert len(leases) == 0
+
+
+def test_two_deliveries_of_one_message_are_held_apart(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    first, second = make_delivery(message_id="same"), make_delivery(message_id="same")
+    leases.fill(0, [first, second])
+    leases.take(first.tag)
+    assert [lease.delivery for lease in leases.all()] == [second]
+
+
+# A lease
+
+
+def test_a_lease_ends_a_visibility_timeout_after_the_receive(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    leases.fill(0, [make_delivery(received_at=1_000.0)])
+    assert leases.all()[0].expires_at == 1_000.0 + VISIBILITY_TIMEOUT
+
+
+def test_an_extension_lasts_until_the_time_that_was_asked_for(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    delivery = make_delivery(received_at=1_000.0)
+    leases.fill(0, [delivery])
+    leases.extended(delivery.tag, until=1_040.0 + VISIBILITY_TIMEOUT)
+    assert leases.all()[0].expires_at == 1_040.0 + VISIBILITY_TIMEOUT
+
+
+def test_a_waiting_message_is_kept_for_a_quarter_of_an_hour(make_lease: MakeLease) -> None:
+    lease = make_lease(received_at=1_000.0)
+    assert lease.is_running is False
+    assert lease.may_last_until == 1_000.0 + 900
+
+
+@pytest.mark.parametrize(
+    ("limit", "until"),
+    [
+        # From its start, and not from the receive.
+        (30, 5_000 + 30 + LIMIT_MARGIN),
+        (0.5, 5_000 + 0.5 + LIMIT_MARGIN),
+        (7_200, 5_000 + 7_200 + LIMIT_MARGIN),
+        # SQS's 12 hours do count from the receive.
+        (43_200, 1_000 + 43_199),
+        (None, 1_000 + 43_199),
+    ],
+)
+def test_a_running_message_is_kept_to_its_limit_and_never_beyond_twelve_hours(
+    leases: Leases,
+    make_delivery: MakeDelivery,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: float | None,
+    until: float,
+) -> None:
+    monkeypatch.setattr("app.broker.leases.monotonic", lambda: 5_000.0)
+    delivery = make_delivery(received_at=1_000.0)
+    leases.fill(0, [delivery])
+    leases.started(delivery.tag, limit)
+    (lease,) = leases.all()
+    assert (lease.is_running, lease.may_last_until) == (True, until)
+
+
+def test_what_has_ended_neither_starts_nor_is_extended(leases: Leases) -> None:
+    leases.started("ended", 30)
+    leases.extended("ended", 0.0)
+    assert leases.all() == []

@@ -1,0 +1,234 @@
+"""The private names of other libraries that app/ touches: the one list, and each is still there.
+
+celery, kombu and mongoengine promise nothing about them, so an upgrade starts here. The list is
+complete: a further one in app/ fails a test, and so does a name of ours that hides one of theirs.
+"""
+
+import ast
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mongoengine
+import pytest
+from celery import Task as CeleryTask
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request
+from kombu import Connection
+from kombu.transport import virtual
+
+import app
+
+#: (who has it, its name, what app/ wants of it)
+TOUCHED: list[tuple[type, str, str]] = [
+    (virtual.Channel, "_put", "overridden: a message becomes a call of SendMessage"),
+    (virtual.Channel, "_lookup", "overridden: a message without a route is an error"),
+    (virtual.Channel, "_new_queue", "overridden: no queue is created at run time"),
+    (virtual.Channel, "_has_queue", "overridden: queues are known by configuration"),
+    (virtual.Channel, "_size", "overridden: a producer may only send, and not ask for the length"),
+    (virtual.Channel, "_purge", "overridden: `celery purge`"),
+    (virtual.Channel, "_delete", "overridden: no queue is deleted at run time"),
+    (virtual.Channel, "_get", "overridden: nothing polls message by message"),
+    (virtual.Channel, "_tag_to_queue", "read: the queue of a consumer that is cancelled"),
+    (virtual.QoS, "_delivered", "read: the message of a delivery tag, to see what happened to it"),
+    (virtual.Transport, "_callbacks", "read: who consumes a queue"),
+    (Request, "_message", "read: the message that a note of what happened is put on"),
+    (mongoengine.Document, "_get_collection", "called: writes in a transaction"),
+    (mongoengine.Document, "_meta", "read: the indexes, to make them once at the start"),
+]
+
+NAMES = {name for _, name, _ in TOUCHED}
+
+#: Public names that app/ overrides and no manual promises.
+HOOKS: dict[type, str] = {
+    CeleryConsumer: "create_task_handler on_decode_error on_unknown_message on_unknown_task "
+    "on_invalid_task",
+    Request: "on_failure on_retry on_timeout send_event maybe_expire",
+    CeleryTask: "on_bound retry apply_async Request",
+    virtual.Channel: "basic_publish basic_qos basic_consume basic_cancel basic_ack basic_reject "
+    "drain_events close do_restore body_encoding",
+    virtual.QoS: "restore_at_shutdown ack",
+    virtual.Transport: "register_with_event_loop drain_events close_connection driver_version "
+    "implements",
+}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(owner, name) for owner, name, _ in TOUCHED],
+    ids=[f"{owner.__qualname__}.{name}" for owner, name, _ in TOUCHED],
+)
+def test_a_private_name_is_still_there(owner: type, name: str) -> None:
+    assert name in private_names_of(owner)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(owner, name) for owner, names in HOOKS.items() for name in names.split()]
+)
+def test_a_hook_is_still_there(owner: type, name: str) -> None:
+    assert hasattr(owner, name)
+
+
+def test_every_private_name_has_a_reason() -> None:
+    assert all(reason for _, _, reason in TOUCHED)
+
+
+# What those that are read must be
+
+
+@pytest.fixture
+def channel() -> Iterator[virtual.Channel]:
+    """A virtual channel in this process, with one message delivered."""
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs")
+        message = channel.prepare_message("{}", content_type="application/json")
+        channel.basic_publish(message, exchange="", routing_key="jobs")
+        channel.basic_consume("jobs", no_ack=False, callback=list, consumer_tag="tag-1")
+        yield channel
+        # The queues of this transport are those of the whole process.
+        channel.qos.restore_at_shutdown = False
+        channel.queue_purge("jobs")
+
+
+def test_a_consumer_tag_leads_to_its_queue(channel: virtual.Channel) -> None:
+    assert channel._tag_to_queue == {"tag-1": "jobs"}
+
+
+def test_a_queue_leads_to_who_consumes_it(channel: virtual.Channel) -> None:
+    assert callable(channel.connection._callbacks["jobs"])
+
+
+def test_a_delivery_tag_leads_to_its_message(channel: virtual.Channel) -> None:
+    message = channel.basic_get("jobs")
+    assert channel.qos._delivered[message.delivery_tag] is message
+
+
+def test_a_message_without_a_route_has_an_empty_lookup(channel: virtual.Channel) -> None:
+    channel.exchange_declare("somewhere", type="direct")
+    # A virtual channel otherwise falls back to the queue `ae.undeliver`, with a warning.
+    channel.deadletter_queue = None
+    assert not channel._lookup("somewhere", "nowhere")
+
+
+def test_a_document_has_its_indexes_in_its_meta() -> None:
+    from app.models import User
+
+    assert User._meta["collection"] == "users"
+    assert [index["fields"] for index in User._meta["indexes"]] == [["stock_id", "user_id"]]
+
+
+# The list is complete
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@cache
+def modules() -> tuple[ModuleType, ...]:
+    found = pkgutil.walk_packages(app.__path__, "app.")
+    return tuple(importlib.import_module(module.name) for module in found)
+
+
+@cache
+def tree_of(module: ModuleType) -> ast.Module:
+    source = getattr(module, "__file__", None) or ""
+    return ast.parse(Path(source).read_text() if source.endswith(".py") else "")
+
+
+@cache
+def defined_in(tree: ast.AST) -> frozenset[str]:
+    """Private names that are defined there: functions, variables, and attributes of `self`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return frozenset(filter(private, found))
+
+
+@cache
+def used_in(tree: ast.AST) -> frozenset[str]:
+    used = (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return frozenset(filter(private, used))
+
+
+@cache
+def written_in(cls: type) -> frozenset[str]:
+    """Private names in the text of the class."""
+    for node in ast.walk(tree_of(sys.modules[cls.__module__])):
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
+            return defined_in(node)
+    return frozenset()
+
+
+def private_names_of(*classes: type) -> set[str]:
+    """Those of classes, what a metaclass wrote and attributes of instances included."""
+    names = {name for cls in classes for name in dir(cls) if private(name)}
+    return names.union(*(written_in(base) for cls in classes for base in cls.__mro__))
+
+
+def classes_of_ours() -> Iterator[tuple[type, list[type], list[type]]]:
+    """Each class with those of its bases that are ours, and those that are not."""
+    for module in modules():
+        for cls in vars(module).values():
+            # By its type: to ask a task for its class would read the settings.
+            if issubclass(type(cls), type) and cls.__module__ == module.__name__:
+                ours = [base for base in cls.__mro__ if base.__module__.startswith("app.")]
+                yield cls, ours, [base for base in cls.__mro__ if base not in ours]
+
+
+def used() -> set[tuple[str, str]]:
+    """Private names that a module uses, and neither it nor a base of ours defines."""
+    found = {
+        (module.__name__, name)
+        for module in modules()
+        for name in used_in(tree_of(module)) - defined_in(tree_of(module))
+    }
+    inherited = {
+        (cls.__module__, name)
+        for cls, ours, _ in classes_of_ours()
+        for base in ours
+        for name in written_in(base)
+    }
+    return found - inherited
+
+
+def overridden() -> set[tuple[type, str]]:
+    """Private names of ours that a foreign base has too."""
+    return {
+        (cls, name)
+        for cls, _, foreign in classes_of_ours()
+        for name in written_in(cls) & private_names_of(*foreign)
+    }
+
+
+def names_in(found: set[tuple[Any, str]]) -> set[str]:
+    return {name for _, name in found}
+
+
+def test_every_private_name_that_is_used_is_in_the_list() -> None:
+    assert names_in(used()) <= NAMES, used()
+
+
+def test_no_private_name_of_ours_hides_one_of_theirs_by_accident() -> None:
+    # A thread class of ours once had a `_delete`, which threading.Thread has too.
+    by_accident = {
+        (cls.__name__, name)
+        for cls, name in overridden()
+        if not any(issubclass(cls, owner) and name == its for owner, its, _ in TOUCHED)
+    }
+    assert by_accident == set()
+
+
+def test_the_list_names_nothing_that_is_no_longer_touched() -> None:
+    assert names_in(used() | overridden()) == NAMES

@@ -1,0 +1,187 @@
+"""publish(): what SQS would refuse is refused at the caller; what is sent, a stock worker reads."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from kombu.transport.SQS import Channel as StockChannel
+
+from app.broker.deadletter import MOST_ATTRIBUTES, size
+from app.broker.errors import MessageTooLarge, PublishError
+from app.broker.options import QueueAddress
+from app.broker.publisher import publish, seconds_until_due
+
+QUEUE = QueueAddress("https://sqs.test/jobs")
+LIMIT = 262_144
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@dataclass
+class Client:
+    """Takes what it is given, and counts."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def send_message(self, **call: Any) -> None:
+        self.calls.append(call)
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands still."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Clock":
+            return cls.fromtimestamp(NOW.timestamp(), tz)
+
+    monkeypatch.setattr("app.broker.publisher.datetime", Clock)
+
+
+def message(body: Any = "[[], {}, {}]", eta: Any = None, **properties: Any) -> dict[str, Any]:
+    """A message as kombu hands it to a channel."""
+    return {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"task": "t", "id": "1", "eta": eta},
+        "properties": {"delivery_info": {}, "priority": 0, "body_encoding": None} | properties,
+    }
+
+
+def attributes(number: int) -> dict[str, Any]:
+    return {f"n{n}": {"DataType": "String", "StringValue": "v"} for n in range(number)}
+
+
+def test_a_message_is_one_call_to_its_queue(client: Client) -> None:
+    publish(client, QUEUE, message(), LIMIT)
+    (call,) = client.calls
+    assert call["QueueUrl"] == QUEUE.url
+    assert call["MessageAttributes"] == {}
+    assert call["DelaySeconds"] == 0
+
+
+def test_the_body_is_json_without_base64(client: Client) -> None:
+    publish(client, QUEUE, message('[[], {"nickname": "정보"}, {}]'), LIMIT)
+    envelope = json.loads(client.calls[0]["MessageBody"])
+    assert json.loads(envelope["body"]) == [[], {"nickname": "정보"}, {}]
+    assert envelope == message('[[], {"nickname": "정보"}, {}]')
+
+
+def test_a_stock_worker_reads_what_we_send(client: Client) -> None:
+    publish(client, QUEUE, message(), LIMIT)
+    # The stock path without its constructor, which opens a connection.
+    stock = object.__new__(StockChannel)
+    text = stock._decode_python_message_body(client.calls[0]["MessageBody"]).decode()
+    payload = stock._prepare_json_payload(text)
+    tagged = payload | {"properties": payload["properties"] | {"delivery_tag": 1}}
+    read = StockChannel.Message(tagged, channel=stock)
+    assert read.decode() == [[], {}, {}]
+    assert read.headers["task"] == "t"
+
+
+def test_attributes_travel_beside_the_body_and_not_in_it(client: Client) -> None:
+    publish(client, QUEUE, message(message_attributes=attributes(1)), LIMIT)
+    assert client.calls[0]["MessageAttributes"] == attributes(1)
+    assert "message_attributes" not in json.loads(client.calls[0]["MessageBody"])["properties"]
+
+
+# Refused before any call
+
+
+def body_of_size(bytes_: int, **properties: Any) -> dict[str, Any]:
+    """A message that is so many bytes on the wire, attributes included."""
+    probe = Client()
+    publish(probe, QUEUE, message("", **properties), LIMIT)
+    around = size(probe.calls[0]["MessageBody"], probe.calls[0]["MessageAttributes"])
+    return message("x" * (bytes_ - around), **properties)
+
+
+@pytest.mark.parametrize("limit", [1_024, 262_144, 1_048_576])
+def test_a_message_at_the_limit_is_sent(client: Client, limit: int) -> None:
+    publish(client, QUEUE, body_of_size(limit), limit)
+    assert len(client.calls[0]["MessageBody"].encode()) == limit
+
+
+@pytest.mark.parametrize("limit", [1_024, 262_144, 1_048_576])
+def test_a_message_a_byte_beyond_the_limit_is_refused(client: Client, limit: int) -> None:
+    with pytest.raises(MessageTooLarge, match=f"{limit + 1} bytes; the queue takes {limit}"):
+        publish(client, QUEUE, body_of_size(limit + 1), limit)
+    assert client.calls == []
+
+
+def test_attributes_count_towards_the_limit(client: Client) -> None:
+    at_the_limit = body_of_size(LIMIT)
+    at_the_limit["properties"]["message_attributes"] = attributes(1)
+    with pytest.raises(MessageTooLarge):
+        publish(client, QUEUE, at_the_limit, LIMIT)
+    assert client.calls == []
+
+
+def test_bytes_are_refused(client: Client) -> None:
+    # `compression=` makes bytes of a body.
+    with pytest.raises(PublishError, match="without compression"):
+        publish(client, QUEUE, message(b"\x78\x9c"), LIMIT)
+    assert client.calls == []
+
+
+def test_ten_attributes_are_sent_and_eleven_refused(client: Client) -> None:
+    publish(client, QUEUE, message(message_attributes=attributes(MOST_ATTRIBUTES)), LIMIT)
+    with pytest.raises(PublishError, match="10 attributes; there are 11"):
+        publish(client, QUEUE, message(message_attributes=attributes(11)), LIMIT)
+    assert len(client.calls) == 1
+
+
+# Delays
+
+
+@pytest.mark.usefixtures("_now")
+@pytest.mark.parametrize(
+    ("due_in", "seconds"),
+    [
+        (timedelta(0), 0),
+        (timedelta(seconds=-1), 0),
+        (timedelta(days=-400), 0),
+        (timedelta(microseconds=1), 1),
+        (timedelta(seconds=1), 1),
+        (timedelta(seconds=1, microseconds=1), 2),
+        (timedelta(seconds=9.9), 10),
+        (timedelta(days=2), 172_800),
+    ],
+)
+@pytest.mark.parametrize("offset", [timedelta(0), timedelta(hours=9), timedelta(hours=-5)])
+def test_the_time_until_a_task_is_due_is_rounded_up_in_any_time_zone(
+    due_in: timedelta, seconds: int, offset: timedelta
+) -> None:
+    eta = (NOW + due_in).astimezone(timezone(offset)).isoformat()
+    assert seconds_until_due({"eta": eta}) == seconds
+
+
+@pytest.mark.usefixtures("_now")
+@pytest.mark.parametrize("eta", ["2026-01-02T03:04:15", "2026-01-02T03:04:15Z"])
+def test_an_eta_without_a_time_zone_is_utc(eta: str) -> None:
+    assert seconds_until_due({"eta": eta}) == 10
+
+
+@pytest.mark.parametrize("headers", [{}, {"eta": None}])
+def test_a_task_without_an_eta_is_due(headers: dict[str, Any]) -> None:
+    assert seconds_until_due(headers) == 0
+
+
+@pytest.mark.usefixtures("_now")
+@pytest.mark.parametrize(("due_in", "delay"), [(10, 10), (899, 899), (900, 900), (901, 900)])
+def test_an_eta_becomes_a_delay_of_sqs_up_to_its_maximum(
+    client: Client, due_in: int, delay: int
+) -> None:
+    eta = (NOW + timedelta(seconds=due_in)).isoformat()
+    publish(client, QUEUE, message(eta=eta), LIMIT)
+    assert client.calls[0]["DelaySeconds"] == delay
+    # What SQS cannot wait for, the worker does: it needs the time.
+    assert json.loads(client.calls[0]["MessageBody"])["headers"]["eta"] == eta

@@ -1,0 +1,462 @@
+"""Receiver: whatever goes wrong with the asking, it asks again; a full queue gets help."""
+
+import logging
+import queue
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    ReadTimeoutError,
+)
+from botocore.parsers import ResponseParserError
+
+from app.broker.leases import Delivery, Leases
+from app.broker.options import Options, QueueAddress
+from app.broker.receiver import Receiver
+from devstack.waiting import wait_until
+from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 5
+
+#: Seconds after which what has not happened does not happen.
+PATIENCE = 0.05
+
+OPTIONS = Options(
+    region="us-east-1", queues={"jobs": QueueAddress("https://sqs.test/jobs")}, wait_time_seconds=20
+)
+
+
+def refused(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": "no"}}, "ReceiveMessage")
+
+
+def message(number: int, **facts: Any) -> dict[str, Any]:
+    """A message as boto3 gives it."""
+    return {
+        "MessageId": f"sqs-{number}",
+        "ReceiptHandle": f"receipt-{number}",
+        "Body": "{}",
+        "Attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "1767323045678"},
+    } | facts
+
+
+class Client:
+    """Answers each receive with the next of a script, then holds the poll open until the end."""
+
+    def __init__(self, *script: Any) -> None:
+        self.script = list(script)
+        self.calls: list[dict[str, Any]] = []
+        self.polling = threading.Event()
+        self.ended = threading.Event()
+        self.before_each: Callable[[], None] = lambda: None
+        self.at_last: list[dict[str, Any]] = []
+
+    def receive_message(self, **call: Any) -> dict[str, Any]:
+        self.calls.append(call)
+        self.before_each()
+        if not self.script:
+            self.polling.set()
+            self.ended.wait(DEADLINE)
+            return {"Messages": self.at_last}
+        step = self.script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return {"Messages": step} if step else {}
+
+
+def wide() -> Leases:
+    """Leases with room for all that a test holds."""
+    leases = Leases(VISIBILITY_TIMEOUT)
+    leases.resize(20)
+    return leases
+
+
+Receive = Callable[..., "queue.SimpleQueue[list[Delivery]]"]
+
+
+@pytest.fixture
+def receive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receive]:
+    """Starts a receiver on a client. Gives the queue of what it hands over."""
+    monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("app.broker.receiver.LONGEST_PAUSE", 0.002)
+    started: list[tuple[Receiver, Client]] = []
+
+    def start(client: Client, leases: Leases | None = None) -> "queue.SimpleQueue[list[Delivery]]":
+        handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
+        leases = wide() if leases is None else leases
+        receiver = Receiver("jobs", OPTIONS, client, leases, handed_over.put)  # type: ignore[arg-type]
+        started.append((receiver, client))
+        receiver.start()
+        return handed_over
+
+    yield start
+    for receiver, client in started:
+        receiver.stop()
+        client.ended.set()
+        receiver.join(DEADLINE)
+
+
+def test_it_asks_as_sqs_wants_to_be_asked(receive: Receive) -> None:
+    client = Client([message(1)])
+    receive(client).get(timeout=DEADLINE)
+    assert client.calls[0] == {
+        "QueueUrl": "https://sqs.test/jobs",
+        "MaxNumberOfMessages": 10,
+        "WaitTimeSeconds": 20,
+        "MessageAttributeNames": ["All"],
+        "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
+    }
+
+
+def test_what_comes_is_handed_over_in_one_call_a_batch(receive: Receive) -> None:
+    handed_over = receive(Client([message(1), message(2)], [], [message(3)]))
+    batches = [handed_over.get(timeout=DEADLINE) for _ in range(2)]
+    ids = [[delivery.message_id for delivery in batch] for batch in batches]
+    assert ids == [["sqs-1", "sqs-2"], ["sqs-3"]]
+
+
+def test_a_delivery_holds_what_sqs_says_of_it(receive: Receive) -> None:
+    attributes = {"n": {"DataType": "Binary", "BinaryValue": b"\x00", "StringListValues": []}}
+    facts = {"ApproximateReceiveCount": "4", "SentTimestamp": "1767323045678"}
+    client = Client([message(1, Body="text", Attributes=facts, MessageAttributes=attributes)])
+    (delivery,) = receive(client).get(timeout=DEADLINE)
+    assert delivery.queue == "jobs"
+    assert delivery.receipt_handle == "receipt-1"
+    assert delivery.body == "text"
+    assert delivery.count == 4
+    assert delivery.enqueued_at == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
+    # SQS adds empty lists that SendMessage refuses.
+    assert delivery.attributes == {"n": {"DataType": "Binary", "BinaryValue": b"\x00"}}
+
+
+def test_the_age_of_a_lease_is_counted_from_before_the_call(
+    receive: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("app.broker.receiver.monotonic", lambda: now[0])
+    client = Client([message(1)])
+    client.before_each = lambda: now.__setitem__(0, now[0] + 7)
+    (delivery,) = receive(client).get(timeout=DEADLINE)
+    assert delivery.received_at == 100.0
+
+
+def test_every_delivery_has_a_tag_of_its_own(receive: Receive) -> None:
+    first = receive(Client([message(1), message(1)])).get(timeout=DEADLINE)
+    second = receive(Client([message(1)])).get(timeout=DEADLINE)
+    assert len({delivery.tag for delivery in first + second}) == 3
+
+
+def test_what_is_handed_over_is_held_already(receive: Receive) -> None:
+    leases = wide()
+    (delivery,) = receive(Client([message(1)]), leases).get(timeout=DEADLINE)
+    assert leases.holds(delivery.tag)
+
+
+FAULTS = [
+    refused("AccessDenied"),
+    refused("AWS.SimpleQueueService.NonExistentQueue"),
+    refused("InternalError"),
+    refused("RequestThrottled"),
+    ClientError({}, "ReceiveMessage"),
+    EndpointConnectionError(endpoint_url="https://sqs.test"),
+    ConnectionClosedError(endpoint_url="https://sqs.test"),
+    ReadTimeoutError(endpoint_url="https://sqs.test"),
+    HTTPClientError(error="of the connection"),
+    ResponseParserError("half an answer"),
+    NoCredentialsError(),
+    ConnectionResetError(),
+    ssl.SSLError("bad record"),
+    KeyError("Messages"),
+    RecursionError(),
+    MemoryError(),
+    [message(1, Attributes={})],
+    [{}],
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_it_outlives_every_fault_of_the_asking(receive: Receive, fault: Any) -> None:
+    handed_over = receive(Client(fault, fault, [message(7)]))
+    (delivery,) = handed_over.get(timeout=DEADLINE)
+    assert delivery.message_id == "sqs-7"
+
+
+def test_it_outlives_one_fault_after_the_other(receive: Receive) -> None:
+    handed_over = receive(Client(*FAULTS, [message(7)]))
+    assert handed_over.get(timeout=DEADLINE)[0].message_id == "sqs-7"
+
+
+def test_it_outlives_a_fault_of_who_takes_what_came() -> None:
+    client = Client([message(1)], [message(2)])
+    handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
+
+    def take(deliveries: list[Delivery]) -> None:
+        handed_over.put(deliveries)
+        raise RuntimeError
+
+    receiver = Receiver("jobs", OPTIONS, client, wide(), take)  # type: ignore[arg-type]
+    receiver.start()
+    try:
+        assert [handed_over.get(timeout=1)[0].message_id for _ in range(2)] == ["sqs-1", "sqs-2"]
+    finally:
+        receiver.stop()
+        client.ended.set()
+        receiver.join(DEADLINE)
+
+
+def test_a_fault_gives_the_slots_back(receive: Receive) -> None:
+    # Without a window there are ten slots: one that is not given back would end the asking.
+    client = Client(*[refused("InternalError")] * 20)
+    receive(client, Leases(VISIBILITY_TIMEOUT))
+    assert client.polling.wait(DEADLINE)
+    assert [call["MaxNumberOfMessages"] for call in client.calls] == [10] * 21
+
+
+def test_each_pause_is_up_to_twice_as_long_within_its_maximum(
+    receive: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def draw(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return 0.0
+
+    client = Client(*[refused("InternalError")] * 5, [], refused("InternalError"))
+    monkeypatch.setattr("random.uniform", draw)
+    monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 1)
+    monkeypatch.setattr("app.broker.receiver.LONGEST_PAUSE", 6)
+    receive(client)
+    assert client.polling.wait(DEADLINE)
+    # A receive that worked starts it over.
+    assert [high for _, high in drawn] == [1, 2, 4, 6, 6, 1]
+    assert all(low == high / 2 for low, high in drawn)
+
+
+def test_a_kind_of_fault_is_logged_once_a_minute(
+    receive: Receive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("app.broker.receiver.monotonic", lambda: now[0])
+    away, denied = EndpointConnectionError(endpoint_url="x"), refused("AccessDenied")
+    client = Client(away, away, denied, away, denied, denied)
+    client.before_each = lambda: now.__setitem__(0, now[0] + 20)
+    with caplog.at_level(logging.WARNING, "app.broker.receiver"):
+        receive(client)
+        assert client.polling.wait(DEADLINE)
+    # At 20 s, 40 s (quiet), 60 s, 80 s, 100 s (quiet), and 120 s.
+    kinds = [vars(record)["error"] for record in caplog.records]
+    assert kinds == ["EndpointConnectionError", "AccessDenied"] * 2
+    assert {vars(record)["event"] for record in caplog.records} == {"receive.failed"}
+
+
+def test_recovery_is_logged_once(receive: Receive, caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(KeyError(), KeyError(), [], [], [])
+    with caplog.at_level(logging.INFO, "app.broker.receiver"):
+        receive(client)
+        assert client.polling.wait(DEADLINE)
+    events = [vars(record)["event"] for record in caplog.records]
+    assert events == ["receive.failed", "receive.recovered"]
+
+
+def test_a_fault_is_logged_without_its_text(
+    receive: Receive, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(KeyError("Kim-1f9c"), ValueError("Kim-1f9c"))
+    with caplog.at_level(logging.INFO, "app.broker.receiver"):
+        receive(client)
+        assert client.polling.wait(DEADLINE)
+    assert len(caplog.records) == 2
+    assert "Kim-1f9c" not in caplog.text
+
+
+# Help
+
+
+class FullQueue:
+    """Gives full batches while `is_full`. Until `go_on`, helpers are held in their first call, and
+    the first thread once three ask at the same time, so that they are seen."""
+
+    def __init__(self) -> None:
+        self.is_full = True
+        self.go_on = threading.Event()
+        self.batches = self.most = 0
+        self.waits: dict[str, set[int]] = {}
+        self._asking = 0
+        self._changed = threading.Condition()
+
+    def receive_message(self, **call: Any) -> dict[str, Any]:
+        with self._changed:
+            self._asking += 1
+            self.batches += 1
+            self.most = max(self.most, self._asking)
+            name = threading.current_thread().name
+            self.waits.setdefault(name, set()).add(call["WaitTimeSeconds"])
+            self._changed.notify_all()
+        if self.most >= 3 or name != "sqs-receiver-jobs":
+            self.go_on.wait(DEADLINE)
+        with self._changed:
+            self._asking -= 1
+        number = call["MaxNumberOfMessages"] if self.is_full else 0
+        return {"Messages": [message(n) for n in range(number)]}
+
+    def is_asked_by_three(self) -> bool:
+        """Whether three ask at the same time, before long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.most >= 3, DEADLINE)
+
+    def becomes_empty(self) -> None:
+        self.is_full = False
+        self.go_on.set()
+
+
+@pytest.fixture
+def poll_full() -> Iterator[Callable[..., tuple[Receiver, FullQueue]]]:
+    """Starts a receiver on a full queue. What it hands over is forgotten at once."""
+    started: list[tuple[Receiver, FullQueue]] = []
+
+    def start(concurrency: int = 1_000_000) -> tuple[Receiver, FullQueue]:
+        client, leases = FullQueue(), Leases(VISIBILITY_TIMEOUT)
+        leases.resize(concurrency)
+        options = replace(OPTIONS, max_receivers=3)
+        receiver = Receiver("jobs", options, client, leases, lambda _: None)  # type: ignore[arg-type]
+        started.append((receiver, client))
+        receiver.start()
+        return receiver, client
+
+    yield start
+    for receiver, client in started:
+        receiver.stop()
+        client.becomes_empty()
+        receiver.join(DEADLINE)
+
+
+PollFull = Callable[..., tuple[Receiver, FullQueue]]
+
+
+def receivers() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return sorted(name for name in names if name.startswith("sqs-receiver"))
+
+
+def test_while_full_batches_keep_coming_more_threads_ask_up_to_the_most(
+    poll_full: PollFull,
+) -> None:
+    _, client = poll_full()
+    assert client.is_asked_by_three()
+    assert len(receivers()) == 3
+    before = client.batches
+    client.go_on.set()
+    wait_until(lambda: client.batches > before + 100, DEADLINE, "a hundred batches more")
+    assert client.most == 3
+
+
+def test_help_waits_for_a_short_time_only(poll_full: PollFull) -> None:
+    _, client = poll_full()
+    assert client.is_asked_by_three()
+    assert [client.waits[name] for name in receivers()] == [{20}, {1}, {1}]
+
+
+def test_help_leaves_when_the_queue_is_no_longer_full(poll_full: PollFull) -> None:
+    _, client = poll_full()
+    assert client.is_asked_by_three()
+    client.becomes_empty()
+    wait_until(lambda: receivers() == ["sqs-receiver-jobs"], DEADLINE, "one receiver left")
+
+
+@pytest.mark.parametrize("came", [0, 1, 9])
+def test_a_batch_that_is_not_full_needs_no_help(receive: Receive, came: int) -> None:
+    client = Client([message(n) for n in range(came)])
+    receive(client)
+    assert client.polling.wait(DEADLINE)
+    assert receivers() == ["sqs-receiver-jobs"]
+
+
+def test_without_room_for_another_batch_there_is_no_help(poll_full: PollFull) -> None:
+    # The window takes 19.
+    _, client = poll_full(concurrency=9)
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: len(client.waits) > 1, PATIENCE, "help")
+    assert client.batches == 1
+
+
+def test_the_end_of_help_gives_its_slots_back() -> None:
+    # Else the window would shrink each time.
+    leases, client = wide(), FullQueue()
+    leases.resize(40)
+    options = replace(OPTIONS, max_receivers=3)
+    receiver = Receiver("jobs", options, client, leases, lambda _: None)  # type: ignore[arg-type]
+    receiver.start()
+    assert client.is_asked_by_three()
+    receiver.stop()
+    client.becomes_empty()
+    receiver.join(DEADLINE)
+    for lease in leases.all():
+        leases.take(lease.delivery.tag)
+    assert [leases.try_reserve() for _ in range(6)] == [10, 10, 10, 10, 10, 0]
+
+
+def test_stopping_ends_help_too(poll_full: PollFull) -> None:
+    receiver, client = poll_full()
+    assert client.is_asked_by_three()
+    receiver.stop()
+    client.go_on.set()
+    receiver.join(DEADLINE)
+    assert receivers() == []
+
+
+# Stopping
+
+
+def has_ended(receiver: Receiver) -> bool:
+    receiver.join(DEADLINE)
+    return not any(thread.name == "sqs-receiver-jobs" for thread in threading.enumerate())
+
+
+def test_it_stops_after_the_poll_under_way_and_hands_over_what_that_brought() -> None:
+    handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
+    client = Client()
+    client.at_last = [message(9)]
+    receiver = Receiver("jobs", OPTIONS, client, wide(), handed_over.put)  # type: ignore[arg-type]
+    receiver.start()
+    assert client.polling.wait(DEADLINE)
+    receiver.stop()
+    client.ended.set()
+    assert has_ended(receiver)
+    assert [delivery.message_id for delivery in handed_over.get(timeout=0)] == ["sqs-9"]
+    assert len(client.calls) == 1
+
+
+def test_it_stops_while_it_waits_for_room(make_delivery: MakeDelivery) -> None:
+    leases = Leases(VISIBILITY_TIMEOUT)
+    leases.fill(0, [make_delivery() for _ in range(20)])
+    client = Client()
+    receiver = Receiver("jobs", OPTIONS, client, leases, lambda _: None)  # type: ignore[arg-type]
+    receiver.start()
+    receiver.stop()
+    assert has_ended(receiver)
+    assert client.calls == []
+
+
+def test_it_stops_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 1_000)
+    monkeypatch.setattr("app.broker.receiver.LONGEST_PAUSE", 1_000)
+    asked = threading.Event()
+    client = Client(refused("AccessDenied"))
+    client.before_each = asked.set
+    receiver = Receiver("jobs", OPTIONS, client, wide(), lambda _: None)  # type: ignore[arg-type]
+    receiver.start()
+    assert asked.wait(DEADLINE)
+    receiver.stop()
+    assert has_ended(receiver)
+    assert len(client.calls) == 1

@@ -1,0 +1,432 @@
+"""Request: what happened is noted before Celery settles, and no event tells what a user typed."""
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery import Celery
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from celery.utils.serialization import UnpickleableExceptionWrapper, get_pickleable_exception
+from celery.worker.state import revoked
+from kombu.transport import virtual
+
+from app.broker.decoding import decode
+from app.broker.message import Message
+from app.broker.outcomes import Failed, Happened, Refused, RetryAsked
+from app.broker.request import Request, _happened
+from app.broker.task import Rejected
+from app.messages import Registration
+from tests.unit.conftest import MakeDelivery
+
+#: Stands where a user could have typed something.
+MARKER = "Kim-1f9c"
+
+
+class Quoting(Exception):
+    """Has a `repr` of its own, as many an exception of a library has."""
+
+    def __repr__(self) -> str:
+        return f"{self.args[0]} is not possible"
+
+
+def invalid() -> Exception:
+    """pydantic's error, whose `repr` begins with a number."""
+    try:
+        Registration.model_validate({"stock_id": MARKER})
+    except ValueError as exc:
+        return exc
+    raise AssertionError
+
+
+def without_text(exc: Any) -> Any:
+    happened = _happened(exc)
+    assert MARKER not in repr(happened)
+    return happened
+
+
+# What an exception says
+
+
+@pytest.mark.parametrize(
+    ("exc", "happened"),
+    [
+        (Rejected("no such user", "Conflict"), Refused("no such user", "Conflict")),
+        (Reject("not ours"), Refused("not ours", "Reject")),
+        (Reject(), Refused("the task rejected the message", "Reject")),
+        (
+            Reject("later", requeue=True),
+            Failed("Reject", "the task rejected its message each time"),
+        ),
+        (Rejected("x", "y", True), Failed("Reject", "the task rejected its message each time")),
+        (Ignore(), None),
+        (Retry(when=3), None),
+        (
+            WorkerLostError("signal 9"),
+            Failed("WorkerLostError", "the pool process died in each attempt"),
+        ),
+        (
+            TimeLimitExceeded(30),
+            Failed("TimeLimitExceeded", "the hard time limit passed each time"),
+        ),
+        (
+            SoftTimeLimitExceeded(25),
+            Failed("SoftTimeLimitExceeded", "the soft time limit passed each time"),
+        ),
+        (SystemExit(1), Failed("SystemExit", "the pool process exited in each attempt")),
+        (
+            KeyboardInterrupt(),
+            Failed("KeyboardInterrupt", "the pool process exited in each attempt"),
+        ),
+    ],
+    ids=repr,
+)
+def test_what_an_exception_says_of_the_message(exc: Any, happened: Happened | None) -> None:
+    assert _happened(exc) == happened
+
+
+@pytest.mark.parametrize(
+    ("exc", "name"),
+    [
+        (ValueError(MARKER), "ValueError"),
+        (KeyError(MARKER), "KeyError"),
+        (Exception(), "Exception"),
+        (Quoting(MARKER), "Quoting"),
+        (invalid(), "ValidationError"),
+        (UnicodeDecodeError("utf-8", MARKER.encode(), 0, 1, MARKER), "UnicodeDecodeError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_any_other_exception_is_a_failure_of_its_class(exc: Exception, name: str) -> None:
+    assert without_text(exc) == Failed(name, f"the task failed in each attempt, at last of {name}")
+
+
+def test_an_exception_that_pickle_refuses_keeps_the_name_of_its_class() -> None:
+    class Local(Exception):
+        pass
+
+    wrapped = UnpickleableExceptionWrapper.from_exception(Local(MARKER))
+    assert without_text(wrapped).error == "Local"
+
+
+def test_a_rejection_with_an_exception_for_a_reason_tells_only_its_class() -> None:
+    # Celery's own idiom: `raise Reject(exc, requeue=False)`.
+    happened = without_text(Reject(KeyError(MARKER), requeue=False))
+    assert isinstance(happened, Refused)
+    assert "KeyError" in happened.reason
+
+
+# In the main process
+
+
+@dataclass
+class Eventer:
+    """Takes what goes to Flower."""
+
+    enabled: bool = True
+    sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def send(self, type_: str, **fields: Any) -> None:
+        self.sent.append((type_, fields))
+
+
+class Channel(virtual.Channel):
+    """Notes which deliveries started, with their limit. It has no connection."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float | None]] = []
+
+    def started(self, tag: str, time_limit: float | None) -> None:
+        self.begun.append((tag, time_limit))
+
+
+@dataclass
+class Run:
+    """A task in the middle of a delivery, and what was said of it."""
+
+    request: Request
+    message: Message
+    eventer: Eventer
+    settled: list[str]
+
+    @property
+    def events(self) -> list[str]:
+        """The events, without that each reject has beside them."""
+        return [type_ for type_, _ in self.eventer.sent if type_ != "task-rejected"]
+
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(make_delivery: MakeDelivery) -> MakeRun:
+    """Makes a run of a task, of three attempts, in the given delivery."""
+    app = Celery("tests", task_cls="app.broker.task:Task", set_as_current=False)
+    app.conf.update(
+        task_acks_late=True,
+        task_acks_on_failure=False,
+        task_acks_on_timeout=False,
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        task_time_limit=30,
+        broker_transport_options={
+            "region": "us-east-1",
+            "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
+        },
+    )
+
+    @app.task(shared=False, name="job")
+    def job() -> None: ...
+
+    @app.task(shared=False, name="patient", time_limit=300)
+    def patient() -> None: ...
+
+    def make(deliveries: int = 1, **headers: Any) -> Run:
+        body = json.dumps(
+            {
+                "body": json.dumps([[], {"name": MARKER}, {}]),
+                "headers": {"task": "job", "id": "id-1"} | headers,
+                "properties": {},
+                "content-type": "application/json",
+                "content-encoding": "utf-8",
+            }
+        )
+        payload = decode(make_delivery(body=body, count=deliveries), None)
+        message = Message(payload, channel=Channel())
+        eventer, settled = Eventer(), list[str]()
+        request = Request(
+            message,
+            app=app,
+            eventer=eventer,
+            on_ack=lambda *_: settled.append("ack"),
+            on_reject=lambda _log, _errors, requeue=False: settled.append(
+                "requeue" if requeue else "reject"
+            ),
+        )
+        return Run(request, message, eventer, settled)
+
+    return make
+
+
+def info_of(exc: BaseException, *, pickled: bool = True) -> ExceptionInfo:
+    """The exception as the pool tells of it: prefork pickles, threads and solo do not."""
+    try:
+        raise exc
+    except BaseException:
+        info = ExceptionInfo()
+    if pickled:
+        info.exception = pickle.loads(pickle.dumps(info.exception))
+    return info
+
+
+@pytest.mark.parametrize(
+    ("headers", "limit"),
+    [
+        ({}, 30),
+        ({"task": "patient"}, 300),
+        ({"timelimit": [7, None]}, 7),
+        ({"timelimit": [None, 5]}, 30),
+        ({"task": "patient", "timelimit": [7, 5]}, 7),
+    ],
+)
+def test_the_lease_is_told_of_the_start_and_of_the_limit_that_holds(
+    make_run: MakeRun, headers: dict[str, Any], limit: float
+) -> None:
+    run = make_run(**headers)
+    run.request.on_accepted(pid=7, time_accepted=monotonic())
+    assert run.message.channel.begun == [(run.message.delivery_tag, limit)]
+    assert run.events == ["task-started"]
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+@pytest.mark.parametrize(
+    ("exc", "happened", "settled"),
+    [
+        (Rejected("gone", "Conflict"), Refused("gone", "Conflict"), "reject"),
+        (WorkerLostError(), Failed("WorkerLostError", ""), "requeue"),
+        (TimeLimitExceeded(30), Failed("TimeLimitExceeded", ""), "requeue"),
+        (KeyError(MARKER), Failed("KeyError", ""), "reject"),
+        (Reject("later", requeue=True), Failed("Reject", ""), "requeue"),
+    ],
+    ids=repr,
+)
+def test_what_happened_is_on_the_message_before_it_is_settled(
+    make_run: MakeRun, exc: Exception, happened: Any, settled: str, pickled: bool
+) -> None:
+    run = make_run()
+    said: list[Any] = []
+    run.request._on_reject = lambda *_: said.append(run.message.happened)
+    run.request.on_failure(info_of(exc, pickled=pickled), return_ok=True)
+    assert [(type(one), one.error) for one in said] == [(type(happened), happened.error)]
+    assert run.message.policy == run.request.task.policy
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+@pytest.mark.parametrize(
+    ("retry", "happened", "told"),
+    [
+        (Retry(exc=KeyError(MARKER), when=7), RetryAsked(7.0, "KeyError"), "7 s: KeyError"),
+        (Retry(exc=Quoting(MARKER), when=7), RetryAsked(7.0, "Quoting"), "7 s: Quoting"),
+        (Retry(when=0.7), RetryAsked(0.7, "Retry"), "1 s: Retry"),
+    ],
+    ids=repr,
+)
+def test_a_retry_is_noted_and_told_with_its_delay_and_the_class_behind_it(
+    make_run: MakeRun, retry: Retry, happened: RetryAsked, told: str, pickled: bool
+) -> None:
+    run = make_run()
+    run.request.on_failure(info_of(retry, pickled=pickled), return_ok=True)
+    assert run.message.happened == happened
+    assert run.settled == ["ack"]
+    ((event, fields),) = run.eventer.sent
+    assert (event, fields["exception"]) == ("task-retried", f"Retry in {told}")
+    assert MARKER not in repr(fields)
+
+
+def test_a_retry_that_names_no_delay_leaves_it_to_the_policy(make_run: MakeRun) -> None:
+    run = make_run()
+    run.request.on_retry(info_of(Retry()))
+    assert run.message.happened == RetryAsked(None, "Retry")
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_a_retry_at_a_time_is_noted_in_seconds(make_run: MakeRun, aware: bool) -> None:
+    run = make_run()
+    when = datetime.now(UTC) + timedelta(minutes=5)
+    run.request.on_retry(info_of(Retry(when=when if aware else when.replace(tzinfo=None))))
+    noted = run.message.happened
+    assert isinstance(noted, RetryAsked)
+    assert noted.delay is not None
+    assert 240 < noted.delay <= 300
+
+
+@pytest.mark.parametrize(("deliveries", "event"), [(2, "task-retried"), (3, "task-failed")])
+@pytest.mark.parametrize("kind", ["lost", "timeout"])
+def test_what_the_pool_ended_is_told_as_retried_until_the_last_attempt(
+    make_run: MakeRun, kind: str, deliveries: int, event: str
+) -> None:
+    run = make_run(deliveries)
+    if kind == "lost":
+        run.request.on_failure(info_of(WorkerLostError(MARKER)))
+    else:
+        # The pool calls both, in this order (billiard 4.3 pool.py).
+        run.request.on_failure(info_of(TimeLimitExceeded(30)))
+        run.request.on_timeout(soft=False, timeout=30)
+    assert run.events == [event]
+    assert MARKER not in repr(run.eventer.sent)
+    assert run.settled == ["requeue"]
+
+
+def test_a_soft_limit_ends_nothing(make_run: MakeRun) -> None:
+    run = make_run()
+    run.request.on_timeout(soft=True, timeout=25)
+    assert (run.message.happened, run.settled, run.eventer.sent) == (None, [], [])
+
+
+def test_the_first_word_on_a_message_counts(make_run: MakeRun) -> None:
+    run = make_run()
+    run.message.note(Refused("first"))
+    run.message.note(Failed("KeyError", "second"))
+    assert run.message.happened == Refused("first")
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "expired"),
+    [(None, False), (timedelta(minutes=1), False), (timedelta(minutes=-1), True)],
+)
+@pytest.mark.parametrize("aware", [True, False])
+def test_an_expired_message_expires_and_no_other_one_of_its_id(
+    make_run: MakeRun, expires_in: timedelta | None, expired: bool, aware: bool
+) -> None:
+    # Celery revokes the id, so that a later message of it would be discarded.
+    expires = expires_in and datetime.now(UTC) + expires_in
+    text = expires and (expires if aware else expires.replace(tzinfo=None)).isoformat()
+    assert make_run(expires=text).request.maybe_expire() is expired
+    assert "id-1" not in revoked
+
+
+# Events
+
+
+@pytest.mark.parametrize(
+    ("exception", "told"),
+    [
+        (f"KeyError('{MARKER}')", "KeyError"),
+        (f"mongoengine.errors.NotUniqueError('{MARKER}')", "mongoengine.errors.NotUniqueError"),
+        (f"<KeyError('{MARKER}')>", "KeyError"),
+        ("KeyError()", "KeyError"),
+        (f"{MARKER} is not possible", "Exception"),
+        (f"reject requeue=False: {MARKER}", "Exception"),
+        (f"1 validation error for {MARKER}", "Exception"),
+        (MARKER, "Exception"),
+        ("", "Exception"),
+    ],
+)
+def test_an_event_tells_the_class_of_an_exception_and_not_its_text(
+    make_run: MakeRun, exception: str, told: str
+) -> None:
+    run = make_run()
+    run.request.send_event("task-failed", exception=exception, traceback=None)
+    assert run.eventer.sent[0][1]["exception"] == told
+
+
+def fails_deep_down() -> None:
+    try:
+        raise KeyError(f"{MARKER}\n{MARKER}")
+    except KeyError as exc:
+        raise ValueError(f"{MARKER}\n  {MARKER}") from exc
+
+
+def test_an_event_tells_the_frames_of_a_traceback_and_nothing_else(make_run: MakeRun) -> None:
+    try:
+        fails_deep_down()
+    except ValueError as exc:
+        exc.add_note(MARKER)
+        info = ExceptionInfo()
+    run = make_run()
+    run.request.send_event("task-failed", exception="", traceback=info.traceback)
+    frames = run.eventer.sent[0][1]["traceback"].splitlines()
+    assert MARKER in info.traceback
+    assert len(frames) >= 3
+    for frame in frames:
+        assert frame.startswith('  File "')
+        assert MARKER not in frame
+
+
+def test_other_fields_of_an_event_are_sent_as_they_are(make_run: MakeRun) -> None:
+    run = make_run()
+    run.request.send_event("task-succeeded", result="'registered'", runtime=0.5)
+    ((event, fields),) = run.eventer.sent
+    assert event == "task-succeeded"
+    assert (fields["uuid"], fields["result"], fields["runtime"]) == ("id-1", "'registered'", 0.5)
+
+
+@pytest.mark.parametrize("exc", [KeyError(MARKER), Quoting(MARKER), Rejected(MARKER, "Conflict")])
+def test_no_event_of_a_failure_tells_what_a_user_typed(make_run: MakeRun, exc: Exception) -> None:
+    run = make_run()
+    run.request.on_failure(info_of(exc), return_ok=True)
+    assert run.events == ["task-failed"]
+    assert MARKER not in repr(run.eventer.sent)
+
+
+def test_an_exception_that_pickle_refuses_is_settled_as_any_other(make_run: MakeRun) -> None:
+    class Local(Exception):
+        pass
+
+    run = make_run()
+    run.request.on_failure(info_of(get_pickleable_exception(Local(MARKER))), return_ok=True)
+    assert isinstance(run.message.happened, Failed)
+    assert run.settled == ["reject"]
+    assert MARKER not in repr(run.eventer.sent)

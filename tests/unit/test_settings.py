@@ -1,0 +1,283 @@
+"""Settings: what is missing or impossible is named, with the way out and never with its value."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.errors import SettingsError
+from app.settings import VISIBILITY_MARGIN, Settings, get_settings
+
+SECRET = "hunter2-1f9c"
+
+PRODUCER = {
+    "AWS_REGION": "us-east-1",
+    "AWS_SQS_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/123456789012/sdc-sqs",
+}
+WORKER = PRODUCER | {
+    "AWS_SQS_DLQ_URL": "https://sqs.us-east-1.amazonaws.com/123456789012/sdc-sqs-dlq",
+    "MONGO_URI": f"mongodb://user:{SECRET}@mongo.test/registrations?replicaSet=rs0",
+}
+QUEUES = (
+    '{"mail": {"url": "https://sqs.test/mail", "dead_letter_url": "https://sqs.test/mail-dlq"}}'
+)
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return get_settings()
+
+
+def without(name: str, environment: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key != name}
+
+
+def fault_of(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    with pytest.raises(SettingsError) as raised:
+        settings_of(monkeypatch, **environment)
+    return raised.value.message
+
+
+# What is missing
+
+
+def test_a_producer_needs_only_region_and_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(monkeypatch, **PRODUCER)
+    assert settings.require_queue() is settings
+
+
+def test_a_worker_needs_its_dead_letter_queue_and_mongodb_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_of(monkeypatch, **WORKER)
+    assert settings.require_worker() is settings
+    assert settings.require_mongo_uri() == WORKER["MONGO_URI"]
+
+
+def test_reading_an_empty_environment_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch).queues == {}
+
+
+@pytest.mark.parametrize("name", PRODUCER)
+@pytest.mark.parametrize("missing", ["absent", "empty"])
+def test_what_a_producer_misses_is_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, missing: str
+) -> None:
+    environment = without(name, PRODUCER) | ({} if missing == "absent" else {name: ""})
+    with pytest.raises(SettingsError) as raised:
+        settings_of(monkeypatch, **environment).require_queue()
+    assert raised.value.message.startswith(f"{name} is not set. Set it in the environment")
+    assert "make run" in raised.value.message
+
+
+@pytest.mark.parametrize("name", WORKER)
+@pytest.mark.parametrize("missing", ["absent", "empty"])
+def test_what_a_worker_misses_is_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, missing: str
+) -> None:
+    environment = without(name, WORKER) | ({} if missing == "absent" else {name: ""})
+    with pytest.raises(SettingsError) as raised:
+        settings_of(monkeypatch, **environment).require_worker()
+    assert raised.value.message.startswith(f"{name} is not set. Set it in the environment")
+    assert "\n" not in raised.value.message
+
+
+def test_a_further_queue_without_dead_letters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    queues = '{"mail": {"url": "https://sqs.test/mail"}}'
+    settings = settings_of(monkeypatch, **WORKER, SQS_QUEUES=queues)
+    with pytest.raises(SettingsError, match="SQS_QUEUES gives no dead_letter_url for queue 'mail'"):
+        settings.require_worker()
+
+
+# What is impossible
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STARTING_MONEY", "-1"),
+        ("STARTING_MONEY", SECRET),
+        ("ONCE_RETENTION_DAYS", "42"),
+        ("WORKER_CONCURRENCY", "0"),
+        ("TASK_SOFT_TIME_LIMIT", "0"),
+        ("TASK_TIME_LIMIT", SECRET),
+        ("SQS_VISIBILITY_TIMEOUT", "43201"),
+        ("SQS_MAX_ATTEMPTS", "0"),
+        ("SQS_MAX_RECEIVE_COUNT", "1001"),
+        ("SQS_BACKOFF_BASE", "0"),
+        ("SQS_BACKOFF_MAX", "43201"),
+        ("SQS_WAIT_TIME", "21"),
+        ("SQS_MAX_MESSAGE_BYTES", "1048577"),
+        ("LOG_LEVEL", SECRET),
+        ("AWS_SQS_QUEUE_URL", SECRET),
+        ("SQS_QUEUES", SECRET),
+        ("SQS_QUEUES", "{"),
+        ("SQS_QUEUES", f'["{SECRET}"]'),
+        ("SQS_QUEUES", f'{{"mail": "{SECRET}"}}'),
+        ("SQS_QUEUES", f'{{"mail": {{"uri": "{SECRET}"}}}}'),
+    ],
+)
+def test_an_impossible_value_is_told_by_its_variable_and_never_by_itself(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    told = fault_of(monkeypatch, **(WORKER | {name: value}))
+    assert name in told
+    assert SECRET not in told
+    assert "\n" not in told
+
+
+def test_every_impossible_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = fault_of(monkeypatch, TASK_TIME_LIMIT="x", SQS_MAX_ATTEMPTS="0")
+    assert "TASK_TIME_LIMIT: " in told
+    assert "SQS_MAX_ATTEMPTS: " in told
+
+
+def test_an_impossible_value_within_a_queue_is_told_by_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = fault_of(monkeypatch, SQS_QUEUES='{"mail": {"url": "https://x.test/mail", "tasks": 7}}')
+    assert "SQS_QUEUES.mail.tasks: " in told
+
+
+@pytest.mark.parametrize("value", ["{", SECRET, "-1"])
+def test_the_cause_of_a_fault_is_not_shown_with_it(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    # A traceback would print the cause, whose text has the value.
+    monkeypatch.setenv("SQS_QUEUES", value)
+    with pytest.raises(SettingsError) as raised:
+        get_settings()
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+# Queues
+
+
+@pytest.mark.parametrize(
+    "url", ["https://sqs.test/1/sdc-sqs", "https://sqs.test/1/sdc-sqs/", "http://x.test/sdc-sqs"]
+)
+def test_a_queue_is_named_by_the_end_of_its_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    settings = settings_of(monkeypatch, **(WORKER | {"AWS_SQS_QUEUE_URL": url}))
+    (name,) = settings.queues
+    assert name == "sdc-sqs"
+    assert settings.queues[name].url == url
+    assert settings.queues[name].dead_letter_url == WORKER["AWS_SQS_DLQ_URL"]
+
+
+def test_further_queues_come_after_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    queues = '{"mail": {"url": "https://sqs.test/mail", "tasks": ["mail*", "sms"]}}'
+    settings = settings_of(monkeypatch, **PRODUCER, SQS_QUEUES=queues)
+    assert list(settings.queues) == ["sdc-sqs", "mail"]
+    assert settings.queues["mail"].tasks == ("mail*", "sms")
+    assert settings.queues["sdc-sqs"].tasks == ()
+
+
+def test_there_may_be_no_queue_but_those_of_sqs_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(
+        monkeypatch, **without("AWS_SQS_QUEUE_URL", WORKER), SQS_QUEUES=QUEUES
+    ).require_worker()
+    assert list(settings.queues) == ["mail"]
+
+
+# Secrets
+
+
+def test_no_secret_is_in_the_text_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = dict.fromkeys(
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), SECRET
+    )
+    settings = settings_of(monkeypatch, **WORKER, **secrets)
+    for text in (repr(settings), str(settings), repr(settings.model_dump())):
+        assert SECRET not in text
+    assert set(settings.credentials.values()) == {SECRET}
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_half_of_a_pair_of_credentials_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, given: str, missing: str
+) -> None:
+    # Else boto3 would quietly use others.
+    settings = settings_of(monkeypatch, **PRODUCER, **{given: SECRET})
+    with pytest.raises(SettingsError, match=f"^{missing} is not set"):
+        settings.require_queue()
+
+
+@pytest.mark.parametrize(
+    ("given", "credentials"),
+    [
+        ({}, {}),
+        (
+            {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"},
+            {"aws_access_key_id": "k", "aws_secret_access_key": "s"},
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "t"},
+            {
+                "aws_access_key_id": "k",
+                "aws_secret_access_key": "s",
+                "aws_session_token": "t",
+            },
+        ),
+    ],
+)
+def test_without_static_credentials_boto3_looks_for_its_own(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], credentials: dict[str, str]
+) -> None:
+    assert settings_of(monkeypatch, **given).credentials == credentials
+
+
+# Defaults and sources
+
+
+def test_the_visibility_timeout_covers_the_hard_limit_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_of(monkeypatch, TASK_TIME_LIMIT="100")
+    assert settings.visibility_timeout == 100 + VISIBILITY_MARGIN
+
+
+def test_a_given_visibility_timeout_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch, SQS_VISIBILITY_TIMEOUT="77").visibility_timeout == 77
+
+
+def test_the_defaults_are_those_that_are_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(monkeypatch)
+    assert (settings.task_soft_time_limit, settings.task_time_limit) == (25, 30)
+    assert settings.visibility_timeout == 60
+    assert (settings.sqs_max_attempts, settings.sqs_max_receive_count) == (3, 10)
+
+
+def test_the_environment_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = settings_of(monkeypatch, LOG_LEVEL="DEBUG")
+    monkeypatch.setenv("LOG_LEVEL", "ERROR")
+    assert get_settings() is first
+
+
+def test_a_dotenv_file_is_read_and_the_environment_goes_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("LOG_LEVEL=ERROR\nSQS_WAIT_TIME=7\nOF_SOMETHING_ELSE=1\n")
+    # tests/conftest.py keeps the developer's own file out.
+    monkeypatch.setitem(Settings.model_config, "env_file", str(dotenv))
+    settings = settings_of(monkeypatch, LOG_LEVEL="DEBUG")
+    assert (settings.log_level, settings.sqs_wait_time) == ("DEBUG", 7)
+
+
+def test_each_setting_is_described_for_the_readme() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_example_is_all_that_a_worker_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Path(__file__).parents[2] / ".env.example"
+    monkeypatch.setitem(Settings.model_config, "env_file", str(example))
+    assert not set(WORKER) & set(os.environ)
+    assert get_settings().require_worker()

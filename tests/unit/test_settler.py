@@ -1,0 +1,468 @@
+"""Settler: SQS is told each outcome, ten a call, again where it did not hear, and never twice."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ReadTimeoutError,
+)
+from botocore.parsers import ResponseParserError
+
+from app.broker.deadletter import read_note
+from app.broker.options import Options, QueueAddress
+from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+from app.broker.policy import Policy
+from app.broker.settler import Settler
+from tests.unit.conftest import MakeLease
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 5
+
+OPTIONS = Options(
+    region="us-east-1",
+    queues={
+        "jobs": QueueAddress("https://sqs.test/jobs", "https://sqs.test/jobs-dlq"),
+        "mail": QueueAddress("https://sqs.test/mail", "https://sqs.test/mail-dlq"),
+    },
+    policy=Policy(visibility_timeout=60),
+)
+DEAD = DeadLetter("no such task", "KeyError")
+
+
+def refused(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": "no"}}, "DeleteMessageBatch")
+
+
+#: What passes, on its own or once someone has repaired it.
+PASSING = [
+    refused("InternalError"),
+    refused("RequestThrottled"),
+    refused("AWS.SimpleQueueService.NonExistentQueue"),
+    EndpointConnectionError(endpoint_url="https://sqs.test"),
+    ConnectionClosedError(endpoint_url="https://sqs.test"),
+    ReadTimeoutError(endpoint_url="https://sqs.test"),
+    NoCredentialsError(),
+    # botocore lets these through as they are.
+    ResponseParserError("half an answer"),
+    ConnectionResetError(),
+    RuntimeError("nobody has foreseen this"),
+]
+
+#: What no second try can change.
+FINAL = [
+    "AccessDenied",
+    "AccessDeniedException",
+    "ReceiptHandleIsInvalid",
+    "MessageNotInflight",
+    # With the prefix that SQS's query protocol gives it.
+    "AWS.SimpleQueueService.MessageNotInflight",
+]
+
+
+class Client:
+    """Notes each call. `fail(name, fault…)` gives the faults of the next calls of that name: an
+    exception, or the error code of each entry that fails, by its receipt handle."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self._faults: dict[str, list[Any]] = {}
+        self.open = threading.Event()
+        self.open.set()
+
+    def fail(self, name: str, *faults: Any) -> None:
+        self._faults.setdefault(name, []).extend(faults)
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [call for called, call in self.calls if called == name]
+
+    def receipts(self, name: str) -> list[list[str]]:
+        """The receipt handles of each call."""
+        return [[e["ReceiptHandle"] for e in call["Entries"]] for call in self.named(name)]
+
+    def _answer(self, name: str, call: dict[str, Any]) -> dict[str, Any]:
+        self.open.wait(DEADLINE)
+        self.calls.append((name, call))
+        faults = self._faults.get(name)
+        fault = faults.pop(0) if faults else {}
+        if isinstance(fault, Exception):
+            raise fault
+        entries = call.get("Entries", [])
+        codes = {e["Id"]: fault[e["ReceiptHandle"]] for e in entries if e["ReceiptHandle"] in fault}
+        return {"Failed": [{"Id": id_, "Code": code} for id_, code in codes.items()]}
+
+    def send_message(self, **call: Any) -> dict[str, Any]:
+        return self._answer("send", call)
+
+    def delete_message_batch(self, **call: Any) -> dict[str, Any]:
+        return self._answer("delete", call)
+
+    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
+        return self._answer("change", call)
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def settler(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settler]:
+    """Not started: what is settled before `start` shares its calls."""
+    monkeypatch.setattr("app.broker.settler.RETRY_PAUSE", 0.005)
+    monkeypatch.setattr("app.broker.settler.LINGER", 0.001)
+    made = Settler(OPTIONS, client)  # type: ignore[arg-type]
+    yield made
+    client.open.set()
+    made.stop(DEADLINE)
+
+
+@pytest.fixture
+def settle(settler: Settler, make_lease: MakeLease) -> Callable[..., str]:
+    """Hands over the outcome of a new delivery. Gives its receipt handle."""
+
+    def settle_it(outcome: Outcome, **facts: Any) -> str:
+        lease = make_lease(**facts)
+        settler.settle(lease, outcome, "registerUser", "id-1")
+        return lease.delivery.receipt_handle
+
+    return settle_it
+
+
+Settle = Callable[..., str]
+
+
+def tell_all(settler: Settler) -> None:
+    settler.start()
+    assert settler.flush(DEADLINE)
+
+
+def flat(calls: list[list[str]]) -> list[str]:
+    return [receipt for call in calls for receipt in call]
+
+
+# What is told
+
+
+@pytest.mark.parametrize("outcome", [Done(), Retry(7, "KeyError"), Released()])
+def test_outcomes_are_told_ten_a_call(
+    settler: Settler, client: Client, settle: Settle, outcome: Outcome
+) -> None:
+    handles = [settle(outcome) for _ in range(25)]
+    tell_all(settler)
+    name = "delete" if outcome == Done() else "change"
+    assert [len(call) for call in client.receipts(name)] == [10, 10, 5]
+    assert flat(client.receipts(name)) == handles
+    assert len(client.calls) == 3
+
+
+def test_the_ids_of_a_call_are_distinct(settler: Settler, client: Client, settle: Settle) -> None:
+    for _ in range(10):
+        settle(Done())
+    tell_all(settler)
+    (call,) = client.named("delete")
+    assert len({entry["Id"] for entry in call["Entries"]}) == 10
+
+
+@pytest.mark.parametrize(
+    ("outcome", "visibility"),
+    [(Retry(7, "KeyError"), 7), (Retry(0, "KeyError"), 0), (Released(), 0)],
+)
+def test_a_message_comes_back_after_its_delay(
+    settler: Settler, client: Client, settle: Settle, outcome: Outcome, visibility: int
+) -> None:
+    handle = settle(outcome)
+    tell_all(settler)
+    assert client.calls == [
+        (
+            "change",
+            {
+                "QueueUrl": "https://sqs.test/jobs",
+                "Entries": [{"Id": "0", "ReceiptHandle": handle, "VisibilityTimeout": visibility}],
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize("age", [0, 30, 59])
+def test_a_delay_and_the_age_of_its_lease_are_within_twelve_hours(
+    settler: Settler, client: Client, settle: Settle, age: int
+) -> None:
+    # SQS counts the 12 hours from the receive, and refuses what goes beyond them.
+    received_at = monotonic() - age
+    settle(Retry(43_200, "KeyError"), received_at=received_at)
+    tell_all(settler)
+    (call,) = client.named("change")
+    visibility = call["Entries"][0]["VisibilityTimeout"]
+    assert 43_200 - age - 5 <= visibility <= 43_200 - age
+    assert visibility + monotonic() - received_at <= 43_200
+
+
+def test_each_queue_is_told_by_its_own_url(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    told = {name: [settle(Done(), queue=name) for _ in range(2)] for name in ("mail", "jobs")}
+    tell_all(settler)
+    assert {
+        call["QueueUrl"]: [entry["ReceiptHandle"] for entry in call["Entries"]]
+        for call in client.named("delete")
+    } == {f"https://sqs.test/{name}": handles for name, handles in told.items()}
+
+
+def test_deletes_and_changes_of_one_batch_are_told_apart(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    done, again = settle(Done()), settle(Retry(1, "KeyError"))
+    tell_all(settler)
+    assert client.receipts("delete") == [[done]]
+    assert client.receipts("change") == [[again]]
+
+
+# Copies
+
+
+def test_a_dead_letter_is_sent_before_its_message_is_deleted(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    attributes = {"trace": {"DataType": "String", "StringValue": "t-1"}}
+    handle = settle(DEAD, body="original", attributes=attributes)
+    tell_all(settler)
+    assert [name for name, _ in client.calls] == ["send", "delete"]
+    copy = client.named("send")[0]
+    assert copy["QueueUrl"] == "https://sqs.test/jobs-dlq"
+    assert copy["MessageBody"] == "original"
+    assert copy["MessageAttributes"]["trace"] == attributes["trace"]
+    assert (read_note(copy["MessageAttributes"]) or {})["reason"] == "no such task"
+    assert client.receipts("delete") == [[handle]]
+
+
+def test_a_message_that_is_not_due_is_sent_on_before_it_is_deleted(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    attributes = {"trace": {"DataType": "String", "StringValue": "t-1"}}
+    settle(Postponed(900), body="original", attributes=attributes)
+    tell_all(settler)
+    assert [name for name, _ in client.calls] == ["send", "delete"]
+    assert client.named("send") == [
+        {
+            "QueueUrl": "https://sqs.test/jobs",
+            "MessageBody": "original",
+            "MessageAttributes": attributes,
+            "DelaySeconds": 900,
+        }
+    ]
+
+
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
+@pytest.mark.parametrize("fault", PASSING, ids=repr)
+def test_a_message_is_not_deleted_before_its_copy_was_sent(
+    settler: Settler, client: Client, settle: Settle, outcome: Outcome, fault: Exception
+) -> None:
+    client.fail("send", fault, fault)
+    handle = settle(outcome)
+    tell_all(settler)
+    assert [name for name, _ in client.calls] == ["send", "send", "send", "delete"]
+    assert client.receipts("delete") == [[handle]]
+
+
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
+@pytest.mark.parametrize("fault", PASSING, ids=repr)
+def test_a_copy_is_sent_once_although_the_delete_fails(
+    settler: Settler, client: Client, settle: Settle, outcome: Outcome, fault: Exception
+) -> None:
+    client.fail("delete", fault, fault)
+    handle = settle(outcome)
+    tell_all(settler)
+    assert [name for name, _ in client.calls] == ["send", "delete", "delete", "delete"]
+    assert client.receipts("delete") == [[handle]] * 3
+
+
+def test_a_copy_is_sent_once_although_its_entry_of_the_delete_fails(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    handle = settle(DEAD)
+    client.fail("delete", {handle: "InternalError"})
+    tell_all(settler)
+    assert [name for name, _ in client.calls] == ["send", "delete", "delete"]
+
+
+def test_a_copy_that_cannot_be_sent_holds_no_other_message_up(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    client.fail("send", *[refused("InternalError")] * 3)
+    dead, done = settle(DEAD), settle(Done())
+    tell_all(settler)
+    assert client.receipts("delete") == [[done], [dead]]
+
+
+def test_a_copy_that_may_not_be_sent_leaves_the_message_where_it_is(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    client.fail("send", refused("AccessDenied"))
+    settle(DEAD)
+    tell_all(settler)
+    assert [name for name, _ in client.calls] == ["send"]
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"), [("delete", Done()), ("change", Retry(7, "KeyError"))]
+)
+@pytest.mark.parametrize("fault", PASSING, ids=repr)
+def test_a_call_that_failed_is_made_again(
+    settler: Settler, client: Client, settle: Settle, name: str, outcome: Outcome, fault: Exception
+) -> None:
+    client.fail(name, fault, fault)
+    handles = [settle(outcome) for _ in range(3)]
+    tell_all(settler)
+    assert client.receipts(name) == [handles] * 3
+
+
+@pytest.mark.parametrize(("name", "outcome"), [("delete", Done()), ("change", Released())])
+def test_entries_that_failed_are_tried_again_alone(
+    settler: Settler, client: Client, settle: Settle, name: str, outcome: Outcome
+) -> None:
+    first, second, third, fourth = (settle(outcome) for _ in range(4))
+    client.fail(name, {second: "InternalError", fourth: "RequestThrottled"})
+    tell_all(settler)
+    assert client.receipts(name) == [[first, second, third, fourth], [second, fourth]]
+
+
+@pytest.mark.parametrize("code", FINAL)
+@pytest.mark.parametrize("of_the_call", [True, False])
+def test_what_no_second_try_can_change_is_given_up_and_logged_with_its_ids(
+    settler: Settler,
+    client: Client,
+    settle: Settle,
+    caplog: pytest.LogCaptureFixture,
+    code: str,
+    of_the_call: bool,
+) -> None:
+    handle = settle(Done(), message_id="sqs-7")
+    client.fail("delete", refused(code) if of_the_call else {handle: code})
+    tell_all(settler)
+    assert len(client.calls) == 1
+    (record,) = caplog.records
+    facts = vars(record)
+    assert (record.levelno, facts["event"]) == (logging.ERROR, "settle.failed")
+    bare = code.rpartition(".")[2]
+    assert (facts["error"], facts["sqs_message_id"], facts["queue"]) == (bare, "sqs-7", "jobs")
+
+
+def test_where_the_lease_is_over_there_is_no_second_try(
+    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.fail("delete", refused("InternalError"))
+    settle(Done(), received_at=monotonic() - 60, message_id="sqs-7")
+    tell_all(settler)
+    assert len(client.calls) == 1
+    assert vars(caplog.records[0])["sqs_message_id"] == "sqs-7"
+
+
+def test_what_fails_is_tried_for_as_long_as_the_lease_lasts(
+    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.fail("delete", *[refused("InternalError")] * 1_000)
+    settle(Done(), received_at=monotonic() - 60 + 0.05)
+    tell_all(settler)
+    assert 2 <= len(client.calls) < 1_000
+    assert len(caplog.records) == 1
+
+
+def test_an_extended_lease_is_tried_for_as_long_as_it_lasts(
+    settler: Settler, client: Client, make_lease: MakeLease
+) -> None:
+    client.fail("delete", refused("InternalError"), refused("InternalError"))
+    lease = make_lease(received_at=monotonic() - 600)
+    lease.expires_at = monotonic() + 60
+    settler.settle(lease, Done())
+    tell_all(settler)
+    assert len(client.calls) == 3
+
+
+def test_a_fault_of_one_message_does_not_touch_those_beside_it(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    client.fail("delete", refused("AccessDenied"))
+    settle(Done())
+    again = settle(Retry(1, "KeyError"))
+    tell_all(settler)
+    assert client.receipts("change") == [[again]]
+
+
+# Waiting and stopping
+
+
+def test_handing_over_never_waits_for_sqs(settler: Settler, client: Client, settle: Settle) -> None:
+    client.open.clear()
+    settler.start()
+    handles = [settle(Done()) for _ in range(100)]
+    assert client.calls == []
+    client.open.set()
+    assert settler.flush(DEADLINE)
+    assert flat(client.receipts("delete")) == handles
+
+
+def test_flushing_says_whether_all_was_told(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    client.open.clear()
+    settle(Done())
+    settler.start()
+    assert settler.flush(0.01) is False
+    client.open.set()
+    assert settler.flush(DEADLINE) is True
+
+
+def test_flushing_waits_for_what_has_to_be_tried_again(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    client.fail("delete", *[refused("InternalError")] * 5)
+    settle(Done())
+    tell_all(settler)
+    assert len(client.calls) == 6
+
+
+def test_stopping_tells_what_is_left_and_ends_the_thread(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    settler.start()
+    for _ in range(30):
+        settle(Done())
+    settler.stop(DEADLINE)
+    assert sum(len(receipts) for receipts in client.receipts("delete")) == 30
+    assert not any(thread.name == "sqs-settler" for thread in threading.enumerate())
+
+
+def test_stopping_before_all_was_told_is_logged(
+    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.open.clear()
+    settler.start()
+    settle(Done())
+    settler.stop(0.01)
+    assert [vars(record)["event"] for record in caplog.records] == ["settle.unfinished"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_stopping_what_never_ran_or_has_stopped_does_nothing(settler: Settler, times: int) -> None:
+    for _ in range(times):
+        settler.stop(DEADLINE)
+
+
+def test_an_unforeseen_fault_is_logged_without_its_text(
+    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.fail("delete", RuntimeError("Kim-1f9c"))
+    settle(Done())
+    tell_all(settler)
+    assert all("Kim-1f9c" not in record.getMessage() for record in caplog.records)

@@ -1,0 +1,338 @@
+"""TypedTask: wrong arguments raise where they are given, and no personal value is ever shown."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import Retry
+from kombu import Connection
+
+from app.broker.task import Rejected
+from app.errors import Conflict, TransientError
+from app.messages import Message, Provenance, Source
+from app.tasks import increment, register_user
+from app.typed_task import InvalidMessage
+
+#: Stands where a user could have typed something.
+MARKER = "Kim-1f9c"
+
+DELIVERY = {
+    "message_id": "id-1",
+    "has_producer_id": True,
+    "source": "sns",
+    "deliveries": 2,
+    "enqueued_at": "2026-01-02T03:04:05+00:00",
+}
+USER_INFO = {"nickname": MARKER}
+
+
+class Greeting(Message):
+    """What the tests' own task is given."""
+
+    shown = frozenset({"place", "times"})
+
+    place: str
+    name: str
+    times: int = 1
+
+
+@pytest.fixture
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a producer needs, and a server that nobody reaches."""
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_SQS_QUEUE_URL", "http://127.0.0.1:1/000000000000/sdc-sqs")
+
+
+@pytest.fixture
+def celery_app() -> Iterator[Celery]:
+    """An app with the task class and no broker to speak of."""
+    app = Celery("tests", task_cls="app.typed_task:TypedTask", set_as_current=False)
+    app.conf.update(
+        broker_url="memory://",
+        task_default_queue="jobs",
+        task_ignore_result=True,
+        task_acks_late=True,
+        broker_transport_options={
+            "region": "us-east-1",
+            "predefined_queues": {"jobs": {"url": "http://127.0.0.1:1/jobs"}},
+        },
+    )
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def greet(celery_app: Celery) -> Any:
+    """A task that returns what it was given."""
+
+    @celery_app.task(shared=False, name="greet", model=Greeting)
+    def greet(message: Greeting, provenance: Provenance) -> tuple[Greeting, Provenance]:
+        return message, provenance
+
+    return greet
+
+
+def sent_by(send: Any) -> dict[str, Any]:
+    """The one message that `send(connection)` puts on the queue."""
+    with Connection("memory://") as connection:
+        # The queues of this transport are those of the whole process.
+        connection.default_channel.queue_declare("jobs")
+        connection.default_channel.queue_purge("jobs")
+        send(connection)
+        message = connection.SimpleQueue("jobs").get(timeout=1)
+        return {"headers": message.headers, "payload": message.payload}
+
+
+# At the caller
+
+
+@pytest.mark.usefixtures("_environment")
+@pytest.mark.parametrize(
+    ("args", "kwargs", "fault"),
+    [
+        ((), {}, "stock_id: Field required"),
+        (("s1",), {"user_info": USER_INFO}, "user_id: Field required"),
+        (("s1", 7, USER_INFO), {}, "user_id: Input should be a valid string"),
+        (("s1", "u1", "kim"), {}, "user_info: Input should be"),
+        ((), {"stockId": "", "userId": "u1", "userInfo": USER_INFO}, "stock_id: String should"),
+        (("s1", "u1", USER_INFO), {"money": "5"}, "money: Input should be a valid integer"),
+        (("s1", "u1", {"nickname": {"$gt": ""}}), {}, "user_info.nickname: Input should be"),
+        (("s1", "u1", USER_INFO, 0, 0, 0, 0), {}, "takes at most 6 arguments"),
+        (("s1", "u1", USER_INFO), {"user_id": "u2"}, "multiple values for argument 'user_id'"),
+        (("s1", "u1", USER_INFO), {"userId": "u2"}, "multiple values for argument 'user_id'"),
+    ],
+)
+def test_wrong_arguments_raise_at_the_caller_and_name_the_field(
+    args: tuple[Any, ...], kwargs: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(InvalidMessage) as raised:
+        register_user.delay(*args, **kwargs)
+    assert str(raised.value).startswith("registerUser: ")
+    assert fault in str(raised.value)
+    assert MARKER not in str(raised.value)
+
+
+@pytest.mark.usefixtures("_environment")
+@pytest.mark.parametrize("number", [True, "1", None, float("nan"), float("inf"), 2**60])
+def test_what_is_no_finite_number_raises_at_the_caller(number: Any) -> None:
+    with pytest.raises(InvalidMessage, match=r"^increment: input"):
+        increment.delay(input=number)
+
+
+@pytest.mark.parametrize("way", ["delay", "apply_async", "signature"])
+def test_every_way_of_sending_checks_first(greet: Any, way: str) -> None:
+    send = {
+        "delay": lambda: greet.delay("here"),
+        "apply_async": lambda: greet.apply_async(("here",), countdown=5),
+        "signature": lambda: greet.s("here").apply_async(),
+    }[way]
+    with pytest.raises(InvalidMessage, match="name: Field required"):
+        send()
+
+
+def test_a_refused_message_is_a_type_error_too_as_of_any_function(greet: Any) -> None:
+    with pytest.raises(TypeError):
+        greet.delay()
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (("here", MARKER), {}),
+        (("here",), {"name": MARKER}),
+        ((), {"place": "here", "name": MARKER, "times": 1}),
+    ],
+)
+def test_what_is_right_is_sent_as_it_was_given(
+    greet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    sent = sent_by(lambda to: greet.apply_async(args, kwargs, connection=to))
+    assert sent["payload"][:2] == [list(args), kwargs]
+
+
+def test_a_sent_message_shows_no_value_but_those_that_may_be_shown(greet: Any) -> None:
+    sent = sent_by(lambda to: greet.apply_async(("here", MARKER), connection=to))
+    assert sent["headers"]["argsrepr"] == "()"
+    assert sent["headers"]["kwargsrepr"] == "{place: 'here', name: hidden}"
+    assert MARKER not in json.dumps(sent["headers"])
+
+
+def test_what_a_task_sends_is_checked_where_it_arrives(greet: Any) -> None:
+    # To raise here would fail the task before it, which has done its work.
+    sent = sent_by(
+        lambda to: greet.apply_async((), {"name": "kim"}, parent_id="id-0", connection=to)
+    )
+    assert sent["payload"][:2] == [[], {"name": "kim"}]
+
+
+def test_a_task_without_a_model_is_an_ordinary_task(celery_app: Celery) -> None:
+    @celery_app.task(shared=False, name="add")
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    sent = sent_by(lambda to: add.apply_async((1, MARKER), connection=to))
+    assert add(1, 2) == 3
+    assert sent["payload"][0] == [1, MARKER]
+    assert MARKER not in json.dumps(sent["headers"])
+
+
+# What is shown
+
+
+@pytest.mark.usefixtures("_environment")
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (("s1", "u1", USER_INFO), {}),
+        ((), {"stock_id": "s1", "user_id": "u1", "user_info": USER_INFO}),
+        ((), {"stockId": "s1", "userId": "u1", "userInfo": USER_INFO}),
+    ],
+)
+def test_ids_are_shown_and_user_info_is_hidden_in_either_spelling(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    shown = register_user.shown(args, kwargs)
+    assert shown == ("()", "{stock_id: 's1', user_id: 'u1', user_info: hidden}")
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((), {"name": MARKER}),
+        ((), {"name": [MARKER], "place": [MARKER]}),
+        ((), {"place": {"$gt": MARKER}}),
+        ((), {"place": None, "times": [MARKER]}),
+        ((), {MARKER: MARKER}),
+        ((), {"Name": MARKER, "NAME": MARKER, "_name": MARKER, "": MARKER}),
+        (({"name": MARKER}, [MARKER]), {}),
+        (("here", MARKER, 1, MARKER), {}),
+        (("here", MARKER), {"place": MARKER, "name": MARKER}),
+        (("here",) * 9, {MARKER: MARKER}),
+    ],
+)
+def test_no_value_is_shown_that_may_be_personal(
+    greet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    # The worker asks for any arguments that came, before they are checked.
+    assert MARKER not in "".join(greet.shown(args, kwargs))
+
+
+def test_a_value_that_its_field_refuses_is_not_shown(greet: Any) -> None:
+    # Where a number belongs, a word may be anything.
+    assert MARKER not in greet.shown((), {"place": "here", "name": "kim", "times": MARKER})[1]
+
+
+def test_a_shown_value_is_cut(greet: Any) -> None:
+    _, shown = greet.shown((), {"place": "x" * 10_000, "name": "kim"})
+    assert len(shown) < 200
+
+
+# In the worker
+
+
+@pytest.fixture
+def run(greet: Any) -> Iterator[Any]:
+    """Runs the task as a pool's process does."""
+    greet.push_request(
+        id="id-1", retries=1, called_directly=False, is_eager=False, delivery=dict(DELIVERY)
+    )
+    yield greet
+    greet.pop_request()
+
+
+@pytest.mark.parametrize("kwargs", [{"place": "here", "name": "kim"}])
+def test_a_task_is_told_where_its_message_came_from(run: Any, kwargs: dict[str, Any]) -> None:
+    message, provenance = run(**kwargs)
+    assert message == Greeting(**kwargs)
+    assert provenance == Provenance(
+        message_id="id-1",
+        has_producer_id=True,
+        source=Source.SNS,
+        deliveries=2,
+        enqueued_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize("name", ["self", "run", "args", "kwargs", "message", "provenance"])
+def test_a_field_may_have_any_name(run: Any, name: str) -> None:
+    # A field that is not known yet is ignored, also one that a method of the task has too.
+    task = run.app.tasks["greet"]
+    message, _ = task(**{"place": "here", "name": "kim", name: MARKER})
+    assert message == Greeting(place="here", name="kim")
+
+
+def test_wrong_arguments_are_dead_lettered_by_the_worker(run: Any) -> None:
+    # `send_task` and plain JSON get here unchecked.
+    with pytest.raises(Rejected) as raised:
+        run(place="here", name=[MARKER])
+    assert raised.value.error == "InvalidMessage"
+    assert raised.value.reason == "greet: name: Input should be a valid string"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(Conflict("another came first"), Rejected), (TransientError("away"), Retry)],
+)
+def test_the_error_of_the_domain_says_what_the_worker_does(
+    celery_app: Celery, error: Exception, raised: type[Exception]
+) -> None:
+    @celery_app.task(shared=False, name="fail", model=Greeting)
+    def fail(message: Greeting, provenance: Provenance) -> None:
+        raise error
+
+    fail.push_request(retries=0, called_directly=False, is_eager=False, delivery=DELIVERY)
+    with pytest.raises(raised):
+        fail(place="here", name="kim")
+
+
+def test_a_transient_error_may_say_when_to_try_again(celery_app: Celery) -> None:
+    @celery_app.task(shared=False, name="fail", model=Greeting)
+    def fail(message: Greeting, provenance: Provenance) -> None:
+        raise TransientError("away", retry_after=61)
+
+    fail.push_request(retries=0, called_directly=False, is_eager=False, delivery=DELIVERY)
+    with pytest.raises(Retry) as raised:
+        fail(place="here", name="kim")
+    assert raised.value.when == 61
+
+
+# Without a queue
+
+
+def test_a_direct_call_runs_the_task_without_an_id(greet: Any) -> None:
+    message, provenance = greet("here", name="kim")
+    assert message == Greeting(place="here", name="kim")
+    assert (provenance.message_id, provenance.has_producer_id) == ("", False)
+    assert (provenance.source, provenance.deliveries) == (Source.CELERY, 1)
+    assert timedelta() <= datetime.now(UTC) - provenance.enqueued_at < timedelta(minutes=1)
+
+
+def test_apply_runs_the_task_under_its_id(greet: Any) -> None:
+    message, provenance = greet.apply(("here", "kim"), task_id="id-7").get()
+    assert message == Greeting(place="here", name="kim")
+    assert (provenance.message_id, provenance.has_producer_id) == ("id-7", True)
+    assert (provenance.source, provenance.deliveries) == (Source.CELERY, 1)
+
+
+def test_an_eager_task_is_run_at_the_caller(celery_app: Celery, greet: Any) -> None:
+    celery_app.conf.task_always_eager = True
+    message, provenance = greet.delay("here", name="kim").get()
+    assert message == Greeting(place="here", name="kim")
+    assert provenance.has_producer_id
+
+
+@pytest.mark.parametrize("call", ["direct", "apply", "eager"])
+def test_wrong_arguments_raise_without_a_queue_too(
+    celery_app: Celery, greet: Any, call: str
+) -> None:
+    celery_app.conf.task_always_eager = True
+    run = {
+        "direct": lambda: greet("here"),
+        "apply": lambda: greet.apply(("here",)).get(),
+        "eager": lambda: greet.delay("here"),
+    }[call]
+    with pytest.raises(InvalidMessage, match="name: Field required"):
+        run()
