@@ -153,6 +153,7 @@ def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
     assert len(project.events(id_, "start")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queues", [{"visibility_timeout": 5}], indirect=True)
 def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> None:
     project = make_project(transport={"visibility_timeout": 5}, celery={"task_time_limit": 4})
@@ -164,6 +165,7 @@ def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> No
     assert len(project.events(id_, "start")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 @pytest.mark.parametrize("queues", [{"visibility_timeout": 3}], indirect=True)
 def test_a_pool_without_time_limits_gives_a_hung_task_s_message_back(

@@ -143,6 +143,7 @@ def test_a_thousand_registrations_sent_twice_by_two_doors_make_a_thousand_users(
     assert all(worker.is_running for worker in workers)
 
 
+@pytest.mark.slow
 def test_increments_count_once_while_pool_processes_are_killed(
     make_queues: Callable[..., Queues],
     environment: Environment,

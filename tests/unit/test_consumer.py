@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
@@ -73,7 +73,7 @@ def strategy() -> Strategy:
 
 
 @pytest.fixture
-def consumer(celery_app: Celery, strategy: Strategy) -> Consumer:
+def consumer(celery_app: Celery, strategy: Strategy) -> Iterator[Consumer]:
     """A consumer without the worker around it, which its constructor wants."""
     made = object.__new__(Consumer)
     made.app = celery_app
@@ -82,7 +82,9 @@ def consumer(celery_app: Celery, strategy: Strategy) -> Consumer:
     made.strategies = dict.fromkeys(("typed", "plain"), strategy)
     made.restart_count = 0
     made._maximum_prefetch_restored = True
-    return made
+    made.connection = None
+    yield made
+    signals.worker_shutting_down.disconnect(made._wake_the_loop)
 
 
 MakeMessage = Callable[..., Message]
@@ -275,3 +277,22 @@ def test_else_a_task_that_lost_its_lease_runs_on(
     running = Request("tag-1", cancel_on_lease_loss=wanted)
     lose(running, pool=pool)
     assert running.cancelled == []
+
+
+def test_a_signal_to_stop_wakes_the_loop(consumer: Consumer, lose: Callable[..., None]) -> None:
+    # Else it would sleep on until its next timer.
+    woken: list[bool] = []
+    inbox = SimpleNamespace(wake=lambda: woken.append(True))
+    consumer.connection = SimpleNamespace(transport=SimpleNamespace(inbox=inbox))
+    lose(pool=THREADS)
+    signals.worker_shutting_down.send(sender=None)
+    assert woken == [True]
+
+
+def test_a_signal_without_a_connection_is_no_fault(
+    consumer: Consumer, lose: Callable[..., None]
+) -> None:
+    assert consumer.connection is None
+    lose(pool=THREADS)
+    for _, answer in signals.worker_shutting_down.send(sender=None):
+        assert not isinstance(answer, Exception)

@@ -54,6 +54,27 @@ def test_a_loop_that_does_not_read_never_blocks_who_puts(inbox: Inbox) -> None:
     assert not is_readable(inbox)
 
 
+def test_a_loop_can_be_woken_for_nothing(inbox: Inbox) -> None:
+    inbox.wake()
+    assert is_readable(inbox)
+    assert inbox.take_all() == []
+    assert not is_readable(inbox)
+
+
+def test_waking_takes_no_lock_that_its_own_thread_may_hold(inbox: Inbox) -> None:
+    # A signal handler runs wherever its thread is, also in the middle of `put`.
+    with ThreadPoolExecutor() as executor, inbox._changed:
+        executor.submit(inbox.wake).result(DEADLINE)
+    assert is_readable(inbox)
+
+
+def test_waking_neither_blocks_nor_fails(inbox: Inbox) -> None:
+    for _ in range(70_000):
+        inbox.wake()
+    inbox.close()
+    inbox.wake()
+
+
 def test_who_waits_is_woken_by_another_thread(inbox: Inbox) -> None:
     with ThreadPoolExecutor() as executor:
         waiting = executor.submit(inbox.wait, DEADLINE)

@@ -257,6 +257,22 @@ def test_an_eager_task_runs_its_retries(celery_app: Celery) -> None:
     assert job.apply().get() == 2
 
 
+# Without acks_late
+
+
+def test_a_task_whose_message_is_gone_cannot_be_retried(define: Define) -> None:
+    task = define(lambda self: self.retry(), acks_late=False)
+    with pytest.raises(TypeError, match="its message is deleted before it runs"):
+        task()
+
+
+def test_a_failure_of_a_task_whose_message_is_gone_is_raised(define: Define) -> None:
+    error = ValueError(MARKER)
+    with pytest.raises(ValueError, match=MARKER) as raised:
+        define(fails_with(error), acks_late=False)()
+    assert raised.value is error
+
+
 # How many retries
 
 
