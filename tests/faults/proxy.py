@@ -71,15 +71,16 @@ EVERY = (
 class _Plan:
     """Which calls of an action fail, counted from when it was made."""
 
-    fault: Fault
+    faults: tuple[Fault, ...]
     first: int
     last: int | None
     seen: int = 0
 
     def next(self) -> Fault | None:
         self.seen += 1
-        is_due = self.seen >= self.first and (self.last is None or self.seen <= self.last)
-        return self.fault if is_due else None
+        if self.seen < self.first or (self.last is not None and self.seen > self.last):
+            return None
+        return self.faults[(self.seen - self.first) % len(self.faults)]
 
 
 class FaultProxy:
@@ -121,12 +122,12 @@ class FaultProxy:
         with self._changed:
             return self._waiting[action] > 0
 
-    def fail(self, action: str, fault: Fault, first: int = 1, last: int | None = None) -> None:
+    def fail(self, action: str, *faults: Fault, first: int = 1, last: int | None = None) -> None:
         """Fail the `first` to the `last` call of this action, counted from now; without a last one,
-        all until `heal`. What was planned for the action before is forgotten."""
+        all until `heal`. Several faults take turns. What was planned before is forgotten."""
         with self._changed:
             self.failed[action] = 0
-            self._plans[action] = _Plan(fault, first, last)
+            self._plans[action] = _Plan(faults, first, last)
 
     def heal(self, action: str) -> None:
         """Fail no more calls of this action."""

@@ -49,7 +49,8 @@ def test_the_worker_is_healthy_once_it_has_started_and_stops_when_told(
         return subprocess.run(check).returncode == 0
 
     try:
-        wait_until(is_healthy, START_SECONDS, "a healthy worker")
+        wait_until(lambda: " ready." in log.read_text(), START_SECONDS, "a ready worker")
+        assert is_healthy()
         main.send_signal(signal.SIGTERM)
         assert main.wait(int(worker["stop_grace_period"].removesuffix("s")) - 30) == 0
         assert subprocess.run(check).returncode != 0

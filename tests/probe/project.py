@@ -32,17 +32,7 @@ class ProbeProject:
     ) -> None:
         self.directory = directory
         self.queues = queues
-        self.transport = {
-            "region": queues.region,
-            "endpoint_url": queues.endpoint_url,
-            "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
-            "predefined_queues": {
-                queues.name: {"url": queues.url, "dead_letter_url": queues.dead_letter_url}
-            },
-            "wait_time_seconds": 1,
-            "backoff_base": 0.01,
-            **(transport or {}),
-        }
+        self.transport = {**self._default_transport(), **(transport or {})}
         limits = {"task_soft_time_limit": 25, "task_time_limit": 30}
         self._write({"transport": self.transport, "celery": {**limits, **(celery or {})}})
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -88,6 +78,10 @@ class ProbeProject:
         worker.send_signal(signal.SIGTERM)
         return worker.wait(PATIENCE)
 
+    def send_raw(self, body: str) -> None:
+        """Put a message on the queue that no Celery has made."""
+        self.queues.client.send_message(QueueUrl=self.queues.url, MessageBody=body)
+
     def close(self) -> None:
         """Kill every worker that is left, with its pool."""
         self._producer.close()
@@ -130,15 +124,27 @@ class ProbeProject:
         """Wait until everything is settled."""
         wait_until(self.queues.is_empty, timeout, "an empty queue")
 
+    def _default_transport(self) -> dict[str, Any]:
+        address = {"url": self.queues.url, "dead_letter_url": self.queues.dead_letter_url}
+        return {
+            "region": self.queues.region,
+            "endpoint_url": self.queues.endpoint_url,
+            "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
+            "predefined_queues": {self.queues.name: address},
+            "wait_time_seconds": 1,
+            "backoff_base": 0.01,
+        }
+
     def _write(self, settings: Any) -> None:
         package = self.directory / "app"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
-        shutil.copytree(
-            ROOT / "app" / "broker", package / "broker", ignore=shutil.ignore_patterns("*.pyc")
-        )
         shutil.copy(Path(__file__).with_name("probe.py"), self.directory)
         (self.directory / "probe.json").write_text(json.dumps(settings))
+        self._write_broker(package / "broker")
+
+    def _write_broker(self, package: Path) -> None:
+        shutil.copytree(ROOT / "app" / "broker", package, ignore=shutil.ignore_patterns("*.pyc"))
 
     def _make_producer(self) -> Celery:
         producer = Celery("producer", set_as_current=False)
