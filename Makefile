@@ -4,6 +4,7 @@
 #   make demo      the same, but stop once both users are stored
 #   make test      all tests but the long ones
 #   make verify    the long ones
+#   make bench     messages a second and calls a message, beside stock Celery
 #   make contract  acceptance tests on the real queue that the environment names
 #   make lint      style and imports
 #   make types     mypy
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores: one target after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify contract lint types python services
+.PHONY: help run demo test verify bench contract lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,9 @@ test: services $(STAMP)
 
 verify: services $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: services $(STAMP)
+	@exec $(BIN)/python -m bench $(ARGS)
 
 contract: services $(STAMP)
 	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)

@@ -46,6 +46,8 @@ class Options:
     credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """boto3's arguments; empty for its own credential chain."""
     wait_time_seconds: int = 20
+    receive_pause_max: float = 20.0
+    """Seconds to which the pauses grow between receives that fail."""
     max_receivers: int = 4
     """Receive calls at a time for one queue, while full batches keep coming."""
     max_message_bytes: int = 1_048_576
@@ -65,6 +67,7 @@ class Options:
             endpoint_url=given.get("endpoint_url"),
             credentials=given.get("credentials") or {},
             wait_time_seconds=given.get("wait_time_seconds", cls.wait_time_seconds),
+            receive_pause_max=given.get("receive_pause_max", cls.receive_pause_max),
             max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             decode_json=symbol_by_name(decoder) if decoder else None,

@@ -14,8 +14,6 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from app.broker.leases import Delivery, Leases
 from app.broker.options import Options
 from app.broker.settler import error_code
@@ -33,7 +31,6 @@ HELPER_WAIT = 1
 
 #: Seconds: the ceiling of the first pause after a failure, doubled by each one that follows.
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 20.0
 
 #: Seconds between two log lines about one kind of failure.
 QUIET = 60.0
@@ -55,6 +52,7 @@ class Receiver:
         self._queue = queue
         self._url = options.queue(queue).url
         self._wait = options.wait_time_seconds
+        self._longest_pause = options.receive_pause_max
         self._most = options.max_receivers
         self._client = client
         self._leases = leases
@@ -163,7 +161,7 @@ class Receiver:
 
     def _back_off(self, exc: Exception) -> None:
         self._failures += 1
-        kind = error_code(exc) if isinstance(exc, BotoCoreError | ClientError) else repr(type(exc))
+        kind = error_code(exc)
         now = monotonic()
         if now - self._said_at.get(kind, -QUIET) >= QUIET:
             self._said_at[kind] = now
@@ -173,7 +171,7 @@ class Receiver:
                 kind,
                 extra={"event": "receive.failed", "queue": self._queue, "error": kind},
             )
-        ceiling = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE)
+        ceiling = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), self._longest_pause)
         self._stopping.wait(random.uniform(ceiling / 2, ceiling))
 
     def _recovered(self) -> None:

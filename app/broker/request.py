@@ -33,6 +33,9 @@ _FRAME = re.compile(r'^  File "[^"]*", line \d+, in \S+$')
 class Request(CeleryRequest):
     """Notes on the message what happened, before Celery acks or rejects it without a reason."""
 
+    #: Class of the exception that ended the task, once one did.
+    _error: str | None = None
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process of the pool runs the task now."""
         limit = self.time_limits[0] or self.task.time_limit or self.app.conf.task_time_limit
@@ -44,6 +47,7 @@ class Request(CeleryRequest):
     ) -> Any:
         """The task ended with an exception, or its process did."""
         exc = _unwrapped(exc_info)
+        self._error = _name(exc)
         if (happened := _happened(exc)) is not None:
             self._note(happened)
         try:
@@ -79,7 +83,7 @@ class Request(CeleryRequest):
         self._note(outcomes.RetryAsked(delay, _error_of(retry)))
         self.acknowledge()
         # Not through our `send_event`, which would take the delay away with the text.
-        super().send_event(
+        self._send(
             "task-retried",
             exception=f"Retry in {delay or 0:.0f} s: {_error_of(retry)}",
             traceback="\n".join(_frames(str(exc_info.traceback))),
@@ -87,6 +91,8 @@ class Request(CeleryRequest):
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit passed. At the hard one, `on_failure` was called just before."""
+        if not soft:
+            self._error = "TimeLimitExceeded"
         if not soft and self._will_run_again():
             self._announce(TimeLimitExceeded(timeout))
             return
@@ -95,10 +101,21 @@ class Request(CeleryRequest):
     def send_event(self, type: str, **fields: Any) -> None:
         """Send an event without the text of an exception, which can hold what a user typed."""
         if "exception" in fields:
-            fields["exception"] = _class_name(fields["exception"])
+            fields["exception"] = self._error or _class_name(fields["exception"])
         if "traceback" in fields:
             fields["traceback"] = "\n".join(_frames(fields["traceback"]))
-        super().send_event(type, **fields)
+        self._send(type, **fields)
+
+    def _send(self, type: str, **fields: Any) -> None:
+        try:
+            super().send_event(type, **fields)
+        except Exception as broken:
+            # Broad on purpose: an event that cannot be sent costs the event and not the message.
+            logger.warning(
+                "An event could not be sent (%s).",
+                _name(broken),
+                extra={"event": "event.failed", "error": _name(broken)},
+            )
 
     def _note(self, happened: Happened) -> None:
         self._message.note(happened, self.task.policy)

@@ -189,6 +189,8 @@ def test_the_name_of_the_note_is_one_that_sqs_takes() -> None:
         ("body", {}, 4),
         ("정보", {}, 6),
         ("😀", {}, 4),
+        # Never a reason to fail on the way to the dead-letter queue.
+        ("\ud800", {"n": text("\udfff")}, 3 + 1 + 6 + 3),
         # Name, data type and value count; https://docs.aws.amazon.com/AWSSimpleQueueService/
         # latest/SQSDeveloperGuide/sqs-message-metadata.html#sqs-message-attributes
         ("body", {"name": text("value")}, 4 + 4 + 6 + 5),

@@ -139,7 +139,13 @@ def test_the_broker_imports_nothing_of_the_application_around_it(directory: Path
     )
 
 
-def test_the_first_use_names_what_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dotenv", "missing"), [("", "AWS_REGION"), ("AWS_REGION=us-east-1", "AWS_SQS_QUEUE_URL")]
+)
+def test_the_first_use_reads_dotenv_and_names_what_is_missing(
+    tmp_path: Path, dotenv: str, missing: str
+) -> None:
+    (tmp_path / ".env").write_text(dotenv)
     program = "from app.tasks import increment; increment.delay(input=1)"
     outcome = subprocess.run(
         [sys.executable, "-c", program],
@@ -150,4 +156,4 @@ def test_the_first_use_names_what_is_missing(tmp_path: Path) -> None:
         timeout=60,
     )
     assert outcome.returncode != 0
-    assert "AWS_REGION is not set" in outcome.stderr.splitlines()[-1]
+    assert f"{missing} is not set" in outcome.stderr.splitlines()[-1]

@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from celery.signals import setup_logging
 
 from app.broker.errors import ConfigurationError, MessageTooLarge
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
-from app.logs import FIELDS, REPEATED, JsonLines, WithoutRepeats, _set_up
+from app.logs import FIELDS, JsonLines, WithoutRepeats, _set_up, use_json_lines
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -55,9 +56,11 @@ def test_a_line_is_one_json_object() -> None:
 
 
 def test_a_line_has_the_facts_of_its_event() -> None:
-    facts = {"event": "message.done", "message_id": "id-1", "deliveries": 2, "seconds": 0.5}
+    ids = ("event", "task", "message_id", "sqs_message_id", "source", "queue")
+    outcome = ("deliveries", "outcome", "seconds", "delay", "reason", "error", "count", "pid")
+    facts = {name: f"of {name}" for name in ids + outcome}
     line = line_of("Message is done.", **facts)
-    assert {name: line[name] for name in facts} == facts
+    assert {name: line.get(name) for name in facts} == facts
 
 
 def test_a_fact_that_is_nothing_is_left_out() -> None:
@@ -150,8 +153,11 @@ def test_a_long_stack_is_cut_to_its_end() -> None:
 
 # What Celery says
 
+#: Who prints bodies, exceptions and results (celery 5.7).
+CELERYS = ["celery.app.trace", "celery.worker.strategy", "celery.worker.request"]
 
-@pytest.mark.parametrize("name", REPEATED)
+
+@pytest.mark.parametrize("name", CELERYS)
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING])
 def test_what_celery_says_of_each_message_is_kept_back(name: str, level: int) -> None:
     assert not WithoutRepeats().filter(record_of(f"Task {MARKER} received", name=name, level=level))
@@ -162,7 +168,7 @@ def test_an_error_of_celery_without_an_exception_is_kept_back() -> None:
     assert not WithoutRepeats().filter(record)
 
 
-@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("name", CELERYS)
 def test_a_failure_keeps_its_class_its_place_and_its_task(name: str) -> None:
     record = record_of(
         "Task %(name)s raised: %(exc)s\n%(traceback)s",
@@ -175,6 +181,7 @@ def test_a_failure_keeps_its_class_its_place_and_its_task(name: str) -> None:
     assert WithoutRepeats().filter(record)
     line = json.loads(JsonLines().format(record))
     assert MARKER not in str(line)
+    assert line["message"] == "A task failed."
     assert (line["event"], line["error"]) == ("task.failed", "ValueError")
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
 
@@ -182,7 +189,9 @@ def test_a_failure_keeps_its_class_its_place_and_its_task(name: str) -> None:
 @pytest.mark.parametrize("name", ["celery.worker", "celery.apps.worker", "kombu", "app.broker"])
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
 def test_other_loggers_are_heard(name: str, level: int) -> None:
-    assert WithoutRepeats().filter(record_of("Connected.", name=name, level=level))
+    record = record_of("Connected.", name=name, level=level)
+    assert WithoutRepeats().filter(record)
+    assert record.getMessage() == "Connected."
 
 
 def test_of_a_warning_only_its_place_and_category_are_told() -> None:
@@ -190,6 +199,12 @@ def test_of_a_warning_only_its_place_and_category_are_told() -> None:
     record = record_of("%s", text, name="py.warnings", level=logging.WARNING)
     assert WithoutRepeats().filter(record)
     assert json.loads(JsonLines().format(record))["message"] == "/app/tasks.py:7: RuntimeWarning"
+
+
+def test_of_a_warning_in_another_form_nothing_is_told() -> None:
+    record = record_of(MARKER, name="py.warnings", level=logging.WARNING)
+    assert WithoutRepeats().filter(record)
+    assert record.getMessage() == "A warning."
 
 
 # Where it goes
@@ -207,10 +222,12 @@ def root() -> Iterator[logging.Logger]:
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
-def test_the_worker_logs_json_lines_to_stderr(
+def test_a_worker_that_starts_logs_json_lines_to_stderr(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _set_up(loglevel=logging.INFO)
+    setup_logging.disconnect(_set_up)
+    use_json_lines()
+    setup_logging.send(sender=None, loglevel=logging.INFO)
     logging.getLogger("app.test").info("Hello.", extra={"event": "test"})
     logging.getLogger("celery.app.trace").info("Task %s", MARKER)
     (line,) = capsys.readouterr().err.splitlines()

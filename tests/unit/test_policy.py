@@ -90,6 +90,8 @@ def test_the_defaults_are_those_of_the_settings_and_contradict_nothing() -> None
         max_receive_count=settings.sqs_max_receive_count,
         backoff_base=settings.sqs_backoff_base,
         backoff_max=settings.sqs_backoff_max,
+        heartbeat=True,
+        cancel_on_lease_loss=False,
     )
 
 

@@ -33,7 +33,10 @@ DEADLINE = 5
 PATIENCE = 0.05
 
 OPTIONS = Options(
-    region="us-east-1", queues={"jobs": QueueAddress("https://sqs.test/jobs")}, wait_time_seconds=20
+    receive_pause_max=0.002,
+    region="us-east-1",
+    queues={"jobs": QueueAddress("https://sqs.test/jobs")},
+    wait_time_seconds=20,
 )
 
 
@@ -89,7 +92,6 @@ Receive = Callable[..., "queue.SimpleQueue[list[Delivery]]"]
 def receive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receive]:
     """Starts a receiver on a client. Gives the queue of what it hands over."""
     monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("app.broker.receiver.LONGEST_PAUSE", 0.002)
     started: list[tuple[Receiver, Client]] = []
 
     def start(client: Client, leases: Leases | None = None) -> "queue.SimpleQueue[list[Delivery]]":
@@ -235,7 +237,7 @@ def test_each_pause_is_up_to_twice_as_long_within_its_maximum(
     client = Client(*[refused("InternalError")] * 5, [], refused("InternalError"))
     monkeypatch.setattr("random.uniform", draw)
     monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 1)
-    monkeypatch.setattr("app.broker.receiver.LONGEST_PAUSE", 6)
+    monkeypatch.setattr(f"{__name__}.OPTIONS", replace(OPTIONS, receive_pause_max=6))
     receive(client)
     assert client.polling.wait(DEADLINE)
     # A receive that worked starts it over.
@@ -450,11 +452,11 @@ def test_it_stops_while_it_waits_for_room(make_delivery: MakeDelivery) -> None:
 
 def test_it_stops_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 1_000)
-    monkeypatch.setattr("app.broker.receiver.LONGEST_PAUSE", 1_000)
     asked = threading.Event()
     client = Client(refused("AccessDenied"))
     client.before_each = asked.set
-    receiver = Receiver("jobs", OPTIONS, client, wide(), lambda _: None)  # type: ignore[arg-type]
+    patient = replace(OPTIONS, receive_pause_max=1_000)
+    receiver = Receiver("jobs", patient, client, wide(), lambda _: None)  # type: ignore[arg-type]
     receiver.start()
     assert asked.wait(DEADLINE)
     receiver.stop()

@@ -4,8 +4,9 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,6 +221,10 @@ def make_run(make_delivery: MakeDelivery) -> MakeRun:
     return make
 
 
+def naive(time: datetime) -> datetime:
+    return time.replace(tzinfo=None)
+
+
 def info_of(exc: BaseException, *, pickled: bool = True) -> ExceptionInfo:
     """The exception as the pool tells of it: prefork pickles, threads and solo do not."""
     try:
@@ -292,6 +297,7 @@ def test_a_retry_is_noted_and_told_with_its_delay_and_the_class_behind_it(
     assert run.settled == ["ack"]
     ((event, fields),) = run.eventer.sent
     assert (event, fields["exception"]) == ("task-retried", f"Retry in {told}")
+    assert fields["traceback"].endswith(" in info_of")
     assert MARKER not in repr(fields)
 
 
@@ -301,11 +307,11 @@ def test_a_retry_that_names_no_delay_leaves_it_to_the_policy(make_run: MakeRun) 
     assert run.message.happened == RetryAsked(None, "Retry")
 
 
-@pytest.mark.parametrize("aware", [True, False])
-def test_a_retry_at_a_time_is_noted_in_seconds(make_run: MakeRun, aware: bool) -> None:
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=9)), None])
+def test_a_retry_at_a_time_is_noted_in_seconds(make_run: MakeRun, zone: tzinfo | None) -> None:
     run = make_run()
     when = datetime.now(UTC) + timedelta(minutes=5)
-    run.request.on_retry(info_of(Retry(when=when if aware else when.replace(tzinfo=None))))
+    run.request.on_retry(info_of(Retry(when=when.astimezone(zone) if zone else naive(when))))
     noted = run.message.happened
     assert isinstance(noted, RetryAsked)
     assert noted.delay is not None
@@ -325,7 +331,10 @@ def test_what_the_pool_ended_is_told_as_retried_until_the_last_attempt(
         run.request.on_failure(info_of(TimeLimitExceeded(30)))
         run.request.on_timeout(soft=False, timeout=30)
     assert run.events == [event]
-    assert MARKER not in repr(run.eventer.sent)
+    (fields,) = (fields for type_, fields in run.eventer.sent if type_ == event)
+    name = "WorkerLostError" if kind == "lost" else "TimeLimitExceeded"
+    assert (fields["exception"], MARKER in str(fields)) == (name, False)
+    assert "traceback" in fields
     assert run.settled == ["requeue"]
 
 
@@ -419,6 +428,43 @@ def test_no_event_of_a_failure_tells_what_a_user_typed(make_run: MakeRun, exc: E
     run.request.on_failure(info_of(exc), return_ok=True)
     assert run.events == ["task-failed"]
     assert MARKER not in repr(run.eventer.sent)
+
+
+def test_what_celery_cannot_report_is_settled_and_logged_without_its_text(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(MARKER)
+
+    run = make_run()
+    run.request.task.backend = SimpleNamespace(mark_as_failure=fail)
+    run.request.on_failure(info_of(Rejected("gone", "Conflict")), return_ok=True)
+    assert run.settled == ["reject"]
+    (record,) = caplog.records
+    facts = vars(record)
+    assert (facts["event"], facts["error"]) == ("task.unreported", "RuntimeError")
+    assert (facts["task"], facts["message_id"]) == ("job", "id-1")
+    assert MARKER not in caplog.text
+
+
+def test_an_event_that_cannot_be_sent_costs_the_event_and_not_the_message(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(MARKER)
+
+    run = make_run()
+    run.eventer.send = fail  # type: ignore[method-assign]
+    run.request.on_failure(info_of(KeyError(MARKER)), return_ok=True)
+    assert run.settled == ["reject"]
+    assert {vars(record)["event"] for record in caplog.records} == {"event.failed"}
+    assert MARKER not in caplog.text
+
+
+def test_where_memory_is_short_the_process_is_told(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(MemoryError):
+        run.request.on_failure(info_of(MemoryError()), return_ok=True)
 
 
 def test_an_exception_that_pickle_refuses_is_settled_as_any_other(make_run: MakeRun) -> None:

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -87,15 +87,16 @@ def test_a_retry_raises_with_the_delay_in_seconds(
     assert raised.value.when == delay
 
 
-@pytest.mark.parametrize("aware", [True, False])
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=9)), None])
 @pytest.mark.parametrize(
     ("due_in", "delay"), [(timedelta(minutes=5), 300), (timedelta(minutes=-5), 0)]
 )
 def test_a_time_becomes_the_seconds_until_then(
-    define: Define, aware: bool, due_in: timedelta, delay: float
+    define: Define, zone: tzinfo | None, due_in: timedelta, delay: float
 ) -> None:
     eta = datetime.now(UTC) + due_in
-    task = define(lambda self: self.retry(eta=eta if aware else eta.replace(tzinfo=None)))
+    eta = eta.astimezone(zone) if zone else eta.replace(tzinfo=None)
+    task = define(lambda self: self.retry(eta=eta))
     with pytest.raises(Retry) as raised:
         task()
     assert delay - 60 < raised.value.when <= delay
@@ -255,6 +256,14 @@ def test_an_eager_task_runs_its_retries(celery_app: Celery) -> None:
         return int(self.request.retries) if self.request.retries == 2 else self.retry(countdown=0)
 
     assert job.apply().get() == 2
+
+
+def test_an_eager_task_keeps_the_limit_that_its_call_names(celery_app: Celery) -> None:
+    @celery_app.task(shared=False, bind=True, name="job")
+    def job(self: Any) -> None:
+        self.retry(exc=Permanent(str(self.request.retries)), countdown=0, max_retries=1)
+
+    assert str(job.apply().result) == "1"
 
 
 # Without acks_late

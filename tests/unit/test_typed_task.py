@@ -274,7 +274,11 @@ def test_wrong_arguments_are_dead_lettered_by_the_worker(run: Any) -> None:
 
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(Conflict("another came first"), Rejected), (TransientError("away"), Retry)],
+    [
+        (Conflict("another came first"), Rejected),
+        (TransientError("away"), Retry),
+        (ValueError(MARKER), Retry),
+    ],
 )
 def test_the_error_of_the_domain_says_what_the_worker_does(
     celery_app: Celery, error: Exception, raised: type[Exception]
