@@ -154,7 +154,9 @@ class Channel(virtual.Channel):
     def _start_threads(self) -> None:
         if self._settler is not None:
             return
-        self._settler = Settler(self._options, new_client(self._options))
+        self._settler = Settler(
+            self._options, new_client(self._options), lambda told: self._leases.telling(-told)
+        )
         self._settler.start()
         if self._options.policy.heartbeat:
             self._heartbeat = Heartbeat(
@@ -237,6 +239,7 @@ class Channel(virtual.Channel):
         delivery = lease.delivery
         outcome = decide(happened, delivery.count, policy or self._options.policy)
         task, id_ = (headers["task"], headers["id"]) if headers else (None, None)
+        self._leases.telling(1)
         self._settler.settle(lease, outcome, task, id_)
         _log_end(delivery, outcome, task, id_)
 

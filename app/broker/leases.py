@@ -15,6 +15,12 @@ from app.broker.policy import LONGEST_VISIBILITY
 #: Messages SQS gives in one receive call, and takes in one batch call.
 BATCH = 10
 
+#: Messages held beyond what the pool runs: one batch to work on while the next is on its way.
+AHEAD = 2 * BATCH
+
+#: Ended deliveries that may wait for SQS to be told before less is received.
+MOST_UNTOLD = 4 * BATCH
+
 #: Seconds a message may wait here for a free process of the pool. Then its lease is not extended
 #: any more, so that a pool that is stuck does not keep messages from other workers.
 LONGEST_WAIT = 900
@@ -81,11 +87,12 @@ class Leases:
         self._concurrency = 0
         self._queues = 1
         self._paused = False
+        self._untold = 0
 
     # The window
 
     def resize(self, concurrency: int) -> None:
-        """Set how many tasks the pool runs at a time; the window is that and one batch more."""
+        """Set how many tasks the pool runs at a time; the window is that and two batches more."""
         with self._changed:
             self._concurrency = concurrency
             self._changed.notify_all()
@@ -138,7 +145,7 @@ class Leases:
         """End a delivery and free its slot; None where it ended before."""
         with self._changed:
             lease = self._held.pop(tag, None)
-            self._changed.notify_all()
+            self._wake_if_worth_it()
             return lease
 
     def started(self, tag: str, time_limit: float | None) -> None:
@@ -157,6 +164,14 @@ class Leases:
         """Whether a delivery is in flight, with its lease."""
         return tag in self._held
 
+    def telling(self, change: int) -> None:
+        """So many more, or fewer, ended deliveries wait for SQS to be told: their number bounds
+        what is received, so that they never outgrow what can be told within a lease."""
+        with self._changed:
+            self._untold += change
+            if change < 0:
+                self._wake_if_worth_it()
+
     def all(self) -> list[Lease]:
         """Every lease in flight."""
         with self._changed:
@@ -168,7 +183,7 @@ class Leases:
     @property
     def _window(self) -> int:
         # One slot for each queue at the least: their receivers mostly wait in a long poll.
-        return self._concurrency + max(BATCH, self._queues)
+        return self._concurrency + max(AHEAD, self._queues)
 
     @property
     def _share(self) -> int:
@@ -176,7 +191,8 @@ class Leases:
 
     @property
     def _free(self) -> int:
-        return max(self._window - len(self._held) - self._reserved, 0)
+        untold = max(self._untold - MOST_UNTOLD, 0)
+        return max(self._window - len(self._held) - self._reserved - untold, 0)
 
     def _is_worth_a_receive(self) -> bool:
         if self._paused:
@@ -185,6 +201,11 @@ class Leases:
         # than it could run does not wait for a full batch.
         would_idle = self._free > 0 and len(self._held) < self._concurrency
         return self._free >= self._share or would_idle
+
+    def _wake_if_worth_it(self) -> None:
+        # Not at each message: a receiver that is woken for nothing takes time from the loop.
+        if self._is_worth_a_receive():
+            self._changed.notify_all()
 
     def _reserve(self) -> int:
         slots = min(self._share, self._free)

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from time import monotonic
@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds a settlement waits for others to share its call.
 LINGER = 0.02
+
+#: The same while a call for others is under way.
+LONGEST_LINGER = 0.1
+
+#: Calls at a time: one alone would bound the worker at ten messages a round trip.
+THREADS = 3
 
 #: Seconds between two tries of what failed; the lease bounds how many there are.
 RETRY_PAUSE = 1.0
@@ -61,22 +67,30 @@ class Settlement:
 
 
 class Settler:
-    """The thread and its queue of work. `settle` may be called from any other thread."""
+    """The threads and their queue of work. `settle` may be called from any other thread."""
 
-    def __init__(self, options: Options, client: "SQSClient") -> None:
+    def __init__(
+        self, options: Options, client: "SQSClient", on_told: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._options = options
         self._client = client
         self._changed = threading.Condition()
         self._waiting: deque[Settlement] = deque()
+        self._waiting_since = 0.0
         self._failed: list[Settlement] = []
-        self._at_work = False
+        self._on_told = on_told
+        self._at_work = 0
         self._stopping = False
         # Held, not inherited: Thread has private names of its own, `_delete` among them.
-        self._thread = threading.Thread(target=self._run, name="sqs-settler", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"sqs-settler-{number}", daemon=True)
+            for number in range(THREADS)
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def settle(
         self, lease: Lease, outcome: Outcome, task: str | None = None, id_: str | None = None
@@ -85,7 +99,12 @@ class Settler:
         settlement = Settlement(lease.delivery, outcome, task, id_, lease.expires_at)
         with self._changed:
             self._waiting.append(settlement)
-            self._changed.notify_all()
+            if len(self._waiting) == 1:
+                self._waiting_since = monotonic()
+            # The first starts the linger of a batch and the tenth ends it; those between say
+            # nothing new, and would wake every thread for each message.
+            if len(self._waiting) == 1 or len(self._waiting) % BATCH == 0:
+                self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing is left to tell; False where `timeout` seconds were not enough."""
@@ -96,7 +115,8 @@ class Settler:
 
     def stop(self, timeout: float) -> None:
         """Tell what is left, then end the thread; give up after `timeout` seconds."""
-        flushed = not self._thread.is_alive() or self.flush(timeout)
+        alive = any(thread.is_alive() for thread in self._threads)
+        flushed = not alive or self.flush(timeout)
         if not flushed:
             logger.warning(
                 "Stopped before SQS was told every outcome; it delivers those messages again.",
@@ -105,8 +125,9 @@ class Settler:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout)
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -119,27 +140,46 @@ class Settler:
                 )
                 self._failed_all(batch, exc, copied=False)
             finally:
+                self._on_told(len(batch))
                 with self._changed:
-                    self._at_work = False
+                    self._at_work -= 1
                     self._changed.notify_all()
 
     def _next_batch(self) -> list[Settlement]:
         with self._changed:
             while not self._stopping:
                 self._requeue_failed()
-                if self._waiting:
-                    self._changed.wait_for(
-                        lambda: len(self._waiting) >= BATCH or self._stopping, LINGER
-                    )
-                    self._at_work = True
-                    return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-                self._changed.wait(RETRY_PAUSE if self._failed else None)
+                if not self._waiting:
+                    self._changed.wait(RETRY_PAUSE if self._failed else None)
+                elif (left := self._linger_left()) > 0:
+                    self._changed.wait_for(self._is_batch_ready, left)
+                else:
+                    return self._take_batch()
         return []
+
+    def _linger_left(self) -> float:
+        """Seconds the waiting settlements may still wait for others."""
+        if self._is_batch_ready():
+            return 0.0
+        # While a call is under way there is time to fill the next one.
+        linger = LONGEST_LINGER if self._at_work else LINGER
+        return linger - (monotonic() - self._waiting_since)
+
+    def _take_batch(self) -> list[Settlement]:
+        self._at_work += 1
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        self._waiting_since = monotonic()
+        return batch
+
+    def _is_batch_ready(self) -> bool:
+        return len(self._waiting) >= BATCH or self._stopping
 
     def _requeue_failed(self) -> None:
         now = monotonic()
         due = [settlement for settlement in self._failed if settlement.not_before <= now]
         self._failed = [settlement for settlement in self._failed if settlement.not_before > now]
+        if due and not self._waiting:
+            self._waiting_since = now
         self._waiting.extend(due)
 
     def _tell(self, batch: Sequence[Settlement]) -> None:
@@ -234,6 +274,8 @@ class Settler:
                 },
             )
             return
+        # It is not told yet, whatever the end of this batch says.
+        self._on_told(-1)
         with self._changed:
             self._failed.append(replace(settlement, not_before=now + RETRY_PAUSE))
 

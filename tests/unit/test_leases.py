@@ -6,11 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.broker.leases import BATCH, LIMIT_MARGIN, Leases
+from app.broker.leases import AHEAD, BATCH, LIMIT_MARGIN, MOST_UNTOLD, Leases
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
+
+#: Messages that may be held beyond what the pool runs, with room for another batch.
+ROOM = AHEAD - BATCH
 
 #: Seconds after which whoever has not answered is waiting.
 PATIENCE = 0.02
@@ -66,23 +69,22 @@ def assert_waits(reserved: "Future[int]") -> None:
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "held", "slots"),
-    [(1, 0, 10), (1, 1, 10), (4, 0, 10), (4, 4, 10), (20, 19, 10), (20, 20, 10)],
+    ("concurrency", "held"), [(1, 0), (1, 1), (4, 0), (4, 4), (20, 19), (20, 20), (4, ROOM + 4)]
 )
 def test_a_full_batch_is_asked_for_where_it_fits(
-    leases: Leases, hold: Hold, reserver: Reserver, concurrency: int, held: int, slots: int
-) -> None:
-    leases.resize(concurrency)
-    hold(held)
-    assert reserver.reserve().result(DEADLINE) == slots
-
-
-@pytest.mark.parametrize(("concurrency", "held"), [(1, 2), (4, 5), (4, 13), (4, 14), (20, 21)])
-def test_a_busy_pool_waits_until_a_full_batch_fits(
     leases: Leases, hold: Hold, reserver: Reserver, concurrency: int, held: int
 ) -> None:
     leases.resize(concurrency)
-    *others, last = hold(held)[concurrency:]
+    hold(held)
+    assert reserver.reserve().result(DEADLINE) == BATCH
+
+
+@pytest.mark.parametrize(("concurrency", "beyond"), [(1, 1), (4, 1), (4, 9), (4, 10), (20, 1)])
+def test_a_busy_pool_waits_until_a_full_batch_fits(
+    leases: Leases, hold: Hold, reserver: Reserver, concurrency: int, beyond: int
+) -> None:
+    leases.resize(concurrency)
+    *others, last = hold(concurrency + ROOM + beyond)[-beyond:]
     reserved = reserver.reserve()
     for tag in others:
         leases.take(tag)
@@ -95,14 +97,14 @@ def test_a_window_that_shrank_below_what_is_held_asks_for_nothing(
     leases: Leases, hold: Hold, reserver: Reserver
 ) -> None:
     leases.resize(20)
-    hold(25)
+    hold(20 + ROOM)
     leases.resize(2)
     assert_waits(reserver.reserve())
 
 
 def test_a_wider_pool_wakes_who_waits(leases: Leases, hold: Hold, reserver: Reserver) -> None:
     leases.resize(1)
-    hold(5)
+    hold(5 + ROOM)
     reserved = reserver.reserve()
     assert_waits(reserved)
     leases.resize(5)
@@ -110,7 +112,8 @@ def test_a_wider_pool_wakes_who_waits(leases: Leases, hold: Hold, reserver: Rese
 
 
 def test_what_is_reserved_is_not_given_twice(leases: Leases, reserver: Reserver) -> None:
-    leases.resize(20)
+    # Room for three batches.
+    leases.resize(3 * BATCH - AHEAD)
     assert [reserver.reserve().result(DEADLINE) for _ in range(3)] == [10, 10, 10]
     fourth = reserver.reserve()
     assert_waits(fourth)
@@ -118,7 +121,7 @@ def test_what_is_reserved_is_not_given_twice(leases: Leases, reserver: Reserver)
     assert fourth.result(DEADLINE) == BATCH
 
 
-@pytest.mark.parametrize(("concurrency", "receivers"), [(1, 2), (4, 2), (4, 3), (0, 30)])
+@pytest.mark.parametrize(("concurrency", "receivers"), [(1, 2), (4, 2), (4, 5), (0, 50)])
 def test_receivers_that_share_a_window_all_ask_at_the_same_time(
     leases: Leases, reserver: Reserver, concurrency: int, receivers: int
 ) -> None:
@@ -126,23 +129,24 @@ def test_receivers_that_share_a_window_all_ask_at_the_same_time(
     leases.share_among(receivers)
     slots = [reserver.reserve().result(DEADLINE) for _ in range(receivers)]
     assert min(slots) > 0
-    assert sum(slots) <= concurrency + max(BATCH, receivers)
+    assert sum(slots) <= concurrency + max(AHEAD, receivers)
 
 
 @pytest.mark.parametrize("at_first", [1, 2])
 def test_a_pool_that_would_idle_is_fed_although_another_poll_is_open(
     leases: Leases, hold: Hold, reserver: Reserver, at_first: int
 ) -> None:
-    leases.resize(4)
+    concurrency = AHEAD + 4
+    leases.resize(concurrency)
     leases.share_among(at_first)
-    # The long poll of an empty queue keeps its slots for 20 s.
-    open_poll = reserver.reserve().result(DEADLINE)
+    # The long polls of empty queues keep their slots for 20 s.
+    reserved = sum(reserver.reserve().result(DEADLINE) for _ in range(AHEAD // BATCH))
     leases.share_among(2)
-    *others, last = hold(4)
-    second = reserver.reserve()
-    assert_waits(second)
+    *_, last = hold(concurrency)
+    another = reserver.reserve()
+    assert_waits(another)
     leases.take(last)
-    assert second.result(DEADLINE) == 4 + BATCH - open_poll - len(others)
+    assert another.result(DEADLINE) == AHEAD + 1 - reserved
 
 
 @pytest.mark.parametrize("came", [0, 1, 10])
@@ -162,7 +166,7 @@ def test_a_reservation_becomes_what_came_and_the_rest_is_free_again(
 def test_a_consumer_without_a_window_gets_one_batch_at_a_time(
     leases: Leases, hold: Hold, reserver: Reserver
 ) -> None:
-    tags = hold(1)
+    tags = hold(1 + ROOM)
     reserved = reserver.reserve()
     assert_waits(reserved)
     leases.take(tags[0])
@@ -190,7 +194,7 @@ def test_who_waits_stops_when_woken(leases: Leases, hold: Hold, reserver: Reserv
 def test_many_receivers_never_hold_more_than_the_window(
     leases: Leases, make_delivery: MakeDelivery, reserver: Reserver
 ) -> None:
-    window = 7 + BATCH
+    window = 7 + AHEAD
     leases.resize(7)
     most = []
 
@@ -210,7 +214,7 @@ def test_many_receivers_never_hold_more_than_the_window(
 
 
 @pytest.mark.parametrize(
-    ("held", "slots"), [(0, BATCH), (3, BATCH), (4, BATCH), (5, 0), (14, 0), (20, 0)]
+    ("held", "slots"), [(0, BATCH), (3, BATCH), (4, BATCH), (5 + ROOM, 0), (50 + ROOM, 0)]
 )
 def test_who_does_not_wait_reserves_what_is_worth_it_now(
     leases: Leases, hold: Hold, held: int, slots: int
@@ -221,8 +225,8 @@ def test_who_does_not_wait_reserves_what_is_worth_it_now(
 
 
 def test_who_did_not_wait_holds_its_slots_as_others_do(leases: Leases) -> None:
-    leases.resize(0)
-    assert [leases.try_reserve(), leases.try_reserve()] == [BATCH, 0]
+    batches = AHEAD // BATCH
+    assert [leases.try_reserve() for _ in range(batches + 1)] == [*[BATCH] * batches, 0]
     leases.fill(BATCH, [])
     assert leases.try_reserve() == BATCH
 
@@ -239,6 +243,22 @@ def test_nobody_asks_in_a_pause(leases: Leases, reserver: Reserver) -> None:
 def test_a_pause_says_whether_it_is_a_change(leases: Leases) -> None:
     said = [leases.pause(paused) for paused in (False, True, True, False, False)]
     assert said == [False, True, False, True, False]
+
+
+def test_what_sqs_was_not_told_yet_bounds_what_is_received(
+    leases: Leases, reserver: Reserver
+) -> None:
+    leases.telling(MOST_UNTOLD + AHEAD - BATCH + 1)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    leases.telling(-1)
+    assert reserved.result(DEADLINE) == BATCH
+
+
+def test_some_that_sqs_was_not_told_yet_bound_nothing(leases: Leases) -> None:
+    leases.telling(MOST_UNTOLD)
+    batches = AHEAD // BATCH
+    assert [leases.try_reserve() for _ in range(batches + 1)] == [*[BATCH] * batches, 0]
 
 
 # The table

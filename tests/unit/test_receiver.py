@@ -20,7 +20,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from app.broker.leases import Delivery, Leases
+from app.broker.leases import AHEAD, Delivery, Leases
 from app.broker.options import Options, QueueAddress
 from app.broker.receiver import Receiver
 from devstack.waiting import wait_until
@@ -327,9 +327,11 @@ def poll_full() -> Iterator[Callable[..., tuple[Receiver, FullQueue]]]:
     """Starts a receiver on a full queue. What it hands over is forgotten at once."""
     started: list[tuple[Receiver, FullQueue]] = []
 
-    def start(concurrency: int = 1_000_000) -> tuple[Receiver, FullQueue]:
-        client, leases = FullQueue(), Leases(VISIBILITY_TIMEOUT)
-        leases.resize(concurrency)
+    def start(leases: Leases | None = None) -> tuple[Receiver, FullQueue]:
+        client = FullQueue()
+        if leases is None:
+            leases = Leases(VISIBILITY_TIMEOUT)
+            leases.resize(1_000_000)
         options = replace(OPTIONS, max_receivers=3)
         receiver = Receiver("jobs", options, client, leases, lambda _: None)  # type: ignore[arg-type]
         started.append((receiver, client))
@@ -384,11 +386,15 @@ def test_a_batch_that_is_not_full_needs_no_help(receive: Receive, came: int) -> 
     assert receivers() == ["sqs-receiver-jobs"]
 
 
-def test_without_room_for_another_batch_there_is_no_help(poll_full: PollFull) -> None:
-    # The window takes 19.
-    _, client = poll_full(concurrency=9)
+def test_without_room_for_another_batch_there_is_no_help(
+    poll_full: PollFull, make_delivery: MakeDelivery
+) -> None:
+    # Room for one batch and nine.
+    leases = Leases(VISIBILITY_TIMEOUT)
+    leases.fill(0, [make_delivery() for _ in range(AHEAD - 19)])
+    _, client = poll_full(leases)
     with pytest.raises(TimeoutError):
-        wait_until(lambda: len(client.waits) > 1, PATIENCE, "help")
+        wait_until(lambda: client.batches > 1, PATIENCE, "help")
     assert client.batches == 1
 
 
@@ -405,7 +411,7 @@ def test_the_end_of_help_gives_its_slots_back() -> None:
     receiver.join(DEADLINE)
     for lease in leases.all():
         leases.take(lease.delivery.tag)
-    assert [leases.try_reserve() for _ in range(6)] == [10, 10, 10, 10, 10, 0]
+    assert sum(iter(leases.try_reserve, 0)) == 40 + AHEAD
 
 
 def test_stopping_ends_help_too(poll_full: PollFull) -> None:

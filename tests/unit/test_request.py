@@ -301,6 +301,12 @@ def test_a_retry_is_noted_and_told_with_its_delay_and_the_class_behind_it(
     assert MARKER not in repr(fields)
 
 
+def test_of_an_error_given_as_text_only_the_class_is_noted(make_run: MakeRun) -> None:
+    run = make_run()
+    run.request.on_retry(info_of(Retry(exc=f"KeyError('{MARKER}')", when=7), pickled=False))
+    assert run.message.happened == RetryAsked(7.0, "KeyError")
+
+
 def test_a_retry_that_names_no_delay_leaves_it_to_the_policy(make_run: MakeRun) -> None:
     run = make_run()
     run.request.on_retry(info_of(Retry()))
@@ -422,11 +428,16 @@ def test_other_fields_of_an_event_are_sent_as_they_are(make_run: MakeRun) -> Non
     assert (fields["uuid"], fields["result"], fields["runtime"]) == ("id-1", "'registered'", 0.5)
 
 
+@pytest.mark.parametrize("pickled", [True, False])
 @pytest.mark.parametrize("exc", [KeyError(MARKER), Quoting(MARKER), Rejected(MARKER, "Conflict")])
-def test_no_event_of_a_failure_tells_what_a_user_typed(make_run: MakeRun, exc: Exception) -> None:
+def test_an_event_of_a_failure_tells_its_class_in_every_pool_and_not_what_a_user_typed(
+    make_run: MakeRun, exc: Exception, pickled: bool
+) -> None:
+    # Threads and solo do not pickle, so that the exception still wears billiard's wrapper.
     run = make_run()
-    run.request.on_failure(info_of(exc), return_ok=True)
-    assert run.events == ["task-failed"]
+    run.request.on_failure(info_of(exc, pickled=pickled), return_ok=True)
+    (fields,) = (fields for type_, fields in run.eventer.sent if type_ == "task-failed")
+    assert fields["exception"] == type(exc).__name__
     assert MARKER not in repr(run.eventer.sent)
 
 
