@@ -10,6 +10,8 @@ from subprocess import Popen
 
 import pytest
 
+from app.broker.options import Options
+from app.broker.settler import THREADS
 from devstack import sqs
 from devstack.sqs import SqsServer
 from tests.faults import proxy
@@ -33,6 +35,10 @@ LONGEST_PAUSE = 1
 #: Seconds for many answers that never come: each costs the long poll, its margin and a pause.
 PATIENCE = 60
 LONG_PATIENCE = MANY * 20
+
+#: Connections that the clients may keep beyond their first: no more than calls at a time. What
+#: leaked with each fault would be beyond it after a few of them, since one worker sees them all.
+KEPT = (THREADS - 1) + (Options.max_receivers - 1)
 
 
 @dataclass
@@ -236,7 +242,7 @@ def settled(patient: Patient, before: tuple[int, int]) -> tuple[int, int]:
 
     def is_no_more() -> bool:
         threads, descriptors = patient.footprint()
-        return threads == before[0] and descriptors <= before[1]
+        return threads == before[0] and descriptors <= before[1] + KEPT
 
     with suppress(TimeoutError):
         wait_until(is_no_more, 5, "the footprint of before")
@@ -249,5 +255,6 @@ def assert_no_trace(seen: Seen) -> None:
     assert seen.dead_letters == 0
     assert seen.recoveries == 1
     assert seen.threads == 0
-    # One fewer where the heartbeat's connection was cut, which is made anew when it is needed.
-    assert -1 <= seen.descriptors <= 0
+    # One fewer where the heartbeat's connection was cut, which is made anew when it is needed. Some
+    # more where calls ran at the same time: their connections are kept for the next time.
+    assert -1 <= seen.descriptors <= KEPT

@@ -32,7 +32,9 @@ def celery_app() -> Celery:
 def test_what_needs_a_result_backend_raises(
     celery_app: Celery, call: Callable[[Celery, Any], Any]
 ) -> None:
-    task = celery_app.task(shared=False, name="job")(lambda: None)
+    @celery_app.task(shared=False, name="job")
+    def task() -> None:
+        """Does nothing."""
 
     with pytest.raises(NotImplementedError, match="result backend"):
         call(celery_app, task)
