@@ -60,6 +60,7 @@ class Receiver:
         self._stopping = threading.Event()
         self._failures = 0
         self._said_at: dict[str, float] = {}
+        self._is_said = False
         self._threads = [
             threading.Thread(target=self._run, name=f"sqs-receiver-{queue}", daemon=True)
         ]
@@ -165,6 +166,7 @@ class Receiver:
         now = monotonic()
         if now - self._said_at.get(kind, -QUIET) >= QUIET:
             self._said_at[kind] = now
+            self._is_said = True
             logger.warning(
                 "Receiving from %s fails (%s); trying again until it works.",
                 self._queue,
@@ -175,8 +177,10 @@ class Receiver:
         self._stopping.wait(random.uniform(ceiling / 2, ceiling))
 
     def _recovered(self) -> None:
-        if self._failures:
-            self._failures = 0
+        self._failures = 0
+        # Said once for what was said: several threads poll, and a queue may fail every other call.
+        if self._is_said:
+            self._is_said = False
             logger.info(
                 "Receiving from %s works again.",
                 self._queue,

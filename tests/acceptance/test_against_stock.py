@@ -79,7 +79,6 @@ class Row:
     transport: dict[str, Any] = field(default_factory=dict)
     stock_transport: dict[str, Any] = field(default_factory=dict)
     celery: dict[str, Any] = field(default_factory=dict)
-    slow: bool = False
 
 
 ROWS: list[Row] = []
@@ -116,12 +115,12 @@ def one_server_error(run: Run) -> str:
     return after(run, SERVER_ERROR, SOON)
 
 
-@row("one 403 (expired token) on a receive", stock=DEAF, ours=GOES_ON, slow=True)
+@row("one 403 (expired token) on a receive", stock=DEAF, ours=GOES_ON)
 def one_expired_token(run: Run) -> str:
     return after(run, EXPIRED, SOON)
 
 
-@row("a receive that is never answered", stock=DEAF, ours=GOES_ON, slow=True)
+@row("a receive that is never answered", stock=DEAF, ours=GOES_ON)
 def no_answer(run: Run) -> str:
     return after(run, SILENT, LATER)
 
@@ -156,7 +155,6 @@ def full_window(run: Run) -> str:
     ours=REDELIVERED,
     queues={"visibility_timeout": 3},
     transport={"visibility_timeout": 3},
-    slow=True,
 )
 def redelivery(run: Run) -> str:
     run.start_warm()
@@ -260,7 +258,6 @@ AGAIN = "is run again while it runs"
     ours=ONCE,
     queues={"visibility_timeout": 3},
     transport={"visibility_timeout": 3},
-    slow=True,
 )
 def long_task(run: Run) -> str:
     run.start_warm()
@@ -279,7 +276,6 @@ def long_task(run: Run) -> str:
     ours=ONCE,
     queues={"visibility_timeout": 3},
     transport={"visibility_timeout": 3},
-    slow=True,
 )
 def countdown(run: Run) -> str:
     run.start_warm()
@@ -294,7 +290,6 @@ def countdown(run: Run) -> str:
     "a task that fails once (`autoretry_for`)",
     stock=NEW,
     ours=SAME,
-    slow=True,
 )
 def retry(run: Run) -> str:
     run.start_warm()
@@ -313,7 +308,6 @@ def retry(run: Run) -> str:
     ours=NOTED,
     queues={"visibility_timeout": 2, "max_receive_count": 6},
     transport={"max_receive_count": 6},
-    slow=True,
 )
 def failure(run: Run) -> str:
     run.start_warm()
@@ -339,10 +333,8 @@ def seen(request: pytest.FixtureRequest) -> Iterator[dict[str, tuple[str, str]]]
         sys.stdout.write("\n\n" + table((name, *cells) for name, cells in rows.items()))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(r, id=r.name, marks=[pytest.mark.slow] if r.slow else []) for r in ROWS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_this_broker_keeps_a_promise_that_stock_breaks(
     make_queues: MakeQueues,
     sqs_server: SqsServer,

@@ -36,6 +36,8 @@ LONGEST_PAUSE = 1
 PATIENCE = 60
 LONG_PATIENCE = MANY * 20
 
+pytestmark = pytest.mark.slow
+
 #: Connections that the clients may keep beyond their first: no more than calls at a time. What
 #: leaked with each fault would be beyond it after a few of them, since one worker sees them all.
 KEPT = (THREADS - 1) + (Options.max_receivers - 1)
@@ -168,7 +170,6 @@ def test_messages_of_an_answer_that_is_lost_come_again(
     assert start["redelivered"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(LONG_PATIENCE + 120)
 @pytest.mark.parametrize("fault", EVERY, ids=lambda fault: fault.name)
 def test_a_fault_that_repeats_twenty_times_leaves_no_trace(
@@ -182,7 +183,6 @@ def test_a_fault_that_repeats_twenty_times_leaves_no_trace(
     assert len(seen.said) <= 1 + (time.monotonic() - started) / 60
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(LONG_PATIENCE + 120)
 def test_faults_of_all_kinds_in_turn_leave_no_trace(
     patient: Patient, first_footprint: dict[int, tuple[int, int]]
@@ -225,6 +225,8 @@ def examine(
         patient.project.wait_for_end(id_, PATIENCE)
     before = first_footprint[patient.worker.pid]
     now = settled(patient, before)
+    with suppress(TimeoutError):
+        wait_until(lambda: is_told(patient.project.worker_log()[logged:]), 10, "the recovery")
     log = patient.project.worker_log()[logged:]
     return Seen(
         exit_status=patient.worker.poll(),
@@ -235,6 +237,11 @@ def examine(
         threads=now[0] - before[0],
         descriptors=now[1] - before[1],
     )
+
+
+def is_told(log: str) -> bool:
+    """Whether a recovery follows the last failure that was said, if one was."""
+    return log.rfind(" works again.") >= log.rfind(" fails (")
 
 
 def settled(patient: Patient, before: tuple[int, int]) -> tuple[int, int]:
@@ -253,7 +260,9 @@ def assert_no_trace(seen: Seen) -> None:
     assert seen.exit_status is None
     assert set(seen.ends.values()) == {1}
     assert seen.dead_letters == 0
-    assert seen.recoveries == 1
+    # What was said to fail is said to work again; another fault of a kind may be within its minute.
+    assert bool(seen.recoveries) == bool(seen.said)
+    assert seen.recoveries <= len(seen.said)
     assert seen.threads == 0
     # One fewer where the heartbeat's connection was cut, which is made anew when it is needed. Some
     # more where calls ran at the same time: their connections are kept for the next time.
