@@ -7,7 +7,7 @@ from typing import Any
 
 from kombu.transport import virtual
 
-from app.broker import outcomes
+from app.broker import journal, outcomes
 from app.broker.clients import new_client
 from app.broker.decoding import decode
 from app.broker.errors import PublishError, Undecodable
@@ -234,14 +234,14 @@ class Channel(virtual.Channel):
         if lease is None or self._settler is None:
             return
         if lease.expires_at <= monotonic():
-            _log_lost(lease, "its time ran out")
+            journal.lease_lost(lease, "its time ran out")
             return
         delivery = lease.delivery
         outcome = decide(happened, delivery.count, policy or self._options.policy)
         task, id_ = (headers["task"], headers["id"]) if headers else (None, None)
         self._leases.telling(1)
         self._settler.settle(lease, outcome, task, id_)
-        _log_end(delivery, outcome, task, id_)
+        journal.ended(delivery, outcome, task, id_)
 
     def holds(self, tag: str) -> bool:
         """Whether this delivery is in flight here, with its lease."""
@@ -265,7 +265,7 @@ class Channel(virtual.Channel):
 
     def _on_lost(self, lease: Lease, why: str) -> None:
         if self._leases.take(lease.delivery.tag) is not None:
-            _log_lost(lease, why)
+            journal.lease_lost(lease, why)
             self.on_lease_lost(lease.delivery.tag)
 
     # Closing
@@ -289,45 +289,3 @@ class Channel(virtual.Channel):
         if self._heartbeat is not None:
             self._heartbeat.stop(FLUSH_TIMEOUT)
         super().close()
-
-
-def _log_lost(lease: Lease, why: str) -> None:
-    logger.warning(
-        "The lease of a message was lost: %s. Nothing is settled; SQS delivers it again.",
-        why,
-        extra={
-            "event": "lease.lost",
-            "reason": why,
-            "sqs_message_id": lease.delivery.message_id,
-            "queue": lease.delivery.queue,
-            "deliveries": lease.delivery.count,
-        },
-    )
-
-
-def _log_end(
-    delivery: Delivery, outcome: outcomes.Outcome, task: str | None, id_: str | None
-) -> None:
-    facts: dict[str, Any] = {
-        "event": f"message.{outcome.name}",
-        "task": task,
-        "message_id": id_ or delivery.message_id,
-        "sqs_message_id": delivery.message_id,
-        "queue": delivery.queue,
-        "deliveries": delivery.count,
-        "seconds": round(monotonic() - delivery.received_at, 3),
-    }
-    match outcome:
-        case outcomes.Retry(delay, error):
-            text, level = f"Message fails ({error}); again in {delay} s.", logging.WARNING
-            facts |= {"delay": delay, "error": error}
-        case outcomes.DeadLetter(reason, error):
-            text, level = f"Message is dead-lettered: {reason}.", logging.ERROR
-            facts |= {"reason": reason, "error": error}
-        case outcomes.Postponed(delay):
-            text, level = f"Message is not due; sent on with a delay of {delay} s.", logging.INFO
-        case outcomes.Released():
-            text, level = "Message is released.", logging.INFO
-        case outcomes.Done():
-            text, level = "Message is done.", logging.INFO
-    logger.log(level, text, extra=facts)

@@ -1,0 +1,52 @@
+"""The log lines about one delivery: a sentence, a stable `event`, and ids. Never a body."""
+
+import logging
+from time import monotonic
+from typing import Any
+
+from app.broker import outcomes
+from app.broker.leases import Delivery, Lease
+
+logger = logging.getLogger(__name__)
+
+
+def lease_lost(lease: Lease, why: str) -> None:
+    """A lease was lost: what happens to the message is another worker's now."""
+    logger.warning(
+        "The lease of a message was lost: %s. Nothing is settled; SQS delivers it again.",
+        why,
+        extra={
+            "event": "lease.lost",
+            "reason": why,
+            "sqs_message_id": lease.delivery.message_id,
+            "queue": lease.delivery.queue,
+            "deliveries": lease.delivery.count,
+        },
+    )
+
+
+def ended(delivery: Delivery, outcome: outcomes.Outcome, task: str | None, id_: str | None) -> None:
+    """The one line at the end of a message: its outcome, its ids, its time."""
+    facts: dict[str, Any] = {
+        "event": f"message.{outcome.name}",
+        "task": task,
+        "message_id": id_ or delivery.message_id,
+        "sqs_message_id": delivery.message_id,
+        "queue": delivery.queue,
+        "deliveries": delivery.count,
+        "seconds": round(monotonic() - delivery.received_at, 3),
+    }
+    match outcome:
+        case outcomes.Retry(delay, error):
+            text, level = f"Message fails ({error}); again in {delay} s.", logging.WARNING
+            facts |= {"delay": delay, "error": error}
+        case outcomes.DeadLetter(reason, error):
+            text, level = f"Message is dead-lettered: {reason}.", logging.ERROR
+            facts |= {"reason": reason, "error": error}
+        case outcomes.Postponed(delay):
+            text, level = f"Message is not due; sent on with a delay of {delay} s.", logging.INFO
+        case outcomes.Released():
+            text, level = "Message is released.", logging.INFO
+        case outcomes.Done():
+            text, level = "Message is done.", logging.INFO
+    logger.log(level, text, extra=facts)
