@@ -63,6 +63,7 @@ class Channel(virtual.Channel):
         self._receivers: dict[str, Receiver] = {}
         self._leaving: list[Receiver] = []
         self._settler: Settler | None = None
+        self._inbox: Inbox | None = None
         self._heartbeat: Heartbeat | None = None
         #: Called with the tag of a delivery whose lease was lost, on the heartbeat's thread.
         self.on_lease_lost: Callable[[str], None] = lambda tag: None
@@ -154,6 +155,9 @@ class Channel(virtual.Channel):
     def _start_threads(self) -> None:
         if self._settler is not None:
             return
+        # Made here, before any thread could make another: from Python 3.12 on a cached property
+        # has no lock.
+        self._inbox = self.connection.inbox
         self._settler = Settler(
             self._options, new_client(self._options), lambda told: self._leases.telling(-told)
         )
@@ -170,8 +174,10 @@ class Channel(virtual.Channel):
 
     def _on_received(self, deliveries: list[Delivery]) -> None:
         """Runs on a receiver's thread: decode there, deliver on the loop."""
-        inbox: Inbox = self.connection.inbox
-        inbox.put([arrived for delivery in deliveries if (arrived := self._decoded(delivery))])
+        assert self._inbox is not None
+        self._inbox.put(
+            [arrived for delivery in deliveries if (arrived := self._decoded(delivery))]
+        )
 
     def _decoded(self, delivery: Delivery) -> tuple[str, dict[str, Any]] | None:
         if delivery.queue not in self._receivers:
