@@ -243,6 +243,7 @@ def test_a_second_stack_in_the_same_directory_says_so_in_one_line(serving: Run) 
     assert serving.environment()
 
 
+@pytest.mark.slow
 def test_killed_or_stopped_it_leaves_no_process_and_keeps_queue_and_database(
     tmp_path: Path,
 ) -> None:
@@ -266,6 +267,7 @@ def test_killed_or_stopped_it_leaves_no_process_and_keeps_queue_and_database(
         assert interrupted.wait_until_gone() == 0
 
 
+@pytest.mark.slow
 def test_it_ends_with_one_line_when_one_of_its_processes_ends(tmp_path: Path) -> None:
     with running(tmp_path / "local") as run:
         run.wait_until_serving()

@@ -132,6 +132,18 @@ def test_receivers_that_share_a_window_all_ask_at_the_same_time(
     assert sum(slots) <= concurrency + max(AHEAD, receivers)
 
 
+def test_a_smaller_share_wakes_who_waits_for_a_larger_one(
+    leases: Leases, hold: Hold, reserver: Reserver
+) -> None:
+    leases.resize(4)
+    hold(4 + ROOM + 3)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    # Seven are free.
+    leases.share_among(4)
+    assert reserved.result(DEADLINE) == (AHEAD + 4) // 4 < 7
+
+
 @pytest.mark.parametrize("at_first", [1, 2])
 def test_a_pool_that_would_idle_is_fed_although_another_poll_is_open(
     leases: Leases, hold: Hold, reserver: Reserver, at_first: int

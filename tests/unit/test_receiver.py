@@ -129,7 +129,10 @@ def test_what_comes_is_handed_over_in_one_call_a_batch(receive: Receive) -> None
 
 
 def test_a_delivery_holds_what_sqs_says_of_it(receive: Receive) -> None:
-    attributes = {"n": {"DataType": "Binary", "BinaryValue": b"\x00", "StringListValues": []}}
+    attributes = {
+        "b": {"DataType": "Binary", "BinaryValue": b"\x00", "StringListValues": []},
+        "s": {"DataType": "String", "StringValue": "text", "BinaryListValues": []},
+    }
     facts = {"ApproximateReceiveCount": "4", "SentTimestamp": "1767323045678"}
     client = Client([message(1, Body="text", Attributes=facts, MessageAttributes=attributes)])
     (delivery,) = receive(client).get(timeout=DEADLINE)
@@ -139,7 +142,10 @@ def test_a_delivery_holds_what_sqs_says_of_it(receive: Receive) -> None:
     assert delivery.count == 4
     assert delivery.enqueued_at == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
     # SQS adds empty lists that SendMessage refuses.
-    assert delivery.attributes == {"n": {"DataType": "Binary", "BinaryValue": b"\x00"}}
+    assert delivery.attributes == {
+        "b": {"DataType": "Binary", "BinaryValue": b"\x00"},
+        "s": {"DataType": "String", "StringValue": "text"},
+    }
 
 
 def test_the_age_of_a_lease_is_counted_from_before_the_call(
@@ -199,7 +205,9 @@ def test_it_outlives_one_fault_after_the_other(receive: Receive) -> None:
     assert handed_over.get(timeout=DEADLINE)[0].message_id == "sqs-7"
 
 
-def test_it_outlives_a_fault_of_who_takes_what_came() -> None:
+def test_it_outlives_a_fault_of_who_takes_what_came_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     client = Client([message(1)], [message(2)])
     handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
 
@@ -215,6 +223,7 @@ def test_it_outlives_a_fault_of_who_takes_what_came() -> None:
         receiver.stop()
         client.ended.set()
         receiver.join(DEADLINE)
+    assert [vars(record)["event"] for record in caplog.records] == ["receive.broken"] * 2
 
 
 def test_a_fault_gives_the_slots_back(receive: Receive) -> None:
@@ -287,10 +296,11 @@ def test_a_fault_is_logged_without_its_text(
 
 class FullQueue:
     """Gives full batches while `is_full`. Until `go_on`, helpers are held in their first call, and
-    the first thread once three ask at the same time, so that they are seen."""
+    the first thread (`holds_the_first`) once three ask at the same time, so that they are seen."""
 
     def __init__(self) -> None:
         self.is_full = True
+        self.holds_the_first = True
         self.go_on = threading.Event()
         self.batches = self.most = 0
         self.waits: dict[str, set[int]] = {}
@@ -305,7 +315,7 @@ class FullQueue:
             name = threading.current_thread().name
             self.waits.setdefault(name, set()).add(call["WaitTimeSeconds"])
             self._changed.notify_all()
-        if self.most >= 3 or name != "sqs-receiver-jobs":
+        if name != "sqs-receiver-jobs" or (self.most >= 3 and self.holds_the_first):
             self.go_on.wait(DEADLINE)
         with self._changed:
             self._asking -= 1
@@ -327,8 +337,11 @@ def poll_full() -> Iterator[Callable[..., tuple[Receiver, FullQueue]]]:
     """Starts a receiver on a full queue. What it hands over is forgotten at once."""
     started: list[tuple[Receiver, FullQueue]] = []
 
-    def start(leases: Leases | None = None) -> tuple[Receiver, FullQueue]:
+    def start(
+        leases: Leases | None = None, *, holds_the_first: bool = True
+    ) -> tuple[Receiver, FullQueue]:
         client = FullQueue()
+        client.holds_the_first = holds_the_first
         if leases is None:
             leases = Leases(VISIBILITY_TIMEOUT)
             leases.resize(1_000_000)
@@ -356,13 +369,11 @@ def receivers() -> list[str]:
 def test_while_full_batches_keep_coming_more_threads_ask_up_to_the_most(
     poll_full: PollFull,
 ) -> None:
-    _, client = poll_full()
+    _, client = poll_full(holds_the_first=False)
     assert client.is_asked_by_three()
-    assert len(receivers()) == 3
-    before = client.batches
-    client.go_on.set()
-    wait_until(lambda: client.batches > before + 100, DEADLINE, "a hundred batches more")
-    assert client.most == 3
+    # The first thread goes on, and could ask for help after each of its batches.
+    wait_until(lambda: client.batches > 100, DEADLINE, "a hundred batches")
+    assert len(receivers()) == len(client.waits) == client.most == 3
 
 
 def test_help_waits_for_a_short_time_only(poll_full: PollFull) -> None:

@@ -26,6 +26,9 @@ from tests.unit.conftest import MakeLease
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
 
+#: Seconds after which what has not happened does not happen.
+PATIENCE = 0.05
+
 OPTIONS = Options(
     region="us-east-1",
     queues={
@@ -58,6 +61,7 @@ PASSING = [
 
 #: What no second try can change.
 FINAL = [
+    "InvalidParameterValue",
     "AccessDenied",
     "AccessDeniedException",
     "ReceiptHandleIsInvalid",
@@ -402,6 +406,36 @@ def test_a_fault_of_one_message_does_not_touch_those_beside_it(
 # Waiting and stopping
 
 
+@pytest.fixture
+def _lingers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A settlement waits for others for longer than a test does."""
+    monkeypatch.setattr("app.broker.settler.LINGER", 1_000)
+    monkeypatch.setattr("app.broker.settler.LONGEST_LINGER", 1_000)
+
+
+@pytest.mark.usefixtures("settler", "_lingers")
+def test_a_settlement_waits_for_others_until_there_are_ten(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    settler.start()
+    for _ in range(9):
+        settle(Done())
+    assert settler.flush(PATIENCE) is False
+    assert client.calls == []
+    settle(Done())
+    assert settler.flush(DEADLINE)
+    assert [len(call) for call in client.receipts("delete")] == [10]
+
+
+def test_a_settlement_waits_for_others_for_a_moment_only(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    settler.start()
+    settle(Done())
+    assert settler.flush(DEADLINE)
+    assert [len(call) for call in client.receipts("delete")] == [1]
+
+
 def test_handing_over_never_waits_for_sqs(settler: Settler, client: Client, settle: Settle) -> None:
     client.open.clear()
     settler.start()
@@ -432,14 +466,15 @@ def test_flushing_waits_for_what_has_to_be_tried_again(
     assert len(client.calls) == 6
 
 
-def test_stopping_tells_what_is_left_and_ends_the_thread(
-    settler: Settler, client: Client, settle: Settle
+def test_stopping_tells_what_is_left_and_ends_the_threads(
+    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
 ) -> None:
     settler.start()
     for _ in range(30):
         settle(Done())
     settler.stop(DEADLINE)
     assert sum(len(receipts) for receipts in client.receipts("delete")) == 30
+    assert caplog.records == []
     assert not any(thread.name.startswith("sqs-settler") for thread in threading.enumerate())
 
 

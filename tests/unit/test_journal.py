@@ -1,0 +1,84 @@
+"""The log lines about one delivery: its outcome, its ids and its time, and never its body."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from app.broker import journal
+from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+from tests.unit.conftest import MakeDelivery, MakeLease
+
+#: Stands where a user could have typed something.
+MARKER = "Kim-1f9c"
+
+
+@pytest.fixture(autouse=True)
+def _everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+
+def the_line(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    (record,) = caplog.records
+    return vars(record) | {"text": record.getMessage()}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level", "facts"),
+    [
+        (Done(), logging.INFO, {"event": "message.done"}),
+        (Released(), logging.INFO, {"event": "message.released"}),
+        (Postponed(900), logging.INFO, {"event": "message.postponed"}),
+        (
+            Retry(7, "KeyError"),
+            logging.WARNING,
+            {"event": "message.retry", "delay": 7, "error": "KeyError"},
+        ),
+        (
+            DeadLetter("no such task", "KeyError"),
+            logging.ERROR,
+            {"event": "message.dead-letter", "reason": "no such task", "error": "KeyError"},
+        ),
+    ],
+)
+def test_the_end_of_a_delivery_is_told_with_what_its_outcome_says(
+    make_delivery: MakeDelivery,
+    caplog: pytest.LogCaptureFixture,
+    outcome: Outcome,
+    level: int,
+    facts: dict[str, Any],
+) -> None:
+    journal.ended(make_delivery(), outcome, "registerUser", "id-1")
+    line = the_line(caplog)
+    assert line["levelno"] == level
+    assert {name: line[name] for name in facts} == facts
+
+
+def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    delivery = make_delivery(message_id="sqs-7", count=3, body=MARKER, receipt_handle=MARKER)
+    journal.ended(delivery, Done(), "registerUser", "id-1")
+    line = the_line(caplog)
+    assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
+    assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)
+    assert 0 <= line["seconds"] < 60
+    assert MARKER not in str(line)
+
+
+def test_a_message_that_was_never_decoded_is_told_by_the_id_of_sqs(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.ended(make_delivery(message_id="sqs-7"), Done(), None, None)
+    assert the_line(caplog)["message_id"] == "sqs-7"
+
+
+def test_a_lost_lease_is_told_with_why(
+    make_lease: MakeLease, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = make_lease(message_id="sqs-7", count=3, body=MARKER)
+    journal.lease_lost(lease, "its time ran out")
+    line = the_line(caplog)
+    assert (line["event"], line["reason"]) == ("lease.lost", "its time ran out")
+    assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)
+    assert MARKER not in str(line)
