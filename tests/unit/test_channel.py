@@ -1,8 +1,11 @@
 """Channel and transport: a consumer gets what can run, and SQS hears what became of everything."""
 
 import json
+import logging
+import select
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
@@ -12,6 +15,8 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from app.broker.deadletter import read_note
 from app.broker.errors import PublishError, UnknownQueue
+from app.broker.leases import AHEAD, BATCH, MOST_UNTOLD
+from app.broker.options import ForeignMessage, Options
 from app.broker.outcomes import RetryAsked
 from devstack.waiting import wait_until
 
@@ -34,7 +39,9 @@ class Sqs:
         self.deleted: list[str] = []
         self.visible: dict[str, int] = {}
         self.purged: list[str] = []
-        self.made = 0
+        self.made: list[dict[str, Any]] = []
+        self.deletes = threading.Event()
+        self.deletes.set()
         self.ended = threading.Event()
 
     def put(self, number: int, body: Any, url: str = JOBS, count: int = 1) -> str:
@@ -54,13 +61,15 @@ class Sqs:
         if not self.waiting[url]:
             # A long poll, which brings what has come when it ends.
             self.ended.wait(DEADLINE)
-        messages, self.waiting[url] = self.waiting[url], []
+        most = call["MaxNumberOfMessages"]
+        messages, self.waiting[url] = self.waiting[url][:most], self.waiting[url][most:]
         return {"Messages": messages}
 
     def send_message(self, **call: Any) -> None:
         self.sent.append(call)
 
     def delete_message_batch(self, **call: Any) -> dict[str, Any]:
+        self.deletes.wait(DEADLINE)
         self.deleted += [entry["ReceiptHandle"] for entry in call["Entries"]]
         return {}
 
@@ -77,8 +86,8 @@ def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
     """What stands where boto3's clients stand."""
     made = Sqs()
 
-    def new_client(*_: Any, **__: Any) -> Sqs:
-        made.made += 1
+    def new_client(_: Options, **how: Any) -> Sqs:
+        made.made.append(how)
         return made
 
     monkeypatch.setattr("app.broker.channel.new_client", new_client)
@@ -106,10 +115,10 @@ def connection(sqs: Sqs) -> Iterator[Connection]:
 class Worker:
     """Consumes, and keeps what it was given."""
 
-    def __init__(self, connection: Connection, *queues: str) -> None:
+    def __init__(self, connection: Connection, *queues: str, prefetch: int = 2) -> None:
         self.connection = connection
         self.channel = connection.channel()
-        self.channel.basic_qos(0, 2, False)
+        self.channel.basic_qos(0, prefetch, False)
         self.received: list[Any] = []
         self.on_message: Callable[[Any], None] = self.received.append
         self.consumer = Consumer(
@@ -143,6 +152,13 @@ def task(number: int = 1, **headers: Any) -> dict[str, Any]:
     }
 
 
+def drain(connection: Connection) -> None:
+    """Deliver until nothing comes any more."""
+    with suppress(TimeoutError):
+        while True:
+            connection.drain_events(timeout=PATIENCE)
+
+
 def publish(connection: Connection, queue: str, **how: Any) -> None:
     Producer(connection).publish([[], {}, {}], routing_key=queue, headers={"task": "t"}, **how)
 
@@ -172,6 +188,13 @@ def test_a_message_without_a_route_is_an_error_at_the_caller(
     assert sqs.sent == []
 
 
+def test_a_message_goes_where_its_exchange_is_bound(connection: Connection, sqs: Sqs) -> None:
+    exchange = Exchange("letters", type="direct")
+    queue = Queue("mail", exchange, routing_key="urgent")
+    publish(connection, "urgent", exchange=exchange, declare=[queue])
+    assert [call["QueueUrl"] for call in sqs.sent] == [MAIL]
+
+
 @pytest.mark.parametrize("exchange", ["celeryev", "celery.pidbox", "reply.celery.pidbox"])
 def test_nothing_of_the_control_plane_goes_to_sqs(
     connection: Connection, sqs: Sqs, exchange: str
@@ -183,7 +206,7 @@ def test_nothing_of_the_control_plane_goes_to_sqs(
 def test_a_producer_calls_nothing_but_send(connection: Connection, sqs: Sqs) -> None:
     # Declaring asks stock kombu for the length of the queue, which a producer may not see.
     publish(connection, "jobs", declare=[Queue("jobs", Exchange(""), routing_key="jobs")])
-    assert (len(sqs.sent), sqs.asked, sqs.made) == (1, [], 1)
+    assert (len(sqs.sent), sqs.asked, len(sqs.made)) == (1, [], 1)
 
 
 def test_no_queue_is_made_or_deleted_at_run_time(connection: Connection) -> None:
@@ -206,7 +229,7 @@ def test_without_a_consumer_there_is_no_thread_and_no_client(
     before = threading.active_count()
     connection.channel()
     connection.channel()
-    assert (threading.active_count(), sqs.made) == (before, 0)
+    assert (threading.active_count(), sqs.made) == (before, [])
 
 
 # Consuming
@@ -222,6 +245,30 @@ def test_a_message_that_is_acknowledged_is_deleted(connection: Connection, sqs: 
     worker.close(sqs)
     assert sqs.deleted == [receipt]
     assert sqs.visible == {}
+
+
+@pytest.mark.parametrize("end", ["ack", "reject", "requeue"])
+def test_a_message_that_has_ended_is_forgotten(connection: Connection, sqs: Sqs, end: str) -> None:
+    worker = Worker(connection, "jobs")
+    sqs.put(1, task(1))
+    sqs.ended.set()
+    message = worker.get()
+    getattr(message, end)()
+    assert not worker.channel.holds(message.delivery_tag)
+    # kombu forgets what has ended when the next message comes.
+    sqs.put(2, task(2))
+    other = worker.get()
+    assert list(worker.channel.qos._delivered) == [other.delivery_tag]
+
+
+def test_the_end_of_a_message_is_logged_with_its_ids(
+    connection: Connection, sqs: Sqs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sqs.put(7, task(1))
+    Worker(connection, "jobs").get().ack()
+    (facts,) = (vars(r) for r in caplog.records if vars(r).get("event") == "message.done")
+    assert (facts["task"], facts["message_id"], facts["sqs_message_id"]) == ("job", "id-1", "sqs-7")
 
 
 def test_a_rejected_message_is_dead_lettered(connection: Connection, sqs: Sqs) -> None:
@@ -282,6 +329,23 @@ def test_a_body_that_cannot_run_is_dead_lettered_and_never_delivered(
     assert sqs.sent[0]["MessageBody"] == "not JSON"
 
 
+def test_a_decoder_that_fails_holds_no_message_up(connection: Connection, sqs: Sqs) -> None:
+    def fail(_: dict[str, Any]) -> ForeignMessage:
+        raise RuntimeError("Kim-1f9c")
+
+    connection.transport_options["decode_json"] = fail
+    sqs.put(1, {"plain": "JSON"})
+    sqs.put(2, task(2))
+    worker = Worker(connection, "jobs")
+    worker.get().ack()
+    worker.close(sqs)
+    (note,) = (read_note(call["MessageAttributes"]) or {} for call in sqs.sent)
+    assert (note["error"], note["reason"]) == (
+        "RuntimeError",
+        "the broker cannot decode the body",
+    )
+
+
 def test_a_message_that_is_not_due_waits_in_sqs(connection: Connection, sqs: Sqs) -> None:
     eta = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     receipt = sqs.put(1, task(1, eta=eta))
@@ -330,6 +394,60 @@ def test_every_queue_is_asked_although_one_is_empty(connection: Connection, sqs:
     assert worker.get().delivery_info["routing_key"] == "mail"
 
 
+@pytest.mark.parametrize(("prefetch", "held"), [(2, AHEAD), (12, AHEAD + BATCH)])
+def test_no_more_is_held_than_the_window_takes_in_full_batches(
+    connection: Connection, sqs: Sqs, prefetch: int, held: int
+) -> None:
+    for number in range(100):
+        sqs.put(number, task(number))
+    Worker(connection, "jobs", prefetch=prefetch)
+    wait_until(lambda: len(sqs.waiting[JOBS]) == 100 - held, DEADLINE, "the window filled")
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: len(sqs.waiting[JOBS]) < 100 - held, PATIENCE, "a batch more")
+
+
+def test_what_sqs_was_not_told_yet_bounds_what_is_received(
+    connection: Connection, sqs: Sqs
+) -> None:
+    # Else messages that are done pile up here until their leases are over.
+    sqs.deletes.clear()
+    for number in range(300):
+        sqs.put(number, task(number))
+    worker = Worker(connection, "jobs")
+    worker.on_message = lambda message: message.ack()
+    drain(connection)
+    assert 300 - len(sqs.waiting[JOBS]) <= MOST_UNTOLD + AHEAD + 2 + BATCH
+    sqs.deletes.set()
+    wait_until(lambda: drain(connection) or len(sqs.deleted) == 300, DEADLINE, "all deleted")
+
+
+def test_each_client_waits_and_tries_as_its_calls_need(connection: Connection, sqs: Sqs) -> None:
+    Worker(connection, "jobs")
+    settler, heartbeat, receiver = sqs.made
+    assert settler == {}
+    # These try again themselves, and the second waits longer than the long poll.
+    assert heartbeat == {"tries": 1}
+    assert receiver == {"read_timeout": 25, "tries": 1}
+
+
+def test_the_event_loop_delivers_what_a_receiver_brought(connection: Connection, sqs: Sqs) -> None:
+    sqs.put(1, task(1))
+    loop = Loop()
+    worker = Worker(connection, "jobs")
+    connection.transport.register_with_event_loop(connection, loop)
+    (descriptor, deliver), *_ = loop.readers
+    readable, _, _ = select.select([descriptor], [], [], DEADLINE)
+    assert readable
+    deliver()
+    assert [message.payload[0] for message in worker.received] == [[1]]
+
+
+def test_celery_runs_its_event_loop_for_this_transport(connection: Connection) -> None:
+    assert connection.transport.implements.asynchronous
+    assert connection.transport.driver_type == "sqs"
+    assert "topic" in connection.transport.implements.exchange_type
+
+
 # Leases
 
 
@@ -358,9 +476,10 @@ class Loop:
 
     def __init__(self) -> None:
         self.beat: Callable[[], None] = lambda: None
+        self.readers: list[tuple[int, Callable[[], None]]] = []
 
-    def add_reader(self, *_: Any) -> None:
-        pass
+    def add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
+        self.readers.append((descriptor, callback))
 
     def call_repeatedly(self, _: float, beat: Callable[[], None]) -> None:
         self.beat = beat
@@ -413,7 +532,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
 
 @pytest.mark.usefixtures("_beats_fast")
 def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_received(
-    connection: Connection, sqs: Sqs, later: Later
+    connection: Connection, sqs: Sqs, later: Later, caplog: pytest.LogCaptureFixture
 ) -> None:
     receipt = sqs.put(1, task(1))
     loop = Loop()
@@ -434,6 +553,8 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     loop.beat()
     wait_until(lambda: len(sqs.asked) > asked, DEADLINE, "a poll after the beat")
     assert worker.received == []
+    events = [vars(record)["event"] for record in caplog.records]
+    assert events == ["loop.hangs", "loop.beats"]
 
 
 @pytest.mark.usefixtures("_beats_fast")
@@ -483,6 +604,38 @@ def test_what_an_open_poll_brings_after_the_cancel_is_released(
     worker.close(sqs)
     assert worker.received == []
     assert sqs.visible == {receipt: 0}
+
+
+def test_what_came_before_the_cancel_and_was_not_delivered_is_released(
+    connection: Connection, sqs: Sqs
+) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    assert connection.transport.inbox.wait(DEADLINE)
+    worker.consumer.cancel()
+    connection.drain_events(timeout=DEADLINE)
+    # At once, and not only when the worker has stopped.
+    wait_until(lambda: sqs.visible == {receipt: 0}, DEADLINE, "the release")
+    assert worker.received == []
+
+
+def test_closing_settles_by_what_was_noted(connection: Connection, sqs: Sqs) -> None:
+    # Celery noted it, and its ack has not come through yet.
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    worker.get().note(RetryAsked(7, "KeyError"))
+    worker.close(sqs)
+    assert sqs.visible == {receipt: 7}
+
+
+def test_closing_the_connection_gives_its_descriptors_back(
+    connection: Connection, sqs: Sqs
+) -> None:
+    Worker(connection, "jobs")
+    inbox = connection.transport.inbox
+    sqs.ended.set()
+    connection.release()
+    assert inbox.fileno() == -1
 
 
 @pytest.mark.parametrize("taken", [True, False])
