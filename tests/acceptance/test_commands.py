@@ -1,0 +1,94 @@
+"""`celery -A app sqs` as it is typed: in a checkout, from the wheel, and beside other projects."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.services import Queues
+
+ROOT = Path(__file__).parents[2]
+COMMAND_SECONDS = 60
+
+#: Another project of the environment, whose package has the name of ours.
+THEIRS = """
+from celery import Celery
+app = Celery("theirs", broker="memory://")
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory where the wheel is installed, with its entry points."""
+    directory = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run(
+        [*pip, "--no-deps", "--no-build-isolation", "--target", directory, ROOT],
+        check=True,
+        timeout=COMMAND_SECONDS,
+    )
+    return directory
+
+
+def celery(
+    environment: Mapping[str, str], directory: Path, *arguments: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of `celery -A app` with only this environment."""
+    return subprocess.run(
+        ["celery", "-A", "app", *arguments],
+        env=dict(environment),
+        cwd=directory,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+
+
+def test_the_group_is_there_in_a_checkout(
+    environment: dict[str, str], queues: Queues, tmp_path: Path
+) -> None:
+    queues.client.send_message(QueueUrl=queues.url, MessageBody="{}")
+
+    ran = celery(environment, tmp_path, "sqs", "queues", "--json")
+
+    assert ran.returncode == 0, ran.stderr
+    first, second = map(json.loads, ran.stdout.splitlines())
+    assert (first["queue"], first["visible"], first["oldest"]) == (queues.name, 1, None)
+    assert (second["dead_letters_of"], second["visible"]) == (queues.name, 0)
+
+
+def test_the_group_is_there_from_the_wheel(
+    environment: dict[str, str], tmp_path: Path, site: Path
+) -> None:
+    ran = celery(environment | {"PYTHONPATH": str(site)}, tmp_path, "sqs", "queues")
+
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("QUEUE ")
+
+
+def test_another_projects_celery_works_though_its_package_is_named_app_too(
+    tmp_path: Path, environment: dict[str, str], site: Path
+) -> None:
+    (tmp_path / "app.py").write_text(THEIRS)
+    environment = {"PATH": environment["PATH"], "PYTHONPATH": str(site)}
+
+    report = celery(environment, tmp_path, "report")
+    ours = celery(environment, tmp_path, "sqs", "queues")
+
+    assert "memory" in report.stdout, report.stderr
+    assert ours.returncode == 1
+    assert "not on" in ours.stderr
+    assert "Traceback" not in ours.stderr
+
+
+def test_the_help_of_celery_names_the_group_and_nothing_else_of_ours(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    said = celery(environment, tmp_path, "--help").stdout.split("Commands:")[1]
+
+    assert [line.split()[0] for line in said.splitlines() if "SQS" in line] == ["sqs"]
+    assert "Warning" not in said
