@@ -183,6 +183,9 @@ class Channel(virtual.Channel):
         if delivery.queue not in self._receivers:
             self.end(delivery.tag, outcomes.NotStarted())
             return None
+        if self._settler and self._settler.copies.are_sent(delivery):
+            self.end(delivery.tag, outcomes.Copied())
+            return None
         try:
             payload = decode(delivery, self._options.decode_json)
             due_in = seconds_until_due(payload["headers"])

@@ -56,7 +56,12 @@ class NotStarted:
     """The worker stops, or lost interest, before the task was started."""
 
 
-Happened = Succeeded | RetryAsked | Failed | Refused | NotDue | NotStarted
+@dataclass(frozen=True)
+class Copied:
+    """In an earlier delivery its copy was sent, and SQS did not hear the delete."""
+
+
+Happened = Succeeded | RetryAsked | Failed | Refused | NotDue | NotStarted | Copied
 
 # Outcomes -------------------------------------------------------------------------------------
 
@@ -113,7 +118,7 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
     `deliveries` is SQS's ApproximateReceiveCount, this delivery included.
     """
     match happened:
-        case Succeeded():
+        case Succeeded() | Copied():
             return Done()
         case Refused(reason, error):
             return DeadLetter(reason, error)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from app.broker import deadletter
+from app.broker.copies import Copies
 from app.broker.leases import BATCH, Delivery, Lease
 from app.broker.options import Options
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
@@ -39,6 +39,9 @@ THREADS = 3
 
 #: Seconds between two tries of what failed; the lease bounds how many there are.
 RETRY_PAUSE = 1.0
+
+#: Stands for an error code where the lease was over before SQS was told.
+LEASE_OVER = "LeaseOver"
 
 #: Error codes that no second try can change.
 FINAL_CODES = frozenset(
@@ -74,6 +77,7 @@ class Settler:
     ) -> None:
         self._options = options
         self._client = client
+        self.copies = Copies(options, client)
         self._changed = threading.Condition()
         self._waiting: deque[Settlement] = deque()
         self._waiting_since = 0.0
@@ -131,19 +135,22 @@ class Settler:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            try:
-                self._tell(batch)
-            except Exception as exc:
-                # Broad on purpose: without this thread no message would ever be settled again.
-                logger.exception(
-                    "Telling SQS outcomes failed; trying again.", extra={"event": "settle.broken"}
-                )
-                self._failed_all(batch, exc, copied=False)
-            finally:
-                self._on_told(len(batch))
-                with self._changed:
-                    self._at_work -= 1
-                    self._changed.notify_all()
+            self._work(batch)
+
+    def _work(self, batch: Sequence[Settlement]) -> None:
+        try:
+            self._tell(batch)
+        except Exception as exc:
+            # Broad on purpose: without this thread no message would ever be settled again.
+            logger.exception(
+                "Telling SQS outcomes failed; trying again.", extra={"event": "settle.broken"}
+            )
+            self._failed_all(batch, exc)
+        finally:
+            self._on_told(len(batch))
+            with self._changed:
+                self._at_work -= 1
+                self._changed.notify_all()
 
     def _next_batch(self) -> list[Settlement]:
         with self._changed:
@@ -183,8 +190,9 @@ class Settler:
         self._waiting.extend(due)
 
     def _tell(self, batch: Sequence[Settlement]) -> None:
-        sent = [settlement for settlement in batch if self._send_copy(settlement)]
-        for queue, settlements in _by_queue(sent):
+        sent = [s for s in batch if self._has_lease(s) and self._send_copy(s)]
+        # To send copies takes time.
+        for queue, settlements in _by_queue(s for s in sent if self._has_lease(s)):
             url = self._options.queue(queue).url
             deletes = [
                 s for s in settlements if isinstance(s.outcome, Done | DeadLetter | Postponed)
@@ -195,31 +203,25 @@ class Settler:
             if changes:
                 self._change_visibility(url, changes)
 
+    def _has_lease(self, settlement: Settlement) -> bool:
+        """Whether the lease lasts; where it does not, the message may be another worker's."""
+        if settlement.expires_at > monotonic():
+            return True
+        self._give_up(settlement, LEASE_OVER)
+        return False
+
     def _send_copy(self, settlement: Settlement) -> bool:
         """Send what must be sent before the message may be deleted; True where that is done."""
-        if not isinstance(settlement.outcome, DeadLetter | Postponed):
+        delivery, outcome = settlement.delivery, settlement.outcome
+        if not isinstance(outcome, DeadLetter | Postponed):
             return True
         try:
-            self._client.send_message(**self._copy(settlement))
+            self.copies.send(delivery, outcome, settlement.task, settlement.id)
         except Exception as exc:
             # Broad on purpose, here and below: half an answer is no error of botocore's own.
             self._failed_once(settlement, exc)
             return False
         return True
-
-    def _copy(self, settlement: Settlement) -> dict[str, Any]:
-        delivery, outcome = settlement.delivery, settlement.outcome
-        address = self._options.queue(delivery.queue)
-        copy: dict[str, Any] = {"MessageBody": delivery.body}
-        if isinstance(outcome, Postponed):
-            copy |= {"QueueUrl": address.url, "DelaySeconds": outcome.delay}
-            copy["MessageAttributes"] = delivery.attributes
-        elif isinstance(outcome, DeadLetter):
-            copy["QueueUrl"] = address.dead_letter_url
-            copy["MessageAttributes"] = deadletter.attributes_of(
-                delivery, outcome, settlement.task, settlement.id, self._options.max_message_bytes
-            )
-        return copy
 
     def _delete(self, url: str, settlements: Sequence[Settlement]) -> None:
         entries = [
@@ -249,35 +251,36 @@ class Settler:
         else:
             self._failed_some(settlements, answer.get("Failed", ()))
 
-    def _failed_all(
-        self, settlements: Sequence[Settlement], exc: Exception, *, copied: bool = True
-    ) -> None:
+    def _failed_all(self, settlements: Sequence[Settlement], exc: Exception) -> None:
         for settlement in settlements:
-            self._failed_once(_copied(settlement) if copied else settlement, exc)
+            self._failed_once(settlement, exc)
 
     def _failed_some(self, settlements: Sequence[Settlement], failed: Iterable[Any]) -> None:
         for entry in failed:
-            self._failed_once(_copied(settlements[int(entry["Id"])]), entry["Code"])
+            self._failed_once(settlements[int(entry["Id"])], entry["Code"])
 
     def _failed_once(self, settlement: Settlement, fault: Fault) -> None:
         code = bare(fault) if isinstance(fault, str) else error_code(fault)
         now = monotonic()
         if code in FINAL_CODES or now + RETRY_PAUSE >= settlement.expires_at:
-            logger.error(
-                "SQS was not told the outcome of a message, so it will deliver it again.",
-                extra={
-                    "event": "settle.failed",
-                    "outcome": settlement.outcome.name,
-                    "error": code,
-                    "sqs_message_id": settlement.delivery.message_id,
-                    "queue": settlement.delivery.queue,
-                },
-            )
+            self._give_up(settlement, code)
             return
         # It is not told yet, whatever the end of this batch says.
         self._on_told(-1)
         with self._changed:
             self._failed.append(replace(settlement, not_before=now + RETRY_PAUSE))
+
+    def _give_up(self, settlement: Settlement, code: str) -> None:
+        logger.error(
+            "SQS was not told the outcome of a message, so it will deliver it again.",
+            extra={
+                "event": "settle.failed",
+                "outcome": settlement.outcome.name,
+                "error": code,
+                "sqs_message_id": settlement.delivery.message_id,
+                "queue": settlement.delivery.queue,
+            },
+        )
 
 
 def bare(code: str) -> str:
@@ -299,13 +302,6 @@ def _visibility(settlement: Settlement) -> int:
         return 0
     age = math.ceil(monotonic() - settlement.delivery.received_at)
     return max(0, min(settlement.outcome.delay, LONGEST_VISIBILITY - age - 1))
-
-
-def _copied(settlement: Settlement) -> Settlement:
-    """What is left to do once the copy was sent: the delete, never a second copy."""
-    if isinstance(settlement.outcome, DeadLetter | Postponed):
-        return replace(settlement, outcome=Done())
-    return settlement
 
 
 def _by_queue(settlements: Iterable[Settlement]) -> Iterable[tuple[str, list[Settlement]]]:

@@ -17,7 +17,7 @@ from app.broker.deadletter import read_note
 from app.broker.errors import PublishError, UnknownQueue
 from app.broker.leases import AHEAD, BATCH, MOST_UNTOLD
 from app.broker.options import ForeignMessage, Options
-from app.broker.outcomes import RetryAsked
+from app.broker.outcomes import Refused, RetryAsked
 from devstack.waiting import wait_until
 
 #: Seconds that nothing here comes near to.
@@ -37,6 +37,8 @@ class Sqs:
         self.asked: list[str] = []
         self.sent: list[dict[str, Any]] = []
         self.deleted: list[str] = []
+        #: Codes by which the next delete of a receipt handle fails.
+        self.refusals: dict[str, str] = {}
         self.visible: dict[str, int] = {}
         self.purged: list[str] = []
         self.made: list[dict[str, Any]] = []
@@ -44,16 +46,18 @@ class Sqs:
         self.deletes.set()
         self.ended = threading.Event()
 
-    def put(self, number: int, body: Any, url: str = JOBS, count: int = 1) -> str:
+    def put(
+        self, number: int, body: Any, url: str = JOBS, count: int = 1, receipt: str | None = None
+    ) -> str:
         facts = {"ApproximateReceiveCount": str(count), "SentTimestamp": "1767323045678"}
         message = {
             "MessageId": f"sqs-{number}",
-            "ReceiptHandle": f"receipt-{number}",
+            "ReceiptHandle": receipt or f"receipt-{number}",
             "Body": body if isinstance(body, str) else json.dumps(body),
             "Attributes": facts,
         }
         self.waiting[url].append(message)
-        return f"receipt-{number}"
+        return str(message["ReceiptHandle"])
 
     def receive_message(self, **call: Any) -> dict[str, Any]:
         url = call["QueueUrl"]
@@ -70,8 +74,9 @@ class Sqs:
 
     def delete_message_batch(self, **call: Any) -> dict[str, Any]:
         self.deletes.wait(DEADLINE)
-        self.deleted += [entry["ReceiptHandle"] for entry in call["Entries"]]
-        return {}
+        refused = {e["Id"]: self.refusals.pop(e["ReceiptHandle"], None) for e in call["Entries"]}
+        self.deleted += [e["ReceiptHandle"] for e in call["Entries"] if not refused[e["Id"]]]
+        return {"Failed": [{"Id": id_, "Code": code} for id_, code in refused.items() if code]}
 
     def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
         self.visible |= {e["ReceiptHandle"]: e["VisibilityTimeout"] for e in call["Entries"]}
@@ -404,6 +409,26 @@ def test_no_more_is_held_than_the_window_takes_in_full_batches(
     wait_until(lambda: len(sqs.waiting[JOBS]) == 100 - held, DEADLINE, "the window filled")
     with pytest.raises(TimeoutError):
         wait_until(lambda: len(sqs.waiting[JOBS]) < 100 - held, PATIENCE, "a batch more")
+
+
+def test_a_message_that_was_dead_lettered_before_is_deleted_and_does_not_run(
+    connection: Connection, sqs: Sqs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SQS took the copy and did not hear the delete, so it delivers the message again.
+    sqs.put(7, task(1), count=3)
+    worker = Worker(connection, "jobs")
+    monkeypatch.setattr("app.broker.settler.RETRY_PAUSE", 100)  # One try, no second one.
+    sqs.refusals["receipt-7"] = "InternalError"
+    message = worker.get()
+    message.note(Refused("no such user"))
+    message.reject()
+    wait_until(lambda: "receipt-7" not in sqs.refusals, DEADLINE, "the delete that fails")
+    again = sqs.put(7, task(1), count=4, receipt="receipt-7-again")
+    sqs.ended.set()
+    wait_until(lambda: sqs.deleted == [again], DEADLINE, "the delete")
+    drain(connection)
+    assert worker.received == []
+    assert [call["QueueUrl"] for call in sqs.sent] == [f"{JOBS}-dlq"]
 
 
 def test_what_sqs_was_not_told_yet_bounds_what_is_received(
