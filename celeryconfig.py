@@ -75,8 +75,8 @@ task_send_sent_event = False
 worker_enable_remote_control = False
 
 worker_concurrency = _settings.worker_concurrency
-# The window is the pool's size and two batches more (app/broker/leases.py); a wider one would let
-# messages age here that another worker could run.
+# The window is the pool's size and two batches more, and wider only where messages are short
+# (app/broker/leases.py): otherwise messages would age here that another worker could run.
 worker_prefetch_multiplier = 1
 # A worker that starts before its network does is patient.
 broker_connection_retry_on_startup = True

@@ -10,10 +10,12 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from celery.app.task import Context
+from kombu.utils.json import loads
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.broker.errors import Undecodable
@@ -31,6 +33,9 @@ DEEPEST = 64
 LONGEST_ID = 255
 
 Model = TypeVar("Model")
+
+#: What a task is called with: args, kwargs, embed.
+Payload = list[Any]
 
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 Seconds = Annotated[int | float, Field(ge=0, allow_inf_nan=False)]
@@ -110,6 +115,14 @@ class Envelope(BaseModel):
     content_encoding: Literal["utf-8"] = Field(alias="content-encoding")
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a task is told of its message beyond what SQS says."""
+
+    source: str
+    has_producer_id: bool
+
+
 def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]:
     """The delivery as a payload of kombu's `virtual.Message`.
 
@@ -186,20 +199,22 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
     body = envelope.body
     if envelope.properties.body_encoding == "base64":
         body = _without_base64(body)
-    _check_payload(body)
+    payload = _read_payload(body)
     headers = {
         name: value
         for name, value in envelope.headers.model_dump().items()
         if name in Headers.model_fields or not hasattr(Context, name)
     }
     _check_times(headers)
-    return _payload(body, headers, delivery, "celery", has_producer_id=True, envelope=envelope)
+    told = _Told("celery", has_producer_id=True)
+    return _payload(body, payload, headers, delivery, told, envelope.properties)
 
 
-def _check_payload(body: str) -> None:
+def _read_payload(body: str) -> Payload:
     what = "the Celery envelope: body"
     try:
-        args, kwargs, embed = json.loads(body)
+        # Celery's own way, which makes dates and the like of what names them so.
+        args, kwargs, embed = loads(body)
     except (ValueError, TypeError, RecursionError) as exc:
         raise Undecodable(f"{what} is not [args, kwargs, embed]") from exc
     _check_depth([args, kwargs, embed])
@@ -207,6 +222,7 @@ def _check_payload(body: str) -> None:
         raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
     if embed is not None:
         _checked(Embed.model_validate, embed, f"{what}: embed")
+    return [args, kwargs, embed]
 
 
 def _check_times(headers: Mapping[str, Any]) -> None:
@@ -226,30 +242,31 @@ def _from_foreign(
         raise Undecodable("plain JSON cannot reach Celery's own tasks")
     id_ = foreign.id or delivery.message_id
     headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
-    body = json.dumps([[], foreign.kwargs, {}])
-    return _payload(body, headers, delivery, source, has_producer_id=foreign.id is not None)
+    payload = [[], foreign.kwargs, {}]
+    told = _Told(source, has_producer_id=foreign.id is not None)
+    return _payload(json.dumps(payload), payload, headers, delivery, told, Properties())
 
 
 def _payload(
     body: str,
+    payload: Payload,
     headers: dict[str, Any],
     delivery: Delivery,
-    source: str,
-    *,
-    has_producer_id: bool,
-    envelope: Envelope | None = None,
+    told: _Told,
+    properties: Properties,
 ) -> dict[str, Any]:
     headers["retries"] = delivery.count - 1
     headers["delivery"] = {
         "message_id": headers["id"],
-        "has_producer_id": has_producer_id,
-        "source": source,
+        "has_producer_id": told.has_producer_id,
+        "source": told.source,
         "deliveries": delivery.count,
         "enqueued_at": delivery.enqueued_at.astimezone(UTC).isoformat(),
     }
-    properties = envelope.properties if envelope else Properties()
     return {
         "body": body,
+        # Read once, here on the receiver's thread; app/broker/message.py hands it on.
+        "payload": payload,
         "content-type": "application/json",
         "content-encoding": "utf-8",
         "headers": headers,

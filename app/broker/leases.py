@@ -4,7 +4,7 @@ Keyed by tag and never by message id: one worker can hold two deliveries of one 
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
@@ -17,6 +17,13 @@ BATCH = 10
 
 #: Messages held beyond what the pool runs: one batch to work on while the next is on its way.
 AHEAD = 2 * BATCH
+
+#: Seconds: where messages are short, so much work is held ahead as was done in the last of these
+#: spans, since a receive takes as long as several of them. Long tasks never widen the window.
+SPAN = 0.1
+
+#: Messages held ahead at the most, however short they are.
+MOST_AHEAD = 20 * BATCH
 
 #: Ended deliveries that may wait for SQS to be told before less is received.
 MOST_UNTOLD = 4 * BATCH
@@ -72,6 +79,32 @@ class Lease:
             self.may_last_until = min(monotonic() + time_limit + LIMIT_MARGIN, longest)
 
 
+class Pace:
+    """How many deliveries ended in the last whole span. Used under the lock of its owner."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._span = 0
+        self._ends = 0
+        self._before = 0
+
+    def count(self) -> None:
+        """One more ended, now."""
+        self._turn()
+        self._ends += 1
+
+    def __call__(self) -> int:
+        """Deliveries that ended in the last whole span."""
+        self._turn()
+        return self._before
+
+    def _turn(self) -> None:
+        span = int(self._clock() / SPAN)
+        if span != self._span:
+            self._before = self._ends if span == self._span + 1 else 0
+            self._span, self._ends = span, 0
+
+
 class Leases:
     """Deliveries in flight. Thread-safe.
 
@@ -88,6 +121,7 @@ class Leases:
         self._queues = 1
         self._paused = False
         self._untold = 0
+        self._pace = Pace()
 
     # The window
 
@@ -145,6 +179,8 @@ class Leases:
         """End a delivery and free its slot; None where it ended before."""
         with self._changed:
             lease = self._held.pop(tag, None)
+            if lease is not None:
+                self._pace.count()
             self._wake_if_worth_it()
             return lease
 
@@ -183,7 +219,7 @@ class Leases:
     @property
     def _window(self) -> int:
         # One slot for each queue at the least: their receivers mostly wait in a long poll.
-        return self._concurrency + max(AHEAD, self._queues)
+        return self._concurrency + max(AHEAD, self._queues, min(self._pace(), MOST_AHEAD))
 
     @property
     def _share(self) -> int:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.asynchronous.aws.sqs.message import AsyncMessage
 from kombu.transport import virtual
-from kombu.utils.json import dumps
+from kombu.utils.json import dumps, loads
 
 from app.broker.decoding import DEEPEST, decode
 from app.broker.errors import Undecodable
@@ -127,6 +127,18 @@ def test_our_envelope_arrives_as_it_was_sent(decoded: Decoded) -> None:
     assert payload["headers"]["lang"] == "py"
     assert payload["properties"]["correlation_id"] == "id-1"
     assert payload["properties"]["reply_to"] == "reply-1"
+
+
+def test_what_was_read_of_a_body_is_what_a_task_gets_of_it(decoded: Decoded) -> None:
+    for body in (envelope(), plain()):
+        payload = decoded(body)
+        assert payload["payload"] == loads(payload["body"])
+
+
+def test_dates_in_an_envelope_are_read_as_celery_reads_them(decoded: Decoded) -> None:
+    day = datetime(2026, 11, 24, tzinfo=UTC)
+    payload = decoded(envelope() | {"body": dumps([[], {"day": day}, {}])})
+    assert payload["payload"][1] == {"day": day}
 
 
 def test_a_message_of_kombu_reads_the_payload(decoded: Decoded) -> None:

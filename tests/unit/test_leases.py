@@ -6,7 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.broker.leases import AHEAD, BATCH, LIMIT_MARGIN, MOST_UNTOLD, Leases
+from app.broker.leases import (
+    AHEAD,
+    BATCH,
+    LIMIT_MARGIN,
+    MOST_AHEAD,
+    MOST_UNTOLD,
+    SPAN,
+    Leases,
+    Pace,
+)
+from devstack.waiting import wait_until
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease
 
 #: Seconds that nothing here comes near to.
@@ -203,10 +213,61 @@ def test_who_waits_stops_when_woken(leases: Leases, hold: Hold, reserver: Reserv
     assert reserved.result(DEADLINE) == 0
 
 
+def test_short_messages_widen_the_window_and_a_pause_narrows_it_again(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    leases.resize(1)
+
+    def is_wider() -> bool:
+        # As fast as it goes: more than two batches end in a tenth of a second.
+        deliveries = [make_delivery() for _ in range(BATCH)]
+        leases.fill(0, deliveries)
+        for delivery in deliveries:
+            leases.take(delivery.tag)
+        return most() > 1 + AHEAD
+
+    def most() -> int:
+        held = 0
+        while slots := leases.try_reserve():
+            held += slots
+        leases.fill(held, [])
+        return held
+
+    wait_until(is_wider, DEADLINE, "a wider window")
+    assert most() <= 1 + MOST_AHEAD
+    wait_until(lambda: most() == 1 + AHEAD, DEADLINE, "the window of before")
+
+
+def test_the_pace_is_what_ended_in_the_last_whole_span() -> None:
+    now = 0.0
+    pace = Pace(lambda: now)
+    for _ in range(3):
+        pace.count()
+    assert pace() == 0
+    now += SPAN * 1.1
+    pace.count()
+    assert pace() == 3
+    now += SPAN
+    assert pace() == 1
+    now += SPAN
+    assert pace() == 0
+
+
+def test_an_old_pace_is_no_pace() -> None:
+    now = 0.0
+    pace = Pace(lambda: now)
+    pace.count()
+    now += 5 * SPAN
+    assert pace() == 0
+    pace.count()
+    now += 5 * SPAN
+    assert pace() == 0
+
+
 def test_many_receivers_never_hold_more_than_the_window(
     leases: Leases, make_delivery: MakeDelivery, reserver: Reserver
 ) -> None:
-    window = 7 + AHEAD
+    window = 7 + MOST_AHEAD
     leases.resize(7)
     most = []
 
@@ -216,7 +277,7 @@ def test_many_receivers_never_hold_more_than_the_window(
             most.append(len(leases))
             for lease in leases.all():
                 leases.take(lease.delivery.tag)
-            if len(most) > 100:
+            if len(most) > 1000:
                 reserver.stopping.set()
 
     with ThreadPoolExecutor() as executor:

@@ -20,6 +20,7 @@ from celery import Task as CeleryTask
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request
 from kombu import Connection
+from kombu.message import Message as KombuMessage
 from kombu.transport import virtual
 
 import app
@@ -36,6 +37,7 @@ TOUCHED: list[tuple[type, str, str]] = [
     (virtual.Channel, "_get", "overridden: nothing polls message by message"),
     (virtual.Channel, "_tag_to_queue", "read: the queue of a consumer that is cancelled"),
     (virtual.QoS, "_delivered", "read: the message of a delivery tag, to see what happened to it"),
+    (KombuMessage, "_decoded_cache", "written: what the receiver has read of the body already"),
     (virtual.Transport, "_callbacks", "read: who consumes a queue"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),

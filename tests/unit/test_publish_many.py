@@ -50,7 +50,7 @@ class Sqs:
 def sqs(monkeypatch: pytest.MonkeyPatch) -> Sqs:
     """What stands where boto3's client stands. Nothing pauses."""
     made = Sqs()
-    monkeypatch.setattr("app.broker.clients.new_client", lambda _: made)
+    monkeypatch.setattr("app.broker.clients.new_client", lambda _, **how: made)
     monkeypatch.setattr("app.broker.publisher.FIRST_PAUSE", 0)
     return made
 
