@@ -1,6 +1,7 @@
 """SQS behind kombu's channel: which queue lives where, deliver, settle."""
 
 import logging
+import math
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -20,11 +21,15 @@ from app.broker.policy import Policy
 from app.broker.publisher import Batch, publish, seconds_until_due
 from app.broker.receiver import ANSWER_MARGIN, Receiver
 from app.broker.settler import Settler
+from app.broker.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
 
 #: Exchanges of the control plane (celery 5.7 events/event.py, kombu 5.7 pidbox.py).
 CONTROL_EXCHANGES = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
+
+#: Why nothing is received while the event loop is silent.
+LOOP_HANGS = "the event loop hangs"
 
 #: Seconds by which clocks may differ before a message counts as not due.
 CLOCK_TOLERANCE = 2
@@ -67,6 +72,9 @@ class Channel(virtual.Channel):
         self._heartbeat: Heartbeat | None = None
         #: Called with the tag of a delivery whose lease was lost, on the heartbeat's thread.
         self.on_lease_lost: Callable[[str], None] = lambda tag: None
+        #: Called with a failure that an outage may have caused; it says later whether one has.
+        self.on_suspicion: Callable[[Suspicion], None] = Suspicion.dismiss
+        self._release_after = 0
 
     # Publishing
 
@@ -180,8 +188,8 @@ class Channel(virtual.Channel):
         )
 
     def _decoded(self, delivery: Delivery) -> tuple[str, dict[str, Any]] | None:
-        if delivery.queue not in self._receivers:
-            self.end(delivery.tag, outcomes.NotStarted())
+        if delivery.queue not in self._receivers or self._leases.pauses:
+            self.end(delivery.tag, outcomes.NotStarted(self._release_after))
             return None
         if self._settler and self._settler.copies.are_sent(delivery):
             self.end(delivery.tag, outcomes.Copied())
@@ -223,9 +231,10 @@ class Channel(virtual.Channel):
             return
         self.end(tag, message.happened or unsaid, message.headers, message.policy)
 
-    def started(self, tag: str, time_limit: float | None) -> None:
-        """The task of a delivery runs now, for `time_limit` seconds at the most."""
-        self._leases.started(tag, time_limit)
+    def started(self, tag: str, time_limit: float | None) -> Lease | None:
+        """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
+        delivery has ended before: its message may be another worker's by now."""
+        return self._leases.started(tag, time_limit)
 
     def end(
         self,
@@ -239,8 +248,17 @@ class Channel(virtual.Channel):
         A delivery that ended before, or that is another channel's, is left alone; so is one whose
         lease was lost, for its message may be another worker's by now.
         """
-        lease = self._leases.take(tag)
-        if lease is None or self._settler is None:
+        if (lease := self._leases.take(tag)) is not None:
+            self._conclude(lease, happened, headers, policy)
+
+    def _conclude(
+        self,
+        lease: Lease,
+        happened: Happened,
+        headers: dict[str, Any] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        if self._settler is None:
             return
         if lease.expires_at <= monotonic():
             journal.lease_lost(lease, "its time ran out")
@@ -265,7 +283,7 @@ class Channel(virtual.Channel):
         leases = self._leases.all()
         hangs = self.connection.silence() > self._options.policy.visibility_timeout
         hangs = hangs and not any(lease.is_running for lease in leases)
-        if self._leases.pause(hangs):
+        if self._leases.pause(LOOP_HANGS, hangs):
             text = "The event loop hangs; nothing is received." if hangs else "It beats again."
             logger.error(text, extra={"event": "loop.hangs" if hangs else "loop.beats"})
         if hangs:
@@ -276,6 +294,34 @@ class Channel(virtual.Channel):
         if self._leases.take(lease.delivery.tag) is not None:
             journal.lease_lost(lease, why)
             self.on_lease_lost(lease.delivery.tag)
+
+    # Pausing
+
+    def pause(self, reason: str, release_after: float) -> None:
+        """Receive nothing until `resume`, and hand back what has not started.
+
+        That is shown to other workers `release_after` seconds later, and not before every poll of
+        this worker that is open now has ended: else it would come back to it, and a delivery would
+        be spent. Pauses for other reasons, and what is running, are left alone. Thread-safe.
+        """
+        longest_poll = self._options.wait_time_seconds + ANSWER_MARGIN
+        self._release_after = max(math.ceil(release_after), longest_poll)
+        self._leases.pause(reason)
+        for lease in self._leases.take_waiting():
+            message = self.qos._delivered.get(lease.delivery.tag)
+            headers = message.headers if message else None
+            self._conclude(lease, outcomes.NotStarted(self._release_after), headers)
+
+    def resume(self, reason: str) -> None:
+        """End the pause for this reason. Thread-safe."""
+        self._leases.pause(reason, False)
+        if not self._leases.pauses:
+            self._release_after = 0
+
+    @property
+    def pauses(self) -> frozenset[str]:
+        """Why nothing is received now."""
+        return self._leases.pauses
 
     # Closing
 

@@ -44,9 +44,11 @@ def ended(delivery: Delivery, outcome: outcomes.Outcome, task: str | None, id_: 
             text, level = f"Message is dead-lettered: {reason}.", logging.ERROR
             facts |= {"reason": reason, "error": error}
         case outcomes.Postponed(delay):
-            text, level = f"Message is not due; sent on with a delay of {delay} s.", logging.INFO
-        case outcomes.Released():
-            text, level = "Message is released.", logging.INFO
+            text, level = f"Message is sent on with a delay of {delay} s.", logging.INFO
+            facts |= {"delay": delay}
+        case outcomes.Released(delay):
+            text, level = f"Message is released; again in {delay} s.", logging.INFO
+            facts |= {"delay": delay}
         case outcomes.Done():
             text, level = "Message is done.", logging.INFO
     logger.log(level, text, extra=facts)

@@ -63,20 +63,25 @@ class Lease:
     expires_at: float
     may_last_until: float = field(init=False)
     """No extension reaches further."""
-    is_running: bool = False
-    """Whether a process of the pool has taken the task."""
+    started_at: float | None = None
+    """When a process of the pool took the task."""
 
     def __post_init__(self) -> None:
         self.may_last_until = self.delivery.received_at + LONGEST_WAIT
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a process of the pool has taken the task."""
+        return self.started_at is not None
+
     def started(self, time_limit: float | None) -> None:
         """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
-        self.is_running = True
+        self.started_at = monotonic()
         longest = self.delivery.received_at + LONGEST_VISIBILITY - 1
         if time_limit is None:
             self.may_last_until = longest
         else:
-            self.may_last_until = min(monotonic() + time_limit + LIMIT_MARGIN, longest)
+            self.may_last_until = min(self.started_at + time_limit + LIMIT_MARGIN, longest)
 
 
 class Pace:
@@ -119,7 +124,8 @@ class Leases:
         self._reserved = 0
         self._concurrency = 0
         self._queues = 1
-        self._paused = False
+        #: Why nothing is received. Each reason ends by itself and undoes no other.
+        self._pauses: set[str] = set()
         self._untold = 0
         self._pace = Pace()
 
@@ -137,12 +143,22 @@ class Leases:
             self._queues = max(queues, 1)
             self._changed.notify_all()
 
-    def pause(self, paused: bool) -> bool:
-        """Let no receiver ask, or let them again; whether that is a change."""
+    def pause(self, reason: str, paused: bool = True) -> bool:
+        """Let no receiver ask for this reason, or not for it any more; whether that is a change.
+
+        A call that is under way may still bring messages.
+        """
         with self._changed:
-            changed, self._paused = paused != self._paused, paused
+            changed = paused != (reason in self._pauses)
+            (self._pauses.add if paused else self._pauses.discard)(reason)
             self._changed.notify_all()
             return changed
+
+    @property
+    def pauses(self) -> frozenset[str]:
+        """Why nothing is received now."""
+        with self._changed:
+            return frozenset(self._pauses)
 
     def reserve(self, stopping: threading.Event) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
@@ -184,11 +200,22 @@ class Leases:
             self._wake_if_worth_it()
             return lease
 
-    def started(self, tag: str, time_limit: float | None) -> None:
-        """The task of a delivery runs now, for `time_limit` seconds at the most."""
+    def take_waiting(self) -> list[Lease]:
+        """End every delivery whose task has not started."""
+        with self._changed:
+            waiting = {tag: lease for tag, lease in self._held.items() if not lease.is_running}
+            for tag in waiting:
+                del self._held[tag]
+            self._wake_if_worth_it()
+            return list(waiting.values())
+
+    def started(self, tag: str, time_limit: float | None) -> Lease | None:
+        """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
+        delivery has ended before."""
         with self._changed:
             if lease := self._held.get(tag):
                 lease.started(time_limit)
+            return lease
 
     def extended(self, tag: str, until: float) -> None:
         """SQS extended a lease, as counted from when the call was sent, in monotonic seconds."""
@@ -231,7 +258,7 @@ class Leases:
         return max(self._window - len(self._held) - self._reserved - untold, 0)
 
     def _is_worth_a_receive(self) -> bool:
-        if self._paused:
+        if self._pauses:
             return False
         # What the long polls of other queues have reserved may never come, so a pool that has less
         # than it could run does not wait for a full batch.

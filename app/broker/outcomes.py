@@ -53,7 +53,10 @@ class NotDue:
 
 @dataclass(frozen=True)
 class NotStarted:
-    """The worker stops, or lost interest, before the task was started."""
+    """The worker stops, or pauses, before the task was started."""
+
+    release_after: int = 0
+    """Seconds until another worker may have it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,18 @@ class Copied:
     """In an earlier delivery its copy was sent, and SQS did not hear the delete."""
 
 
-Happened = Succeeded | RetryAsked | Failed | Refused | NotDue | NotStarted | Copied
+@dataclass(frozen=True)
+class Interrupted:
+    """A run ended because something that the worker depends on was away: no failure of the
+    message, and none that counts."""
+
+    error: str
+    """Class of the exception."""
+    release_after: int
+    """Seconds until another worker may have it."""
+
+
+Happened = Succeeded | RetryAsked | Failed | Refused | NotDue | NotStarted | Copied | Interrupted
 
 # Outcomes -------------------------------------------------------------------------------------
 
@@ -93,7 +107,8 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Postponed:
-    """Send the message on with SQS's own delay, then delete this one."""
+    """Send the message on with SQS's own delay, then delete this one: its deliveries count from
+    one again."""
 
     delay: int
     name = "postponed"
@@ -101,8 +116,9 @@ class Postponed:
 
 @dataclass(frozen=True)
 class Released:
-    """Hand the message back at once."""
+    """Hand the message back, at once or `delay` seconds from now."""
 
+    delay: int = 0
     name = "released"
 
 
@@ -124,8 +140,8 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             return DeadLetter(reason, error)
         case NotDue(delay):
             return Postponed(min(delay, LONGEST_DELAY))
-        case NotStarted():
-            return Released()
+        case NotStarted(delay) | Interrupted(_, delay):
+            return _handed_back(delay, is_last=deliveries >= policy.max_receive_count)
         case Failed(error, reason):
             if policy.is_last(deliveries):
                 return DeadLetter(reason, error)
@@ -137,3 +153,8 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             if delay is None or math.isnan(delay):
                 return Retry(policy.backoff(deliveries), error)
             return Retry(math.ceil(min(max(delay, 0), LONGEST_VISIBILITY)), error)
+
+
+def _handed_back(delay: int, *, is_last: bool) -> Outcome:
+    # Beyond the last delivery SQS would dead-letter it, for nothing that it did.
+    return Postponed(min(delay, LONGEST_DELAY)) if is_last else Released(delay)

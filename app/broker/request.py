@@ -19,10 +19,14 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from app.broker import outcomes
+from app.broker.leases import Lease
 from app.broker.outcomes import Happened
+from app.broker.suspicion import Suspicion
+from app.broker.task import Rejected, Suspected
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +34,66 @@ logger = logging.getLogger(__name__)
 _FRAME = re.compile(r'^  File "[^"]*", line \d+, in \S+$')
 
 
+class HandedBack(Exception):
+    """The delivery of a task ended before the task was started."""
+
+
 class Request(CeleryRequest):
     """Notes on the message what happened, before Celery acks or rejects it without a reason."""
 
     #: Class of the exception that ended the task, once one did.
     _error: str | None = None
+    _lease: Lease | None = None
+    _is_suspected = False
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process of the pool runs the task now."""
-        limit = self.time_limits[0] or self.task.time_limit or self.app.conf.task_time_limit
-        self._message.channel.started(self._message.delivery_tag, limit)
+        channel, tag = self._message.channel, self._message.delivery_tag
+        self._lease = channel.started(tag, self.hard_time_limit)
+        if self._lease is None:
+            self._give_up()
+            # The threads pool calls this before the task, and does not start it then.
+            raise HandedBack(self.id)
         super().on_accepted(pid, time_accepted)
+
+    @property
+    def hard_time_limit(self) -> float | None:
+        """Seconds that the task may run."""
+        limit = self.time_limits[0] or self.task.time_limit or self.app.conf.task_time_limit
+        return float(limit) if limit else None
+
+    def revoked(self) -> bool:
+        """Whether the task shall not start, asked right before it does: its message was handed back
+        meanwhile, or it was revoked or is expired."""
+        if self._message.channel.holds(self._message.delivery_tag):
+            return bool(super().revoked())
+        self._give_up()
+        return True
+
+    def _give_up(self) -> None:
+        """Forget a delivery that has ended, of which Celery was not told."""
+        state.task_ready(self)
+        self.acknowledge()
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
         """The task ended with an exception, or its process did."""
         exc = _unwrapped(exc_info)
-        self._error = _name(exc)
+        self._error = exc.error if isinstance(exc, Suspected) else _name(exc)
+        if self._suspect(exc, exc_info):
+            return
         if (happened := _happened(exc)) is not None:
             self._note(happened)
+        self._fail(exc_info, send_failed_event, return_ok)
+        if isinstance(exc, WorkerLostError):
+            # Celery requeues the message and says nothing.
+            self._announce(exc)
+
+    def _fail(self, exc_info: Any, *rest: Any) -> None:
+        """Let Celery end the run, with its signals, events and errbacks."""
         try:
-            super().on_failure(exc_info, send_failed_event, return_ok)
+            super().on_failure(exc_info, *rest)
         except MemoryError:
             raise
         except Exception as broken:
@@ -67,9 +109,34 @@ class Request(CeleryRequest):
                 },
             )
             self.reject(requeue=False)
-        if isinstance(exc, WorkerLostError):
-            # Celery requeues the message and says nothing.
-            self._announce(exc)
+
+    def _suspect(self, exc: Any, exc_info: Any) -> bool:
+        """Whether an outage may have caused this failure. Then its end waits for the verdict."""
+        if self._lease is None or not isinstance(exc, (Suspected, *self.task.suspect_on)):
+            return False
+        assert self._error is not None
+        assert self._lease.started_at is not None
+        self._is_suspected = True
+        state.task_ready(self)  # Celery is done with it, whatever the verdict.
+        self._message.channel.on_suspicion(
+            Suspicion(
+                error=self._error,
+                started_at=self._lease.started_at,
+                otherwise=_happened(exc) or outcomes.NotStarted(),
+                conclude=lambda happened: self._conclude(happened, exc_info),
+            )
+        )
+        return True
+
+    def _conclude(self, happened: Happened, exc_info: Any) -> None:
+        """End a run of which the outage was suspected. Called from any thread."""
+        self._note(happened)
+        if isinstance(happened, outcomes.Failed) and not self._will_run_again():
+            exc_info.exception = Rejected(happened.reason, happened.error)
+            self._fail(exc_info)
+            return
+        self.reject(requeue=True)
+        self._send("task-retried", exception=self._error, traceback="")
 
     def maybe_expire(self) -> bool:
         """Whether the message's time is over. Celery adds its id to the revoked ones, so that any
@@ -93,6 +160,8 @@ class Request(CeleryRequest):
         """A time limit passed. At the hard one, `on_failure` was called just before."""
         if not soft:
             self._error = "TimeLimitExceeded"
+        if self._is_suspected:
+            return
         if not soft and self._will_run_again():
             self._announce(TimeLimitExceeded(timeout))
             return
@@ -131,6 +200,10 @@ class Request(CeleryRequest):
 def _happened(exc: Any) -> Happened | None:
     """What an exception says; None where it says nothing that ack or reject does not say too."""
     match exc:
+        case Suspected(is_retry=True):
+            return outcomes.RetryAsked(exc.delay, exc.error)
+        case Suspected():
+            return outcomes.Failed(exc.error, _failed_in_each(exc.error))
         case Reject(requeue=True):
             return outcomes.Failed("Reject", "the task rejected its message each time")
         case Reject():
@@ -148,7 +221,11 @@ def _happened(exc: Any) -> Happened | None:
             return outcomes.Failed(type(exc).__name__, "the pool process exited in each attempt")
         case _:
             error = _name(exc)
-            return outcomes.Failed(error, f"the task failed in each attempt, at last of {error}")
+            return outcomes.Failed(error, _failed_in_each(error))
+
+
+def _failed_in_each(error: str) -> str:
+    return f"the task failed in each attempt, at last of {error}"
 
 
 def _unwrapped(exc_info: Any) -> Any:

@@ -298,7 +298,7 @@ def error_code(exc: Exception) -> str:
 
 def _visibility(settlement: Settlement) -> int:
     """Seconds, within what is left of SQS's 12 hours from the receive."""
-    if not isinstance(settlement.outcome, Retry):
+    if not isinstance(settlement.outcome, Retry | Released):
         return 0
     age = math.ceil(monotonic() - settlement.delivery.received_at)
     return max(0, min(settlement.outcome.delay, LONGEST_VISIBILITY - age - 1))

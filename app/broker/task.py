@@ -19,7 +19,7 @@ from app.broker.policy import Policy
 class Task(CeleryTask):
     """A task whose unexpected failures are retried with backoff, and whose permanent ones are not.
 
-    Options beyond Celery's: `dead_letter_on`, and `model`.
+    Options beyond Celery's: `dead_letter_on`, `suspect_on`, and `model`.
     """
 
     abstract = True
@@ -28,6 +28,10 @@ class Task(CeleryTask):
     #: Exceptions that no retry can help: the message is dead-lettered with their text as the
     #: reason, which is therefore shown to operators and must hold no personal data.
     dead_letter_on: ClassVar[tuple[type[Exception], ...]] = ()
+
+    #: Exceptions that may mean that something this worker depends on is away. They are a hint: see
+    #: app/broker/suspicion.py. Celery's two time limits may be among them.
+    suspect_on: ClassVar[tuple[type[Exception], ...]] = ()
 
     #: The message model. Only a task that has one can be reached by plain JSON.
     model: ClassVar[type | None] = None
@@ -129,6 +133,23 @@ class Task(CeleryTask):
         return self.policy.backoff(self.request.retries + 1)
 
     def _guarded(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return self._classified(run, args, kwargs)
+        except (Ignore, Reject):
+            raise
+        except Exception as exc:
+            hint = self._hint(exc)
+            if hint is None or not self.acks_late:
+                raise
+            raise Suspected(type(hint).__name__, *_retry_of(exc)) from exc
+
+    def _hint(self, exc: BaseException | None) -> BaseException | None:
+        """What may mean an outage: the exception, or one that led to it."""
+        while exc is not None and not isinstance(exc, self.suspect_on):
+            exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+        return exc
+
+    def _classified(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         # Permanent and transient are told apart here, in the pool's process: on its way to the
         # main one an exception may lose its class (celery 5.7 utils/serialization.py).
         try:
@@ -151,6 +172,22 @@ class Rejected(Reject):
         super().__init__(reason, requeue)
         self.args = (reason, error, requeue)
         self.error = error
+
+
+class Suspected(Reject):
+    """A failure that an outage may have caused; crosses to the main process, which finds out."""
+
+    def __init__(self, error: str, is_retry: bool, delay: float | None) -> None:
+        super().__init__(error, requeue=True)
+        self.args = (error, is_retry, delay)
+        self.error = error
+        #: Whether the task would run again, in `delay` seconds, if there were no outage.
+        self.is_retry = is_retry
+        self.delay = delay
+
+
+def _retry_of(exc: Exception) -> tuple[bool, float | None]:
+    return (True, exc.when) if isinstance(exc, Retry) else (False, None)
 
 
 def _says_max_retries(cls: type[Task]) -> bool:

@@ -17,7 +17,8 @@ from app.broker.deadletter import read_note
 from app.broker.errors import PublishError, UnknownQueue
 from app.broker.leases import AHEAD, BATCH, MOST_UNTOLD
 from app.broker.options import ForeignMessage, Options
-from app.broker.outcomes import Refused, RetryAsked
+from app.broker.outcomes import Happened, Refused, RetryAsked
+from app.broker.suspicion import Suspicion
 from devstack.waiting import wait_until
 
 #: Seconds that nothing here comes near to.
@@ -605,6 +606,70 @@ def test_without_an_event_loop_there_is_nothing_that_could_hang(
 ) -> None:
     later(100_000, "transport")
     assert connection.transport.silence() == 0
+
+
+# A pause
+
+
+def pause(worker: Worker, release_after: float = 1) -> None:
+    worker.channel.pause("away", release_after)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 25), (25.1, 26), (100, 100)])
+def test_a_pause_hands_back_what_has_not_started_until_after_the_open_polls(
+    connection: Connection, sqs: Sqs, asked: float, given: int
+) -> None:
+    running, waiting = sqs.put(1, task(1)), sqs.put(2, task(2))
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    worker.channel.started(message.delivery_tag, 600)
+    pause(worker, asked)
+    wait_until(lambda: sqs.visible == {waiting: given}, DEADLINE, "the release")
+    assert worker.channel.holds(message.delivery_tag)
+    message.ack()
+    wait_until(lambda: sqs.deleted == [running], DEADLINE, "the end of what was running")
+
+
+def test_what_an_open_poll_brings_in_a_pause_is_handed_back_too(
+    connection: Connection, sqs: Sqs
+) -> None:
+    worker = Worker(connection, "jobs")
+    wait_until(lambda: sqs.asked, DEADLINE, "the poll")
+    pause(worker)
+    receipt = sqs.put(1, task(1))
+    sqs.ended.set()
+    wait_until(lambda: sqs.visible == {receipt: 25}, DEADLINE, "the release")
+    drain(connection)
+    assert (worker.received, len(sqs.asked)) == ([], 1)
+
+
+def test_what_was_handed_back_on_its_way_to_the_worker_is_not_delivered(
+    connection: Connection, sqs: Sqs
+) -> None:
+    sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    assert connection.transport.inbox.wait(DEADLINE)
+    pause(worker)
+    connection.drain_events(timeout=DEADLINE)
+    assert worker.received == []
+
+
+def test_after_a_pause_messages_come_again(connection: Connection, sqs: Sqs) -> None:
+    worker = Worker(connection, "jobs")
+    pause(worker)
+    sqs.ended.set()
+    worker.channel.resume("away")
+    assert worker.channel.pauses == frozenset()
+    sqs.put(1, task(1))
+    assert worker.get().headers["id"] == "id-1"
+
+
+def test_a_suspicion_that_nobody_looks_into_is_dismissed(connection: Connection, sqs: Sqs) -> None:
+    concluded: list[Happened] = []
+    otherwise = RetryAsked(7, "OSError")
+    worker = Worker(connection, "jobs")
+    worker.channel.on_suspicion(Suspicion("OSError", 0.0, otherwise, concluded.append))
+    assert concluded == [otherwise]
 
 
 def test_the_heartbeat_can_be_left_out(sqs: Sqs, connection: Connection) -> None:

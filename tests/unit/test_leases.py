@@ -305,16 +305,25 @@ def test_who_did_not_wait_holds_its_slots_as_others_do(leases: Leases) -> None:
 
 
 def test_nobody_asks_in_a_pause(leases: Leases, reserver: Reserver) -> None:
-    leases.pause(True)
+    leases.pause("a")
     reserved = reserver.reserve()
     assert_waits(reserved)
     assert leases.try_reserve() == 0
-    leases.pause(False)
+    leases.pause("a", False)
     assert reserved.result(DEADLINE) == BATCH
 
 
+def test_a_pause_ends_by_its_own_reason_alone(leases: Leases) -> None:
+    leases.pause("a")
+    leases.pause("b")
+    leases.pause("a", False)
+    assert (leases.pauses, leases.try_reserve()) == ({"b"}, 0)
+    leases.pause("b", False)
+    assert (leases.pauses, leases.try_reserve()) == (set(), BATCH)
+
+
 def test_a_pause_says_whether_it_is_a_change(leases: Leases) -> None:
-    said = [leases.pause(paused) for paused in (False, True, True, False, False)]
+    said = [leases.pause("a", paused) for paused in (False, True, True, False, False)]
     assert said == [False, True, False, True, False]
 
 
@@ -347,6 +356,20 @@ def test_a_delivery_ends_once(leases: Leases, make_delivery: MakeDelivery) -> No
     assert leases.take(delivery.tag) is None
     assert not leases.holds(delivery.tag)
     assert len(leases) == 0
+
+
+def test_of_all_that_wait_none_that_runs_is_taken(leases: Leases, hold: Hold) -> None:
+    running, *waiting = hold(3)
+    leases.started(running, 30)
+    assert [lease.delivery.tag for lease in leases.take_waiting()] == waiting
+    assert [lease.delivery.tag for lease in leases.all()] == [running]
+    assert leases.take_waiting() == []
+
+
+def test_what_was_taken_cannot_start_any_more(leases: Leases, hold: Hold) -> None:
+    (tag,) = hold(1)
+    leases.take_waiting()
+    assert leases.started(tag, 30) is None
 
 
 def test_two_deliveries_of_one_message_are_held_apart(

@@ -9,6 +9,7 @@ from app.broker.outcomes import (
     Done,
     Failed,
     Happened,
+    Interrupted,
     NotDue,
     NotStarted,
     Outcome,
@@ -32,7 +33,6 @@ FAILED = Failed("ValueError", "it failed in each attempt")
     ("happened", "outcome"),
     [
         (Succeeded(), Done()),
-        (NotStarted(), Released()),
         (Refused("no such task", "KeyError"), DeadLetter("no such task", "KeyError")),
         (Refused("rejected"), DeadLetter("rejected", "Reject")),
     ],
@@ -41,6 +41,28 @@ def test_what_is_no_failure_ends_alike_in_every_delivery(
     happened: Happened, outcome: Outcome, deliveries: int
 ) -> None:
     assert decide(happened, deliveries, POLICY) == outcome
+
+
+@pytest.mark.parametrize(
+    ("happened", "delay"),
+    [(NotStarted(), 0), (NotStarted(25), 25), (Interrupted("AutoReconnect", 25), 25)],
+)
+@pytest.mark.parametrize("deliveries", [1, 3, 9])
+def test_what_is_handed_back_is_released_however_often_it_was_delivered(
+    happened: Happened, delay: int, deliveries: int
+) -> None:
+    assert decide(happened, deliveries, POLICY) == Released(delay)
+
+
+@pytest.mark.parametrize(
+    ("happened", "delay"),
+    [(NotStarted(), 0), (NotStarted(25), 25), (Interrupted("AutoReconnect", 1000), 900)],
+)
+@pytest.mark.parametrize("deliveries", [10, 11])
+def test_what_is_handed_back_in_sqs_last_delivery_is_sent_on_for_sqs_would_dead_letter_it(
+    happened: Happened, delay: int, deliveries: int
+) -> None:
+    assert decide(happened, deliveries, POLICY) == Postponed(delay)
 
 
 @pytest.mark.parametrize("deliveries", [1, 2])

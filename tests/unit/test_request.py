@@ -21,16 +21,19 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from celery.utils.serialization import UnpickleableExceptionWrapper, get_pickleable_exception
+from celery.worker import state
 from celery.worker.state import revoked
 from kombu.transport import virtual
 
 from app.broker.decoding import decode
+from app.broker.leases import Lease
 from app.broker.message import Message
-from app.broker.outcomes import Failed, Happened, Refused, RetryAsked
-from app.broker.request import Request, _happened
-from app.broker.task import Rejected
+from app.broker.outcomes import Failed, Happened, Interrupted, Refused, RetryAsked
+from app.broker.request import HandedBack, Request, _happened
+from app.broker.suspicion import Suspicion
+from app.broker.task import Rejected, Suspected
 from app.messages import Registration
-from tests.unit.conftest import MakeDelivery
+from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -148,9 +151,19 @@ class Channel(virtual.Channel):
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float | None]] = []
+        #: The delivery's lease; None once it has ended.
+        self.lease: Lease | None = None
+        self.suspicions: list[Suspicion] = []
+        self.on_suspicion = self.suspicions.append
 
-    def started(self, tag: str, time_limit: float | None) -> None:
+    def started(self, tag: str, time_limit: float | None) -> Lease | None:
         self.begun.append((tag, time_limit))
+        if self.lease is not None:
+            self.lease.started(time_limit)
+        return self.lease
+
+    def holds(self, tag: str) -> bool:
+        return self.lease is not None
 
 
 @dataclass
@@ -191,6 +204,9 @@ def make_run(make_delivery: MakeDelivery) -> MakeRun:
     @app.task(shared=False, name="job")
     def job() -> None: ...
 
+    @app.task(shared=False, name="dependent", suspect_on=(OSError, TimeLimitExceeded))
+    def dependent() -> None: ...
+
     @app.task(shared=False, name="patient", time_limit=300)
     def patient() -> None: ...
 
@@ -204,8 +220,9 @@ def make_run(make_delivery: MakeDelivery) -> MakeRun:
                 "content-encoding": "utf-8",
             }
         )
-        payload = decode(make_delivery(body=body, count=deliveries), None)
-        message = Message(payload, channel=Channel())
+        delivery = make_delivery(body=body, count=deliveries)
+        message = Message(decode(delivery, None), channel=Channel())
+        message.channel.lease = Lease(delivery, delivery.received_at + VISIBILITY_TIMEOUT)
         eventer, settled = Eventer(), list[str]()
         request = Request(
             message,
@@ -487,3 +504,83 @@ def test_an_exception_that_pickle_refuses_is_settled_as_any_other(make_run: Make
     assert isinstance(run.message.happened, Failed)
     assert run.settled == ["reject"]
     assert MARKER not in repr(run.eventer.sent)
+
+
+# Where an outage may be the cause
+
+
+def suspected(run: Run, exc: Any = None) -> Suspicion:
+    """The suspicion that a run which failed leads to."""
+    run.request.on_accepted(1, monotonic())
+    run.request.on_failure(info_of(exc or Suspected("ConnectionError", True, 7)))
+    (suspicion,) = run.message.channel.suspicions
+    return suspicion
+
+
+def test_a_failure_that_an_outage_may_have_caused_waits_for_the_verdict(make_run: MakeRun) -> None:
+    before = monotonic()
+    run = make_run()
+    suspicion = suspected(run)
+    assert suspicion.error == "ConnectionError"
+    assert before <= suspicion.started_at <= monotonic()
+    assert (run.message.happened, run.settled, run.events) == (None, [], ["task-started"])
+
+
+@pytest.mark.parametrize("deliveries", [1, 3, 10])
+def test_a_failure_of_an_outage_is_none_whatever_the_delivery(
+    make_run: MakeRun, deliveries: int
+) -> None:
+    run = make_run(deliveries)
+    suspected(run).confirm(25)
+    assert run.message.happened == Interrupted("ConnectionError", 25)
+    assert run.settled == ["requeue"]
+    assert run.events == ["task-started", "task-retried"]
+
+
+def test_a_failure_without_an_outage_is_the_retry_that_it_was(make_run: MakeRun) -> None:
+    run = make_run()
+    suspected(run).dismiss()
+    assert run.message.happened == RetryAsked(7, "ConnectionError")
+    assert run.settled == ["requeue"]
+    assert run.events == ["task-started", "task-retried"]
+
+
+def test_a_last_failure_without_an_outage_ends_the_task_for_good(make_run: MakeRun) -> None:
+    run = make_run(3)
+    suspected(run, Suspected("ConnectionError", False, None)).dismiss()
+    reason = "the task failed in each attempt, at last of ConnectionError"
+    assert run.message.happened == Failed("ConnectionError", reason)
+    assert run.settled == ["reject"]
+    assert run.events == ["task-started", "task-failed"]
+    assert run.eventer.sent[1][1]["exception"] == "ConnectionError"
+
+
+@pytest.mark.parametrize("task", ["dependent", "job"])
+def test_a_hard_time_limit_is_a_suspicion_where_the_task_says_so(
+    make_run: MakeRun, task: str
+) -> None:
+    run = make_run(task=task)
+    run.request.on_accepted(1, monotonic())
+    run.request.on_failure(info_of(TimeLimitExceeded(30)))
+    run.request.on_timeout(soft=False, timeout=30)
+    if task == "job":
+        assert run.message.channel.suspicions == []
+        assert run.settled == ["requeue"]
+        return
+    assert (run.settled, run.events) == ([], ["task-started"])
+    (suspicion,) = run.message.channel.suspicions
+    suspicion.confirm(25)
+    assert run.message.happened == Interrupted("TimeLimitExceeded", 25)
+
+
+def test_a_task_whose_message_was_handed_back_does_not_start(make_run: MakeRun) -> None:
+    run = make_run()
+    state.task_reserved(run.request)
+    assert not run.request.revoked()
+    run.message.channel.lease = None
+    assert run.request.revoked()
+    with pytest.raises(HandedBack):
+        run.request.on_accepted(1, monotonic())
+    # The channel knows that it has ended: the ack makes kombu forget it.
+    assert (run.settled, run.eventer.sent) == (["ack"], [])
+    assert run.request not in state.reserved_requests

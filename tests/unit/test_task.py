@@ -12,7 +12,7 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from app.broker.errors import ConfigurationError
 from app.broker.policy import Policy
-from app.broker.task import Rejected
+from app.broker.task import Rejected, Suspected
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -345,6 +345,69 @@ def test_of_arguments_only_their_number_is_shown(
     assert " ".join(define(nothing).shown(args, kwargs)) == shown
 
 
+# What may mean an outage
+
+
+def cause(error: Exception, by: Exception) -> Callable[[Any], None]:
+    def body(_: Any) -> None:
+        raise error from by
+
+    return body
+
+
+def retry_after(error: Exception) -> Callable[[Any], None]:
+    def body(task: Any) -> None:
+        try:
+            raise error
+        except OSError as exc:
+            task.retry(exc=exc, countdown=7)
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("body", "delay"),
+    [
+        (fails_with(TimeoutError()), 1),
+        (cause(KeyError(), by=TimeoutError()), 1),
+        (retry_after(TimeoutError()), 7),
+    ],
+    ids=["itself", "as a cause", "in a retry"],
+)
+def test_an_error_that_may_mean_an_outage_is_told_as_one(
+    define: Define, body: Callable[[Any], None], delay: float
+) -> None:
+    with pytest.raises(Suspected) as raised:
+        define(body, suspect_on=(OSError,))()
+    assert raised.value.error == "TimeoutError"
+    assert (raised.value.is_retry, raised.value.delay, raised.value.requeue) == (True, delay, True)
+
+
+def test_in_the_last_attempt_it_is_told_as_one_too(define: Define) -> None:
+    with pytest.raises(Suspected) as raised:
+        define(fails_with(TimeoutError()), retries=4, suspect_on=(OSError,))()
+    assert raised.value.is_retry is False
+
+
+@pytest.mark.parametrize("error", [Permanent(), KeyError(), Reject("no", requeue=True)])
+def test_other_failures_are_what_they_are(define: Define, error: Exception) -> None:
+    task = define(fails_with(error), suspect_on=(OSError,), dead_letter_on=(Permanent,))
+    with pytest.raises((Reject, Retry)) as raised:
+        task()
+    assert not isinstance(raised.value, Suspected)
+
+
+def test_an_error_that_was_dealt_with_means_nothing(define: Define) -> None:
+    def body(_: Any) -> None:
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            raise KeyError from None
+
+    with pytest.raises(Retry):
+        define(body, suspect_on=(OSError,))()
+
+
 # On the way to the main process
 
 
@@ -353,6 +416,16 @@ def test_a_rejection_survives_pickle(requeue: bool) -> None:
     copy = pickle.loads(pickle.dumps(Rejected("no such user", "Conflict", requeue)))
     assert isinstance(copy, Rejected)
     assert (copy.reason, copy.error, copy.requeue) == ("no such user", "Conflict", requeue)
+
+
+def test_a_suspicion_reaches_the_main_process_as_the_pool_sends_it() -> None:
+    try:
+        raise Suspected("TimeoutError", True, 7) from Permanent(lambda: None)
+    except Suspected:
+        sent = ExceptionInfo(internal=True)
+    received = pickle.loads(pickle.dumps(sent)).exception
+    assert isinstance(received, Suspected)
+    assert (received.error, received.is_retry, received.delay) == ("TimeoutError", True, 7)
 
 
 def test_a_rejection_reaches_the_main_process_as_the_pool_sends_it() -> None:

@@ -1,0 +1,34 @@
+"""A failure that an outage may have caused: somebody who can find out says whether it has.
+
+The broker does not know what a task depends on, and one error proves nothing. So such a failure is
+held, with its lease, until a verdict, given from any thread. Without anybody who finds out, it is
+what it is without an outage.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.broker.outcomes import Happened, Interrupted
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """One failed run, which gets one verdict."""
+
+    error: str
+    """Class of the exception."""
+    started_at: float
+    """When the run started, in monotonic seconds."""
+    otherwise: Happened
+    """What happened if it was no outage."""
+    conclude: Callable[[Happened], None]
+    """Ends the delivery."""
+
+    def confirm(self, release_after: int) -> None:
+        """An outage has caused it: the message is released, in `release_after` seconds, whatever
+        its number of deliveries, and the failure counts for nothing."""
+        self.conclude(Interrupted(self.error, release_after))
+
+    def dismiss(self) -> None:
+        """No outage has caused it: it is a failure as any other."""
+        self.conclude(self.otherwise)
