@@ -45,14 +45,19 @@ class SqsServer:
 
     def client(self) -> "SQSClient":
         """A boto3 client of this server. The caller closes it."""
-        return boto3.client(
-            "sqs",
-            region_name=REGION,
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=ACCESS_KEY,
-            config=Config(connect_timeout=5, read_timeout=30),
-        )
+        return client_for(self.endpoint_url)
+
+
+def client_for(endpoint_url: str) -> "SQSClient":
+    """A boto3 client of a server of this machine. The caller closes it."""
+    return boto3.client(
+        "sqs",
+        region_name=REGION,
+        endpoint_url=endpoint_url,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=ACCESS_KEY,
+        config=Config(connect_timeout=5, read_timeout=30),
+    )
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,23 @@ def size(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> int:
 
 def read_note(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The note on a dead letter; None where SQS moved it itself, which gives no reason."""
-    if ATTRIBUTE not in attributes:
+    try:
+        note = json.loads(attributes.get(ATTRIBUTE, {}).get("StringValue", ""))
+    except ValueError:
         return None
-    note: dict[str, Any] = json.loads(attributes[ATTRIBUTE]["StringValue"])
-    return note
+    return note if isinstance(note, dict) else None
+
+
+def restored(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
+    """The attributes as they were before the message became a dead letter: without the note, and
+    with what it displaced."""
+    kept = {name: value for name, value in attributes.items() if name != ATTRIBUTE}
+    match (read_note(attributes) or {}).get("displaced"):
+        case {"name": str(name), "DataType": str(kind), "base64": str(data)}:
+            kept[name] = {"DataType": kind, "BinaryValue": base64.b64decode(data)}
+        case {"name": str(name), "DataType": str(kind), "StringValue": str(text)}:
+            kept[name] = {"DataType": kind, "StringValue": text}
+    return kept
 
 
 def _without_note(delivery: Delivery) -> Attributes:

@@ -18,6 +18,7 @@ from app.broker.errors import MessageTooLarge, PublishError
 from app.broker.leases import BATCH
 from app.broker.options import QueueAddress
 from app.broker.outcomes import LONGEST_DELAY
+from app.broker.settler import error_code
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -87,12 +88,13 @@ class Batch:
     def add(
         self, client: "SQSClient", queue: QueueAddress, message: dict[str, Any], limit: int
     ) -> None:
-        """Take a message; send those before it where it would be one too many. May raise
+        """Take a kombu message; send those before it where it would be one too many. May raise
         PublishError for it."""
-        call = call_for(message, limit)
-        entry = Entry(
-            self.place, queue.url, size(call["MessageBody"], call["MessageAttributes"]), call
-        )
+        self.add_call(client, queue.url, call_for(message, limit), limit)
+
+    def add_call(self, client: "SQSClient", url: str, call: dict[str, Any], limit: int) -> None:
+        """The same for the arguments of SendMessage, attributes included."""
+        entry = Entry(self.place, url, size(call["MessageBody"], call["MessageAttributes"]), call)
         together = entry.bytes_ + sum(other.bytes_ for other in self._entries)
         fits = len(self._entries) < BATCH and together <= limit
         if self._entries and not (fits and self._entries[0].url == entry.url):
@@ -120,7 +122,7 @@ class Batch:
             )
         except Exception as exc:
             # Broad on purpose: botocore has tried often enough, and each message is accounted for.
-            self._published.failed |= {entry.place: type(exc).__name__ for entry in entries}
+            self._published.failed |= {entry.place: error_code(exc) for entry in entries}
             return []
         self._published.sent += len(answer.get("Successful", ()))
         again = []

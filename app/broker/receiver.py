@@ -141,24 +141,9 @@ class Receiver:
             MessageAttributeNames=["All"],
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
         )
-        return [self._delivery(message, asked_at) for message in answer.get("Messages", ())]
-
-    def _delivery(self, message: Any, asked_at: float) -> Delivery:
-        facts = message["Attributes"]
-        return Delivery(
-            tag=str(next(_tags)),
-            queue=self._queue,
-            message_id=message["MessageId"],
-            receipt_handle=message["ReceiptHandle"],
-            body=message["Body"],
-            attributes={
-                name: _sendable(value)
-                for name, value in message.get("MessageAttributes", {}).items()
-            },
-            count=int(facts["ApproximateReceiveCount"]),
-            enqueued_at=datetime.fromtimestamp(int(facts["SentTimestamp"]) / 1000, UTC),
-            received_at=asked_at,
-        )
+        return [
+            delivery_of(message, self._queue, asked_at) for message in answer.get("Messages", ())
+        ]
 
     def _back_off(self, exc: Exception) -> None:
         self._failures += 1
@@ -186,6 +171,27 @@ class Receiver:
                 self._queue,
                 extra={"event": "receive.recovered", "queue": self._queue},
             )
+
+
+def delivery_of(message: Any, queue: str, asked_at: float) -> Delivery:
+    """The delivery that a message of ReceiveMessage's answer is; `asked_at` in monotonic seconds.
+
+    Raises KeyError for a message without what the call asks for.
+    """
+    facts = message["Attributes"]
+    return Delivery(
+        tag=str(next(_tags)),
+        queue=queue,
+        message_id=message["MessageId"],
+        receipt_handle=message["ReceiptHandle"],
+        body=message["Body"],
+        attributes={
+            name: _sendable(value) for name, value in message.get("MessageAttributes", {}).items()
+        },
+        count=int(facts["ApproximateReceiveCount"]),
+        enqueued_at=datetime.fromtimestamp(int(facts["SentTimestamp"]) / 1000, UTC),
+        received_at=asked_at,
+    )
 
 
 def _sendable(attribute: dict[str, Any]) -> dict[str, Any]:

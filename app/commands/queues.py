@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from app.broker.letters import name_of
 from app.broker.options import Options
 from app.broker.settler import error_code
 from app.commands.broker import client_of, options_of, refusal
@@ -66,17 +68,15 @@ def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
     """
     options = options_of(ctx.obj.app)
     client, ages = client_of(options), remembered(lambda: ages_of(options))
-    while True:
-        rows = [replace(row, oldest=ages().get(row.queue)) for row in look(client, options)]
-        if watch and not as_json:
-            click.clear()
-        _show(rows, as_json)
-        if not watch:
-            ctx.exit(1 if any(row.fault for row in rows) else 0)
-        try:
+    with suppress(KeyboardInterrupt):
+        while True:
+            rows = [replace(row, oldest=ages().get(row.queue)) for row in look(client, options)]
+            if watch and not as_json:
+                click.clear()
+            _show(rows, as_json)
+            if not watch:
+                ctx.exit(1 if any(row.fault for row in rows) else 0)
             time.sleep(EVERY)
-        except KeyboardInterrupt:
-            return
 
 
 def look(client: "SQSClient", options: Options) -> Iterator[Row]:
@@ -88,11 +88,6 @@ def look(client: "SQSClient", options: Options) -> Iterator[Row]:
         if dead is not None and dead not in seen:
             seen.add(dead)
             yield _row(client, dead, Row(name_of(dead), dead_letters_of=name))
-
-
-def name_of(url: str) -> str:
-    """The queue's name: the end of its URL."""
-    return url.rstrip("/").rpartition("/")[2]
 
 
 def _row(client: "SQSClient", url: str, row: Row) -> Row:

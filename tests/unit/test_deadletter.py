@@ -13,6 +13,7 @@ from app.broker.deadletter import (
     MOST_ATTRIBUTES,
     attributes_of,
     read_note,
+    restored,
     size,
 )
 from app.broker.outcomes import DeadLetter
@@ -214,3 +215,21 @@ def test_a_dead_letter_that_sqs_moved_itself_has_no_note() -> None:
 def test_the_note_is_json_under_its_attribute(make_delivery: MakeDelivery) -> None:
     attributes = attributes_of(make_delivery(), OUTCOME, None, None, LIMIT)
     assert json.loads(attributes[ATTRIBUTE]["StringValue"]) == read_note(attributes)
+
+
+@pytest.mark.parametrize("last", [text("정보"), binary(b"\x00\xff")])
+@pytest.mark.parametrize("number", [0, 1, 9])
+def test_the_attributes_come_back_as_they_were(
+    make_delivery: MakeDelivery, number: int, last: dict[str, Any]
+) -> None:
+    before = many(number) | {"last": last}
+    assert restored(
+        attributes_of(make_delivery(attributes=before), OUTCOME, None, None, LIMIT)
+    ) == (before)
+
+
+@pytest.mark.parametrize(
+    "note", ["", "[]", "no JSON", '{"displaced": 7}', '{"displaced": {"name": "a"}}']
+)
+def test_a_note_of_somebody_elses_is_only_taken_off(note: str) -> None:
+    assert restored({ATTRIBUTE: text(note)} | many(2)) == many(2)

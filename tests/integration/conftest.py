@@ -1,0 +1,79 @@
+"""What the tests of the operator's commands share: two SQS servers, and a run of a command."""
+
+import contextlib
+import io
+import uuid
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from app.commands import sqs as commands
+from devstack import sqs
+from devstack.sqs import SqsServer
+from tests.services import Queues
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """moto, which knows SQS's error codes better than the other server; slow with many messages."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    with contextlib.redirect_stderr(io.StringIO()):
+        server.stop()
+
+
+@pytest.fixture(params=["roto", "moto"])
+def either(request: pytest.FixtureRequest) -> Iterator[Queues]:
+    """A pair of queues on each of the two servers."""
+    if request.param == "roto":
+        server: SqsServer = request.getfixturevalue("sqs_server")
+        url = server.endpoint_url
+    else:
+        url = request.getfixturevalue("moto_url")
+    client = sqs.client_for(url)
+    pair = sqs.create_queues(
+        client, f"test-{uuid.uuid4().hex}", visibility_timeout=60, max_receive_count=10
+    )
+    yield Queues(client, url, pair.url, pair.dead_letter_url)
+    client.delete_queue(QueueUrl=pair.url)
+    client.delete_queue(QueueUrl=pair.dead_letter_url)
+    client.close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `celery -A app sqs` in this process, on a pair of queues; its options may be changed."""
+    # A local server is one server, so that a short poll sees all there is.
+    monkeypatch.setattr("app.broker.letters.WAIT", 0)
+
+    def run(queues: Queues, *arguments: str, stdin: str = "", **changes: Any) -> Result:
+        options = transport_options(queues) | changes
+        conf = SimpleNamespace(
+            broker_transport="app.broker:Transport", broker_transport_options=options
+        )
+        obj = SimpleNamespace(app=SimpleNamespace(conf=conf))
+        return CliRunner().invoke(commands, arguments, input=stdin, obj=obj)
+
+    return run
+
+
+def transport_options(queues: Queues) -> dict[str, Any]:
+    """What celeryconfig.py makes for one queue."""
+    return {
+        "region": queues.region,
+        "endpoint_url": queues.endpoint_url,
+        "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
+        "predefined_queues": {
+            queues.name: {"url": queues.url, "dead_letter_url": queues.dead_letter_url}
+        },
+        "decode_json": "app.messages:decode_json",
+    }

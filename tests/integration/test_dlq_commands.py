@@ -1,0 +1,267 @@
+"""`sqs dlq`: dead letters are seen as they are, and go back as they were."""
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from app.broker import deadletter
+from app.broker.letters import date_of
+from app.broker.outcomes import DeadLetter
+from app.broker.receiver import delivery_of
+from tests.integration.conftest import Run
+from tests.services import Queues, wait_until
+
+#: For SQS's clock, which is told in whole seconds, to show the next one.
+CLOCK_SECONDS = 10
+
+
+def test_a_letter_is_listed_without_its_body_and_shown_with_it(either: Queues, run: Run) -> None:
+    bury(either, body("m-1", nickname="kim"), reason="MongoDB is away", attributes=TRACE)
+
+    [listed] = lines(run(either, "dlq", "list", "--json").stdout)
+    table = run(either, "dlq", "list").stdout
+    shown = run(either, "dlq", "show", "m-1")
+
+    assert (listed["id"], listed["task"]) == ("m-1", "registerUser")
+    assert listed["reason"] == "MongoDB is away"
+    assert listed["deliveries"] == 1
+    assert listed["queue"] == either.name
+    assert "m-1" in table
+    assert "MongoDB is away" in table
+    assert "kim" not in table + json.dumps(listed)
+    assert json.loads(shown.stdout)["body"] == body("m-1", nickname="kim")
+    assert json.loads(shown.stdout)["attributes"] == TRACE
+
+
+def test_looking_hides_no_letter_and_takes_none(either: Queues, run: Run) -> None:
+    for number in range(12):
+        bury(either, body(f"m-{number}"))
+
+    for _ in range(3):
+        assert len(lines(run(either, "dlq", "list", "--json").stdout)) == 12
+
+    assert len(either.dead_letters()) == 12
+    assert either.is_empty()
+
+
+def test_no_more_are_listed_than_asked_for_and_all_stay_visible(either: Queues, run: Run) -> None:
+    for number in range(12):
+        bury(either, body(f"m-{number}"))
+
+    told = run(either, "dlq", "list", "--limit", "3", "--json")
+
+    assert len(lines(told.stdout)) == 3
+    assert "--limit" in told.stderr
+    assert len(either.dead_letters()) == 12
+
+
+def test_a_redriven_letter_is_the_message_it_was(either: Queues, run: Run) -> None:
+    bury(either, body("m-1"), attributes=TRACE)
+
+    told = redrive(run, either)
+
+    assert told.exit_code == 0, told.stderr
+    [message] = received(either)
+    assert message["Body"] == body("m-1")
+    assert attributes_of(message) == TRACE
+    assert either.dead_letters() == []
+
+
+def test_an_attribute_that_the_note_displaced_comes_back(either: Queues, run: Run) -> None:
+    ten: dict[str, Any] = {
+        f"a{n}": {"DataType": "String", "StringValue": str(n)} for n in range(9)
+    } | {"b": {"DataType": "Binary", "BinaryValue": b"\x00\xff"}}
+    bury(either, body("m-1"), attributes=ten)
+
+    redrive(run, either)
+
+    [message] = received(either)
+    assert attributes_of(message) == ten
+
+
+def test_a_letter_that_sqs_moved_is_listed_without_a_reason_and_redriven(
+    either: Queues, run: Run
+) -> None:
+    either.client.send_message(QueueUrl=either.dead_letter_url, MessageBody=body("m-1"))
+
+    [listed] = lines(run(either, "dlq", "list", "--json").stdout)
+    redrive(run, either)
+
+    assert (listed["id"], listed["task"]) == ("m-1", "registerUser")
+    assert "moved by SQS" in listed["reason"]
+    assert [message["Body"] for message in received(either)] == [body("m-1")]
+
+
+def test_of_twins_one_is_redriven_and_the_other_dropped_and_said(either: Queues, run: Run) -> None:
+    bury(either, body("m-1"))
+    bury(either, body("m-1"))
+    bury(either, body("m-2"))
+
+    told = redrive(run, either, "--json")
+
+    became = sorted((line["id"], line["became"]) for line in lines(told.stdout))
+    assert became == [("m-1", "dropped"), ("m-1", "redriven"), ("m-2", "redriven")]
+    assert "1 dropped" in told.stderr
+    assert len(received(either)) == 2
+    assert either.dead_letters() == []
+
+
+def test_twins_are_kept_where_it_is_asked_for(either: Queues, run: Run) -> None:
+    bury(either, body("m-1"))
+    bury(either, body("m-1"))
+
+    redrive(run, either, "--keep-twins")
+
+    assert len(received(either)) == 2
+
+
+def test_one_id_with_two_bodies_is_no_twin(either: Queues, run: Run) -> None:
+    bury(either, body("m-1", nickname="kim"))
+    bury(either, body("m-1", nickname="lee"))
+
+    redrive(run, either)
+
+    assert len(received(either)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [
+        (["--id", "m-1", "--id", "m-3"], {"m-1", "m-3"}),
+        (["--reason", "AWAY"], {"m-1", "m-2"}),
+        (["--reason", "transienterror"], {"m-1", "m-2", "m-3"}),
+        (["--task", "incr*"], {"m-2"}),
+        (["--task", "registerUser", "--reason", "away"], {"m-1"}),
+        (["--limit", "2"], None),
+    ],
+)
+def test_only_what_is_meant_is_redriven(
+    queues: Queues, run: Run, arguments: list[str], ids: set[str] | None
+) -> None:
+    bury(queues, body("m-1"), reason="MongoDB is away")
+    bury(queues, body("m-2", action="increment"), reason="MongoDB is away", task="increment")
+    bury(queues, body("m-3"), reason="a field is wrong")
+
+    told = redrive(run, queues, *arguments, "--json")
+
+    redriven = {line["id"] for line in lines(told.stdout)}
+    assert redriven == {json.loads(message["Body"])["id"] for message in received(queues)}
+    assert redriven == ids if ids is not None else len(redriven) == 2
+    assert len(queues.dead_letters()) == 3 - len(redriven)
+
+
+def test_a_dry_run_changes_nothing(either: Queues, run: Run) -> None:
+    bury(either, body("m-1"))
+
+    told = redrive(run, either, "--dry-run")
+
+    assert "would be redriven  m-1" in told.stdout
+    assert either.is_empty()
+    assert len(either.dead_letters()) == 1
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_without_a_yes_nothing_is_redriven(queues: Queues, run: Run, answer: str) -> None:
+    bury(queues, body("m-1"))
+
+    told = run(queues, "dlq", "redrive", stdin=answer)
+
+    assert told.exit_code == 1
+    assert queues.is_empty()
+    assert len(queues.dead_letters()) == 1
+
+
+def test_looking_at_a_queue_that_moves_its_letters_on_is_refused(queues: Queues, run: Run) -> None:
+    policy = queues.client.get_queue_attributes(
+        QueueUrl=queues.url, AttributeNames=["RedrivePolicy"]
+    )["Attributes"]
+    queues.client.set_queue_attributes(QueueUrl=queues.dead_letter_url, Attributes=policy)
+
+    told = run(queues, "dlq", "list")
+
+    assert told.exit_code == 1
+    assert "redrive policy of its own" in told.stderr
+
+
+def test_what_is_not_there_is_said(queues: Queues, run: Run) -> None:
+    told = run(queues, "dlq", "show", "m-1")
+
+    assert told.exit_code == 1
+    assert "m-1" in told.stderr
+    assert run(queues, "dlq", "redrive", "--yes").exit_code == 0
+    assert run(queues, "dlq", "list", "--queue", "nobody").exit_code == 2
+
+
+TRACE = {"trace": {"DataType": "String", "StringValue": "t-1"}}
+
+
+def body(id_: str, action: str = "registerUser", **info: str) -> str:
+    data = {"stockId": "s1", "userId": "u1", "userInfo": info or {"nickname": "kim"}}
+    return json.dumps({"id": id_, "action": action, "data": data})
+
+
+def bury(
+    queues: Queues,
+    text: str,
+    *,
+    reason: str = "it failed",
+    task: str = "registerUser",
+    attributes: dict[str, Any] | None = None,
+) -> None:
+    """Put a dead letter there as a worker does."""
+    message = {
+        "MessageId": "sqs-1",
+        "ReceiptHandle": "handle",
+        "Body": text,
+        "Attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "0"},
+        "MessageAttributes": attributes or {},
+    }
+    delivery = delivery_of(message, queues.name, time.monotonic())
+    outcome = DeadLetter(reason, "TransientError")
+    queues.client.send_message(
+        QueueUrl=queues.dead_letter_url,
+        MessageBody=text,
+        MessageAttributes=deadletter.attributes_of(
+            delivery, outcome, task, json.loads(text)["id"], 1_048_576
+        ),
+    )
+
+
+def redrive(run: Run, queues: Queues, *arguments: str) -> Any:
+    """Redrive in a later second than that in which the letters arrived."""
+    next_second(queues)
+    return run(queues, "dlq", "redrive", "--yes", *arguments)
+
+
+def next_second(queues: Queues) -> None:
+    def now() -> datetime:
+        date = date_of(queues.client.get_queue_attributes(QueueUrl=queues.url))
+        assert date is not None
+        return date
+
+    before = now()
+    wait_until(lambda: now() > before, CLOCK_SECONDS, "the next second of SQS's clock")
+
+
+def received(queues: Queues) -> list[Any]:
+    found: list[Any] = []
+    while messages := queues.client.receive_message(
+        QueueUrl=queues.url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+    ).get("Messages"):
+        found += messages
+    return found
+
+
+def attributes_of(message: Any) -> dict[str, Any]:
+    wanted = ("DataType", "StringValue", "BinaryValue")
+    return {
+        name: {key: value[key] for key in wanted if key in value}
+        for name, value in message["MessageAttributes"].items()
+    }
+
+
+def lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
