@@ -29,6 +29,8 @@ broker_transport_options = {
     "max_receive_count": _settings.sqs_max_receive_count,
     "backoff_base": _settings.sqs_backoff_base,
     "backoff_max": _settings.sqs_backoff_max,
+    # Events and remote control live in MongoDB. A producer needs neither, and so no MongoDB.
+    "control": _settings.control,
 }
 
 # Routing by task name: globs of SQS_QUEUES first, the default queue for all else.
@@ -71,8 +73,8 @@ task_ignore_result = True
 # Flower lives on the worker's events; a producer's would need the control plane of every producer.
 worker_send_task_events = True
 task_send_sent_event = False
-# Remote control over SQS does not exist in stock Celery, and ours comes with its mailbox.
-worker_enable_remote_control = False
+# Over SQS it does not exist in stock Celery; here it goes through MongoDB (app/broker/mailbox/).
+worker_enable_remote_control = True
 
 worker_concurrency = _settings.worker_concurrency
 # The window is the pool's size and two batches more, and wider only where messages are short

@@ -12,10 +12,8 @@ import mongoengine as me
 from pymongo import MongoClient
 
 from app.messages import Source
+from app.settings import DEFAULT_DATABASE as DEFAULT_DATABASE
 from app.settings import get_settings
-
-#: Used where MONGO_URI names no database.
-DEFAULT_DATABASE = "registrations"
 
 #: Milliseconds, used where MONGO_URI does not say: a task has to hear of a database that is away
 #: well within its soft time limit, and pymongo's own defaults are 30 s and never.

@@ -6,7 +6,7 @@ a producer calls `require_queue()`, a worker `require_worker()`.
 """
 
 from functools import cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,9 @@ from app.errors import SettingsError
 #: Seconds between the hard time limit of a task and the end of its message's visibility timeout:
 #: time to stop the task, to settle its message, and for the clocks to disagree a little.
 VISIBILITY_MARGIN = 30
+
+#: The database where MONGO_URI names none.
+DEFAULT_DATABASE = "registrations"
 
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+")]
 
@@ -69,6 +72,17 @@ class Settings(BaseSettings):
     mongo_uri: SecretStr | None = Field(
         None,
         description="MongoDB, a replica set, with the name of the database. The worker needs it.",
+    )
+
+    control_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] | None = (
+        Field(
+            None,
+            description="Database of events and remote control; without it, that of `MONGO_URI` "
+            "with `_control` added.",
+        )
+    )
+    control_size_mib: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
+        64, description="MiB of it that the latest events and commands may take."
     )
 
     starting_money: Annotated[int, Field(ge=0, le=2**53)] = Field(
@@ -128,6 +142,23 @@ class Settings(BaseSettings):
         name = self.aws_sqs_queue_url.rstrip("/").rsplit("/", 1)[-1]
         default = QueueSettings(url=self.aws_sqs_queue_url, dead_letter_url=self.aws_sqs_dlq_url)
         return {name: default} | self.sqs_queues
+
+    @property
+    def control(self) -> dict[str, Any]:
+        """The broker's option `control`: the control plane, for all who share MONGO_URI."""
+        return {
+            "database_uri": self.mongo_uri,
+            "database": self.control_database or f"{self._database}_control",
+            "size_bytes": self.control_size_mib * 1024 * 1024,
+            "revokes_seconds": self.once_retention_days * 24 * 3600,
+            "how_to_set": f"MONGO_URI is not set. {HOW_TO_SET}",
+        }
+
+    @property
+    def _database(self) -> str:
+        uri = self.mongo_uri.get_secret_value() if self.mongo_uri else ""
+        # Not pymongo's parser, which asks the DNS about some addresses.
+        return uri.partition("://")[2].partition("/")[2].partition("?")[0] or DEFAULT_DATABASE
 
     @property
     def visibility_timeout(self) -> int:

@@ -17,7 +17,7 @@ from tests.services import MakeQueues, Queues
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()
-OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_")
+OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_")
 OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "WORKER_CONCURRENCY", "STARTING_MONEY"}
 
 
@@ -74,6 +74,7 @@ def mongo_uri(
     database = f"test_{uuid.uuid4().hex}"
     yield mongo_server.uri(database)
     mongo_client.drop_database(database)
+    mongo_client.drop_database(f"{database}_control")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,9 +25,6 @@ from app.broker.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
 
-#: Exchanges of the control plane (celery 5.7 events/event.py, kombu 5.7 pidbox.py).
-CONTROL_EXCHANGES = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
-
 #: Why nothing is received while the event loop is silent.
 LOOP_HANGS = "the event loop hangs"
 
@@ -57,11 +54,13 @@ class Channel(virtual.Channel):
     QoS = QoS
     do_restore = False
     body_encoding = None
+    supports_fanout = True
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._options = connection.options
         self._client = connection.sqs
+        self._mailbox = connection.mailbox
         #: Where messages are collected instead of sent one by one (`publish_many`).
         self.batch: Batch | None = None
         self._leases = Leases(self._options.policy.visibility_timeout)
@@ -83,9 +82,9 @@ class Channel(virtual.Channel):
     ) -> None:
         """Send a task message. Raises UnknownQueue, and PublishError for what SQS would refuse.
 
-        What belongs to the control plane goes nowhere yet: it must not become a queue on SQS.
+        What belongs to the control plane goes there, and may raise what `Mailbox.publish` does.
         """
-        if exchange.startswith(CONTROL_EXCHANGES):
+        if self._mailbox.publish(message, exchange, routing_key):
             return
         super().basic_publish(message, exchange, routing_key, **kwargs)
 
@@ -103,10 +102,14 @@ class Channel(virtual.Channel):
     # Queues
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
-        self._options.queue(queue)
+        if not self._mailbox.owns(queue):
+            self._options.queue(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return queue in self._options.queues
+        return queue in self._options.queues or self._mailbox.owns(queue)
+
+    def _queue_bind(self, *binding: Any) -> None:
+        """Nothing: bindings belong to a process, and each reader knows its own."""
 
     def _size(self, queue: str) -> int:
         # Asked at each publish (kombu 5.7 `queue_declare`), where a producer may only send.
@@ -117,6 +120,9 @@ class Channel(virtual.Channel):
         return 0
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if self._mailbox.owns(queue):
+            self._mailbox.delete(self, queue, *args)
+            return
         raise PublishError(f"Queue {queue!r} is not deleted at run time; do it where it is made.")
 
     # Consuming
@@ -131,8 +137,11 @@ class Channel(virtual.Channel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
     ) -> None:
-        """Start receiving from a configured queue."""
+        """Start receiving from a configured queue, or hearing the control plane."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+        if self._mailbox.owns(queue):
+            self._mailbox.consume(self, queue, callback)
+            return
         self._start_threads()
         if queue not in self._receivers:
             wait = self._options.wait_time_seconds
@@ -147,6 +156,8 @@ class Channel(virtual.Channel):
         """Stop receiving. What an open poll still brings is released."""
         queue = self._tag_to_queue.get(consumer_tag)
         super().basic_cancel(consumer_tag)
+        if queue is not None and self._mailbox.owns(queue):
+            self._mailbox.cancel(queue)
         if receiver := self._receivers.pop(queue, None):
             receiver.stop()
             # Its open poll is awaited when the channel closes: SQS may answer it with a message.

@@ -14,6 +14,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from app.broker import outcomes
 from app.broker.errors import ConfigurationError
+from app.broker.mailbox import worker as control_plane
 from app.broker.message import Message
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Consumer(CeleryConsumer):
         """The worker takes messages now."""
         self.task_consumer.channel.on_lease_lost = self._on_lease_lost
         signals.worker_shutting_down.connect(self._wake_the_loop)
+        if self.connection is not None:
+            control_plane.attach(self)
         super().on_ready()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:

@@ -4,6 +4,7 @@ ConfigurationError   the worker or the caller is set up wrongly: stop, a person 
 PublishError         raised at the caller of `.delay`; nothing was sent
 ├── UnknownQueue
 └── MessageTooLarge
+ControlPlaneDown     raised at the caller of a command: MongoDB did not take it
 Undecodable          a body that can never become a task: dead-letter it
 UnreadableAnswer     half an answer of SQS, or somebody else's: the call failed
 """
@@ -18,6 +19,10 @@ class ConfigurationError(click.ClickException):
     A `ClickException`, because every `celery` command is a click command, and click ends the
     process with the text in one line and exit status 1 where any other error is a traceback.
     """
+
+
+class ControlPlaneDown(click.ClickException):
+    """MongoDB did not take a command; nobody has heard it. Shown as ConfigurationError is."""
 
 
 class PublishError(Exception):

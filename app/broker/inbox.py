@@ -6,7 +6,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-Arrived = tuple[str, dict[str, Any]]
+#: A queue and what came for it: a payload of SQS, or a message of the control plane.
+Arrived = tuple[str, Any]
 
 
 class Inbox:
@@ -51,6 +52,11 @@ class Inbox:
                 with suppress(BlockingIOError):
                     os.read(self._read_end, 65_536)
         return arrived
+
+    def take_one(self) -> Arrived | None:
+        """Take the oldest one that is here; for who waits with `wait`, and not for `fileno()`."""
+        with self._changed:
+            return self._arrived.popleft() if self._arrived else None
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until something is here; False where `timeout` seconds passed first."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 from kombu.utils.imports import symbol_by_name
 
 from app.broker.errors import ConfigurationError, UnknownQueue
+from app.broker.mailbox.options import ControlOptions
 from app.broker.policy import Policy
 
 
@@ -54,6 +55,7 @@ class Options:
     """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"""
     decode_json: DecodeJson | None = None
     policy: Policy = field(default_factory=Policy)
+    control: ControlOptions = field(default_factory=ControlOptions)
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
@@ -71,6 +73,7 @@ class Options:
             max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             decode_json=symbol_by_name(decoder) if decoder else None,
+            control=ControlOptions.read(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
         )
 

@@ -175,6 +175,10 @@ class Request(CeleryRequest):
             fields["traceback"] = "\n".join(_frames(fields["traceback"]))
         self._send(type, **fields)
 
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What `inspect` shows: never the arguments themselves."""
+        return dict(super().info(safe=True))
+
     def _send(self, type: str, **fields: Any) -> None:
         try:
             super().send_event(type, **fields)

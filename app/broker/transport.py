@@ -14,6 +14,8 @@ from kombu.transport import virtual
 from app.broker.channel import Channel
 from app.broker.clients import Client
 from app.broker.inbox import Inbox
+from app.broker.mailbox.mailbox import Mailbox
+from app.broker.message import Message
 from app.broker.options import Options
 from app.broker.outcomes import Failed, Happened, NotStarted
 
@@ -34,13 +36,14 @@ class Transport(virtual.Transport):
     connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, OSError)
     # `asynchronous` makes Celery run its event loop (celery 5.7 worker/worker.py).
     implements = virtual.Transport.implements.extend(
-        asynchronous=True, exchange_type=frozenset({"direct", "topic"})
+        asynchronous=True, exchange_type=frozenset({"direct", "topic", "fanout"})
     )
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         self.options = Options.read(client.transport_options)
         self.sqs = Client(self.options)
+        self.mailbox = Mailbox(self.options.control, lambda: self.inbox)
         self._beat_at: float | None = None
 
     @cached_property
@@ -66,11 +69,14 @@ class Transport(virtual.Transport):
         """
         if not self.inbox.wait(timeout):
             raise socket.timeout  # noqa: UP041 - the name kombu's callers know it by
-        self._deliver_arrived()
+        # One at a time: who waits for replies counts them (kombu 5.7 pidbox.py `_collect`).
+        if (arrived := self.inbox.take_one()) is not None:
+            self._hand_over(*arrived)
 
     def close_connection(self, connection: Any) -> None:
         """Close the channels, which releases and settles, then the inbox."""
         super().close_connection(connection)
+        self.mailbox.close()
         if "inbox" in vars(self):
             self.inbox.close()
 
@@ -82,24 +88,40 @@ class Transport(virtual.Transport):
         self._beat_at = monotonic()
 
     def _deliver_arrived(self) -> None:
-        for queue, payload in self.inbox.take_all():
-            tag = payload["properties"]["delivery_tag"]
-            callback = self._callbacks.get(queue)
-            if callback is None:
-                self._end(tag, NotStarted())
-                continue
-            if not any(channel.holds(tag) for channel in self.channels):
-                continue  # Its lease was lost or handed back while it waited here.
+        for queue, arrived in self.inbox.take_all():
             try:
-                callback(payload)
-            except Exception as exc:
+                self._hand_over(queue, arrived)
+            except Exception:
                 # Broad on purpose: an exception in a hub callback ends the worker or is swallowed
-                # (kombu 5.7 asynchronous/hub.py), and this message must not take the others along.
+                # (kombu 5.7 asynchronous/hub.py).
                 logger.exception(
-                    "A message could not be handed to the worker.",
+                    "A message of the control plane could not be handed to its consumer.",
                     extra={"event": "deliver.failed", "queue": queue},
                 )
-                self._end(tag, Failed(type(exc).__name__, "it could not be handed to the worker"))
+
+    def _hand_over(self, queue: str, arrived: Any) -> None:
+        if isinstance(arrived, Message):
+            self.mailbox.deliver(queue, arrived)
+        else:
+            self._hand_over_task(queue, arrived)
+
+    def _hand_over_task(self, queue: str, payload: dict[str, Any]) -> None:
+        tag = payload["properties"]["delivery_tag"]
+        callback = self._callbacks.get(queue)
+        if callback is None:
+            self._end(tag, NotStarted())
+            return
+        if not any(channel.holds(tag) for channel in self.channels):
+            return  # Its lease was lost or handed back while it waited here.
+        try:
+            callback(payload)
+        except Exception as exc:
+            # Broad on purpose: this message must not take the others along.
+            logger.exception(
+                "A message could not be handed to the worker.",
+                extra={"event": "deliver.failed", "queue": queue},
+            )
+            self._end(tag, Failed(type(exc).__name__, "it could not be handed to the worker"))
 
     def _end(self, tag: str, happened: Happened) -> None:
         for channel in self.channels:

@@ -206,8 +206,12 @@ def serving(
     mongo_server: MongoServer,
     mongo_client: MongoClient[dict[str, Any]],
     home: Path,
+    *arguments: str,
 ) -> Iterator[Service]:
-    """A worker with queues and a database of its own, all gone at the end of the block."""
+    """A worker with queues and a database of its own, all gone at the end of the block.
+
+    `arguments` are added to its command.
+    """
     name = f"test-{uuid.uuid4().hex}"
     pair = sqs.create_queues(client, name, visibility_timeout=60, max_receive_count=10)
     environment = {
@@ -225,8 +229,9 @@ def serving(
     }
     queues = Queues(client, endpoint_url, pair.url, pair.dead_letter_url)
     with workers(home) as start:
-        yield Service(start(environment), queues, environment, mongo_client[name])
+        yield Service(start(environment, *arguments), queues, environment, mongo_client[name])
     mongo_client.drop_database(name)
+    mongo_client.drop_database(f"{name}_control")
     client.delete_queue(QueueUrl=pair.url)
     client.delete_queue(QueueUrl=pair.dead_letter_url)
 

@@ -42,6 +42,7 @@ MUST_BE_SO = [
     ("task_ignore_result", True),
     ("worker_send_task_events", True),
     ("task_send_sent_event", False),
+    ("worker_enable_remote_control", True),
     ("task_create_missing_queues", False),
     ("task_soft_time_limit", 25),
     ("task_time_limit", 30),

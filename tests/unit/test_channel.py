@@ -14,7 +14,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from app.broker.deadletter import read_note
-from app.broker.errors import PublishError, UnknownQueue
+from app.broker.errors import ConfigurationError, PublishError, UnknownQueue
 from app.broker.leases import AHEAD, BATCH, MOST_UNTOLD
 from app.broker.options import ForeignMessage, Options
 from app.broker.outcomes import Happened, Refused, RetryAsked
@@ -201,11 +201,19 @@ def test_a_message_goes_where_its_exchange_is_bound(connection: Connection, sqs:
     assert [call["QueueUrl"] for call in sqs.sent] == [MAIL]
 
 
-@pytest.mark.parametrize("exchange", ["celeryev", "celery.pidbox", "reply.celery.pidbox"])
+@pytest.mark.parametrize("exchange", ["celeryev", "reply.celery.pidbox"])
 def test_nothing_of_the_control_plane_goes_to_sqs(
     connection: Connection, sqs: Sqs, exchange: str
 ) -> None:
     publish(connection, "worker.heartbeat", exchange=exchange)
+    assert sqs.sent == []
+
+
+def test_a_command_without_a_control_plane_is_an_error_at_the_caller(
+    connection: Connection, sqs: Sqs
+) -> None:
+    with pytest.raises(ConfigurationError, match="go through MongoDB"):
+        publish(connection, "", exchange="celery.pidbox")
     assert sqs.sent == []
 
 

@@ -15,6 +15,7 @@ from kombu.transport import virtual
 
 from app.broker.consumer import Consumer
 from app.broker.decoding import decode
+from app.broker.mailbox.options import ControlOptions
 from app.broker.message import Message
 from app.broker.options import ForeignMessage
 from app.broker.outcomes import Refused
@@ -283,7 +284,9 @@ def test_a_signal_to_stop_wakes_the_loop(consumer: Consumer, lose: Callable[...,
     # Else it would sleep on until its next timer.
     woken: list[bool] = []
     inbox = SimpleNamespace(wake=lambda: woken.append(True))
-    consumer.connection = SimpleNamespace(transport=SimpleNamespace(inbox=inbox))
+    mailbox = SimpleNamespace(options=ControlOptions())
+    transport = SimpleNamespace(inbox=inbox, mailbox=mailbox)
+    consumer.connection = SimpleNamespace(transport=transport)
     lose(pool=THREADS)
     signals.worker_shutting_down.send(sender=None)
     assert woken == [True]

@@ -50,10 +50,10 @@ NAMES = {name for _, name, _ in TOUCHED}
 HOOKS: dict[type, str] = {
     CeleryConsumer: "create_task_handler on_decode_error on_unknown_message on_unknown_task "
     "on_invalid_task",
-    Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire",
+    Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire info",
     CeleryTask: "on_bound retry apply_async Request",
     virtual.Channel: "basic_publish basic_qos basic_consume basic_cancel basic_ack basic_reject "
-    "drain_events close do_restore body_encoding",
+    "drain_events close do_restore body_encoding supports_fanout typeof get_table",
     virtual.QoS: "restore_at_shutdown ack",
     virtual.Transport: "register_with_event_loop drain_events close_connection driver_version "
     "implements",

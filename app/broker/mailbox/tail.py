@@ -1,0 +1,75 @@
+"""The thread that reads what is broadcast to one exchange, from the moment it is written."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from bson import Timestamp
+from pymongo.errors import OperationFailure
+
+from app.broker.mailbox.outage import Outage
+from app.broker.mailbox.store import Store, start_of
+
+#: MongoDB's code for a reader that was slower than the capped collection is overwritten.
+POSITION_LOST = 136
+
+
+class CursorGone(Exception):
+    """MongoDB has ended a cursor that was to wait for more."""
+
+
+class Tail:
+    """Reads one exchange through a cursor that waits at the server, and outlives every fault.
+
+    `on_open` is called whenever a cursor stands, from which on nothing is missed; `on_message` for
+    each message; `is_wanted` at least once a second, and the thread ends when it says no.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        exchange: str,
+        on_open: Callable[[], None],
+        on_message: Callable[[dict[str, Any]], None],
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._exchange = exchange
+        self._on_open = on_open
+        self._on_message = on_message
+        self._is_wanted = is_wanted
+        self._seen: Timestamp | None = None
+        self._pause = threading.Event()
+        self._outage = Outage(f"readers of {exchange}")
+        self._thread = threading.Thread(target=self._run, name=f"control-{exchange}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._is_wanted():
+            try:
+                self._read()
+            except Exception as exc:
+                # Broad on purpose: without this thread nobody hears the control plane any more.
+                if isinstance(exc, OperationFailure) and exc.code == POSITION_LOST:
+                    self._seen = None
+                if self._is_wanted():
+                    self._pause.wait(self._outage.failed(exc))
+
+    def _read(self) -> None:
+        self._seen = start_of(self._seen, self._store.newest())
+        is_open = False
+        with self._store.read_on(self._exchange, self._seen) as cursor:
+            while self._is_wanted():
+                document = next(cursor, None)
+                if not is_open:
+                    is_open = True
+                    self._outage.is_over()
+                    self._on_open()
+                if document is not None:
+                    self._on_message(document)
+                    self._seen = document["at"]
+                elif not cursor.alive:
+                    raise CursorGone("the collection was dropped, or emptied")
