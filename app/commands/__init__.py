@@ -6,7 +6,7 @@ Data goes to stdout, talk to stderr. Exit status 0: done; 1: a fault, or not all
 
 import click
 
-from app.commands import dlq, queues
+from app.commands import dlq, queues, send
 
 
 @click.group()
@@ -16,3 +16,4 @@ def sqs() -> None:
 
 sqs.add_command(queues.command)
 sqs.add_command(dlq.command)
+sqs.add_command(send.command)

@@ -92,3 +92,22 @@ def test_the_help_of_celery_names_the_group_and_nothing_else_of_ours(
 
     assert [line.split()[0] for line in said.splitlines() if "SQS" in line] == ["sqs"]
     assert "Warning" not in said
+
+
+def test_messages_are_sent_from_the_command_line(
+    environment: dict[str, str], queues: Queues, tmp_path: Path
+) -> None:
+    del environment["MONGO_URI"]
+    right = '{"action": "registerUser", "data": {"stockId": "s", "userId": "u", "userInfo": %s}}'
+    lines = [right % '{"nickname": "kim"}', right % "{}"]
+
+    refused = celery(environment, tmp_path, "sqs", "send", stdin="\n".join(lines))
+    sent = celery(environment, tmp_path, "sqs", "send", lines[0])
+
+    assert refused.returncode == 1
+    assert "line 2: user_info.nickname" in refused.stderr
+    assert sent.returncode == 0, sent.stderr
+    [message] = queues.client.receive_message(QueueUrl=queues.url, MaxNumberOfMessages=10)[
+        "Messages"
+    ]
+    assert json.loads(message["Body"])["id"] == sent.stdout.strip()

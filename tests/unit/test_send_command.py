@@ -1,0 +1,185 @@
+"""`sqs send`: all lines are checked before one is sent; what was not sent is told by its line."""
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+from celery import Celery
+from click.testing import CliRunner, Result
+from kombu import Queue
+
+from app.broker import install
+from app.commands import sqs
+from app.messages import Registration
+
+JOBS, MAIL = "https://sqs.test/1/jobs", "https://sqs.test/1/mail"
+LIMIT = 2_000
+
+Run = Callable[..., Result]
+
+
+class Sqs:
+    """Takes batches, but for the entries whose ids `refused` holds; or raises `fault`."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.refused: set[str] = set()
+        self.fault: Exception | None = None
+
+    def send_message_batch(self, **call: Any) -> dict[str, Any]:
+        self.calls.append(call)
+        if self.fault:
+            raise self.fault
+        ids = [entry["Id"] for entry in call["Entries"]]
+        return {
+            "Successful": [{"Id": id_} for id_ in ids if id_ not in self.refused],
+            "Failed": [
+                {"Id": id_, "SenderFault": True, "Code": "Refused"}
+                for id_ in ids
+                if id_ in self.refused
+            ],
+        }
+
+    @property
+    def bodies(self) -> list[str]:
+        return [entry["MessageBody"] for call in self.calls for entry in call["Entries"]]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Sqs:
+    made = Sqs()
+    monkeypatch.setattr("app.commands.send.client_of", lambda _: made)
+    monkeypatch.setattr("app.broker.publisher.FIRST_PAUSE", 0)
+    return made
+
+
+@pytest.fixture
+def run(fake: Sqs) -> Run:
+    """Runs the command on an app with a task that has a model, and one that has none."""
+    app = Celery("tests", set_as_current=False, task_cls="app.typed_task:TypedTask")
+    install(app)
+    app.conf.update(
+        task_queues=[Queue("jobs"), Queue("mail")],
+        task_default_queue="jobs",
+        task_routes={"mail*": {"queue": "mail"}},
+        task_create_missing_queues=False,
+        broker_transport_options={
+            "region": "us-east-1",
+            "predefined_queues": {"jobs": {"url": JOBS}, "mail": {"url": MAIL}},
+            "decode_json": "app.messages:decode_json",
+            "max_message_bytes": LIMIT,
+        },
+    )
+    app.task(shared=False, name="registerUser", model=Registration)(job)
+    app.task(shared=False, name="mailUser", model=Registration)(job)
+    app.task(shared=False, name="bare")(job)
+
+    def run(*arguments: str, stdin: str = "") -> Result:
+        obj = SimpleNamespace(app=app)
+        return CliRunner().invoke(sqs, ["send", *arguments], input=stdin, obj=obj)
+
+    return run
+
+
+def job(*arguments: Any) -> None:
+    """The tasks."""
+
+
+def line(id_: str | None = "m-1", action: str = "registerUser", **data: Any) -> str:
+    given = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}} | data
+    return json.dumps(({"id": id_} if id_ else {}) | {"action": action, "data": given})
+
+
+def test_one_message_is_sent_as_it_was_typed(run: Run, fake: Sqs) -> None:
+    typed = line().replace(", ", " ,  ")
+    told = run(typed)
+    assert told.exit_code == 0, told.output
+    assert told.stdout == "m-1\n"
+    assert fake.bodies == [typed]
+
+
+@pytest.mark.parametrize("way", ["stdin", "file", "-"])
+def test_lines_are_sent_ten_a_call(run: Run, fake: Sqs, way: str, tmp_path: Any) -> None:
+    text = "\n\n".join(line(f"m-{n}") for n in range(12))
+    (tmp_path / "lines").write_text(text)
+    arguments = {"stdin": [], "file": ["--file", str(tmp_path / "lines")], "-": ["--file", "-"]}
+    told = run(*arguments[way], stdin=text if way != "file" else "")
+    assert told.stdout.split() == [f"m-{n}" for n in range(12)]
+    assert "12 sent, 0 not." in told.stderr
+    assert [len(call["Entries"]) for call in fake.calls] == [10, 2]
+
+
+def test_a_message_without_an_id_is_given_one(run: Run, fake: Sqs) -> None:
+    told = run(stdin=f"{line(None)}\n{line(None)}")
+    ids = [json.loads(body)["id"] for body in fake.bodies]
+    assert ids == told.stdout.split()
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("no JSON", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"id": 7, "action": "registerUser", "data": {}}', "id: "),
+        ('{"action": "registerUser"}', "data"),
+        (line(stockId=""), "stock_id"),
+        (line(stockId=7, stock_id="s1"), "stock_id"),
+        (line(action="nobody"), "there is no task 'nobody'"),
+        (line(action="bare"), "no message model"),
+        (line(action="celery.ping"), "Celery's own tasks"),
+        (line(userInfo={"nickname": "secret" * 40}), "nickname"),
+        (line(filler="x" * LIMIT), "bytes"),
+        ('{"properties": {}}', ""),
+    ],
+)
+def test_nothing_is_sent_where_one_line_is_wrong(run: Run, fake: Sqs, wrong: str, why: str) -> None:
+    told = run(stdin=f"{line()}\n{wrong}\n{line()}")
+    assert told.exit_code == 1
+    assert "line 2: " in told.stderr
+    assert why in told.stderr
+    assert "secret" not in told.stderr
+    assert told.stdout == ""
+    assert fake.calls == []
+
+
+def test_of_many_wrong_lines_the_first_are_told(run: Run, fake: Sqs) -> None:
+    told = run(stdin="x\n" * 30)
+    assert "line 20: " in told.stderr
+    assert "10 more" in told.stderr
+    assert "30 of the lines are wrong" in told.stderr
+
+
+def test_a_line_that_sqs_refuses_is_told_by_its_number(run: Run, fake: Sqs) -> None:
+    fake.refused = {"1"}
+    told = run("--json", stdin=f"\n{line('m-1')}\n\n{line('m-2')}\n{line('m-3')}")
+    assert told.exit_code == 1
+    assert "line 4: Refused" in told.stderr
+    assert "2 sent, 1 not." in told.stderr
+    assert [json.loads(each)["line"] for each in told.stdout.splitlines()] == [2, 5]
+
+
+def test_where_sqs_cannot_be_reached_no_message_counts_as_sent(run: Run, fake: Sqs) -> None:
+    fake.fault = EndpointConnectionError(endpoint_url=JOBS)
+    told = run(stdin=f"{line('m-1')}\n{line('m-2')}")
+    assert told.exit_code == 1
+    assert told.stdout == ""
+    assert "0 sent, 2 not." in told.stderr
+
+
+def test_a_message_goes_to_the_queue_of_its_task_or_to_the_one_that_is_named(
+    run: Run, fake: Sqs
+) -> None:
+    run(stdin=f"{line()}\n{line(action='mailUser')}")
+    assert [call["QueueUrl"] for call in fake.calls] == [JOBS, MAIL]
+    fake.calls.clear()
+    run("--queue", "mail", line())
+    assert [call["QueueUrl"] for call in fake.calls] == [MAIL]
+    assert run("--queue", "nobody", line()).exit_code == 2
+
+
+def test_a_message_and_a_file_at_once_are_refused(run: Run) -> None:
+    assert run(line(), "--file", "-").exit_code == 2
