@@ -4,7 +4,7 @@ COPY constraints.txt .
 # The build backend comes from the constraints too, which pip's isolated builds do not read.
 RUN pip install --no-cache-dir --constraint constraints.txt hatchling \
     && python -m venv /venv
-COPY pyproject.toml README.md LICENSE celeryconfig.py sqs_registrations.py ./
+COPY pyproject.toml README.md LICENSE celeryconfig.py flowerconfig.py sqs_registrations.py ./
 COPY app app
 # No compiler and no libcurl from Debian: every dependency has a wheel, and pycurl's brings its own.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel . \
@@ -15,13 +15,16 @@ FROM python:3.13-slim
 # A user with a name, for Celery takes one without for root; used by number, so that a cluster sees
 # without the image's passwd that it is not root.
 RUN groupadd --gid 10001 worker \
-    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin worker
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin worker \
+    && install --directory --owner 10001 --group 10001 --mode 700 /state
 USER 10001:10001
 # Not a checkout: `celery -A app` must find the package, and `.env` is read from here.
 WORKDIR /srv
 COPY --from=build /venv /venv
 # Log lines leave at once, also the last ones of a worker that is killed.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
+# The one place where this user may write, for a volume.
+ENV FLOWER_DB=/state/flower.db
 # A warm shutdown: what runs is finished and settled, what waits is released.
 STOPSIGNAL SIGTERM
 # Exec form, so that the signal reaches the worker and not a shell.

@@ -5,7 +5,6 @@ its configuration. It does not become the current app of a program that only sen
 """
 
 import runpy
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,19 +12,17 @@ from celery import Celery
 from celery.local import Proxy
 
 from app.broker import install
+from app.loader import config_file, point_flower_home
 from app.logs import use_json_lines
 from app.startup import StartChecks
 
-_HERE = Path(__file__).resolve().parent
-
 
 def _celeryconfig() -> Any:
-    """The settings of celeryconfig.py: beside the package in a checkout, inside it in a wheel.
+    """The settings of celeryconfig.py.
 
     By its place and not by its name: a program that imports `app` may have a `celeryconfig` too.
     """
-    beside, inside = _HERE.parent / "celeryconfig.py", _HERE / "celeryconfig.py"
-    found = runpy.run_path(str(inside if inside.exists() else beside))
+    found = runpy.run_path(str(config_file("celeryconfig.py")))
     return SimpleNamespace(**{k: v for k, v in found.items() if k.islower() and k[0] != "_"})
 
 
@@ -41,9 +38,11 @@ app = Registrations(
     "app",
     include=["app.tasks"],
     task_cls="app.typed_task:TypedTask",
+    loader="app.loader:Loader",
     set_as_current=False,
 )
 install(app)
 app.config_from_object(Proxy(_celeryconfig))
 app.steps["worker"].add(StartChecks)
 use_json_lines()
+point_flower_home()

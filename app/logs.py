@@ -76,10 +76,11 @@ class WithoutRepeats(logging.Filter):
 
 def use_json_lines() -> None:
     """Let workers and beat log JSON lines to stderr, at LOG_LEVEL. Takes effect when they start."""
-    setup_logging.connect(_set_up)
+    setup_logging.connect(set_up)
 
 
-def _set_up(loglevel: int | None = None, **_: Any) -> None:
+def set_up(loglevel: int | None = None, **_: Any) -> None:
+    """Let this process log JSON lines to stderr from now on, at LOG_LEVEL or more."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     handler.addFilter(WithoutRepeats())

@@ -6,7 +6,7 @@ a producer calls `require_queue()`, a worker `require_worker()`.
 """
 
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -206,19 +206,71 @@ class Settings(BaseSettings):
         return self.mongo_uri.get_secret_value()
 
 
+class FlowerSettings(BaseSettings):
+    """Each field is the environment variable of the same name in capitals, after `FLOWER_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FLOWER_", env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    address: str = Field(
+        "127.0.0.1",
+        description="Where Flower listens. Beyond this machine (`0.0.0.0`) it wants a login.",
+    )
+    port: Annotated[int, Field(ge=1, le=65_535)] = Field(5555, description="The port of it.")
+    basic_auth: SecretStr | None = Field(
+        None, description="Login by password: `user:password`, more of them after commas."
+    )
+    auth_provider: str | None = Field(
+        None, description="Login by a provider: a class of `flower.views.auth`."
+    )
+    auth: str | None = Field(
+        None,
+        description="Whom the provider's login lets in: an address, several between bars, or "
+        "`.*@example.com`.",
+    )
+    oauth2_key: str | None = Field(None, description="The provider's name for this Flower.")
+    oauth2_secret: SecretStr | None = Field(None, description="Belongs to the key above.")
+    oauth2_redirect_uri: Url | None = Field(
+        None, description="Where the provider sends people back to: `https://…/login`."
+    )
+    db: str = Field(
+        "flower.db", description="File with what Flower has seen, so that a restart forgets none."
+    )
+
+    @property
+    def logins(self) -> list[str]:
+        """`user:password` of each who may log in by password."""
+        return self.basic_auth.get_secret_value().split(",") if self.basic_auth else []
+
+
 @cache
 def get_settings() -> Settings:
     """The settings of this process, read at the first call.
 
     Raises SettingsError naming each variable whose value is not possible, never the value.
     """
+    return _read(Settings)
+
+
+@cache
+def get_flower_settings() -> FlowerSettings:
+    """Those of Flower, read at the first call. Raises SettingsError as `get_settings` does."""
+    return _read(FlowerSettings)
+
+
+Read = TypeVar("Read", bound=BaseSettings)
+
+
+def _read(model: type[Read]) -> Read:
     try:
-        return Settings()
+        return model()
     except UnreadableSettings:
         raise SettingsError("Impossible settings. SQS_QUEUES: it should be JSON") from None
     except ValidationError as exc:
+        prefix = model.model_config.get("env_prefix", "")
         faults = exc.errors(include_input=False, include_url=False)
-        told = "; ".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in faults)
+        told = "; ".join(f"{prefix}{_variable(fault['loc'])}: {fault['msg']}" for fault in faults)
         raise SettingsError(f"Impossible settings. {told}") from None
 
 

@@ -1,4 +1,5 @@
-"""The embedded stack of `make run` and of the tests: an SQS server, a real mongod, a worker.
+"""The embedded stack of `make run` and of the tests: an SQS server, a real mongod, a
+worker, Flower.
 
 For this machine only. Not in the wheel, and nothing in `app` imports it.
 """

@@ -1,4 +1,4 @@
-"""The stack: SQS server, queues, mongod and worker, each on 127.0.0.1."""
+"""The stack: SQS server, queues, mongod, worker and Flower, each on 127.0.0.1."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import get_settings
-from devstack import mongo, sqs
+from devstack import flower, mongo, sqs
 from devstack.directory import Directory
 from devstack.errors import StackError
 from devstack.mongo import MongoServer
@@ -20,6 +20,7 @@ from devstack.waiting import wait_until
 ROOT = Path(__file__).resolve().parent.parent
 SQS_PORT = 9324
 MONGO_PORT = 27017
+FLOWER_PORT = 5555
 QUEUE = "sdc-sqs"
 DATABASE = "registrations"
 WORKER_START_SECONDS = 60
@@ -42,13 +43,14 @@ class Stack:
     sqs: SqsServer
     mongo: MongoServer
     worker: Process
+    flower: Process
     queues: QueuePair
     #: What a client on this machine needs, by name of the environment variable.
     environment: Mapping[str, str]
 
     def check(self) -> None:
         """Raises StackError if one of its processes ended."""
-        for process in (self.sqs.process, self.mongo.process, self.worker):
+        for process in (self.sqs.process, self.mongo.process, self.worker, self.flower):
             process.check()
 
 
@@ -56,8 +58,8 @@ class Stack:
 def running(path: Path, say: Say) -> Iterator[Stack]:
     """A stack with its data under `path`, until the end of the block.
 
-    `say` is told of each step. The worker stops first, the servers after it. Raises StackError
-    if it does not start, or if another stack runs there.
+    `say` is told of each step. Worker and Flower stop first, the servers after them. Raises
+    StackError if it does not start, or if another stack runs there.
     """
     directory = Directory(path)
     with directory.occupied() as lock, ExitStack() as started:
@@ -83,14 +85,29 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
         )
         say(f"MongoDB      {mongo_server.uri(DATABASE)}{_moved(mongo_server.port, MONGO_PORT)}")
 
-        environment = _environment(sqs_server, queues, mongo_server)
+        access = flower.Access.new(FLOWER_PORT)
+        environment = _environment(sqs_server, queues, mongo_server) | access.environment
         directory.publish(environment)
+        # Beside the worker, for both take a moment to start.
+        web = started.enter_context(
+            flower.running(
+                access,
+                environment=client_environment(environment),
+                directory=ROOT,
+                state=directory.path / "flower.db",
+                log=directory.log("flower"),
+                keep_open=[lock],
+            )
+        )
         worker = started.enter_context(_worker(directory, environment, lock))
         say(f"worker       ready, logs to {worker.log}")
+        flower.wait_until_listening(web, access)
+        say(f"Flower       {access.url}{_moved(access.port, FLOWER_PORT)}")
+        say(f"             login: FLOWER_BASIC_AUTH in {directory.environment_file}")
         try:
-            yield Stack(directory, sqs_server, mongo_server, worker, queues, environment)
+            yield Stack(directory, sqs_server, mongo_server, worker, web, queues, environment)
         finally:
-            say("\nStopping: the worker first, the servers after it.")
+            say("\nStopping: worker and Flower first, the servers after them.")
 
 
 def serve(stack: Stack, until: Callable[[], bool]) -> None:

@@ -17,7 +17,7 @@ from tests.services import MakeQueues, Queues
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()
-OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_")
+OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_", "FLOWER_")
 OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "WORKER_CONCURRENCY", "STARTING_MONEY"}
 
 
@@ -32,13 +32,16 @@ def _clean_session() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the settings, the `.env` or the AWS profile of whoever runs it."""
-    from app.settings import Settings, get_settings
+    from app.settings import FlowerSettings, Settings, get_flower_settings, get_settings
 
     strip_environment(monkeypatch)
-    monkeypatch.setitem(Settings.model_config, "env_file", None)
-    get_settings.cache_clear()
+    for settings in (Settings, FlowerSettings):
+        monkeypatch.setitem(settings.model_config, "env_file", None)
+    for get in (get_settings, get_flower_settings):
+        get.cache_clear()
     yield
-    get_settings.cache_clear()
+    for get in (get_settings, get_flower_settings):
+        get.cache_clear()
 
 
 @pytest.fixture(scope="session")

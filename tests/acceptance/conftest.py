@@ -8,7 +8,7 @@ from pymongo import MongoClient
 
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
-from tests.acceptance.worker import Service, StartWorker, serving, workers
+from tests.acceptance.worker import Place, Service, StartWorker, place, serving, workers
 
 
 @pytest.fixture
@@ -19,15 +19,22 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
 
 
 @pytest.fixture(scope="module")
-def service(
+def where(
     mongo_server: MongoServer,
     mongo_client: MongoClient,
     sqs_server: SqsServer,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Service]:
-    """One worker for all tests of a module, with queues and a database that are theirs alone."""
+) -> Iterator[Place]:
+    """Queues and a database for all tests of a module, theirs alone."""
     client = sqs_server.client()
-    home = tmp_path_factory.mktemp("service")
-    with serving(client, sqs_server.endpoint_url, mongo_server, mongo_client, home) as running:
-        yield running
+    home = tmp_path_factory.mktemp("home")
+    with place(client, sqs_server.endpoint_url, mongo_server, mongo_client, home) as made:
+        yield made
     client.close()
+
+
+@pytest.fixture(scope="module")
+def service(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One worker for all tests of a module."""
+    with serving(where, tmp_path_factory.mktemp("service")) as running:
+        yield running

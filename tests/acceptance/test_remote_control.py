@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
 
-from devstack.mongo import MongoServer
-from devstack.sqs import SqsServer
-from tests.acceptance.worker import PROGRAM_SECONDS, Service, Worker, serving, workers
+from tests.acceptance.worker import PROGRAM_SECONDS, Place, Service, Worker, serving, workers
 
 SECRET = "marker-of-a-secret"
 
@@ -49,23 +46,14 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(
-    mongo_server: MongoServer,
-    mongo_client: MongoClient[dict[str, Any]],
-    sqs_server: SqsServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Pair]:
-    client = sqs_server.client()
+def pair(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     home = tmp_path_factory.mktemp("pair")
     with (
-        serving(
-            client, sqs_server.endpoint_url, mongo_server, mongo_client, home, "-n", "one@test"
-        ) as service,
+        serving(where, home, "-n", "one@test") as service,
         workers(home / "second") as start,
     ):
         second = start(service.environment, "-n", "two@test")
         yield Pair(service, second, ("one@test", "two@test"), home)
-    client.close()
 
 
 def test_every_worker_answers_a_ping(pair: Pair) -> None:

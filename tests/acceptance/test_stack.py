@@ -9,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import boto3
 import pytest
@@ -36,6 +39,8 @@ NAMES = {
     "AWS_SQS_QUEUE_URL",
     "AWS_SQS_DLQ_URL",
     "MONGO_URI",
+    "FLOWER_URL",
+    "FLOWER_BASIC_AUTH",
 }
 
 
@@ -166,6 +171,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with ExitStack() as busy:
         busy.enter_context(occupied(stack.SQS_PORT))
         busy.enter_context(occupied(stack.MONGO_PORT))
+        busy.enter_context(occupied(stack.FLOWER_PORT))
         with running(directory) as run:
             run.wait_until_serving()
             yield run
@@ -174,7 +180,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def test_the_demo_shows_a_user_by_each_door_and_exits_with_0(tmp_path: Path) -> None:
-    are_free = all(map(ports.is_free, (stack.SQS_PORT, stack.MONGO_PORT)))
+    preferred = (stack.SQS_PORT, stack.MONGO_PORT, stack.FLOWER_PORT)
+    are_free = all(map(ports.is_free, preferred))
     with running(tmp_path / "local", "--demo") as run:
         assert run.process.wait(START_SECONDS + STOP_SECONDS) == 0, run.said
         assert not run.processes()
@@ -198,13 +205,30 @@ def test_stack_env_gives_a_shell_all_that_a_client_needs(serving: Run) -> None:
 def test_a_busy_port_gets_another_one_said_aloud(serving: Run) -> None:
     assert f"port {stack.SQS_PORT} is busy" in serving.said
     assert f"port {stack.MONGO_PORT} is busy" in serving.said
+    assert f"port {stack.FLOWER_PORT} is busy" in serving.said
+
+
+def test_flower_shows_the_queues_to_whoever_has_the_login_of_stack_env(serving: Run) -> None:
+    environment = serving.environment()
+    request = urllib.request.Request(f"{environment['FLOWER_URL']}/broker")
+    with pytest.raises(HTTPError, match="401") as refused:
+        urllib.request.urlopen(request, timeout=10)
+    refused.value.close()
+
+    login = b64encode(environment["FLOWER_BASIC_AUTH"].encode()).decode()
+    request.add_header("Authorization", f"Basic {login}")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert f"{stack.QUEUE}-dlq" in answer.read().decode()
+    # The terminal may be seen by others.
+    assert environment["FLOWER_BASIC_AUTH"] not in serving.said
 
 
 def test_the_servers_listen_on_127_0_0_1_only(serving: Run) -> None:
     environment = serving.environment()
-    addresses = environment["AWS_ENDPOINT_URL"] + environment["MONGO_URI"]
+    names = ("AWS_ENDPOINT_URL", "MONGO_URI", "FLOWER_URL")
+    addresses = " ".join(environment[name] for name in names)
     taken = [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", addresses)]
-    assert len(taken) == 2
+    assert len(taken) == 3
     for port in taken:
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
@@ -253,8 +277,8 @@ def test_killed_or_stopped_it_leaves_no_process_and_keeps_queue_and_database(
         with sqs_client(environment) as client:
             client.send_message(QueueUrl=environment["AWS_SQS_DLQ_URL"], MessageBody="kept")
         stored = {user["_id"] for user in users(environment)}
-        # The stack itself, and for the servers and the worker their guards, with two pool children.
-        assert len(killed.processes()) == 1 + 3 * 2 + 2
+        # The stack itself, and for servers, worker and Flower their guards, with two pool children.
+        assert len(killed.processes()) == 1 + 4 * 2 + 2
         killed.send(signal.SIGKILL)
         killed.wait_until_gone()
 
@@ -300,7 +324,7 @@ def test_killed_together_with_its_guards_it_leaves_no_process(tmp_path: Path) ->
     with running(tmp_path / "local") as run:
         run.wait_until_serving()
         ours = [pid for pid in run.processes() if "devstack" in " ".join(_command(pid))]
-        assert len(ours) == 4
+        assert len(ours) == 5
         for pid in ours:
             os.kill(pid, signal.SIGKILL)
         run.wait_until_gone()

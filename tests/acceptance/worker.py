@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pymongo import MongoClient
 from pymongo.database import Database
@@ -36,23 +36,25 @@ SETTLE_SECONDS = 30
 PROGRAM_SECONDS = 60
 
 
-def worker_command() -> list[str]:
-    """The worker's line in the Procfile."""
+def procfile_command(name: str) -> list[str]:
+    """A line of the Procfile."""
     lines = (ROOT / "Procfile").read_text().splitlines()
-    return shlex.split(dict(line.split(": ", 1) for line in lines)["worker"])
+    return shlex.split(dict(line.split(": ", 1) for line in lines)[name])
 
 
-class Worker:
-    """A worker's process and its pool, all in one process group, with their output in one file."""
+class Program:
+    """A line of the Procfile, all its processes in one process group, their output in one file."""
+
+    name: ClassVar[str]
 
     def __init__(self, environment: Mapping[str, str], directory: Path, *arguments: str) -> None:
         # A directory of its own, for a developer's .env would be read.
         directory.mkdir(parents=True)
-        self.log = directory / "worker.log"
+        self.log = directory / f"{self.name}.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [*worker_command(), *arguments],
-                # A worker that is killed leaves its temporary files.
+                [*procfile_command(self.name), *arguments],
+                # A process that is killed leaves its temporary files.
                 env={"TMPDIR": str(directory)} | dict(environment),
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
@@ -70,25 +72,17 @@ class Worker:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_until_ready(self) -> None:
-        """Returns once it takes messages."""
-        self.wait_for(
-            lambda: any(line["message"].endswith(" ready.") for line in self.log_lines()),
-            READY_SECONDS,
-            "a worker that is ready",
-        )
-
     def wait_for(self, condition: Any, seconds: float, what: str) -> Any:
         """The first true value of the condition; fails at once, with the log, if it is gone."""
 
         def look() -> Any:
-            assert self.is_running, f"the worker ended:\n{self.log_text()}"
+            assert self.is_running, f"the {self.name} ended:\n{self.log_text()}"
             return condition()
 
         try:
             return wait_until(look, seconds, what)
         except TimeoutError as exc:
-            raise AssertionError(f"{exc}; the worker said:\n{self.log_text()}") from None
+            raise AssertionError(f"{exc}; the {self.name} said:\n{self.log_text()}") from None
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """The exit status once it ended by itself; negative where a signal ended it."""
@@ -110,10 +104,6 @@ class Worker:
         """The ids of all processes in its group, the main one included; zombies do not count."""
         return [pid for pid, _, group in _living() if group == self.pid]
 
-    def pool_pids(self) -> list[int]:
-        """The ids of the children of the main process."""
-        return [pid for pid, parent, _ in _living() if parent == self.pid]
-
     def log_text(self) -> str:
         """All it wrote to stdout and stderr."""
         return self.log.read_text(errors="replace")
@@ -127,6 +117,24 @@ class Worker:
                 if isinstance(content := json.loads(line), dict):
                     parsed.append(content)
         return [line for line in parsed if event in (None, line["event"])]
+
+
+class Worker(Program):
+    """A worker and its pool."""
+
+    name = "worker"
+
+    def wait_until_ready(self) -> None:
+        """Returns once it takes messages."""
+        self.wait_for(
+            lambda: any(line["message"].endswith(" ready.") for line in self.log_lines()),
+            READY_SECONDS,
+            "a worker that is ready",
+        )
+
+    def pool_pids(self) -> list[int]:
+        """The ids of the children of the main process."""
+        return [pid for pid, parent, _ in _living() if parent == self.pid]
 
 
 class StartWorker(Protocol):
@@ -199,19 +207,24 @@ class Service:
         return [letter for letter in self.queues.dead_letters() if mark in letter["Body"]]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Queues and a database, and the environment of a process that works with them."""
+
+    queues: Queues
+    environment: Mapping[str, str]
+    database: Database[dict[str, Any]]
+
+
 @contextmanager
-def serving(
+def place(
     client: "SQSClient",
     endpoint_url: str,
     mongo_server: MongoServer,
     mongo_client: MongoClient[dict[str, Any]],
     home: Path,
-    *arguments: str,
-) -> Iterator[Service]:
-    """A worker with queues and a database of its own, all gone at the end of the block.
-
-    `arguments` are added to its command.
-    """
+) -> Iterator[Place]:
+    """Queues and a database of its own, all gone at the end of the block."""
     name = f"test-{uuid.uuid4().hex}"
     pair = sqs.create_queues(client, name, visibility_timeout=60, max_receive_count=10)
     environment = {
@@ -228,12 +241,19 @@ def serving(
         "MONGO_URI": mongo_server.uri(name),
     }
     queues = Queues(client, endpoint_url, pair.url, pair.dead_letter_url)
-    with workers(home) as start:
-        yield Service(start(environment, *arguments), queues, environment, mongo_client[name])
+    yield Place(queues, environment, mongo_client[name])
     mongo_client.drop_database(name)
     mongo_client.drop_database(f"{name}_control")
     client.delete_queue(QueueUrl=pair.url)
     client.delete_queue(QueueUrl=pair.dead_letter_url)
+
+
+@contextmanager
+def serving(where: Place, home: Path, *arguments: str) -> Iterator[Service]:
+    """A worker that works there until the end of the block. `arguments` go to its command."""
+    with workers(home) as start:
+        worker = start(where.environment, *arguments)
+        yield Service(worker, where.queues, where.environment, where.database)
 
 
 def run_program(

@@ -60,6 +60,42 @@ def test_the_worker_is_healthy_once_it_has_started_and_stops_when_told(
             main.wait()
 
 
+def test_flower_is_healthy_once_it_listens_and_stops_when_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    flower = SERVICES["flower"]
+    port = str(ports.preferred_or_any(None))
+    machine = {name: environment[name] for name in ("PATH", "HOME", "PYTHONPATH")}
+    addresses = {name: environment[name] for name in flower["environment"] if name in environment}
+    # The login is whoever's starts it; on this machine it listens on loopback only.
+    given = {"FLOWER_BASIC_AUTH": "kim:hunter2", "FLOWER_ADDRESS": ports.HOST, "FLOWER_PORT": port}
+    log = tmp_path / "flower.log"
+    with log.open("wb") as output:
+        main = subprocess.Popen(
+            flower["command"],
+            env=machine | flower["environment"] | addresses | given,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    kind, *command = flower["healthcheck"]["test"]
+    assert kind == "CMD"
+    check = [word.replace(":5555/", f":{port}/") for word in command]
+
+    def is_healthy() -> bool:
+        assert main.poll() is None, log.read_text()
+        return subprocess.run(check, env=machine, stderr=subprocess.DEVNULL).returncode == 0
+
+    try:
+        wait_until(is_healthy, START_SECONDS, "a healthy Flower")
+        main.send_signal(signal.SIGTERM)
+        assert main.wait(START_SECONDS) == 0
+        assert subprocess.run(check, env=machine, stderr=subprocess.DEVNULL).returncode != 0
+    finally:
+        main.kill()
+        main.wait()
+
+
 @pytest.mark.skipif(
     not (shutil.which("mongosh") or os.environ.get("CI")),
     reason="mongosh is in the image, and not here; .ci/run installs it",

@@ -18,7 +18,7 @@ from devstack import ports
 from devstack.mongo import MongoServer
 from devstack.process import Process
 from devstack.sqs import SqsServer
-from tests.acceptance.worker import Service, serving
+from tests.acceptance.worker import Service, place, serving
 from tests.services import wait_until
 
 START_SECONDS = 30
@@ -50,7 +50,10 @@ def service(
     """A worker on moto's queues."""
     client = moto.client()
     home = tmp_path_factory.mktemp("service")
-    with serving(client, moto.endpoint_url, mongo_server, mongo_client, home) as running:
+    with (
+        place(client, moto.endpoint_url, mongo_server, mongo_client, home) as where,
+        serving(where, home) as running,
+    ):
         yield running
     client.close()
 

@@ -20,12 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import Settings
+from app.settings import FlowerSettings, Settings, get_flower_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKER = SERVICES["worker"]
+FLOWER = SERVICES["flower"]
+#: What our image runs; the others are of somebody else's.
+OURS = {"worker", "flower"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 
 
@@ -66,8 +69,11 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings()
 
 
-def test_the_worker_is_given_only_what_the_settings_declare() -> None:
-    assert {name.lower() for name in WORKER["environment"]} <= set(Settings.model_fields)
+def test_ours_are_given_only_what_the_settings_declare() -> None:
+    declared = {name.upper() for name in Settings.model_fields}
+    flowers = {f"FLOWER_{name.upper()}" for name in FlowerSettings.model_fields}
+    assert set(WORKER["environment"]) <= declared
+    assert set(FLOWER["environment"]) <= declared | flowers
 
 
 def test_the_worker_is_given_all_it_needs(settings: Settings) -> None:
@@ -75,11 +81,48 @@ def test_the_worker_is_given_all_it_needs(settings: Settings) -> None:
     assert settings.credentials
 
 
-def test_the_worker_is_the_same_everywhere() -> None:
-    (line,) = (ROOT / "Procfile").read_text().splitlines()
-    command = shlex.split(line.removeprefix("worker: "))
-    assert WORKER["command"] == command
-    assert instructions("CMD") == [json.dumps(command)]
+def test_flower_is_given_what_the_worker_is() -> None:
+    assert FLOWER["environment"].items() >= WORKER["environment"].items()
+
+
+def test_flower_comes_without_a_login_of_its_own() -> None:
+    # Without one, the engine stops with this text, and nothing starts.
+    assert re.fullmatch(
+        r"\$\{FLOWER_BASIC_AUTH:\?[\w ,]+user:password\}",
+        FLOWER["environment"]["FLOWER_BASIC_AUTH"],
+    )
+
+
+def test_what_flower_has_seen_is_on_a_volume_that_its_user_may_write() -> None:
+    (variable,) = (line for line in instructions("ENV") if line.startswith("FLOWER_DB="))
+    directory = Path(variable.removeprefix("FLOWER_DB=")).parent
+    (mount,) = FLOWER["volumes"]
+    volume, inside = mount.split(":")
+    assert volume in COMPOSE["volumes"]
+    assert inside == str(directory)
+    (user,) = instructions("USER")
+    owner, group = user.split(":")
+    made = f"install --directory --owner {owner} --group {group} --mode 700 {directory}"
+    assert any(made in line for line in instructions("RUN"))
+
+
+def test_the_processes_are_the_same_everywhere() -> None:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    commands = {
+        name: shlex.split(command) for name, _, command in (s.partition(": ") for s in lines)
+    }
+    assert {name: SERVICES[name]["command"] for name in OURS} == commands
+    assert instructions("CMD") == [json.dumps(commands["worker"])]
+
+
+def test_flower_is_published_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FLOWER["environment"].items():
+        monkeypatch.setenv(name, value)
+    settings = get_flower_settings()
+    (port,) = FLOWER["ports"]
+    assert port == f"127.0.0.1:{settings.port}:{settings.port}"
+    assert settings.address == "0.0.0.0"
+    assert f"http://127.0.0.1:{settings.port}/healthcheck" in health_check("flower")[-1]
 
 
 def test_the_worker_command_is_found() -> None:
@@ -104,9 +147,10 @@ def test_hosts_in_the_environment_are_services() -> None:
         assert [p.rsplit(":", 1)[1] for p in SERVICES[host]["ports"]] == [port]
 
 
-def test_the_worker_waits_until_what_it_needs_is_healthy() -> None:
-    assert WORKER["depends_on"] == {
-        name: {"condition": "service_healthy"} for name in SERVICES if name != "worker"
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_ours_wait_until_what_they_need_is_healthy(name: str) -> None:
+    assert SERVICES[name]["depends_on"] == {
+        other: {"condition": "service_healthy"} for other in SERVICES if other not in OURS
     }
 
 

@@ -13,7 +13,7 @@ from celery.signals import setup_logging
 
 from app.broker.errors import ConfigurationError, MessageTooLarge
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
-from app.logs import FIELDS, JsonLines, WithoutRepeats, _set_up, use_json_lines
+from app.logs import FIELDS, JsonLines, WithoutRepeats, set_up, use_json_lines
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -225,7 +225,7 @@ def root() -> Iterator[logging.Logger]:
 def test_a_worker_that_starts_logs_json_lines_to_stderr(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    setup_logging.disconnect(_set_up)
+    setup_logging.disconnect(set_up)
     use_json_lines()
     setup_logging.send(sender=None, loglevel=logging.INFO)
     logging.getLogger("app.test").info("Hello.", extra={"event": "test"})
@@ -238,7 +238,7 @@ def test_a_worker_that_starts_logs_json_lines_to_stderr(
 def test_loggers_that_print_requests_are_quiet_at_any_level(
     root: logging.Logger, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    _set_up(loglevel=logging.DEBUG)
+    set_up(loglevel=logging.DEBUG)
     logging.getLogger(name).debug("body: %s", MARKER)
     logging.getLogger(name).info("body: %s", MARKER)
     assert capsys.readouterr().err == ""
@@ -262,5 +262,5 @@ def test_the_more_talkative_of_two_levels_counts(
     level: int,
 ) -> None:
     monkeypatch.setenv("LOG_LEVEL", ours)
-    _set_up(loglevel=celerys)
+    set_up(loglevel=celerys)
     assert root.level == level

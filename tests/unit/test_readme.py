@@ -1,21 +1,33 @@
-"""What README.md says of the code is what the code says."""
+"""What README.md and docs/ say of the code is what the code says."""
 
 import re
 from pathlib import Path
 
-from app.settings import Settings
+import pytest
+from pydantic_settings import BaseSettings
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+from app.settings import FlowerSettings, Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
 
-def test_the_settings_table_is_the_settings() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+@pytest.mark.parametrize(
+    ("settings", "page"),
+    [(Settings, "README.md"), (FlowerSettings, "docs/flower.md")],
+    ids=["readme", "flower"],
+)
+def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: str) -> None:
+    rows = re.findall(
+        r"^\| `([A-Z0-9_]+)` \| (.*?) \| (.*) \|$", (ROOT / page).read_text(), re.MULTILINE
+    )
 
+    prefix = settings.model_config.get("env_prefix", "")
     declared = []
-    for name, field in Settings.model_fields.items():
+    for name, field in settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         shown = "" if default is None or default == {} else f"`{default}`"
-        declared.append((name.upper(), shown, field.description))
+        declared.append((prefix + name.upper(), shown, field.description))
     assert rows == declared
 
 

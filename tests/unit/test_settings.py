@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from app.errors import SettingsError
-from app.settings import VISIBILITY_MARGIN, Settings, get_settings
+from app.settings import (
+    VISIBILITY_MARGIN,
+    FlowerSettings,
+    Settings,
+    get_flower_settings,
+    get_settings,
+)
 
 SECRET = "hunter2-1f9c"
 
@@ -234,6 +240,36 @@ def test_without_static_credentials_boto3_looks_for_its_own(
     assert settings_of(monkeypatch, **given).credentials == credentials
 
 
+# Flower
+
+
+def test_flower_stays_on_this_machine_and_has_no_login_by_itself() -> None:
+    settings = get_flower_settings()
+    assert (settings.address, settings.port) == ("127.0.0.1", 5555)
+    assert settings.logins == []
+    assert (settings.auth, settings.auth_provider) == (None, None)
+
+
+def test_logins_by_password_are_parted_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", f"kim:{SECRET},lee:a:b")
+    settings = get_flower_settings()
+    assert settings.logins == [f"kim:{SECRET}", "lee:a:b"]
+    assert SECRET not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FLOWER_PORT", SECRET), ("FLOWER_PORT", "0"), ("FLOWER_OAUTH2_REDIRECT_URI", SECRET)],
+)
+def test_an_impossible_value_of_flower_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"{name}: ") as raised:
+        get_flower_settings()
+    assert SECRET not in raised.value.message
+
+
 # Defaults and sources
 
 
@@ -265,15 +301,18 @@ def test_a_dotenv_file_is_read_and_the_environment_goes_before_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     dotenv = tmp_path / ".env"
-    dotenv.write_text("LOG_LEVEL=ERROR\nSQS_WAIT_TIME=7\nOF_SOMETHING_ELSE=1\n")
+    dotenv.write_text("LOG_LEVEL=ERROR\nSQS_WAIT_TIME=7\nOF_SOMETHING_ELSE=1\nFLOWER_PORT=7\n")
     # tests/conftest.py keeps the developer's own file out.
     monkeypatch.setitem(Settings.model_config, "env_file", str(dotenv))
+    monkeypatch.setitem(FlowerSettings.model_config, "env_file", str(dotenv))
     settings = settings_of(monkeypatch, LOG_LEVEL="DEBUG")
     assert (settings.log_level, settings.sqs_wait_time) == ("DEBUG", 7)
+    assert get_flower_settings().port == 7
 
 
-def test_each_setting_is_described_for_the_readme() -> None:
-    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+def test_each_setting_is_described_for_its_table() -> None:
+    fields = Settings.model_fields | FlowerSettings.model_fields
+    assert [name for name, field in fields.items() if not field.description] == []
 
 
 def test_the_example_is_all_that_a_worker_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,113 @@
+"""Flower for SQS: the queues on its Broker page and in its API, and metrics behind the login.
+
+flowerconfig.py installs it, before Flower builds its pages from their list (flower 2.2 urls.py).
+"""
+
+import asyncio
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flower import urls
+from flower.api.tasks import GetQueueLengths
+from flower.views.broker import BrokerView
+from flower.views.monitor import Metrics
+from tornado.routing import URLSpec
+from tornado.web import authenticated, url
+
+from app.broker.clients import new_client
+from app.broker.options import Options
+from app.commands.queues import Row, ages_of, duration, is_aws, look, remembered
+from app.logs import set_up
+
+PAGE = str(Path(__file__).with_suffix(".html"))
+
+#: Seconds for an answer of SQS, tried once: somebody is waiting for the page.
+READ_TIMEOUT = 5
+
+#: Never Flower's own threads, which wait for workers. A slow SQS keeps these alone busy.
+_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sqs-queues")
+
+
+class Queues:
+    """What SQS says of the configured queues, in the form that Flower's pages ask for."""
+
+    def __init__(self, options: Options) -> None:
+        self.is_aws = is_aws(options.endpoint_url)
+        self._options = options
+        self._client = new_client(options, read_timeout=READ_TIMEOUT, tries=1)
+        self._ages = remembered(lambda: ages_of(options))
+
+    async def rows(self) -> list[Row]:
+        """Each queue, followed by its dead-letter queue."""
+        return await asyncio.get_running_loop().run_in_executor(_threads, self._look)
+
+    async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """All of them, whatever `names`: workers do not consume dead-letter queues."""
+        return [
+            {"name": row.queue, "messages": row.visible} | asdict(row) for row in await self.rows()
+        ]
+
+    def _look(self) -> list[Row]:
+        ages = self._ages()
+        return [
+            replace(row, oldest=ages.get(row.queue)) for row in look(self._client, self._options)
+        ]
+
+
+@cache
+def queues_of(celery_app: Any) -> Queues:
+    """The queues of a Celery app on this broker."""
+    return Queues(Options.read(celery_app.conf.broker_transport_options))
+
+
+class SqsBrokerView(BrokerView):
+    """The Broker page: messages visible, in flight and delayed, and the age of the oldest."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Show it as it is now."""
+        queues = queues_of(self.capp)
+        self.render(PAGE, rows=await queues.rows(), is_aws=queues.is_aws, duration=duration)
+
+
+class SqsQueueLengths(GetQueueLengths):
+    """`/api/queues/length`."""
+
+    def get_broker(self) -> Queues:
+        """What Flower asks for the queues."""
+        return queues_of(self.capp)
+
+
+class MetricsBehindLogin(Metrics):
+    """`/metrics`, which Flower shows to anybody: it names tasks and workers."""
+
+    @authenticated
+    async def get(self) -> None:
+        """As Flower has it."""
+        await super().get()
+
+
+IN_PLACE_OF = {
+    BrokerView: SqsBrokerView,
+    GetQueueLengths: SqsQueueLengths,
+    Metrics: MetricsBehindLogin,
+}
+
+
+def install() -> None:
+    """Put these in place of Flower's own, and let Flower log as workers do."""
+    urls.handlers[:] = [in_place_of(handler) for handler in urls.handlers]
+    set_up()
+
+
+def in_place_of(handler: Any) -> Any:
+    """The entry of Flower's list with our page, if there is one, at the same path."""
+    if isinstance(handler, URLSpec):
+        ours = IN_PLACE_OF.get(handler.handler_class, handler.handler_class)
+        return url(handler.regex.pattern, ours, handler.kwargs, handler.name)
+    pattern, theirs, *rest = handler
+    return (pattern, IN_PLACE_OF.get(theirs, theirs), *rest)

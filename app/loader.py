@@ -1,0 +1,121 @@
+"""Celery's loader, and what it makes sure of before Flower listens.
+
+Flower reads its command line last, and asks the loader for the tasks between that and listening
+(flower 2.2 command.py, app.py). So here alone it is known where it will listen, and behind what.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from celery.loaders.app import AppLoader
+
+from app.errors import SettingsError
+
+_HERE = Path(__file__).resolve().parent
+
+#: The handlers of app/flower.py, which stand in for some of Flower's.
+OURS = "app.flower"
+
+
+class Loader(AppLoader):
+    """Celery's loader of an app. In a process that serves Flower it refuses an open one."""
+
+    def import_default_modules(self) -> Any:
+        """Import the tasks. Raises SettingsError where Flower would be open to anybody."""
+        if serves_flower():
+            from flower.urls import handlers
+            from tornado.options import options
+
+            check_flower(options, [_class_of(handler) for handler in handlers])
+        return super().import_default_modules()
+
+
+def config_file(name: str) -> Path:
+    """A configuration file: beside the package in a checkout, inside it in a wheel."""
+    inside = _HERE / name
+    return inside if inside.exists() else _HERE.parent / name
+
+
+def serves_flower() -> bool:
+    """Whether this process is `celery -A app flower`."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().invoked_subcommand == "flower"
+
+
+def point_flower_home() -> None:
+    """Let Flower read our flowerconfig.py wherever it starts. `--conf` and FLOWER_CONF go first."""
+    if serves_flower():
+        from tornado.options import options
+
+        options.conf = str(config_file("flowerconfig.py"))
+
+
+def check_flower(options: Any, handlers: list[type]) -> None:
+    """Raise SettingsError unless Flower asks for a login, or only this machine reaches it.
+
+    `options` are Flower's, from all of their sources.
+    """
+    _check_login(options)
+    open_to = options.unix_socket or options.address
+    if not (options.unix_socket or is_loopback(options.address) or _has_login(options)):
+        raise SettingsError(
+            f"Flower would listen on {open_to or 'every address'} without a login. Set "
+            "FLOWER_BASIC_AUTH=user:password, or FLOWER_AUTH and FLOWER_AUTH_PROVIDER; "
+            "or set FLOWER_ADDRESS=127.0.0.1."
+        )
+    if not any(handler.__module__ == OURS for handler in handlers):
+        raise SettingsError(
+            f"{options.conf} leaves /metrics without a login. "
+            f"Add `from app.flower import install; install()` to it, or leave out --conf."
+        )
+    _check_state(options)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches a server that listens there. "" is every address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _is_login(text: str) -> bool:
+    user, _, password = text.partition(":")
+    return bool(user and password)
+
+
+def _has_login(options: Any) -> bool:
+    return bool(options.basic_auth or options.auth)
+
+
+def _check_login(options: Any) -> None:
+    if not all(map(_is_login, options.basic_auth or ())):
+        # Flower would let in whoever sends an empty login (flower 2.2 views/__init__.py).
+        raise SettingsError(
+            "FLOWER_BASIC_AUTH: a login is user:password, neither of them empty; "
+            "a comma stands between two."
+        )
+    if bool(options.auth) != bool(options.auth_provider):
+        # With the provider alone Flower asks nobody.
+        given, missing = ("AUTH", "AUTH_PROVIDER") if options.auth else ("AUTH_PROVIDER", "AUTH")
+        raise SettingsError(
+            f"FLOWER_{given} needs FLOWER_{missing} too. Set both (docs/flower.md)."
+        )
+
+
+def _check_state(options: Any) -> None:
+    directory = Path(options.db).absolute().parent
+    if options.persistent and not os.access(directory, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"FLOWER_DB: Flower cannot keep its state in {directory}. "
+            "Make that directory, writable for this user, or name a file elsewhere."
+        )
+
+
+def _class_of(handler: Any) -> type:
+    # Flower has both: tornado's `url` objects and plain tuples.
+    found: type = handler[1] if isinstance(handler, tuple) else handler.handler_class
+    return found

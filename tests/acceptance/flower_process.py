@@ -1,0 +1,103 @@
+"""Flower as it is run: the Procfile's command, in a process of its own."""
+
+import json
+import sys
+import urllib.request
+import uuid
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+
+from devstack import ports
+from tests.acceptance.worker import Program
+
+START_SECONDS = 60
+ANSWER_SECONDS = 30
+LOGIN = "kim:hunter2-7d1f"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirection to the login is an answer here."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What Flower said."""
+
+    status: int
+    text: str
+
+    @property
+    def json(self) -> Any:
+        """The text, read as JSON."""
+        return json.loads(self.text)
+
+
+class Flower(Program):
+    """Flower, on a port of its own."""
+
+    name = "flower"
+
+    def __init__(
+        self, environment: Mapping[str, str], directory: Path, port: int, *arguments: str
+    ) -> None:
+        self.url = f"http://{ports.HOST}:{port}"
+        self._port = port
+        super().__init__(environment, directory, f"--port={port}", *arguments)
+
+    def wait_until_listening(self) -> None:
+        """Returns once it takes requests."""
+        self.wait_for(lambda: ports.is_listening(self._port), START_SECONDS, "Flower, listening")
+
+    def get(self, path: str, login: str | None = LOGIN) -> Answer:
+        """Ask for a page."""
+        return self._ask(path, login, None)
+
+    def post(self, path: str, login: str | None = LOGIN, **fields: str) -> Answer:
+        """Send a form."""
+        return self._ask(path, login, urlencode(fields).encode())
+
+    def _ask(self, path: str, login: str | None, body: bytes | None) -> Answer:
+        request = urllib.request.Request(self.url + path, body)
+        if login is not None:
+            request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
+        try:
+            answer: HTTPResponse = _opener.open(request, timeout=ANSWER_SECONDS)
+        except HTTPError as refusal:
+            with refusal:
+                return Answer(refusal.code, refusal.read().decode())
+        with answer:
+            return Answer(answer.status, answer.read().decode())
+
+
+@contextmanager
+def flowering(environment: Mapping[str, str], home: Path, *arguments: str) -> Iterator[Flower]:
+    """Flower with a login, taking requests, until the end of the block."""
+    with started(environment | {"FLOWER_BASIC_AUTH": LOGIN}, home, *arguments) as flower:
+        flower.wait_until_listening()
+        yield flower
+
+
+@contextmanager
+def started(environment: Mapping[str, str], home: Path, *arguments: str) -> Iterator[Flower]:
+    """Flower, just started, until the end of the block."""
+    port = ports.preferred_or_any(None)
+    flower = Flower(environment, home / f"flower-{uuid.uuid4().hex[:8]}", port, *arguments)
+    try:
+        yield flower
+    finally:
+        flower.kill()
+        # pytest shows it where the test failed.
+        sys.stdout.write(f"--- {flower.log}\n{flower.log_text()}")
