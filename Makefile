@@ -4,17 +4,20 @@
 #   make demo      the same, but stop once both users are stored
 #   make test      all tests but the long ones
 #   make verify    the long ones
-#   make bench     messages a second and calls a message, beside stock Celery
+#   make bench     speed and cost beside others, with charts: under 30 minutes, ARGS=--quick under 3
+#   make soak      one worker under a steady flow for MINUTES=10; fails where it grows or drifts
 #   make contract  acceptance tests on the real queue that the environment names
 #   make lint      style and imports
 #   make types     mypy
 #
 # PYTHON=... names the interpreter, 3.11 or newer, that .venv is made with.
-# ARGS=... goes to pytest.
+# ARGS=... goes to pytest, or to the benchmark.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+BENCH_STAMP := $(VENV)/bench-installed
+MINUTES ?= 10
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 first-new-enough = $(shell for p in $(1); do "$$p" $(NEW_ENOUGH) 2>/dev/null && { echo "$$p"; break; }; done)
@@ -26,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores: one target after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench contract lint types python services
+.PHONY: help run demo test verify bench soak contract lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,8 +46,11 @@ test: services $(STAMP)
 verify: services $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: services $(STAMP)
+bench: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench $(ARGS)
+
+soak: services $(BENCH_STAMP)
+	@exec $(BIN)/python -m bench.soak $(MINUTES) $(ARGS)
 
 contract: services $(STAMP)
 	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)
@@ -64,6 +70,10 @@ $(STAMP): pyproject.toml constraints.txt | python
 	@$(BIN)/python -m pip install -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt --group dev -e .
 	@touch $(STAMP)
+
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install -c constraints.txt --group bench
+	@touch $(BENCH_STAMP)
 
 services: python
 	@$(ANY_PYTHON) devstack/preflight.py services

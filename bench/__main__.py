@@ -1,78 +1,117 @@
-"""python -m bench: this broker and stock kombu side by side, in one run on this machine."""
+"""python -m bench: this project beside others, in one run on this machine."""
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from bench import limits, report, table
-from bench.candidates import CANDIDATES
+from bench import charts, documents, lab, machine, profile, results, steadiness
 from bench.errors import BenchError
-from bench.measurement import Cell, Effort, Measured, measure
-from bench.work import WORKS
-from devstack import mongo
+from bench.plan import FULL, QUICK, Plan
+from bench.results import Results
+from bench.run import Run
+from bench.traffic import ROOT
 from devstack.errors import StackError
-
-DELAYS_MS = (0.0, 10.0)
 
 
 def main() -> int:
     options = _options()
     # The blocks below stop what they started; by itself SIGTERM would end none of them.
     signal.signal(signal.SIGTERM, _stop)
-    rounds_wanted = options.rounds or (1 if options.quick else 3)
-    effort = Effort(options.backlog, options.window)
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-            logs = Path(directory)
-            limit = limits.measure(logs)
-            _say(report.heading(effort, rounds_wanted, limit))
-            rounds = _measured(rounds_wanted, effort, logs, is_quiet=options.markdown)
+        if options.write_docs:
+            return _write_documents(options.write_docs)
+        if options.profile:
+            with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+                return _profile(Path(directory))
+        return _measure(options)
     except (BenchError, StackError, TimeoutError) as exc:
         sys.stderr.write(f"bench: {exc}\n")
         return 1
     except KeyboardInterrupt:
         return 130
-    _say(f"{report.proxy_share(rounds)}\n\n{table.markdown(rounds)}")
-    if options.json:
-        told = report.as_json(effort, limit, rounds)
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _write_documents(measured: Path) -> int:
+    beside = measured.with_name("soak.json")
+    soak = steadiness.load(beside) if beside.exists() else None
+    for path in documents.write(results.load(measured), soak):
+        _say(f"wrote {path.relative_to(ROOT)}")
     return 0
 
 
-def _measured(
-    wanted: int, effort: Effort, logs: Path, *, is_quiet: bool
-) -> dict[Cell, list[Measured]]:
-    """Each cell `wanted` times, one round of all of them after the other."""
-    cells = [
-        Cell(candidate, task, delay)
-        for delay in DELAYS_MS
-        for task in WORKS
-        for candidate in CANDIDATES
-    ]
-    rounds: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
-    with mongo.running(data=logs / "mongod", log=logs / "mongod.log") as server:
-        for number in range(1, wanted + 1):
-            for cell in cells:
-                measured = measure(cell, effort, server, logs)
-                rounds[cell].append(measured)
-                if not is_quiet:
-                    name = f"{cell.candidate.name}, +{cell.delay_ms:g} ms, {cell.task}"
-                    _say(f"round {number}: {name}: {measured.rate:.0f} msg/s")
-    return rounds
+def _profile(directory: Path) -> int:
+    with lab.running(directory) as at:
+        _say(str(profile.measure(at)))
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    plan = _plan(options)
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as directory,
+        lab.running(Path(directory)) as at,
+    ):
+        found = Results(
+            at=datetime.now(UTC).strftime("%Y-%m-%d"),
+            machine=machine.machine(),
+            versions=machine.versions(),
+            server=at.server.name,
+            rounds=plan.rounds,
+            window=plan.window,
+            command='make bench ARGS="--quick"' if options.quick else "make bench",
+        )
+        Run(at, plan, found, _say, options.only).measure()
+    _keep(found, options.out, "quick" if options.quick else "bench")
+    return 1 if found.failed else 0
+
+
+def _keep(found: Results, directory: Path, name: str) -> None:
+    results.save(found, directory / f"{name}.json")
+    page = documents.markdown(found)
+    (directory / f"{name}.md").write_text(page)
+    _say(f"\n{page}")
+    try:
+        drawn = charts.draw(found, directory)
+    except ModuleNotFoundError as exc:
+        _say(f"No charts: {exc}. They need the dependency group bench.")
+        drawn = []
+    for path in [directory / f"{name}.json", directory / f"{name}.md", *drawn]:
+        _say(f"wrote {path}")
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = QUICK if options.quick else FULL
+    changes = {
+        "rounds": options.rounds,
+        "window": options.window,
+        "backlog": options.backlog,
+        "limit": options.minutes and options.minutes * 60,
+    }
+    return replace(plan, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, under three minutes")
-    parser.add_argument("--rounds", type=int, help="rounds of every cell (default: 3)")
-    parser.add_argument("--backlog", type=int, default=6000, help="messages (default: 6000)")
-    parser.add_argument("--window", type=float, default=3.0, help="seconds counted (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
-    parser.add_argument("--markdown", action="store_true", help="say the result alone, no steps")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one round of less, under three minutes")
+    add("--minutes", type=float, help="nothing is begun that would not end before (28)")
+    add("--rounds", type=int, help="rounds of every row (3)")
+    add("--backlog", type=int, help="messages before a worker starts (12000)")
+    add("--window", type=float, help="seconds counted (3)")
+    add("--only", default="", metavar="TEXT", help="measure what has this in its name")
+    add("--out", type=Path, default=ROOT / ".local" / "bench", help="where results are written")
+    add("--profile", action="store_true", help="where this project's main process spends its time")
+    add(
+        "--write-docs",
+        type=Path,
+        metavar="FILE",
+        help="write the documents from this JSON, and soak.json beside it",
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's one error."""
+"""The benchmark's errors."""
 
 
 class BenchError(Exception):

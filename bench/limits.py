@@ -3,50 +3,29 @@
 import http.client
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
-from bench import cpu, traffic
-from devstack import ports, sqs
+from bench import processes
+from bench.lab import Lab
+from bench.results import Limits
+from bench.sender import call
+from devstack import ports
 
 #: Seconds of each measurement.
 SECONDS = 1.0
 CLIENTS = 8
-HEADERS = {
-    "Content-Type": "application/x-amz-json-1.0",
-    "X-Amz-Target": "AmazonSQS.ListQueues",
-    # The server asks for credentials and believes any.
-    "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sqs/aws4_request, "
-    "SignedHeaders=host, Signature=0",
-    "X-Amz-Date": "20260101T000000Z",
-}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of the proxy, with no delay."""
-
-    calls_a_second: float
-    """What eight clients got through it, sharing the machine with it."""
-    calls_a_cpu_second: float | None
-    """What one core that does nothing else could carry."""
-    added_ms: float
-    """What one call takes longer through it."""
-
-
-def measure(logs: Path) -> Limits:
+def measure(lab: Lab) -> Limits:
     """Ask for the list of queues, through the proxy and past it."""
-    with (
-        sqs.running(log=logs / "sqs.log") as server,
-        traffic.running(server.port, 0, logs / "proxy.log") as proxy,
-    ):
-        added = median(_latencies(proxy.port)) - median(_latencies(server.port))
-        before = cpu.seconds_below(proxy.process.guard_pid)
+    with lab.proxy(0) as proxy:
+        direct = lab.server.sqs.port
+        added = median(_latencies(proxy.port)) - median(_latencies(direct))
+        before = processes.cpu_below(proxy.process.guard_pid)
         started = time.monotonic()
         calls = _calls_of_all(proxy.port)
         seconds = time.monotonic() - started
-        after = cpu.seconds_below(proxy.process.guard_pid)
+        after = processes.cpu_below(proxy.process.guard_pid)
     used = None if before is None or after is None else after - before
     return Limits(calls / seconds, calls / used if used else None, added * 1000)
 
@@ -70,10 +49,7 @@ def _latencies(port: int) -> list[float]:
     taken: list[float] = []
     end = time.monotonic() + SECONDS
     while (started := time.monotonic()) < end:
-        connection.request("POST", "/", b"{}", HEADERS)
-        answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200, answer.status
+        call(connection, "ListQueues", {})
         taken.append(time.monotonic() - started)
     connection.close()
     return taken

@@ -6,6 +6,7 @@ import os
 from celery import Celery
 from kombu import Queue
 
+from bench.bodies import TASKS
 from bench.work import WORKS
 
 _settings = json.loads(os.environ["BENCH_STOCK"])
@@ -22,4 +23,4 @@ app.conf.update(
     **_settings,
 )
 for _name, _function in WORKS.items():
-    app.task(name=f"bench.{_name}")(_function)
+    app.task(name=TASKS[_name])(_function)

@@ -1,57 +1,149 @@
-"""The rounds of a cell as one row, and the rows as a table of Markdown."""
+"""Results as tables of Markdown."""
 
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Iterable, Sequence
 
-from bench.candidates import BEST_OF_STOCK
-from bench.measurement import Cell, Measured
+from bench.candidates import BARE, STOCK_BEST
+from bench.goals import goals
+from bench.results import Results, Round, Throughput
 
-COLUMNS = (
-    "config", "+ms", "task", "msg/s median (min-max)", "ratio to stock best",
-    "Receive/msg", "Delete/msg", "calls/msg", "CPU of worker tree",
+TASKS = {
+    "noop": "no work",
+    "register": "one MongoDB upsert",
+    "wait": "50 ms of waiting",
+}
+MEGABYTE = 1024 * 1024
+#: Rows of the README's table, best first.
+HEADLINE = (
+    "this project", "this project, 8 threads", "stock Celery, best settings",
+    "stock Celery, defaults", "dramatiq-sqs, 8 threads", "sqs-consumer", "bare boto3 loop",
 )  # fmt: skip
 
-Rounds = Mapping[Cell, Sequence[Measured]]
+
+def throughput(results: Results) -> str:
+    """One table for each kind of work and delay."""
+    kinds = dict.fromkeys((row.task, row.added_ms) for row in results.throughput)
+    return "\n\n".join(
+        f"**{TASKS.get(task, task)}, +{added:g} ms a call**\n\n{_kind(results, task, added)}"
+        for task, added in sorted(kinds, key=lambda kind: (kind[0] != "register", kind))
+    )
 
 
-def markdown(rounds: Rounds) -> str:
-    """The table, the cells of one task and delay together."""
-    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    ordered = sorted(rounds, key=lambda cell: (cell.delay_ms, cell.task))
-    return "\n".join([*lines, *(_line(_row(cell, rounds)) for cell in ordered)])
+def _kind(results: Results, task: str, added_ms: float) -> str:
+    rows = [r for r in results.throughput if (r.task, r.added_ms) == (task, added_ms)]
+    head = (
+        "consumer", "messages/s (min-max)", "times stock", "of the limit", "SQS calls/message",
+        "receive", "delete", "CPU s/1000", "MongoDB trips/message", "memory MB",
+    )  # fmt: skip
+    return _table(head, [_cells(results, row) for row in rows])
 
 
-def rate(measured: Sequence[Measured]) -> float:
-    """Messages a second: the median of the rounds."""
-    return median(m.rate for m in measured)
-
-
-def ratio(cell: Cell, rounds: Rounds) -> float | None:
-    """How many times stock's rate at its best settings, with the same task and delay."""
-    for other, measured in rounds.items():
-        same = (other.task, other.delay_ms) == (cell.task, cell.delay_ms)
-        if same and other.candidate.name == BEST_OF_STOCK:
-            return rate(rounds[cell]) / rate(measured)
-    return None
-
-
-def _row(cell: Cell, rounds: Rounds) -> list[str]:
-    measured = rounds[cell]
-    rates = sorted(m.rate for m in measured)
-    times = ratio(cell, rounds)
-    cores = [m.worker_cpu / m.seconds for m in measured if m.worker_cpu is not None]
+def _cells(results: Results, row: Throughput) -> list[str]:
     return [
-        cell.candidate.name,
-        f"{cell.delay_ms:g}",
-        cell.task,
-        f"**{rate(measured):.0f}** ({rates[0]:.0f}-{rates[-1]:.0f})",
-        f"{times:.1f}" if times is not None else "-",
-        *(
-            f"{median(m.calls_a_message(word) for m in measured):.3f}"
-            for word in ("Receive", "Delete", "")
-        ),
-        f"{median(cores):.2f} cores" if cores else "-",
+        _name(row),
+        _rate(row),
+        _number(results.ratio(row, STOCK_BEST.name), "{:.1f}"),
+        _number(results.ratio(row, BARE.name), "{:.2f}"),
+        *(_calls(row, word) for word in ("", "Receive", "Delete")),
+        _middle(row, lambda each: each.cpu_a_thousand, "{:.2f}"),
+        _middle(row, lambda each: each.trips_a_message, "{:.2f}"),
+        _middle(row, lambda each: each.memory and each.memory / MEGABYTE, "{:.0f}"),
     ]
+
+
+def headline(results: Results) -> str:
+    """The README's: one upsert a message, near and far."""
+    rows = []
+    for config in HEADLINE:
+        far, near = (results.find(config, "register", added) for added in (10, 0))
+        if far and near:
+            calls = _middle(far, Round.calls_a_message, "{:.2f}")
+            cpu = _middle(far, lambda each: each.cpu_a_thousand, "{:.1f}")
+            rows.append([config, f"{far.rate:.0f}", f"{near.rate:.0f}", calls, cpu])
+    head = ("one upsert a message", "messages/s at +10 ms a call", "at +0 ms", "SQS calls/message",
+            "CPU s/1000")  # fmt: skip
+    return _table(head, rows)
+
+
+def depths(results: Results) -> str:
+    """This project at backlogs of different depths."""
+    rows = [[f"{row.backlog:,}", _rate(row)] for row in results.depths]
+    return _table(("messages in the queue", "messages/s (min-max)"), rows)
+
+
+def latency(results: Results) -> str:
+    rows = [
+        [
+            each.config, f"{each.load:.0%}", f"{each.rate:.0f}", _number(each.p50, "{:.0f}"),
+            _number(each.p99, "{:.0f}"), f"{each.stored} of {each.sent}",
+        ]
+        for each in results.latency
+    ]  # fmt: skip
+    head = ("consumer", "load", "messages/s", "p50 ms", "p99 ms", "stored")
+    return _table(head, rows)
+
+
+def quiet(results: Results) -> str:
+    rows = [
+        [
+            each.config, each.state, _number(each.cores and each.cores * 100, "{:.1f}%"),
+            f"{each.calls_an_hour:.0f}", _number(each.memory and each.memory / MEGABYTE, "{:.0f}"),
+        ]
+        for each in results.quiet
+    ]  # fmt: skip
+    return _table(("consumer", "state", "of a core", "SQS calls/hour", "memory MB"), rows)
+
+
+def recovery(results: Results) -> str:
+    rows = [
+        [each.config, f"{each.visibility_timeout} s", str(each.left), f"{each.seconds:.1f} s"]
+        for each in results.recovery
+    ]
+    head = ("consumer", "visibility timeout", "messages left", "all stored after")
+    return _table(head, rows)
+
+
+def publishing(results: Results) -> str:
+    rows = [
+        [each.way, f"{each.messages:,}", f"{each.messages / each.seconds:.0f}",
+         f"{each.calls_a_message:.2f}"]
+        for each in results.publishing
+    ]  # fmt: skip
+    return _table(("way", "messages", "messages/s at +10 ms a call", "SQS calls/message"), rows)
+
+
+def figures(results: Results) -> str:
+    """What was wanted beside what was measured."""
+    rows = [
+        [goal.what, goal.wanted, goal.measured, "yes" if goal.is_reached else "**no**"]
+        for goal in goals(results)
+    ]
+    return _table(("figure", "wanted", "measured", "reached"), rows)
+
+
+def _name(row: Throughput) -> str:
+    return row.config if row.workers == 1 else f"{row.config}, {row.workers} workers"
+
+
+def _calls(row: Throughput, word: str) -> str:
+    return _middle(row, lambda each: each.calls_a_message(word), "{:.3f}")
+
+
+def _rate(row: Throughput) -> str:
+    low, high = row.spread
+    return f"**{row.rate:.0f}** ({low:.0f}-{high:.0f})"
+
+
+def _middle(row: Throughput, figure: Callable[[Round], float | None], how: str) -> str:
+    return _number(row.median(figure), how)
+
+
+def _number(value: float | None, how: str) -> str:
+    return "-" if value is None else how.format(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_line(head), _line(["---"] * len(head)), *map(_line, rows)]
+    return "\n".join(lines) if len(lines) > 2 else "Not measured."
 
 
 def _line(fields: Sequence[str]) -> str:

@@ -1,0 +1,95 @@
+"""The figures this project is held to, and whether a run reached them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.candidates import BARE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
+from bench.lab import VISIBILITY_TIMEOUT
+from bench.publishing import WAYS
+from bench.results import Results, Throughput
+
+#: Commands of MongoDB that store a user or look for one; events, which are no part of it, insert.
+STORING = ("findAndModify", "update", "find")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that is wanted, beside the one that was measured."""
+
+    what: str
+    wanted: str
+    measured: str
+    is_reached: bool
+
+
+def goals(results: Results) -> list[Goal]:
+    """Each figure that this run measured."""
+    return [*_rates(results), *_costs(results), *_quiet(results), *_recovered(results)]
+
+
+def _at_least(what: str, wanted: float, measured: float | None, unit: str = "") -> Iterator[Goal]:
+    if measured is not None:
+        told = f"at least {wanted:g}{unit}"
+        yield Goal(what, told, f"{measured:.3g}{unit}", measured >= wanted)
+
+
+def _at_most(what: str, wanted: float, measured: float | None, unit: str = "") -> Iterator[Goal]:
+    if measured is not None:
+        told = f"at most {wanted:g}{unit}"
+        yield Goal(what, told, f"{measured:.3g}{unit}", measured <= wanted)
+
+
+def _rates(results: Results) -> Iterator[Goal]:
+    there = "one upsert, +10 ms a call: times "
+    far = results.find(OURS.name, "register", 10)
+    near = results.find(OURS.name, "register", 0)
+    waiting = results.find(OURS_8.name, "wait", 10) or results.find(OURS_8.name, "wait", 0)
+    if far:
+        to_stock = results.ratio(far, STOCK_BEST.name)
+        yield from _at_least(f"{there}stock Celery at its best", 10, to_stock)
+        yield from _at_least(f"{there}stock Celery at its best, then", 16, to_stock)
+        yield from _at_least(f"{there}sqs-consumer", 3, results.ratio(far, SQS_CONSUMER.name))
+        yield from _at_least(f"{there}the bare loop", 0.75, results.ratio(far, BARE.name))
+    if near:
+        here = "one upsert, +0 ms: times "
+        to_stock = results.ratio(near, STOCK_BEST.name)
+        yield from _at_least(f"{here}stock Celery at its best", 2.5, to_stock)
+        yield from _at_least(f"{here}sqs-consumer", 1, results.ratio(near, SQS_CONSUMER.name))
+    if waiting:
+        what = f"50 ms of waiting on 8 slots, +{waiting.added_ms:g} ms: of 160 possible"
+        yield from _at_least(what, 155, waiting.rate, "/s")
+
+
+def _costs(results: Results) -> Iterator[Goal]:
+    if row := results.find(OURS.name, "register", 10):
+        last = _middle(row)
+        calls = row.rounds[last].calls_a_message()
+        yield from _at_most("SQS calls a message, received to deleted", 0.22, calls)
+        stored = sum(row.rounds[last].commands.get(name, 0) for name in STORING)
+        trips = stored / row.rounds[last].deleted
+        # A message at each edge of the window is half in it.
+        yield from _at_most("MongoDB round trips a registration", 1.01, trips)
+    for sent in results.publishing:
+        if sent.way == WAYS["many"]:
+            yield from _at_most("SQS calls a message sent in bulk", 0.1, sent.calls_a_message)
+
+
+def _quiet(results: Results) -> Iterator[Goal]:
+    for each in results.quiet:
+        if (each.config, each.state) == (OURS.name, "idle"):
+            share = None if each.cores is None else each.cores * 100
+            yield from _at_most("idle: of a core", 2, share, "%")
+            yield from _at_most("idle: SQS calls an hour and queue", 190, each.calls_an_hour)
+
+
+def _recovered(results: Results) -> Iterator[Goal]:
+    what = f"kill -9, visibility timeout {VISIBILITY_TIMEOUT} s: all stored within"
+    for each in results.recovery:
+        if each.config == OURS.name:
+            yield from _at_most(what, 75, each.seconds, " s")
+
+
+def _middle(row: Throughput) -> int:
+    """The round whose rate is the median, the lower one of two."""
+    order = sorted(range(len(row.rounds)), key=lambda number: row.rounds[number].rate)
+    return order[(len(order) - 1) // 2]

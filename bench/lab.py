@@ -1,0 +1,142 @@
+"""What stays up for a whole run, and the stage of one measurement on it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from bench import node, servers, traffic
+from bench.candidates import Candidate, Place
+from bench.database import Client
+from bench.errors import BenchError
+from bench.sender import Sender
+from bench.servers import Server
+from bench.traffic import ROOT, Progress, Traffic
+from devstack import mongo, sqs
+from devstack.mongo import MongoServer
+from devstack.process import Process
+from devstack.waiting import wait_until
+
+VISIBILITY_TIMEOUT = 60
+#: Seconds from a worker's start to its first deleted message.
+FIRST_SECONDS = 60
+
+
+@dataclass
+class Stage:
+    """One consumer with a queue, a proxy and a database of its own."""
+
+    lab: "Lab"
+    candidate: Candidate
+    task: str
+    place: Place
+    proxy: Traffic
+    database: str
+    workers: list[Process] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises StackError if a worker ended."""
+        for worker in self.workers:
+            worker.check()
+
+    def stored(self) -> int:
+        """Users in the database."""
+        return self.lab.mongo[self.database]["users"].count_documents({})
+
+    def first_delete(self) -> float:
+        """Waits for it; monotonic seconds. Raises BenchError where none comes."""
+
+        def first() -> Progress | None:
+            self.check()
+            progress = self.proxy.progress()
+            return progress if progress.first_delete else None
+
+        try:
+            progress = wait_until(first, FIRST_SECONDS, "a first deleted message")
+        except TimeoutError as exc:
+            last = self.workers[0].last_words()
+            raise BenchError(f"{self.candidate.name}: {exc}: {last}") from None
+        assert progress is not None
+        assert progress.first_delete is not None
+        return progress.first_delete
+
+
+@dataclass
+class Lab:
+    """An SQS server, a mongod and a directory for logs."""
+
+    server: Server
+    mongo_server: MongoServer
+    mongo: Client
+    logs: Path
+    why_no_node: str | None
+
+    def __post_init__(self) -> None:
+        self._numbers = count(1)
+
+    @contextmanager
+    def proxy(self, delay_ms: float) -> Iterator[Traffic]:
+        """A proxy before the SQS server."""
+        log = self.logs / f"proxy-{next(self._numbers)}.log"
+        with traffic.running(self.server.sqs.port, delay_ms / 1000, log) as proxy:
+            yield proxy
+
+    @contextmanager
+    def stage(
+        self, candidate: Candidate, task: str, delay_ms: float, *, size: int = 0, workers: int = 1
+    ) -> Iterator[Stage]:
+        """A queue with `size` messages and so many workers that have just been started."""
+        name = f"bench-{next(self._numbers)}"
+        client = self.server.sqs.client()
+        with ExitStack() as stack:
+            stack.callback(client.close)
+            queues = sqs.create_queues(
+                client, name, visibility_timeout=VISIBILITY_TIMEOUT, max_receive_count=10
+            )
+            stack.callback(client.delete_queue, QueueUrl=queues.url)
+            stack.callback(client.delete_queue, QueueUrl=queues.dead_letter_url)
+            stack.callback(self.mongo.drop_database, name)
+            with closing(self.sender(queues.url)) as sender:
+                sender.fill(candidate.body(task, name), size)
+            proxy = stack.enter_context(self.proxy(delay_ms))
+            place = Place(proxy.endpoint_url, queues, self.mongo_server.uri(name))
+            stage = Stage(self, candidate, task, place, proxy, name)
+            for _ in range(workers):
+                stage.workers.append(stack.enter_context(self.worker(stage)))
+            yield stage
+
+    def sender(self, url: str) -> Sender:
+        """Sends to a queue, past the proxy."""
+        return Sender(self.server.sqs.port, url)
+
+    @contextmanager
+    def worker(self, stage: Stage) -> Iterator[Process]:
+        """One worker more on a stage."""
+        # Nothing of this user's own: a WORKER_CONCURRENCY would be no default.
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment = stage.candidate.environment(stage.place, stage.task)
+        with Process(
+            f"the worker of {stage.candidate.name}",
+            stage.candidate.command(),
+            log=self.logs / f"worker-{next(self._numbers)}.log",
+            # It would wait for its long poll, and nobody needs what it holds.
+            grace=0.2,
+            environment=inherited | environment | {"PYTHONPATH": str(ROOT)},
+            # Away from a `.env`.
+            directory=self.logs,
+        ) as worker:
+            yield worker
+
+
+@contextmanager
+def running(logs: Path) -> Iterator[Lab]:
+    """A lab, until the end of the block. Raises StackError if a server does not start."""
+    why_no_node = node.missing()
+    with (
+        servers.running(logs / "sqs.log", why_no_node) as server,
+        mongo.running(data=logs / "mongod", log=logs / "mongod.log") as database,
+        Client(database.uri("admin")) as client,
+    ):
+        yield Lab(server, database, client, logs, why_no_node)

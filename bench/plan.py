@@ -1,0 +1,102 @@
+"""What a run measures: all of it, or what fits in three minutes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from bench.candidates import (
+    BARE,
+    BARE_BULK,
+    DRAMATIQ,
+    EVERYONE,
+    OURS,
+    OURS_8,
+    OURS_THREADS,
+    OURS_WITHOUT_EVENTS,
+    SQS_CONSUMER,
+    STOCK_BEST,
+    STOCK_DEFAULTS,
+    STOCK_THREADS,
+    Candidate,
+)
+from bench.throughput import Cell
+
+#: Shares of a consumer's throughput at which latency is measured.
+LOADS = (0.1, 0.8)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds where nothing else is said."""
+
+    limit: float
+    """Nothing is begun that would not end before it."""
+    rounds: int
+    window: float
+    cells: Sequence[Cell]
+    backlog: int
+    """Messages before each cell."""
+    depths: Sequence[int] = ()
+    """Backlogs that this project alone is measured at."""
+    latency: Sequence[Candidate] = ()
+    latency_seconds: float = 10
+    idle: Sequence[Candidate] = ()
+    idle_seconds: float = 62
+    full: Sequence[Candidate] = ()
+    full_seconds: float = 30
+    recovery: Sequence[Candidate] = ()
+    published: dict[str, int] = field(default_factory=dict)
+    """Messages by the way they are sent."""
+
+
+def _cells(task: str, delay_ms: float, candidates: Iterable[Candidate]) -> list[Cell]:
+    return [Cell(candidate, task, delay_ms) for candidate in candidates]
+
+
+FULL = Plan(
+    limit=28 * 60,
+    rounds=3,
+    window=3,
+    backlog=12_000,
+    cells=[
+        *_cells("register", 10, EVERYONE),
+        *_cells("register", 0, EVERYONE),
+        *_cells("register", 10, [OURS_WITHOUT_EVENTS]),
+        *_cells("register", 0, [OURS_WITHOUT_EVENTS]),
+        Cell(OURS, "register", 10, workers=2),
+        Cell(STOCK_BEST, "register", 10, workers=2),
+        *_cells(
+            "noop", 10, [OURS, OURS_8, STOCK_BEST, STOCK_THREADS, SQS_CONSUMER, DRAMATIQ, BARE]
+        ),
+        *_cells("noop", 0, [OURS, OURS_8, STOCK_BEST, STOCK_THREADS, SQS_CONSUMER, DRAMATIQ, BARE]),
+        *_cells("wait", 10, [OURS_8, OURS_THREADS, STOCK_BEST, STOCK_THREADS, DRAMATIQ]),
+        *_cells("wait", 0, [OURS_8, STOCK_BEST]),
+    ],
+    depths=(1_000, 10_000, 100_000),
+    latency=(OURS, STOCK_BEST, SQS_CONSUMER),
+    idle=(OURS, OURS_THREADS, STOCK_BEST, STOCK_DEFAULTS, SQS_CONSUMER),
+    full=(OURS, OURS_8, STOCK_BEST),
+    recovery=(OURS,),
+    published={"many": 5_000, "each": 300},
+)
+
+QUICK = Plan(
+    limit=165,
+    rounds=1,
+    window=1.5,
+    backlog=6_000,
+    cells=[
+        *_cells(
+            "register",
+            10,
+            [OURS, OURS_THREADS, STOCK_BEST, SQS_CONSUMER, DRAMATIQ, BARE, BARE_BULK],
+        ),
+        *_cells("register", 0, [OURS, STOCK_BEST, SQS_CONSUMER, BARE]),
+        *_cells("noop", 10, [OURS, STOCK_BEST]),
+        *_cells("wait", 10, [OURS_8, STOCK_BEST]),
+    ],
+    latency=(OURS,),
+    latency_seconds=3,
+    idle=(OURS, STOCK_BEST),
+    idle_seconds=21,
+    published={"many": 1_000},
+)

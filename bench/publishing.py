@@ -1,0 +1,57 @@
+"""What sending costs: `publish_many` beside a `.delay` for each message.
+
+Also the program that sends: python -m bench.publishing many|each MESSAGES
+"""
+
+import sys
+import time
+from collections import Counter
+
+from bench.bodies import arguments
+from bench.candidates import OURS
+from bench.lab import Lab
+from bench.results import Publishing
+from bench.sender import user_id
+from bench.traffic import ROOT
+from devstack.process import Process
+
+#: Seconds of one measurement.
+PATIENCE = 120
+WAYS = {"many": "publish_many", "each": ".delay for each"}
+
+
+def measure(lab: Lab, way: str, messages: int, delay_ms: float) -> Publishing:
+    """Send so many registrations from a process of its own, through the proxy."""
+    with lab.stage(OURS, "register", delay_ms, workers=0) as stage:
+        program = [sys.executable, "-m", "bench.publishing", way, str(messages)]
+        environment = OURS.environment(stage.place, stage.task) | {"PYTHONPATH": str(ROOT)}
+        log = lab.logs / "publishing.log"
+        with Process("the producer", program, log=log, grace=1, environment=environment) as sender:
+            if sender.wait(PATIENCE) != 0:
+                sender.check()
+        calls = stage.proxy.calls()
+    return Publishing(
+        way=WAYS[way],
+        messages=messages,
+        # The process and its imports are not what is asked.
+        seconds=float(log.read_text().split()[-1]),
+        calls=dict(Counter(action for _, action, _ in calls)),
+    )
+
+
+def _send(way: str, messages: int) -> None:
+    from app.broker.publisher import publish_many
+    from app.tasks import register_user
+
+    users = [arguments(user_id()) for _ in range(messages)]
+    started = time.monotonic()
+    if way == "many":
+        assert publish_many(register_user, users).sent == messages
+    else:
+        for user in users:
+            register_user.delay(**user)
+    sys.stdout.write(f"{time.monotonic() - started}\n")
+
+
+if __name__ == "__main__":
+    _send(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,201 @@
+"""Everything a run measured, as it is written to JSON and read back for the documents."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one window of time."""
+
+    seconds: float
+    deleted: int
+    """Messages."""
+    calls: dict[str, int]
+    """Of SQS, by API action."""
+    commands: dict[str, int]
+    """Of MongoDB, by name."""
+    worker_cpu: float | None
+    """CPU seconds of the worker and its pool."""
+    proxy_cpu: float | None
+    server_cpu: float | None
+    memory: int | None
+    """Bytes of the worker and its pool (proportional set size)."""
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.deleted / self.seconds
+
+    def calls_a_message(self, word: str = "") -> float:
+        """Calls whose action starts so, for each deleted message."""
+        return sum(n for action, n in self.calls.items() if action.startswith(word)) / self.deleted
+
+    @property
+    def trips_a_message(self) -> float:
+        """Round trips to MongoDB for each deleted message."""
+        return sum(self.commands.values()) / self.deleted
+
+    @property
+    def cpu_a_thousand(self) -> float | None:
+        """The worker's CPU seconds for a thousand messages."""
+        return None if self.worker_cpu is None else self.worker_cpu / self.deleted * 1000
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A consumer on a full queue."""
+
+    config: str
+    task: str
+    added_ms: float
+    workers: int
+    backlog: int
+    """Messages in the queue before the worker starts."""
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Messages a second: the median of the rounds."""
+        return median(each.rate for each in self.rounds)
+
+    def median(self, figure: Callable[[Round], float | None]) -> float | None:
+        """Of this figure of each round; None where no round has it."""
+        known = [value for each in self.rounds if (value := figure(each)) is not None]
+        return median(known) if known else None
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest rate."""
+        rates = [each.rate for each in self.rounds]
+        return min(rates), max(rates)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """From sent to stored, in milliseconds, at a share of what the consumer can carry."""
+
+    config: str
+    added_ms: float
+    load: float
+    """1 is the consumer's throughput."""
+    rate: float
+    """Messages a second that were sent."""
+    sent: int
+    stored: int
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """A worker while no message comes, or none ends."""
+
+    config: str
+    state: str
+    """`idle`, or `full`: every slot has a long task and the window is full."""
+    seconds: float
+    cores: float | None
+    calls_an_hour: float
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `kill -9` of a worker left, and another worker stored."""
+
+    config: str
+    visibility_timeout: int
+    left: int
+    """Messages that the killed worker had received and not deleted."""
+    seconds: float
+    """From the kill until the last of them was stored."""
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """Sending registrations from one process."""
+
+    way: str
+    messages: int
+    seconds: float
+    calls: dict[str, int]
+
+    @property
+    def calls_a_message(self) -> float:
+        return sum(self.calls.values()) / self.messages
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the proxy, with no delay."""
+
+    calls_a_second: float
+    """What eight clients got through it, sharing the machine with it."""
+    calls_a_cpu_second: float | None
+    """What one core that does nothing else could carry."""
+    added_ms: float
+    """What one call takes longer through it."""
+
+
+@dataclass
+class Results:
+    """A whole run."""
+
+    at: str
+    machine: str
+    versions: dict[str, str]
+    server: str
+    rounds: int
+    window: float
+    """Seconds."""
+    command: str
+    limits: Limits | None = None
+    throughput: list[Throughput] = field(default_factory=list)
+    depths: list[Throughput] = field(default_factory=list)
+    latency: list[Latency] = field(default_factory=list)
+    quiet: list[Quiet] = field(default_factory=list)
+    recovery: list[Recovery] = field(default_factory=list)
+    publishing: list[Publishing] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """What was not measured, and why."""
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0
+
+    def find(self, config: str, task: str, added_ms: float, workers: int = 1) -> Throughput | None:
+        """The row of these, where it was measured."""
+        for row in self.throughput:
+            if (row.config, row.task, row.added_ms, row.workers) == (
+                config, task, added_ms, workers,
+            ):  # fmt: skip
+                return row
+        return None
+
+    def ratio(self, row: Throughput, to: str) -> float | None:
+        """How many times the rate of another consumer at the same work."""
+        other = self.find(to, row.task, row.added_ms, row.workers)
+        return row.rate / other.rate if other else None
+
+
+_ADAPTER = TypeAdapter(Results)
+
+
+def load(path: Path) -> Results:
+    """Read what `save` wrote. Raises pydantic's ValidationError where it is something else."""
+    return _ADAPTER.validate_json(path.read_bytes())
+
+
+def save(results: Results, path: Path) -> None:
+    """Write it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_ADAPTER.dump_json(results, indent=1) + b"\n")
+
+
+def difference(after: Counter[str], before: Counter[str]) -> dict[str, int]:
+    """What was added, by name, without what was not."""
+    return dict(after - before)

@@ -1,0 +1,173 @@
+"""Does what a plan says, within its time, and goes on where one measurement fails."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bench import latency, limits, publishing, quiet, recovery, throughput
+from bench.candidates import OURS, Candidate
+from bench.errors import BenchError
+from bench.lab import Lab
+from bench.plan import LOADS, Plan
+from bench.results import Results, Throughput
+from bench.throughput import Cell, Effort
+from devstack.errors import StackError
+
+#: Seconds around a measurement: servers and workers start, the queue is filled.
+AROUND = 6.0
+#: Messages a second that are put on a queue; a guess for the time a deep one takes.
+FILL = 5_000
+#: Seconds that a recovery takes: a visibility timeout, and work on both sides of it.
+RECOVERY = 80.0
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """One run, and what it has measured so far."""
+
+    lab: Lab
+    plan: Plan
+    results: Results
+    say: Say
+    only: str = ""
+    """Measurements whose name has this in it; all of them where it is empty."""
+    started: float = field(default_factory=time.monotonic)
+
+    def measure(self) -> None:
+        """All that there is time for: one round of everything, then the other rounds."""
+        self._missing = self._skip_missing()
+        if not self.only:
+            self.results.limits = limits.measure(self.lab)
+        self._round(1)
+        self._publishing()
+        self._quiet("idle", self.plan.idle, self.plan.idle_seconds)
+        self._latency()
+        self._quiet("full", self.plan.full, self.plan.full_seconds)
+        self._recovery()
+        for number in range(2, self.plan.rounds + 1):
+            self._round(number)
+        self.results.seconds = time.monotonic() - self.started
+
+    def _skip_missing(self) -> frozenset[str]:
+        everyone = {cell.candidate for cell in self.plan.cells}
+        lacking = {each.name: each.lacks(self.lab.why_no_node) for each in everyone}
+        found = {name: why for name, why in sorted(lacking.items()) if why}
+        self.results.skipped += [f"{name}: {why}" for name, why in found.items()]
+        return frozenset(found)
+
+    def _round(self, number: int) -> None:
+        # Turned round each time, so that what changes in the machine meets everybody.
+        order = -1 if number % 2 == 0 else 1
+        for cell in list(self.plan.cells)[::order]:
+            self._cell(number, cell, Effort(self._backlog(), self.plan.window))
+        for depth in list(self.plan.depths)[::order]:
+            self._depth(number, depth)
+
+    def _backlog(self) -> int:
+        deepest = self.lab.server.deepest
+        return min(self.plan.backlog, deepest // 2) if deepest else self.plan.backlog
+
+    def _cell(self, number: int, cell: Cell, effort: Effort) -> None:
+        if cell.candidate.name in self._missing:
+            return
+        workers = f", {cell.workers} workers" if cell.workers > 1 else ""
+        name = f"{cell.candidate.name}, {cell.task}, +{cell.delay_ms:g} ms{workers}"
+
+        def measure() -> str:
+            measured = throughput.measure(self.lab, cell, effort)
+            _row(self.results.throughput, cell, effort).rounds.append(measured)
+            return f"{measured.rate:.0f} messages/s"
+
+        self._try(f"round {number}", name, effort.window, measure)
+
+    def _depth(self, number: int, depth: int) -> None:
+        cell, effort = Cell(OURS, "register", 10), Effort(depth, 2 * self.plan.window, warm_up=0)
+        name = f"{OURS.name}, a backlog of {depth}"
+        if not self.lab.server.holds(depth):
+            if number == 1:
+                self.results.skipped.append(f"{name}: {self.lab.server.name} is slow at it")
+            return
+
+        def measure() -> str:
+            measured = throughput.measure(self.lab, cell, effort)
+            _row(self.results.depths, cell, effort).rounds.append(measured)
+            return f"{measured.rate:.0f} messages/s"
+
+        self._try(f"round {number}", name, effort.window + depth / FILL, measure)
+
+    def _latency(self) -> None:
+        for candidate in self.plan.latency:
+            carried = self.results.find(candidate.name, "register", 10)
+            for load in LOADS if carried else ():
+                assert carried is not None
+                self._latency_at(candidate, load, carried.rate * load)
+
+    def _latency_at(self, candidate: Candidate, load: float, rate: float) -> None:
+        seconds = self.plan.latency_seconds
+
+        def measure() -> str:
+            measured = latency.measure(self.lab, candidate, 10, load, rate, seconds)
+            self.results.latency.append(measured)
+            return f"p50 {measured.p50 or 0:.0f} ms, p99 {measured.p99 or 0:.0f} ms"
+
+        name = f"{candidate.name}, latency at {load:.0%} load"
+        self._try("latency", name, seconds + latency.REST, measure)
+
+    def _quiet(self, state: str, candidates: Sequence[Candidate], seconds: float) -> None:
+        present = [each for each in candidates if each.name not in self._missing]
+
+        def measure() -> str:
+            measured = quiet.measure(self.lab, state, present, seconds)
+            self.results.quiet += measured
+            return "; ".join(
+                f"{each.config}: {each.cores or 0:.3f} cores, {each.calls_an_hour:.0f} calls/h"
+                for each in measured
+            )
+
+        if present:
+            self._try(state, f"{state} workers", seconds + len(present), measure)
+
+    def _recovery(self) -> None:
+        for candidate in self.plan.recovery:
+
+            def measure(candidate: Candidate = candidate) -> str:
+                measured = recovery.measure(self.lab, candidate)
+                self.results.recovery.append(measured)
+                return f"{measured.left} messages stored within {measured.seconds:.1f} s"
+
+            self._try("recovery", f"{candidate.name}, kill -9", RECOVERY, measure)
+
+    def _publishing(self) -> None:
+        for way, messages in self.plan.published.items():
+
+            def measure(way: str = way, messages: int = messages) -> str:
+                measured = publishing.measure(self.lab, way, messages, 10)
+                self.results.publishing.append(measured)
+                return f"{measured.calls_a_message:.2f} calls a message"
+
+            self._try("publishing", publishing.WAYS[way], AROUND, measure)
+
+    def _try(self, step: str, name: str, seconds: float, measure: Callable[[], str]) -> None:
+        if self.only and self.only not in name:
+            return
+        if time.monotonic() - self.started + seconds + AROUND > self.plan.limit:
+            self.results.skipped.append(f"{step}, {name}: no time was left")
+            return
+        try:
+            told = measure()
+        except (BenchError, StackError, OSError) as exc:
+            self.results.failed.append(f"{step}, {name}: {exc}")
+            told = f"FAILED: {exc}"
+        self.say(f"{step}: {name}: {told}")
+
+
+def _row(rows: list[Throughput], cell: Cell, effort: Effort) -> Throughput:
+    row = Throughput(cell.candidate.name, cell.task, cell.delay_ms, cell.workers, effort.backlog)
+    for known in rows:
+        same = (known.config, known.task, known.added_ms, known.workers, known.backlog)
+        if same == (row.config, row.task, row.added_ms, row.workers, row.backlog):
+            return known
+    rows.append(row)
+    return row

@@ -1,0 +1,160 @@
+"""What the benchmark writes: tables, goals, and documents changed between their markers alone."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kombu.transport import virtual
+
+from app.broker.decoding import decode
+from app.messages import Registration
+from bench import bodies, documents, table
+from bench.candidates import BARE, EVERYONE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
+from bench.errors import BenchError
+from bench.goals import goals
+from bench.results import Publishing, Quiet, Recovery, Throughput
+from tests.unit.conftest import MakeDelivery
+from tests.unit.measured import round_of, row_of, run_of
+
+ROOT = Path(__file__).parents[2]
+MARKER = re.compile(r"<!-- bench: (\w+) -->\n.*?<!-- end: (\w+) -->", re.DOTALL)
+
+
+def test_only_what_is_between_the_markers_changes() -> None:
+    text = "before\n<!-- bench: a -->\nold\n<!-- end: a -->\nafter\n"
+
+    changed = documents.replaced(text, "a", "new")
+
+    assert changed == "before\n<!-- bench: a -->\nnew\n<!-- end: a -->\nafter\n"
+    assert documents.replaced(changed, "a", "new") == changed
+
+
+@pytest.mark.parametrize("text", ["", "<!-- bench: a -->\n", "<!-- end: a -->"], ids=repr)
+def test_a_document_that_lost_a_marker_is_refused(text: str) -> None:
+    with pytest.raises(BenchError, match="markers"):
+        documents.replaced(text, "a", "new")
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("README.md", ["headline"]),
+        (
+            "docs/bench.md",
+            [
+                "machine", "figures", "throughput", "latency", "quiet", "recovery", "publishing",
+                "depths", "soak",
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_the_documents_have_their_markers(path: str, names: list[str]) -> None:
+    found = MARKER.findall((ROOT / path).read_text())
+
+    assert found == [(name, name) for name in names]
+
+
+def test_the_page_names_everyone_who_is_measured() -> None:
+    rows = (ROOT / "docs" / "bench.md").read_text()
+
+    for candidate in EVERYONE:
+        assert candidate.name.split(", ")[0] in rows
+
+
+def test_a_row_has_its_rate_its_ratios_and_its_costs() -> None:
+    run = run_of(row_of(OURS.name, 300, 290, 310), row_of(STOCK_BEST.name, 30))
+
+    lines = table.throughput(run).splitlines()
+
+    assert lines[0] == "**one MongoDB upsert, +10 ms a call**"
+    cells = [cell.strip() for cell in lines[4].strip("|").split("|")]
+    assert cells == [
+        "this project", "**300** (290-310)", "10.0", "-", "0.070", "0.033", "0.037", "1.67", "1.00",
+        "100",
+    ]  # fmt: skip
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert table.latency(run_of()) == "Not measured."
+
+
+def test_the_headline_has_who_was_measured_near_and_far() -> None:
+    run = run_of(
+        row_of(OURS.name, 1000),
+        row_of(OURS.name, 1200, added_ms=0),
+        row_of(STOCK_BEST.name, 70),
+    )
+
+    assert table.headline(run).splitlines()[2:] == ["| this project | 1000 | 1200 | 0.02 | 0.5 |"]
+
+
+def test_a_goal_is_told_with_what_was_measured() -> None:
+    run = run_of(
+        row_of(OURS.name, 1000),
+        row_of(STOCK_BEST.name, 50),
+        row_of(SQS_CONSUMER.name, 500),
+        row_of(BARE.name, 1000),
+        row_of(OURS_8.name, 156, task="wait"),
+    )
+
+    told = {goal.what: (goal.wanted, goal.measured, goal.is_reached) for goal in goals(run)}
+
+    assert told["one upsert, +10 ms a call: times stock Celery at its best"] == (
+        "at least 10",
+        "20",
+        True,
+    )
+    assert told["one upsert, +10 ms a call: times sqs-consumer"] == ("at least 3", "2", False)
+    assert told["50 ms of waiting on 8 slots, +10 ms: of 160 possible"] == (
+        "at least 155/s",
+        "156/s",
+        True,
+    )
+    assert told["MongoDB round trips a registration"] == ("at most 1.01", "1", True)
+
+
+def test_the_goals_at_rest_are_of_this_project_alone() -> None:
+    run = run_of()
+    run.quiet += [
+        Quiet(OURS.name, "idle", 60, 0.03, 180, None),
+        Quiet(OURS.name, "full", 60, 0.9, 9000, None),
+        Quiet(STOCK_BEST.name, "idle", 60, 0.9, 9000, None),
+    ]
+    run.recovery.append(Recovery(OURS.name, 60, 27, 61.0))
+    run.publishing.append(Publishing("publish_many", 1000, 1.0, {"SendMessageBatch": 100}))
+
+    assert [(goal.measured, goal.is_reached) for goal in goals(run)] == [
+        ("0.1", True),
+        ("3%", False),
+        ("180", True),
+        ("61 s", True),
+    ]
+
+
+def test_events_are_no_round_trip_of_a_registration() -> None:
+    row = Throughput(OURS.name, "register", 10, 1, 6000)
+    commands = {"findAndModify": 200, "insert": 9, "getMore": 50}
+    row.rounds.append(round_of(100, commands=commands))
+    told = {goal.what: goal.measured for goal in goals(run_of(row))}
+
+    assert told["MongoDB round trips a registration"] == "1"
+
+
+@pytest.mark.parametrize("make", [bodies.celery, bodies.stock_celery], ids=["ours", "stock"])
+def test_the_measured_messages_are_registrations(
+    make: Callable[[str, str], bodies.Body], make_delivery: MakeDelivery
+) -> None:
+    payload = decode(make_delivery(body=make("register", "bench-1")("u1")), None)
+
+    message = virtual.Message(payload, channel=object.__new__(virtual.Channel))
+    assert message.headers["task"] == "registerUser"
+    _, kwargs, _ = message.payload
+    assert Registration.model_validate(kwargs).user_id == "u1"
+
+
+def test_each_measured_message_has_an_id_of_its_own() -> None:
+    body = bodies.celery("noop", "bench-1")
+
+    assert json.loads(body("u1"))["headers"]["id"] != json.loads(body("u1"))["headers"]["id"]
