@@ -1,18 +1,32 @@
 """What a worker makes sure of before it takes its first message: a fault stops it in one line."""
 
+import logging
+from contextlib import closing
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from celery import bootsteps
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
+from app.broker.checks import Finding, Level, check_redrive_policy, check_visibility_timeout
+from app.broker.clients import new_client
 from app.broker.options import Options
+from app.broker.settler import error_code
 from app.counter import Increments
 from app.errors import SettingsError
 from app.models import DEFAULT_DATABASE, User
 from app.once import OnceRecord
 from app.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for SQS to say how a queue is made.
+QUEUE_TIMEOUT = 5
+
+#: How SQS speaks of a queue that is not there: boto3's class, and SQS's older word.
+NO_QUEUE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 
 #: Milliseconds to find the primary. A worker that is started while MongoDB is away is started
 #: again by whatever runs it.
@@ -26,6 +40,7 @@ class StartChecks(bootsteps.Step):
         super().__init__(worker, **options)
         settings = get_settings().require_worker()
         check_numbers(worker.app)
+        check_queues(Options.read(worker.app.conf.broker_transport_options))
         prepare_database(settings)
 
 
@@ -54,6 +69,49 @@ def _check_order(task: str | None, soft: float | None, hard: float | None) -> No
     )
 
 
+def check_queues(options: Options) -> None:
+    """Ask SQS once for each queue; the client is closed before any fork.
+
+    Raises SettingsError for a queue that is not there or has no redrive policy, since a message
+    whose worker dies each time would go round for ever. What else is wrong with it is logged, and
+    `celery -A app sqs doctor` says more. Where SQS does not answer, or these credentials may not
+    ask, the worker starts: neither says that anything is wrong with the queue.
+    """
+    with closing(new_client(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as client:
+        for name, address in options.queues.items():
+            try:
+                answer: Any = client.get_queue_attributes(
+                    QueueUrl=address.url, AttributeNames=["RedrivePolicy", "VisibilityTimeout"]
+                )
+            except (ClientError, BotoCoreError) as exc:
+                _not_checked(name, address.url, error_code(exc))
+            else:
+                attributes = answer.get("Attributes", {})
+                for finding in check_redrive_policy(name, options, attributes):
+                    _heed(finding)
+                _heed(check_visibility_timeout(name, options, attributes))
+
+
+def _not_checked(name: str, url: str, code: str) -> None:
+    if code in NO_QUEUE:
+        raise SettingsError(f"{url}: there is no such queue. Check the URL and AWS_REGION.")
+    logger.warning(
+        "Whether queue %s has a redrive policy is not known (%s); see `celery -A app sqs doctor`.",
+        name,
+        code,
+        extra={"event": "start.unchecked", "queue": name, "error": code},
+    )
+
+
+def _heed(finding: Finding) -> None:
+    if finding.level is not Level.FAULT:
+        return
+    text = f"Queue {finding.subject}: {finding.check}: {finding.text}. {finding.fix}"
+    if finding.is_fatal:
+        raise SettingsError(text)
+    logger.warning("%s", text, extra={"event": "start.fault", "queue": finding.subject})
+
+
 def prepare_database(settings: Settings) -> None:
     """Make the indexes that are the idempotency keys; the client is closed before any fork.
 
@@ -64,7 +122,7 @@ def prepare_database(settings: Settings) -> None:
         with MongoClient[dict[str, Any]](
             uri, serverSelectionTimeoutMS=PRIMARY_TIMEOUT, timeoutMS=PRIMARY_TIMEOUT
         ) as client:
-            _require_replica_set(client)
+            require_replica_set(client)
             database = client.get_default_database(DEFAULT_DATABASE)
             for document in (User, OnceRecord, Increments):
                 _make_indexes(database, document._meta)
@@ -77,7 +135,8 @@ def prepare_database(settings: Settings) -> None:
         ) from exc
 
 
-def _require_replica_set(client: MongoClient[dict[str, Any]]) -> None:
+def require_replica_set(client: MongoClient[dict[str, Any]]) -> None:
+    """Raise SettingsError where this MongoDB is standalone."""
     hello = client.admin.command("hello")
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         raise SettingsError(

@@ -29,6 +29,8 @@ START_SECONDS = 20
 #: It would wait for the end of every long poll, also of clients that are gone. What it answered
 #: is committed, so that a kill loses nothing.
 STOP_SECONDS = 1
+#: Bytes of a message that it takes at the most; Amazon's takes 1 MiB.
+LARGEST_MESSAGE = 262_144
 DEAD_LETTER_RETENTION_SECONDS = 14 * 24 * 3600
 
 

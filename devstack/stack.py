@@ -152,6 +152,7 @@ def _environment(sqs_server: SqsServer, queues: QueuePair, server: MongoServer) 
         "AWS_SECRET_ACCESS_KEY": sqs.ACCESS_KEY,
         "AWS_SQS_QUEUE_URL": queues.url,
         "AWS_SQS_DLQ_URL": queues.dead_letter_url,
+        "SQS_MAX_MESSAGE_BYTES": str(sqs.LARGEST_MESSAGE),
         "MONGO_URI": server.uri(DATABASE),
     }
 

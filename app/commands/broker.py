@@ -9,16 +9,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from app.broker.clients import new_client
 from app.broker.options import Options
+from app.broker.permissions import DENIED
 from app.broker.settler import error_code
+from app.startup import NO_QUEUE
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
-
-#: How SQS says that credentials do not allow an action, in either of its protocols.
-DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
-
-#: The same of a queue that is not there. The first is boto3's class, the second SQS's older word.
-NO_QUEUE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 
 
 def options_of(celery_app: Any) -> Options:

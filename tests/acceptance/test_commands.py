@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Queues
+from devstack.sqs import LARGEST_MESSAGE
+from tests.acceptance.worker import Service
+from tests.services import Queues, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMAND_SECONDS = 60
@@ -111,3 +113,50 @@ def test_messages_are_sent_from_the_command_line(
         "Messages"
     ]
     assert json.loads(message["Body"])["id"] == sent.stdout.strip()
+
+
+def test_a_dead_letter_of_a_worker_is_listed_shown_redriven_and_done(
+    service: Service, tmp_path: Path
+) -> None:
+    def registration(id_: str, nickname: str) -> str:
+        data = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": nickname}}
+        return json.dumps({"id": id_, "action": "registerUser", "data": data})
+
+    def dlq(*arguments: str) -> str:
+        ran = celery(service.environment, tmp_path, "sqs", "dlq", *arguments)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    service.send(registration("m-1", "lee"))
+    service.user("s1")
+    service.send(registration("m-2", "kim"))
+    service.settle()
+
+    [listed] = map(json.loads, dlq("list", "--reason", "conflict", "--json").splitlines())
+    shown = json.loads(dlq("show", "m-2"))
+    assert (listed["id"], listed["task"], listed["error"]) == ("m-2", "registerUser", "Conflict")
+    assert listed["queue"] == service.queues.name
+    assert "kim" not in json.dumps(listed)
+    assert shown["body"] == registration("m-2", "kim")
+
+    service.database["users"].delete_one({"stock_id": "s1"})
+    # Letters of the second in which it starts are left alone.
+    wait_until(
+        lambda: "redriven" in dlq("redrive", "--id", "m-2", "--yes"), COMMAND_SECONDS, "a redrive"
+    )
+
+    assert service.user("s1")["user_info"]["nickname"] == "kim"
+    service.settle()
+    assert service.queues.dead_letters() == []
+
+
+def test_the_doctor_finds_nothing_wrong_beside_a_worker(service: Service, tmp_path: Path) -> None:
+    environment = {**service.environment, "SQS_MAX_MESSAGE_BYTES": str(LARGEST_MESSAGE)}
+
+    ran = celery(environment, tmp_path, "sqs", "doctor")
+    wrong = celery(environment | {"SQS_MAX_RECEIVE_COUNT": "11"}, tmp_path, "sqs", "doctor")
+
+    assert ran.returncode == 0, ran.stdout
+    assert wrong.returncode == 1
+    assert "FAULT" in wrong.stdout
+    assert "maxReceiveCount" in wrong.stdout

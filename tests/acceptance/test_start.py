@@ -120,6 +120,17 @@ def test_a_standalone_mongod_is_refused_in_one_line(
     assert "--replSet" in said
 
 
+def test_a_queue_without_a_redrive_policy_is_refused_in_one_line(
+    environment: dict[str, str], queues: Queues, start_worker: StartWorker
+) -> None:
+    queues.client.set_queue_attributes(QueueUrl=queues.url, Attributes={"RedrivePolicy": ""})
+
+    said = refusal(start_worker, environment)
+
+    assert "redrive policy" in said
+    assert queues.dead_letter_url in said
+
+
 @pytest.mark.slow
 def test_a_mongod_that_is_away_is_named_in_one_line(
     environment: dict[str, str], start_worker: StartWorker

@@ -1,0 +1,158 @@
+"""`sqs doctor`: what a worker depends on, each with its fault and the fix."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.broker.channel import CLOCK_TOLERANCE
+from app.broker.checks import Finding, Level, Subject, check_dead_letters, check_queue
+from app.broker.errors import ConfigurationError
+from app.broker.letters import date_of, name_of
+from app.broker.options import Options
+from app.broker.permissions import (
+    DENIED,
+    ON_DEAD_LETTERS,
+    ON_QUEUE,
+    check_permissions,
+    permission,
+)
+from app.broker.settler import error_code
+from app.commands.broker import client_of, options_of, refusal
+from app.commands.database import check_database
+from app.commands.output import print_json, printable, say
+from app.settings import get_settings
+from app.startup import check_numbers
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+#: Each level as a line begins with it.
+SHOWN = {Level.OK: "ok     ", Level.FAULT: "FAULT  ", Level.UNKNOWN: "?      "}
+
+
+@click.command("doctor", epilog="Example: celery -A app sqs doctor --json | jq 'select(.fix)'")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a check and line.")
+@click.pass_context
+def command(ctx: click.Context, /, as_json: bool) -> None:
+    """Check all that a worker depends on, and say what is wrong and how to put it right.
+
+    It takes the settings and credentials it is run with, so run it where and as the worker runs. It
+    sends, receives, changes and deletes no message. `?` is what it could not look at.
+
+    Exit status 1 where there is a fault.
+    """
+    counted: Counter[Level] = Counter()
+    for finding in examine(ctx.obj.app):
+        counted[finding.level] += 1
+        if as_json:
+            facts = asdict(finding)
+            del facts["is_fatal"]
+            print_json(facts)
+        else:
+            _show(finding)
+    say(f"{counted[Level.OK]} ok, {counted[Level.FAULT]} faults, {counted[Level.UNKNOWN]} unknown.")
+    ctx.exit(1 if counted[Level.FAULT] else 0)
+
+
+def examine(celery_app: Any) -> Iterator[Finding]:
+    """All checks, one after the other. What cannot be read is a finding and raises nothing."""
+    try:
+        options = options_of(celery_app)
+    except ConfigurationError as exc:
+        yield Subject("settings", "complete").fault(exc.message, "Then run it again.")
+        return
+    yield from check_settings(celery_app)
+    client = client_of(options)
+    yield check_clock(client, next(iter(options.queues.values())).url)
+    for name in options.queues:
+        yield from _check_queue_pair(client, name, options)
+    if (uri := get_settings().mongo_uri) is not None:
+        yield from check_database(uri.get_secret_value())
+
+
+def check_settings(celery_app: Any) -> Iterator[Finding]:
+    """Compare the settings with each other, as a worker does when it starts."""
+    celery_app.loader.import_default_modules()
+    checks: dict[str, Callable[[], Any]] = {
+        "complete": lambda: get_settings().require_worker(),
+        "numbers": lambda: check_numbers(celery_app),
+    }
+    for check, look in checks.items():
+        try:
+            look()
+        except ConfigurationError as exc:
+            yield Subject("settings", check).fault(exc.message, "A worker does not start so.")
+        else:
+            yield Subject("settings", check).ok("as a worker needs them")
+
+
+def check_clock(client: "SQSClient", url: str, now: Callable[[], float] = time.time) -> Finding:
+    """Compare this machine's clock with SQS's, which is told in whole seconds."""
+    check = Subject("clock", "SQS's time")
+    before = now()
+    try:
+        answer: Any = client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+    except ClientError as exc:
+        answer = exc.response  # It has a date all the same.
+    except BotoCoreError as exc:
+        return check.unknown(f"SQS gave no answer: {error_code(exc)}")
+    after, date = now(), date_of(answer)
+    if date is None:
+        return check.unknown("SQS's answer has no date")
+    ahead = max(before - (date.timestamp() + 1), 0)
+    behind = max(date.timestamp() - after, 0)
+    if max(ahead, behind) > CLOCK_TOLERANCE:
+        off = f"{ahead:.0f} s ahead" if ahead else f"{behind:.0f} s behind"
+        return check.fault(
+            f"this machine's clock is {off}: delays end at the wrong time, and from a few minutes "
+            "on SQS refuses every call",
+            "Let a time service (NTP, chrony) keep it.",
+        )
+    return check.ok(f"this machine's clock agrees within {CLOCK_TOLERANCE} s")
+
+
+def _check_queue_pair(client: "SQSClient", name: str, options: Options) -> Iterator[Finding]:
+    address = options.queue(name)
+    attributes, finding = _attributes_of(client, address.url)
+    yield finding
+    if attributes is not None:
+        yield from check_queue(name, options, attributes)
+        yield from check_permissions(client, address.url, ON_QUEUE)
+    if address.dead_letter_url is None:
+        return
+    dead_letters, finding = _attributes_of(client, address.dead_letter_url, is_needed=False)
+    yield finding
+    if attributes is not None and dead_letters is not None:
+        yield from check_dead_letters(name, address.dead_letter_url, attributes, dead_letters)
+    yield from check_permissions(client, address.dead_letter_url, ON_DEAD_LETTERS)
+
+
+def _attributes_of(
+    client: "SQSClient", url: str, *, is_needed: bool = True
+) -> tuple[dict[str, str] | None, Finding]:
+    """A queue's attributes, and whether they could be read. A worker needs those of its queue."""
+    action, name = "GetQueueAttributes", name_of(url)
+    try:
+        answer: Any = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+    except (ClientError, BotoCoreError) as exc:
+        code = error_code(exc)
+        if code not in DENIED:
+            fix = "Nothing else of it could be checked."
+            return None, Subject(name, "reached").fault(refusal(exc, action, url), fix)
+        if is_needed:
+            return None, permission(name, action, code)
+        text = "not allowed, so that retention and size were not checked"
+        return None, Subject(name, f"sqs:{action}").unknown(text, "A worker does without it.")
+    return answer["Attributes"], permission(name, action, None)
+
+
+def _show(finding: Finding) -> None:
+    line = f"{SHOWN[finding.level]}{finding.subject}: {finding.check}: {finding.text}"
+    click.echo(printable(line))
+    if finding.fix:
+        click.echo(printable(f"       → {finding.fix}"))

@@ -1,0 +1,273 @@
+"""`sqs doctor` and the start of a worker: every fault is made, and found with its fix."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from pymongo import MongoClient
+from pymongo.uri_parser import parse_uri
+
+from app.broker.checks import Level
+from app.broker.options import Options
+from app.commands import sqs as commands
+from app.commands.doctor import check_clock
+from app.errors import SettingsError
+from app.settings import get_settings
+from app.startup import check_queues, prepare_database
+from devstack import ports, sqs
+from tests.faults import proxy as faults
+from tests.faults.proxy import FaultProxy
+from tests.integration.conftest import transport_options
+from tests.services import Queues
+
+Doctor = Callable[..., Result]
+
+DENIED = faults.refusal("403 access denied", 403, "AccessDenied")
+
+
+@pytest.fixture
+def doctor(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Doctor:
+    """Runs `celery -A app sqs doctor` in this process on the queues, by another URL if given."""
+
+    def run(queues: Queues, *arguments: str, endpoint: str | None = None, **env: str) -> Result:
+        settings = {
+            "AWS_REGION": queues.region,
+            "AWS_ENDPOINT_URL": endpoint or queues.endpoint_url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_SQS_QUEUE_URL": queues.url,
+            "AWS_SQS_DLQ_URL": queues.dead_letter_url,
+            "MONGO_URI": mongo_uri,
+            "SQS_MAX_MESSAGE_BYTES": str(sqs.LARGEST_MESSAGE),
+        }
+        for name, value in (settings | env).items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        options = transport_options(queues) | {
+            "endpoint_url": settings["AWS_ENDPOINT_URL"],
+            "max_message_bytes": sqs.LARGEST_MESSAGE,
+        }
+        conf = SimpleNamespace(
+            broker_transport="app.broker:Transport",
+            broker_transport_options=options,
+            task_time_limit=30,
+            task_soft_time_limit=int(env.get("TASK_SOFT_TIME_LIMIT", 25)),
+        )
+        loader = SimpleNamespace(import_default_modules=lambda: None)
+        app = SimpleNamespace(conf=conf, tasks={}, loader=loader)
+        obj = SimpleNamespace(app=app)
+        return CliRunner().invoke(commands, ["doctor", *arguments], obj=obj)
+
+    return run
+
+
+@pytest.fixture
+def proxy(queues: Queues) -> Iterator[FaultProxy]:
+    """Stands before the SQS server and says no."""
+    with faults.running(queues.endpoint_url) as (running, _):
+        yield running
+
+
+def found(told: Result, level: str) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in told.stdout.splitlines()]
+    return [(line["subject"], line["check"]) for line in lines if line["level"] == level]
+
+
+def test_all_is_well_and_no_message_is_touched(either: Queues, doctor: Doctor) -> None:
+    either.client.send_message(QueueUrl=either.url, MessageBody="{}")
+
+    told = doctor(either)
+
+    assert told.exit_code == 0, told.output
+    assert "0 faults, 0 unknown" in told.stderr
+    assert all(line.startswith("ok ") for line in told.stdout.splitlines())
+    [message] = either.client.receive_message(
+        QueueUrl=either.url, MessageSystemAttributeNames=["ApproximateReceiveCount"]
+    )["Messages"]
+    assert message["Attributes"]["ApproximateReceiveCount"] == "1"
+    assert either.dead_letters() == []
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"VisibilityTimeout": "30"},
+        {"RedrivePolicy": ""},
+        {"MaximumMessageSize": "1024"},
+        {"MessageRetentionPeriod": str(14 * 86_400)},
+    ],
+    ids=str,
+)
+def test_a_queue_that_is_not_as_the_settings_say_is_a_fault(
+    either: Queues, doctor: Doctor, attributes: Any
+) -> None:
+    either.client.set_queue_attributes(QueueUrl=either.url, Attributes=attributes)
+    if "MessageRetentionPeriod" in attributes:
+        either.client.set_queue_attributes(
+            QueueUrl=either.dead_letter_url, Attributes={"MessageRetentionPeriod": "86400"}
+        )
+
+    told = doctor(either)
+
+    assert told.exit_code == 1
+    assert told.stdout.count("FAULT") == 1
+    assert told.stdout.count("→") == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "checks"),
+    [
+        ("ReceiveMessage", [("queue", "sqs:ReceiveMessage")]),
+        ("DeleteMessage", [("queue", "sqs:DeleteMessage")]),
+        ("ChangeMessageVisibility", [("queue", "sqs:ChangeMessageVisibility")]),
+        ("SendMessageBatch", [("queue", "sqs:SendMessage"), ("dlq", "sqs:SendMessage")]),
+        ("GetQueueAttributes", [("queue", "sqs:GetQueueAttributes")]),
+    ],
+)
+def test_a_permission_that_is_missing_is_named(
+    queues: Queues,
+    proxy: FaultProxy,
+    doctor: Doctor,
+    action: str,
+    checks: list[tuple[str, str]],
+) -> None:
+    proxy.fail(action, DENIED)
+
+    told = doctor(queues, "--json", endpoint=proxy.url)
+
+    names = {"queue": queues.name, "dlq": f"{queues.name}-dlq"}
+    assert told.exit_code == 1
+    assert found(told, "fault") == [(names[which], check) for which, check in checks]
+
+
+@pytest.mark.parametrize("fault", [faults.RESET, faults.SERVER_ERROR, faults.TRUNCATED])
+def test_an_sqs_that_does_not_answer_is_a_fault_and_no_traceback(
+    queues: Queues, proxy: FaultProxy, doctor: Doctor, fault: faults.Fault
+) -> None:
+    proxy.fail("GetQueueAttributes", fault)
+
+    told = doctor(queues, "--json", endpoint=proxy.url)
+
+    assert told.exit_code == 1
+    assert isinstance(told.exception, SystemExit)
+    assert (queues.name, "reached") in found(told, "fault")
+
+
+def test_a_queue_that_is_not_there_is_a_fault(queues: Queues, doctor: Doctor) -> None:
+    told = doctor(Queues(queues.client, queues.endpoint_url, queues.url + "x", "http://x/1/x"))
+
+    assert told.exit_code == 1
+    assert "there is no such queue" in told.stdout
+
+
+def test_settings_that_contradict_each_other_are_a_fault(queues: Queues, doctor: Doctor) -> None:
+    told = doctor(queues, "--json", TASK_SOFT_TIME_LIMIT="30")
+
+    assert found(told, "fault") == [("settings", "numbers")]
+
+
+# MongoDB
+
+
+def test_a_mongodb_that_is_away_is_a_fault_without_its_password(
+    queues: Queues, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.commands.database.TIMEOUT", 200)
+    nobody = ports.preferred_or_any(None)
+
+    told = doctor(queues, MONGO_URI=f"mongodb://kim:hunter2@{ports.HOST}:{nobody}/registrations")
+
+    assert told.exit_code == 1
+    assert "mongodb: reached: it does not answer" in told.stdout
+    assert "hunter2" not in told.output
+
+
+def test_an_index_that_is_not_the_codes_is_a_fault(
+    queues: Queues, doctor: Doctor, mongo_uri: str, mongo_client: MongoClient[dict[str, Any]]
+) -> None:
+    prepare = doctor(queues, "--json")
+    prepare_database(get_settings())
+    users = mongo_client[parse_uri(mongo_uri)["database"]]["users"]
+    assert found(prepare, "fault") == []
+    assert found(doctor(queues, "--json"), "fault") == []
+
+    users.drop_index("stock_id_user_id")
+    assert found(doctor(queues, "--json"), "fault") == []  # The first worker makes it.
+    users.insert_one({"stock_id": "s1", "user_id": "u1"})
+    assert found(doctor(queues, "--json"), "fault") == [("mongodb", "index users.stock_id_user_id")]
+    users.create_index([("stock_id", 1), ("user_id", 1)], name="stock_id_user_id")
+    assert found(doctor(queues, "--json"), "fault") == [("mongodb", "index users.stock_id_user_id")]
+
+
+# The clock
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [(0, Level.OK), (1, Level.OK), (-1, Level.OK), (5, Level.FAULT), (-600, Level.FAULT)],
+)
+def test_a_clock_that_is_off_is_a_fault(queues: Queues, ahead: float, level: Level) -> None:
+    finding = check_clock(queues.client, queues.url, lambda: datetime.now(UTC).timestamp() + ahead)
+
+    assert finding.level is level
+    if level is Level.FAULT:
+        assert ("ahead" if ahead > 0 else "behind") in finding.text
+
+
+# The start of a worker
+
+
+def options(queues: Queues, **changes: Any) -> Options:
+    return Options.read(transport_options(queues) | changes)
+
+
+def test_a_worker_asks_once_for_each_queue(queues: Queues, proxy: FaultProxy) -> None:
+    check_queues(options(queues, endpoint_url=proxy.url))
+
+    assert proxy.calls == {"GetQueueAttributes": 1}
+
+
+def test_a_worker_refuses_a_queue_without_a_redrive_policy(either: Queues) -> None:
+    either.client.set_queue_attributes(QueueUrl=either.url, Attributes={"RedrivePolicy": ""})
+
+    with pytest.raises(SettingsError, match="redrive policy") as raised:
+        check_queues(options(either))
+    assert either.dead_letter_url in raised.value.message
+    assert "\n" not in raised.value.message
+
+
+def test_a_worker_refuses_a_queue_that_is_not_there(either: Queues) -> None:
+    gone = Queues(either.client, either.endpoint_url, either.url + "x", either.dead_letter_url)
+
+    with pytest.raises(SettingsError, match="no such queue"):
+        check_queues(options(gone))
+
+
+@pytest.mark.parametrize("fault", [DENIED, faults.SERVER_ERROR, faults.RESET], ids=lambda f: f.name)
+def test_a_worker_that_cannot_look_says_so_and_starts(
+    queues: Queues,
+    proxy: FaultProxy,
+    caplog: pytest.LogCaptureFixture,
+    fault: faults.Fault,
+) -> None:
+    proxy.fail("GetQueueAttributes", fault)
+
+    check_queues(options(queues, endpoint_url=proxy.url))
+
+    [record] = caplog.records
+    assert vars(record)["event"] == "start.unchecked"
+    assert vars(record)["queue"] == queues.name
+
+
+def test_another_fault_of_a_queue_is_logged_and_the_worker_starts(
+    queues: Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_queues(options(queues, visibility_timeout=90))
+
+    [record] = caplog.records
+    assert vars(record)["event"] == "start.fault"
+    assert "60 s, and visibility_timeout is 90 s" in record.getMessage()
