@@ -21,6 +21,8 @@ broker_transport_options = {
     },
     "decode_json": "app.messages:decode_json",
     "wait_time_seconds": _settings.sqs_wait_time,
+    # Ours, since Celery's stop has no deadline.
+    "shutdown_timeout": _settings.worker_shutdown_timeout,
     "max_message_bytes": _settings.sqs_max_message_bytes,
     # The hard time limit and a margin: a running task's message is never handed to another worker.
     "visibility_timeout": _settings.visibility_timeout,

@@ -103,6 +103,11 @@ class Settings(BaseSettings):
     worker_concurrency: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Tasks at a time; without it, the number of cores."
     )
+    worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
+        90,
+        description="Seconds that running tasks have to finish once the worker is told to stop. "
+        "Then they are cut off and their messages released, which may take 25 more.",
+    )
     task_soft_time_limit: Annotated[int, Field(ge=1)] = Field(
         25, description="Seconds after which a task is told to stop."
     )

@@ -24,11 +24,15 @@ FLOWER_PORT = 5555
 QUEUE = "sdc-sqs"
 DATABASE = "registrations"
 WORKER_START_SECONDS = 60
-#: A task that takes longer to end is killed with the worker, and its message comes back.
-WORKER_STOP_SECONDS = 10
+#: Beyond WORKER_SHUTDOWN_TIMEOUT, before a worker that still does not end is killed.
+WORKER_STOP_MARGIN = 25
 #: For one machine and one person, unless the environment says otherwise. A worker that stops waits
-#: for the end of its long poll.
-WORKER_DEFAULTS = {"WORKER_CONCURRENCY": "2", "SQS_WAIT_TIME": "2"}
+#: for the end of its long poll, and of its tasks.
+WORKER_DEFAULTS = {
+    "WORKER_CONCURRENCY": "2",
+    "SQS_WAIT_TIME": "2",
+    "WORKER_SHUTDOWN_TIMEOUT": "10",
+}
 #: What Celery logs once it takes messages.
 WORKER_READY = " ready."
 
@@ -164,7 +168,7 @@ def _worker(directory: Directory, environment: Mapping[str, str], lock: int) -> 
         "the worker",
         [sys.executable, "-m", "celery", "-A", "app", "worker"],
         log=directory.log("worker"),
-        grace=WORKER_STOP_SECONDS,
+        grace=float(inherited["WORKER_SHUTDOWN_TIMEOUT"]) + WORKER_STOP_MARGIN,
         # Its ready line, which is waited for, is of this level.
         environment=inherited | {"LOG_LEVEL": "INFO"},
         directory=ROOT,

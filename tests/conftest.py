@@ -17,8 +17,8 @@ from tests.services import MakeQueues, Queues
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()
-OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_", "FLOWER_")
-OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "WORKER_CONCURRENCY", "STARTING_MONEY"}
+OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_", "FLOWER_", "WORKER_")
+OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "STARTING_MONEY"}
 
 
 @pytest.fixture(scope="session", autouse=True)

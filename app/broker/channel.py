@@ -34,6 +34,9 @@ CLOCK_TOLERANCE = 2
 #: Seconds that closing waits for SQS to be told the last outcomes.
 FLUSH_TIMEOUT = 10
 
+#: Seconds a forced stop gives an open long poll: time for an answer that is on its way already.
+LAST_POLL = 1
+
 
 class QoS(virtual.QoS):
     """kombu's table of unacknowledged messages, which here never restores anything: the leases
@@ -74,6 +77,9 @@ class Channel(virtual.Channel):
         #: Called with a failure that an outage may have caused; it says later whether one has.
         self.on_suspicion: Callable[[Suspicion], None] = Suspicion.dismiss
         self._release_after = 0
+        #: Whether the pool hands a task to another process, which nothing keeps from starting it.
+        self.pool_has_processes = False
+        self._poll_patience: float = self._options.wait_time_seconds + ANSWER_MARGIN
 
     # Publishing
 
@@ -242,6 +248,10 @@ class Channel(virtual.Channel):
             return
         self.end(tag, message.happened or unsaid, message.headers, message.policy)
 
+    def hand_over(self, tag: str) -> bool:
+        """A task goes to the pool; False where it may not, since its delivery has ended."""
+        return self._leases.promise(tag) if self.pool_has_processes else self.holds(tag)
+
     def started(self, tag: str, time_limit: float | None) -> Lease | None:
         """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
         delivery has ended before: its message may be another worker's by now."""
@@ -334,24 +344,63 @@ class Channel(virtual.Channel):
         """Why nothing is received now."""
         return self._leases.pauses
 
-    # Closing
+    # Stopping, from any thread
+
+    def stop_receiving(self) -> None:
+        """Ask SQS no more. What open polls still bring is released."""
+        while self._receivers:
+            receiver = self._receivers.popitem()[1]
+            receiver.stop()
+            self._leaving.append(receiver)
+
+    def release(self, *, running: bool) -> int:
+        """Hand back at once what has not started; with `running`, what runs too. How many."""
+        released = self._leases.take_all() if running else self._leases.take_waiting()
+        for lease in released:
+            message = self.qos._delivered.get(lease.delivery.tag)
+            if message is None:
+                self._conclude(lease, outcomes.NotStarted())
+            else:
+                happened = message.happened or _cut_off(lease)
+                self._conclude(lease, happened, message.headers, message.policy)
+        return len(released)
+
+    def give_up_polls(self) -> None:
+        """Close without waiting for open polls, but for answers that are on their way."""
+        self._poll_patience = LAST_POLL
+
+    def on_empty(self, callback: Callable[[], None]) -> None:
+        """Call this, on any thread, when nothing is in flight and no poll is open."""
+        self._leases.on_empty = callback
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in flight, and no poll is open."""
+        return self._leases.is_empty
+
+    def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
+        """Wait until SQS was told every outcome; False where `timeout` seconds were too few."""
+        return self._settler is None or self._settler.flush(timeout)
+
+    def await_polls(self) -> None:
+        """Wait for the open polls: the long poll's time, or less once they are given up."""
+        deadline = monotonic() + self._poll_patience
+        for receiver in self._leaving:
+            receiver.join(max(0.0, deadline - monotonic()))
 
     def close(self) -> None:
         """Stop receiving, release what was not settled, tell SQS all of it, end the threads."""
         if self.closed:
             return
-        for receiver in self._receivers.values():
-            receiver.stop()
-        self._leaving += self._receivers.values()
-        self._receivers.clear()
-        for receiver in self._leaving:
-            receiver.join(self._options.wait_time_seconds + ANSWER_MARGIN)
+        self.stop_receiving()
+        self.await_polls()
+        self.release(running=True)
         if self._settler is not None:
-            for lease in self._leases.all():
-                tag = lease.delivery.tag
-                self._end_message(tag, outcomes.NotStarted())
-                self.end(tag, outcomes.NotStarted())
             self._settler.stop(FLUSH_TIMEOUT)
         if self._heartbeat is not None:
             self._heartbeat.stop(FLUSH_TIMEOUT)
         super().close()
+
+
+def _cut_off(lease: Lease) -> Happened:
+    return outcomes.Interrupted("WorkerShutdown", 0) if lease.is_running else outcomes.NotStarted()

@@ -16,6 +16,7 @@ from app.broker import outcomes
 from app.broker.errors import ConfigurationError
 from app.broker.mailbox import worker as control_plane
 from app.broker.message import Message
+from app.broker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +31,28 @@ class Consumer(CeleryConsumer):
                 "This pool has no event loop for the SQS transport (gevent, eventlet). "
                 "Use --pool=prefork, threads or solo."
             )
+        self._shutdown = Shutdown(self)
 
     def on_ready(self) -> None:
         """The worker takes messages now."""
-        self.task_consumer.channel.on_lease_lost = self._on_lease_lost
-        signals.worker_shutting_down.connect(self._wake_the_loop)
+        channel = self.task_consumer.channel
+        channel.on_lease_lost = self._on_lease_lost
+        # Only a pool of processes has it (celery 5.7 concurrency/base.py).
+        channel.pool_has_processes = self.pool.uses_semaphore
+        self._shutdown.listen()
         if self.connection is not None:
             control_plane.attach(self)
         super().on_ready()
+
+    def close(self) -> None:
+        """Let what runs finish: Celery calls this first when a worker stops, while its pool and its
+        event loop still work (celery 5.7 worker/worker.py, `signal_consumer_close`)."""
+        self._shutdown.drain()
+
+    def shutdown(self) -> None:
+        """The last step of a stop."""
+        super().shutdown()
+        self._shutdown.finish()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """The function each task message goes through. It never raises."""
@@ -100,11 +115,6 @@ class Consumer(CeleryConsumer):
             },
         )
         return True
-
-    def _wake_the_loop(self, **_: Any) -> None:
-        """Runs in a signal handler: else the loop would sleep on until its next timer."""
-        if self.connection is not None:
-            self.connection.transport.inbox.wake()
 
     def _on_lease_lost(self, tag: str) -> None:
         """Runs on the heartbeat's thread: cancel the task on the loop, where that is wanted."""

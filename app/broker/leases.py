@@ -65,6 +65,8 @@ class Lease:
     """No extension reaches further."""
     started_at: float | None = None
     """When a process of the pool took the task."""
+    is_promised: bool = False
+    """Whether a process of the pool will take it, and cannot be kept from it any more."""
 
     def __post_init__(self) -> None:
         self.may_last_until = self.delivery.received_at + LONGEST_WAIT
@@ -73,6 +75,11 @@ class Lease:
     def is_running(self) -> bool:
         """Whether a process of the pool has taken the task."""
         return self.started_at is not None
+
+    @property
+    def can_be_kept_back(self) -> bool:
+        """Whether the task can still be kept from starting."""
+        return not (self.is_running or self.is_promised)
 
     def started(self, time_limit: float | None) -> None:
         """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
@@ -128,6 +135,9 @@ class Leases:
         self._pauses: set[str] = set()
         self._untold = 0
         self._pace = Pace()
+        #: Called when nothing is in flight, and no receive is open. It may be called at any time,
+        #: from any thread, under the lock of this table.
+        self.on_empty: Callable[[], None] = lambda: None
 
     # The window
 
@@ -188,6 +198,7 @@ class Leases:
                 expires_at = delivery.received_at + self.visibility_timeout
                 self._held[delivery.tag] = Lease(delivery, expires_at)
             self._changed.notify_all()
+            self._tell_if_empty()
 
     # The table
 
@@ -198,16 +209,33 @@ class Leases:
             if lease is not None:
                 self._pace.count()
             self._wake_if_worth_it()
+            self._tell_if_empty()
             return lease
 
     def take_waiting(self) -> list[Lease]:
-        """End every delivery whose task has not started."""
+        """End every delivery whose task can still be kept from starting."""
         with self._changed:
-            waiting = {tag: lease for tag, lease in self._held.items() if not lease.is_running}
+            waiting = {tag: lease for tag, lease in self._held.items() if lease.can_be_kept_back}
             for tag in waiting:
                 del self._held[tag]
             self._wake_if_worth_it()
+            self._tell_if_empty()
             return list(waiting.values())
+
+    def take_all(self) -> list[Lease]:
+        """End every delivery."""
+        with self._changed:
+            held = list(self._held.values())
+            self._held.clear()
+            self._tell_if_empty()
+            return held
+
+    def promise(self, tag: str) -> bool:
+        """A task goes to a process, which starts it; False where its delivery has ended before."""
+        with self._changed:
+            if lease := self._held.get(tag):
+                lease.is_promised = True
+            return lease is not None
 
     def started(self, tag: str, time_limit: float | None) -> Lease | None:
         """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
@@ -240,6 +268,11 @@ class Leases:
         with self._changed:
             return list(self._held.values())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in flight, and no receive is open that could bring something."""
+        return not (self._held or self._reserved)
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -269,6 +302,10 @@ class Leases:
         # Not at each message: a receiver that is woken for nothing takes time from the loop.
         if self._is_worth_a_receive():
             self._changed.notify_all()
+
+    def _tell_if_empty(self) -> None:
+        if self.is_empty:
+            self.on_empty()
 
     def _reserve(self) -> int:
         slots = min(self._share, self._free)

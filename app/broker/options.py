@@ -49,6 +49,9 @@ class Options:
     wait_time_seconds: int = 20
     receive_pause_max: float = 20.0
     """Seconds to which the pauses grow between receives that fail."""
+    shutdown_timeout: float = 90.0
+    """Seconds that running tasks have to finish once the worker is told to stop. The rest of a stop
+    takes up to 25 more, so this suits the 120 s that a container often gets."""
     max_receivers: int = 4
     """Receive calls at a time for one queue, while full batches keep coming."""
     max_message_bytes: int = 1_048_576
@@ -70,6 +73,7 @@ class Options:
             credentials=given.get("credentials") or {},
             wait_time_seconds=given.get("wait_time_seconds", cls.wait_time_seconds),
             receive_pause_max=given.get("receive_pause_max", cls.receive_pause_max),
+            shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
             max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             decode_json=symbol_by_name(decoder) if decoder else None,

@@ -66,8 +66,8 @@ class Copied:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run ended because something that the worker depends on was away: no failure of the
-    message, and none that counts."""
+    """A run ended because the worker stopped, or something it depends on was away: no failure of
+    the message, and none that counts."""
 
     error: str
     """Class of the exception."""

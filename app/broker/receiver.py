@@ -71,11 +71,12 @@ class Receiver:
         self._threads[0].start()
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads to end, `timeout` seconds each at the most."""
+        """Wait for the threads to end, `timeout` seconds for all of them at the most."""
         with self._lock:
             threads = list(self._threads)
+        deadline = monotonic() + timeout
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - monotonic()))
 
     def stop(self) -> None:
         """Ask no more. A call under way ends by itself, within the long poll."""

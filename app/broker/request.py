@@ -50,9 +50,10 @@ class Request(CeleryRequest):
         """A process of the pool runs the task now."""
         channel, tag = self._message.channel, self._message.delivery_tag
         self._lease = channel.started(tag, self.hard_time_limit)
-        if self._lease is None:
+        if self._lease is None and not channel.pool_has_processes:
             self._give_up()
-            # The threads pool calls this before the task, and does not start it then.
+            # The threads pool calls this before the task, and does not start it then. A process has
+            # started it, and billiard 4.3 is broken by what is raised here (pool.py, `_ack`).
             raise HandedBack(self.id)
         super().on_accepted(pid, time_accepted)
 
@@ -65,7 +66,10 @@ class Request(CeleryRequest):
     def revoked(self) -> bool:
         """Whether the task shall not start, asked right before it does: its message was handed back
         meanwhile, or it was revoked or is expired."""
-        if self._message.channel.holds(self._message.delivery_tag):
+        channel = self._message.channel
+        # Celery asks on arrival too, when the task may still have to wait for a slot.
+        may_start = channel.hand_over if self in state.reserved_requests else channel.holds
+        if may_start(self._message.delivery_tag):
             return bool(super().revoked())
         self._give_up()
         return True

@@ -102,7 +102,7 @@ class Program:
 
     def processes(self) -> list[int]:
         """The ids of all processes in its group, the main one included; zombies do not count."""
-        return [pid for pid, _, group in _living() if group == self.pid]
+        return [pid for pid, _, group in living() if group == self.pid]
 
     def log_text(self) -> str:
         """All it wrote to stdout and stderr."""
@@ -134,7 +134,7 @@ class Worker(Program):
 
     def pool_pids(self) -> list[int]:
         """The ids of the children of the main process."""
-        return [pid for pid, parent, _ in _living() if parent == self.pid]
+        return [pid for pid, parent, _ in living() if parent == self.pid]
 
 
 class StartWorker(Protocol):
@@ -282,7 +282,7 @@ def run_program(
     return json.loads(ran.stdout)
 
 
-def _living() -> Iterator[tuple[int, int, int]]:
+def living() -> Iterator[tuple[int, int, int]]:
     """Each process of this machine that is no zombie: its id, its parent's and its group's."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -117,3 +117,16 @@ def die(self, times):
     if self.request.retries < times:
         os.kill(os.getpid(), signal.SIGKILL)
     say(self, "end")
+
+
+@app.task(bind=True)
+def cling(self, seconds):
+    """Does not end when its process is told to."""
+    say(self, "start")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            time.sleep(until - time.monotonic())
+        except SystemExit:
+            say(self, "told to end")
+    say(self, "end")

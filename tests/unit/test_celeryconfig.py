@@ -82,6 +82,7 @@ def test_the_broker_is_told_what_it_needs(name: str, value: object) -> None:
         ("SQS_MAX_MESSAGE_BYTES", "max_message_bytes", 262_144),
         ("SQS_BACKOFF_BASE", "backoff_base", 9.0),
         ("SQS_BACKOFF_MAX", "backoff_max", 99),
+        ("WORKER_SHUTDOWN_TIMEOUT", "shutdown_timeout", 33),
     ],
 )
 def test_a_deployment_may_change_a_number(

@@ -704,6 +704,43 @@ def test_what_an_open_poll_brings_after_the_cancel_is_released(
     assert sqs.visible == {receipt: 0}
 
 
+def test_a_worker_that_stops_hands_back_what_waits_and_then_what_runs(
+    connection: Connection, sqs: Sqs
+) -> None:
+    running, waiting = sqs.put(1, task(1)), sqs.put(2, task(2))
+    worker = Worker(connection, "jobs")
+    channel = worker.channel
+    started, queued = worker.get(), worker.get()
+    channel.started(started.delivery_tag, 30)
+
+    channel.stop_receiving()
+    assert channel.release(running=False) == 1
+    wait_until(lambda: sqs.visible == {waiting: 0}, DEADLINE, "the release of what waits")
+    assert not channel.hand_over(queued.delivery_tag)
+
+    assert channel.release(running=True) == 1
+    wait_until(lambda: running in sqs.visible, DEADLINE, "the release of what runs")
+    assert sqs.visible == {waiting: 0, running: 0}
+    sqs.ended.set()
+    channel.await_polls()
+    assert channel.is_empty
+    assert sqs.deleted == []
+
+
+def test_what_was_promised_to_a_process_is_not_released_before_its_end(
+    connection: Connection, sqs: Sqs
+) -> None:
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    worker.channel.pool_has_processes = True
+    message = worker.get()
+    assert worker.channel.hand_over(message.delivery_tag)
+    assert worker.channel.release(running=False) == 0
+    message.ack()
+    worker.close(sqs)
+    assert (sqs.deleted, sqs.visible) == ([receipt], {})
+
+
 def test_what_came_before_the_cancel_and_was_not_delivered_is_released(
     connection: Connection, sqs: Sqs
 ) -> None:

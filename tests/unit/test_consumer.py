@@ -2,20 +2,20 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, signals
+from celery import Celery
 from celery.exceptions import InvalidTaskError
+from celery.worker import WorkController
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
 from app.broker.consumer import Consumer
 from app.broker.decoding import decode
-from app.broker.mailbox.options import ControlOptions
 from app.broker.message import Message
 from app.broker.options import ForeignMessage
 from app.broker.outcomes import Refused
@@ -50,6 +50,19 @@ class Strategy:
         self.taken.append(message)
 
 
+class Stop:
+    """Notes what it is told, in the place of the consumer's Shutdown."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def listen(self) -> None:
+        self.told.append("listen")
+
+    def drain(self) -> None:
+        self.told.append("drain")
+
+
 @pytest.fixture
 def celery_app() -> Celery:
     """An app with a task that has a message model and one that has none."""
@@ -74,7 +87,7 @@ def strategy() -> Strategy:
 
 
 @pytest.fixture
-def consumer(celery_app: Celery, strategy: Strategy) -> Iterator[Consumer]:
+def consumer(celery_app: Celery, strategy: Strategy) -> Consumer:
     """A consumer without the worker around it, which its constructor wants."""
     made = object.__new__(Consumer)
     made.app = celery_app
@@ -84,8 +97,8 @@ def consumer(celery_app: Celery, strategy: Strategy) -> Iterator[Consumer]:
     made.restart_count = 0
     made._maximum_prefetch_restored = True
     made.connection = None
-    yield made
-    signals.worker_shutting_down.disconnect(made._wake_the_loop)
+    made._shutdown = Stop()
+    return made
 
 
 MakeMessage = Callable[..., Message]
@@ -258,7 +271,8 @@ def lose(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     return lose_it
 
 
-PREFORK, THREADS = SimpleNamespace(terminate_job=print), SimpleNamespace()
+PREFORK = SimpleNamespace(terminate_job=print, uses_semaphore=True)
+THREADS = SimpleNamespace(uses_semaphore=False)
 
 
 def test_a_task_that_lost_its_lease_is_cancelled_where_that_is_wanted(
@@ -280,22 +294,17 @@ def test_else_a_task_that_lost_its_lease_runs_on(
     assert running.cancelled == []
 
 
-def test_a_signal_to_stop_wakes_the_loop(consumer: Consumer, lose: Callable[..., None]) -> None:
-    # Else it would sleep on until its next timer.
-    woken: list[bool] = []
-    inbox = SimpleNamespace(wake=lambda: woken.append(True))
-    mailbox = SimpleNamespace(options=ControlOptions())
-    transport = SimpleNamespace(inbox=inbox, mailbox=mailbox)
-    consumer.connection = SimpleNamespace(transport=transport)
-    lose(pool=THREADS)
-    signals.worker_shutting_down.send(sender=None)
-    assert woken == [True]
-
-
-def test_a_signal_without_a_connection_is_no_fault(
-    consumer: Consumer, lose: Callable[..., None]
+@pytest.mark.parametrize(("pool", "has_processes"), [(PREFORK, True), (THREADS, False)])
+def test_a_worker_that_is_ready_can_be_stopped(
+    consumer: Consumer, lose: Callable[..., None], pool: Any, has_processes: bool
 ) -> None:
-    assert consumer.connection is None
-    lose(pool=THREADS)
-    for _, answer in signals.worker_shutting_down.send(sender=None):
-        assert not isinstance(answer, Exception)
+    lose(pool=pool)
+    assert consumer._shutdown.told == ["listen"]
+    assert consumer.task_consumer.channel.pool_has_processes is has_processes
+
+
+def test_celery_lets_the_consumer_drain_before_it_stops_anything(consumer: Consumer) -> None:
+    controller = object.__new__(WorkController)
+    controller.consumer = consumer
+    controller.signal_consumer_close()
+    assert consumer._shutdown.told == ["drain"]

@@ -437,3 +437,36 @@ def test_what_has_ended_neither_starts_nor_is_extended(leases: Leases) -> None:
     leases.started("ended", 30)
     leases.extended("ended", 0.0)
     assert leases.all() == []
+
+
+# Handed back
+
+
+def test_what_was_promised_to_a_process_or_runs_is_not_taken_back(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    waiting, promised, running = (make_delivery(tag=tag) for tag in "abc")
+    leases.fill(0, [waiting, promised, running])
+    assert leases.promise(promised.tag)
+    leases.started(running.tag, 30)
+    assert [lease.delivery for lease in leases.take_waiting()] == [waiting]
+    assert not leases.promise(waiting.tag)
+    assert [lease.delivery for lease in leases.take_all()] == [promised, running]
+
+
+def test_it_is_told_when_nothing_is_in_flight_and_no_receive_is_open(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    told: list[bool] = []
+    leases.on_empty = lambda: told.append(leases.is_empty)
+    leases.resize(2)
+    slots = leases.try_reserve()
+    assert not leases.is_empty
+    leases.fill(slots, [make_delivery(tag="a"), make_delivery(tag="b")])
+    leases.take("a")
+    assert told == []
+    leases.take("b")
+    leases.fill(leases.try_reserve(), [])
+    leases.fill(0, [make_delivery(tag="c")])
+    leases.take_waiting()
+    assert told == [True] * 3

@@ -155,6 +155,8 @@ class Channel(virtual.Channel):
         self.lease: Lease | None = None
         self.suspicions: list[Suspicion] = []
         self.on_suspicion = self.suspicions.append
+        self.pool_has_processes = False
+        self.handed_over: list[str] = []
 
     def started(self, tag: str, time_limit: float | None) -> Lease | None:
         self.begun.append((tag, time_limit))
@@ -164,6 +166,10 @@ class Channel(virtual.Channel):
 
     def holds(self, tag: str) -> bool:
         return self.lease is not None
+
+    def hand_over(self, tag: str) -> bool:
+        self.handed_over.append(tag)
+        return self.holds(tag)
 
 
 @dataclass
@@ -584,3 +590,28 @@ def test_a_task_whose_message_was_handed_back_does_not_start(make_run: MakeRun) 
     # The channel knows that it has ended: the ack makes kombu forget it.
     assert (run.settled, run.eventer.sent) == (["ack"], [])
     assert run.request not in state.reserved_requests
+
+
+def test_a_task_is_handed_over_where_it_goes_to_the_pool_and_not_on_arrival(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    assert not run.request.revoked()
+    assert run.message.channel.handed_over == []
+    state.task_reserved(run.request)
+    assert not run.request.revoked()
+    assert run.message.channel.handed_over == [run.message.delivery_tag]
+    state.task_ready(run.request)
+
+
+def test_what_a_process_has_started_goes_on_though_its_delivery_has_ended(
+    make_run: MakeRun,
+) -> None:
+    # An exception from here would end the worker (billiard 4.3 pool.py, `ApplyResult._ack`).
+    run = make_run()
+    run.message.channel.lease = None
+    run.message.channel.pool_has_processes = True
+    run.request.on_accepted(1, monotonic())
+    assert run.request in state.active_requests
+    assert run.events == ["task-started"]
+    state.task_ready(run.request)

@@ -1,0 +1,297 @@
+"""Workers are told to stop: what runs finishes or is handed back, and nothing stays hidden."""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+
+from tests.acceptance.worker import living
+from tests.faults import proxy
+from tests.probe.project import PATIENCE, ProbeProject
+from tests.services import Queues, wait_until
+
+POOLS = ("prefork", "threads", "solo")
+
+#: Seconds. A stop that waited for a poll as long as this, or for its task, would be seen.
+LONG_POLL = 20
+LONG_TASK = 120
+
+#: Seconds that every stop of a busy worker must stay below: a process of the pool that waits for
+#: results to be read takes 30.
+QUICK = 20
+
+RECEIVE = "ReceiveMessage"
+
+MakeProject = Callable[..., ProbeProject]
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
+    """Makes one probe project on the test's own queues."""
+    made: list[ProbeProject] = []
+
+    def make(**settings: Any) -> ProbeProject:
+        made.append(ProbeProject(tmp_path / "project", queues, **settings))
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
+
+
+def has_done(project: ProbeProject, count: int) -> bool:
+    """Whether so many tasks have ended."""
+    return len(project.events(event="end")) >= count
+
+
+def tell(worker: "Popen[bytes]", number: signal.Signals) -> None:
+    """Send a signal as it comes: of a process manager, or of a terminal to all in front of it."""
+    if number is signal.SIGINT:
+        os.killpg(worker.pid, number)
+    else:
+        worker.send_signal(number)
+
+
+def tell_to_stop(project: ProbeProject, worker: "Popen[bytes]", number: signal.Signals) -> None:
+    """Send the first signal, and wait until the worker has heard it."""
+    tell(worker, number)
+    wait_until(lambda: "Stopping:" in project.worker_log(), PATIENCE, "a worker that stops")
+
+
+def start_running(project: ProbeProject, pool: str, *task: Any) -> list[str]:
+    """Let as many tasks run as the pool takes; their ids."""
+    running = [project.send(*task) for _ in range(1 if pool == "solo" else 2)]
+    wait_until(
+        lambda: len(project.events(event="start")) == len(running), PATIENCE, "tasks that run"
+    )
+    return running
+
+
+def start_waiting(project: ProbeProject, running: list[str]) -> list[str]:
+    """Let some messages wait in the worker for a place in the pool; their ids."""
+    waiting = [project.send("work") for _ in range(6)]
+    in_flight = len(running) + len(waiting)
+    wait_until(lambda: project.queues.counts()[1] == in_flight, PATIENCE, "messages that wait")
+    return waiting
+
+
+def assert_gone(worker: "Popen[bytes]") -> None:
+    """No process of the worker is left: neither its own nor one of its pool."""
+    left = [pid for pid, _, group in living() if group == worker.pid]
+    assert left == []
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_runs_finishes_and_what_waits_is_released_at_once(
+    make_project: MakeProject, pool: str
+) -> None:
+    project = make_project()
+    worker = project.start("--pool", pool)
+    running = start_running(project, pool, "work", 5)
+    waiting = start_waiting(project, running)
+
+    tell_to_stop(project, worker, signal.SIGTERM)
+
+    wait_until(lambda: project.queues.counts()[0] == len(waiting), PATIENCE, "released messages")
+    assert project.events(event="end") == []
+    assert worker.wait(PATIENCE) == 0
+    assert {line["id"] for line in project.events(event="end")} == set(running)
+    assert len(project.events(event="start")) == len(running)
+    assert project.queues.counts() == (len(waiting), 0, 0)
+    assert_gone(worker)
+
+
+@pytest.mark.parametrize(
+    ("pool", "number"),
+    [
+        ("prefork", signal.SIGINT),
+        ("threads", signal.SIGTERM),
+        ("solo", signal.SIGTERM),
+        pytest.param("prefork", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("threads", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("solo", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_second_signal_hands_back_what_runs_and_awaits_no_poll(
+    make_project: MakeProject, pool: str, number: signal.Signals
+) -> None:
+    project = make_project(transport={"wait_time_seconds": LONG_POLL})
+    worker = project.start("--pool", pool)
+    running = start_running(project, pool, "work", LONG_TASK)
+
+    tell_to_stop(project, worker, number)
+    tell(worker, number)
+
+    assert worker.wait(LONG_POLL - 5) == 0
+    assert project.queues.counts() == (len(running), 0, 0)
+    assert project.events(event="end") == []
+    assert_gone(worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS)
+def test_at_its_deadline_a_stop_hands_back_what_still_runs(
+    make_project: MakeProject, pool: str
+) -> None:
+    project = make_project(transport={"wait_time_seconds": LONG_POLL, "shutdown_timeout": 2})
+    worker = project.start("--pool", pool)
+    running = start_running(project, pool, "work", LONG_TASK)
+
+    tell(worker, signal.SIGTERM)
+
+    assert worker.wait(LONG_POLL - 5) == 0
+    assert project.queues.counts() == (len(running), 0, 0)
+    assert_gone(worker)
+
+
+@pytest.mark.slow
+def test_a_task_that_does_not_end_when_told_to_is_killed(make_project: MakeProject) -> None:
+    project = make_project(transport={"shutdown_timeout": 1})
+    worker = project.start()
+    running = start_running(project, "prefork", "cling", LONG_TASK)
+
+    tell(worker, signal.SIGTERM)
+
+    assert worker.wait(PATIENCE) == 0
+    assert len(project.events(event="told to end")) == len(running)
+    assert project.queues.counts() == (len(running), 0, 0)
+    assert_gone(worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS)
+def test_sigquit_is_a_stop_at_once(make_project: MakeProject, pool: str) -> None:
+    project = make_project()
+    worker = project.start("--pool", pool)
+    running = start_running(project, pool, "work", LONG_TASK)
+
+    tell(worker, signal.SIGQUIT)
+
+    assert worker.wait(PATIENCE) == 0
+    assert project.queues.counts() == (len(running), 0, 0)
+    assert_gone(worker)
+
+
+def test_an_open_poll_is_awaited_beside_what_runs_and_what_it_brings_is_released(
+    make_project: MakeProject, queues: Queues
+) -> None:
+    with proxy.running(queues.endpoint_url) as (faults, url):
+        project = make_project(transport={"endpoint_url": url})
+        worker = project.start()
+        running = start_running(project, "prefork", "work", 8)
+        faults.hold(RECEIVE)
+        wait_until(lambda: faults.is_holding(RECEIVE), PATIENCE, "an open poll")
+        polls = faults.calls[RECEIVE]
+
+        tell_to_stop(project, worker, signal.SIGTERM)
+        late = project.send("work")
+        faults.let_go(RECEIVE)
+
+        said = "Message is released"
+        wait_until(lambda: said in project.worker_log(), PATIENCE, "a message that is released")
+        assert project.events(event="end") == []
+        assert worker.wait(PATIENCE) == 0
+        assert {line["id"] for line in project.events(event="end")} == set(running)
+        assert project.events(late) == []
+        assert faults.calls[RECEIVE] == polls
+    assert project.queues.counts() == (1, 0, 0)
+
+
+def test_a_task_that_waits_for_its_rate_limit_is_released(make_project: MakeProject) -> None:
+    project = make_project(celery={"task_annotations": {"probe.work": {"rate_limit": "1/m"}}})
+    worker = project.start()
+    ids = [project.send("work") for _ in range(3)]
+    wait_until(lambda: project.events(event="end"), PATIENCE, "the first end")
+    wait_until(lambda: project.queues.counts()[1] == 2, PATIENCE, "messages that wait")
+
+    assert project.stop(worker) == 0
+
+    assert len(project.events(event="start")) == 1
+    assert project.queues.counts() == (len(ids) - 1, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_stop_is_bounded_while_sqs_is_away(
+    make_project: MakeProject, queues: Queues, pool: str
+) -> None:
+    with proxy.running(queues.endpoint_url) as (faults, url):
+        project = make_project(transport={"endpoint_url": url, "shutdown_timeout": 3})
+        worker = project.start("--pool", pool)
+        start_running(project, pool, "work", LONG_TASK)
+        faults.go_down()
+
+        tell(worker, signal.SIGTERM)
+
+        assert worker.wait(2 * PATIENCE) == 0
+        assert_gone(worker)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_busy_worker_stops_without_delay_each_time(make_project: MakeProject) -> None:
+    project = make_project()
+    done = 0
+    for _ in range(10):
+        worker = project.start()
+        for _ in range(150):
+            project.send("work", 0.001)
+        done += 20
+        wait_until(partial(has_done, project, done), PATIENCE, "a busy worker")
+        done = len(project.events(event="end"))
+
+        worker.send_signal(signal.SIGTERM)
+
+        assert worker.wait(QUICK) == 0
+        assert project.queues.counts()[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_rolling_restarts_of_four_workers_lose_nothing_and_run_nothing_twice(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    workers = [project.start() for _ in range(4)]
+    with load(project) as sent:
+        for _ in range(10):
+            for place, worker in enumerate(workers):
+                worker.send_signal(signal.SIGTERM)
+                workers[place] = project.start()
+                assert worker.wait(PATIENCE) == 0
+    project.wait_for_empty_queue()
+
+    starts = Counter(line["id"] for line in project.events(event="start"))
+    ends = Counter(line["id"] for line in project.events(event="end"))
+    assert ends == Counter(sent)
+    assert starts == ends
+    assert project.queues.dead_letters() == []
+
+
+@contextmanager
+def load(project: ProbeProject) -> Iterator[list[str]]:
+    """Keeps the queue filled until the end of the block; the ids of what was sent."""
+    sent: list[str] = []
+    enough = threading.Event()
+
+    def keep_filled() -> None:
+        while not enough.is_set():
+            if project.queues.counts()[0] < 30:
+                sent.extend(project.send("work", 0.1) for _ in range(10))
+            enough.wait(0.1)
+
+    sender = threading.Thread(target=keep_filled)
+    sender.start()
+    try:
+        yield sent
+    finally:
+        enough.set()
+        sender.join()

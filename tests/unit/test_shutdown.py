@@ -1,0 +1,240 @@
+"""Shutdown: what each signal does, without a worker around it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import signals
+from celery.apps.worker import install_worker_term_handler, install_worker_term_hard_handler
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.worker import state
+from kombu.asynchronous import Hub
+
+from app.broker.inbox import Inbox
+from app.broker.shutdown import Shutdown
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 30
+
+
+class Channel:
+    """Has one delivery in flight, and notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.is_empty = False
+        self.wake: Any = None
+        self.stopped = threading.Event()
+
+    def on_empty(self, callback: Any) -> None:
+        self.wake = callback
+
+    def stop_receiving(self) -> None:
+        self.told.append("stop receiving")
+
+    def release(self, *, running: bool) -> int:
+        self.told.append("release all" if running else "release what waits")
+        self.stopped.set()
+        return 1
+
+    def give_up_polls(self) -> None:
+        self.told.append("give up polls")
+
+    def await_polls(self) -> None:
+        self.told.append("await polls")
+
+    def flush(self, timeout: float) -> bool:
+        self.told.append("flush")
+        return True
+
+    def end(self) -> None:
+        """The last delivery ends."""
+        self.is_empty = True
+        self.wake()
+
+
+class Consumer:
+    """The parts of a worker that a stop needs. Its pool is one of threads."""
+
+    def __init__(self, hub: Hub, inbox: Inbox, shutdown_timeout: float) -> None:
+        self.hub = hub
+        self.channel = Channel()
+        self.task_consumer = SimpleNamespace(channel=self.channel)
+        self.pool = SimpleNamespace(uses_semaphore=False)
+        # No program of its own, so that the process of the tests is not left.
+        self.controller = SimpleNamespace(exitcode=None)
+        options = SimpleNamespace(shutdown_timeout=shutdown_timeout)
+        self.connection = SimpleNamespace(transport=SimpleNamespace(inbox=inbox, options=options))
+
+
+@pytest.fixture
+def _signals_of_before() -> Iterator[None]:
+    """What a worker would change in this process, as it was before."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    state.should_stop = state.should_terminate = None
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def consumer(hub: Hub, _signals_of_before: None) -> Iterator[Consumer]:
+    inbox = Inbox()
+    made = Consumer(hub, inbox, shutdown_timeout=DEADLINE)
+    hub.add_reader(inbox.fileno(), inbox.take_all)
+    yield made
+    inbox.close()
+
+
+@pytest.fixture
+def shutdown(consumer: Consumer) -> Iterator[Shutdown]:
+    made = Shutdown(consumer)
+    made.listen()
+    yield made
+    made.finish()
+
+
+def at_last(consumer: Consumer, action: Any) -> None:
+    """Do this, from another thread, once the stop has begun."""
+
+    def act() -> None:
+        assert consumer.channel.stopped.wait(DEADLINE)
+        action()
+
+    threading.Thread(target=act).start()
+
+
+def test_a_stop_receives_no_more_then_releases_what_waits_then_awaits_what_runs(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    at_last(consumer, consumer.channel.end)
+    shutdown.drain()
+    assert consumer.channel.is_empty
+    assert consumer.channel.told == ["stop receiving", "release what waits"]
+
+
+def test_a_signal_of_celery_begins_the_stop_at_once_and_leaves_with_status_0(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    # Not only when the loop comes by: in the solo pool a task keeps it.
+    consumer.controller.exitcode = 1  # As Celery has it after Ctrl+C.
+    signals.worker_shutting_down.send(sender=None, sig="SIGINT", how="Warm", exitcode=1)
+    assert consumer.channel.stopped.wait(DEADLINE)
+    at_last(consumer, consumer.channel.end)
+    shutdown.drain()
+    assert consumer.controller.exitcode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_any_second_signal_releases_all_and_tells_sqs(
+    shutdown: Shutdown, consumer: Consumer, number: signal.Signals
+) -> None:
+    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
+    assert consumer.channel.stopped.wait(DEADLINE)
+    signal.raise_signal(number)
+    shutdown._thread.join(DEADLINE)
+    assert consumer.channel.told == [
+        "stop receiving",
+        "release what waits",
+        "give up polls",
+        "flush",
+        "release all",
+        "flush",
+        # An open poll takes what is released: what it brings is released in turn.
+        "await polls",
+        "flush",
+    ]
+
+
+def test_a_deadline_is_as_a_second_signal(shutdown: Shutdown, consumer: Consumer) -> None:
+    consumer.connection.transport.options.shutdown_timeout = 0.01
+    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
+    shutdown._thread.join(DEADLINE)
+    assert "release all" in consumer.channel.told
+
+
+def test_a_fault_of_the_loop_and_a_further_shutdown_do_not_end_the_draining(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    def ask_again() -> None:
+        consumer.hub.call_soon(fail)
+        raise WorkerShutdown(0)
+
+    def fail() -> None:
+        consumer.hub.call_soon(end)
+        raise ZeroDivisionError
+
+    def end() -> None:
+        assert consumer.channel.stopped.wait(DEADLINE)
+        consumer.channel.end()
+
+    consumer.hub.call_soon(ask_again)
+    shutdown.drain()
+    assert consumer.channel.is_empty
+
+
+def test_an_error_that_terminates_a_worker_makes_its_stop_a_forced_one(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    def terminate() -> None:
+        consumer.hub.call_soon(end)
+        raise WorkerTerminate(1)
+
+    def end() -> None:
+        shutdown._thread.join(DEADLINE)
+        consumer.channel.end()
+
+    consumer.hub.call_soon(terminate)
+    shutdown.drain()
+    assert "release all" in consumer.channel.told
+
+
+def test_a_loop_that_an_error_has_emptied_is_not_turned(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    consumer.hub.reset()
+    shutdown.drain()
+    assert consumer.channel.told == []
+
+
+def test_a_worker_that_never_was_ready_has_nothing_to_drain(consumer: Consumer) -> None:
+    Shutdown(consumer).drain()
+    assert consumer.channel.told == []
+
+
+# What Celery does
+
+
+@pytest.mark.usefixtures("_signals_of_before")
+def test_celerys_cold_shutdown_is_found_by_its_name_and_replaced(consumer: Consumer) -> None:
+    install_worker_term_hard_handler(None)
+    made = Shutdown(consumer)
+    made.listen()
+    signal.raise_signal(signal.SIGQUIT)
+    made._thread.join(DEADLINE)
+    assert "release all" in consumer.channel.told
+    assert state.should_stop == 0
+
+
+@pytest.mark.usefixtures("_signals_of_before")
+def test_celerys_handler_of_sigterm_says_that_it_is_warm(capfd: Any) -> None:
+    said: list[str] = []
+
+    def note(how: str, **_: Any) -> None:
+        said.append(how)
+
+    signals.worker_shutting_down.connect(note)
+    install_worker_term_handler(SimpleNamespace(hostname="w@h"))
+    signal.raise_signal(signal.SIGTERM)
+    assert said == ["Warm"]
