@@ -191,17 +191,16 @@ class Settler:
 
     def _tell(self, batch: Sequence[Settlement]) -> None:
         sent = [s for s in batch if self._has_lease(s) and self._send_copy(s)]
-        # To send copies takes time.
-        for queue, settlements in _by_queue(s for s in sent if self._has_lease(s)):
+        for queue, settlements in _by_queue(sent):
             url = self._options.queue(queue).url
-            deletes = [
-                s for s in settlements if isinstance(s.outcome, Done | DeadLetter | Postponed)
-            ]
-            changes = [s for s in settlements if isinstance(s.outcome, Retry | Released)]
-            if deletes:
-                self._delete(url, deletes)
-            if changes:
-                self._change_visibility(url, changes)
+            for tell, outcomes in (
+                (self._delete, Done | DeadLetter | Postponed),
+                (self._change_visibility, Retry | Released),
+            ):
+                # Looked at again: each call before this one took its time.
+                told = [s for s in settlements if isinstance(s.outcome, outcomes)]
+                if told := [s for s in told if self._has_lease(s)]:
+                    tell(url, told)
 
     def _has_lease(self, settlement: Settlement) -> bool:
         """Whether the lease lasts; where it does not, the message may be another worker's."""
