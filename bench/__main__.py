@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +52,7 @@ def _profile(directory: Path) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    plan = _plan(options)
+    plan, started = _plan(options), time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
         lab.running(Path(directory)) as at,
@@ -65,7 +66,7 @@ def _measure(options: argparse.Namespace) -> int:
             window=plan.window,
             command='make bench ARGS="--quick"' if options.quick else "make bench",
         )
-        Run(at, plan, found, _say, options.only).measure()
+        Run(at, plan, found, _say, options.only, started).measure()
     _keep(found, options.out, "quick" if options.quick else "bench")
     return 1 if found.failed else 0
 

@@ -30,6 +30,7 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
             "quiet": table.quiet(results),
             "recovery": table.recovery(results),
             "publishing": table.publishing(results),
+            "events": table.events(results),
             "depths": table.depths(results),
         },
         README: {"headline": _headline(results)},
@@ -78,6 +79,7 @@ def markdown(results: Results) -> str:
         "Idle, and full with long tasks": table.quiet(results),
         "After kill -9": table.recovery(results),
         "Sending": table.publishing(results),
+        "Events": table.events(results),
         "Depth of the queue": table.depths(results),
     }
     told = "".join(f"\n## {name}\n\n{part}\n" for name, part in parts.items())

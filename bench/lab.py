@@ -1,6 +1,7 @@
 """What stays up for a whole run, and the stage of one measurement on it."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,13 @@ class Stage:
         assert progress.first_delete is not None
         return progress.first_delete
 
+    def wait_until_deleted(self, messages: int, seconds: float) -> None:
+        """Returns when so many are, or after so many seconds."""
+        end = time.monotonic() + seconds
+        while self.proxy.progress().deleted < messages and time.monotonic() < end:
+            self.check()
+            time.sleep(0.05)
+
 
 @dataclass
 class Lab:
@@ -97,7 +105,8 @@ class Lab:
             )
             stack.callback(client.delete_queue, QueueUrl=queues.url)
             stack.callback(client.delete_queue, QueueUrl=queues.dead_letter_url)
-            stack.callback(self.mongo.drop_database, name)
+            for database in (name, f"{name}_control"):
+                stack.callback(self.mongo.drop_database, database)
             with closing(self.sender(queues.url)) as sender:
                 sender.fill(candidate.body(task, name), size)
             proxy = stack.enter_context(self.proxy(delay_ms))

@@ -1,12 +1,11 @@
 """From sent to stored, while messages come at a steady rate."""
 
-import time
 from contextlib import closing
 
 from bench import database
 from bench.candidates import Candidate
 from bench.figures import delays, percentile
-from bench.lab import Lab, Stage
+from bench.lab import Lab
 from bench.results import Latency
 
 #: Messages that warm the worker up.
@@ -26,20 +25,13 @@ def measure(
         lab.stage(candidate, "register", delay_ms, size=WARM_UP) as stage,
         closing(lab.sender(stage.place.queues.url)) as sender,
     ):
-        _wait_until_deleted(stage, WARM_UP)
+        stage.first_delete()
+        stage.wait_until_deleted(WARM_UP, REST)
         body = candidate.body("register", stage.place.queue)
         sent = sender.flow(body, rate, seconds)
-        _wait_until_deleted(stage, WARM_UP + len(sent))
+        stage.wait_until_deleted(WARM_UP + len(sent), REST)
         taken = delays(sent, database.stored_at(lab.mongo, stage.database))
     return Latency(
         candidate.name, delay_ms, load, rate, len(sent), len(taken),
         percentile(taken, 0.5), percentile(taken, 0.99),
     )  # fmt: skip
-
-
-def _wait_until_deleted(stage: Stage, messages: int) -> None:
-    stage.first_delete()
-    end = time.monotonic() + REST
-    while stage.proxy.progress().deleted < messages and time.monotonic() < end:
-        stage.check()
-        time.sleep(0.05)

@@ -20,6 +20,8 @@ from bench.candidates import (
 )
 from bench.throughput import Cell
 
+#: Events a second.
+EVENTS = 500.0
 #: Shares of a consumer's throughput at which latency is measured.
 LOADS = (0.1, 0.8)
 
@@ -46,6 +48,8 @@ class Plan:
     recovery: Sequence[Candidate] = ()
     published: dict[str, int] = field(default_factory=dict)
     """Messages by the way they are sent."""
+    events: Sequence[tuple[Candidate, float]] = ()
+    """Who, and for how long."""
 
 
 def _cells(task: str, delay_ms: float, candidates: Iterable[Candidate]) -> list[Cell]:
@@ -77,10 +81,11 @@ FULL = Plan(
     full=(OURS, OURS_8, STOCK_BEST),
     recovery=(OURS,),
     published={"many": 5_000, "each": 300},
+    events=((OURS, 60), (OURS_WITHOUT_EVENTS, 20)),
 )
 
 QUICK = Plan(
-    limit=165,
+    limit=160,
     rounds=1,
     window=1.5,
     backlog=6_000,

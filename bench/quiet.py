@@ -16,6 +16,8 @@ SETTLE = 3.0
 #: Messages that fill the window of any worker.
 FULL = 200
 HOUR = 3600.0
+#: Seconds of the first long poll.
+FIRST = 20.0
 
 
 def measure(lab: Lab, state: str, candidates: Sequence[Candidate], seconds: float) -> list[Quiet]:

@@ -118,6 +118,28 @@ class Recovery:
 
 
 @dataclass(frozen=True)
+class Events:
+    """A steady flow of tasks, each of which makes three events."""
+
+    config: str
+    rate: float
+    """Events a second that were to be made."""
+    seconds: float
+    sent: int
+    """Tasks."""
+    settled: int
+    """Tasks done by the end of the flow."""
+    cores: float | None
+    """Of the worker and its pool."""
+    commands_a_second: float
+    """Of MongoDB, the listener's included."""
+    heard: int | None = None
+    """Task events that a listener got; None where nobody listened."""
+    lag_p99: float | None = None
+    """Milliseconds from an event to the listener."""
+
+
+@dataclass(frozen=True)
 class Publishing:
     """Sending registrations from one process."""
 
@@ -162,6 +184,7 @@ class Results:
     quiet: list[Quiet] = field(default_factory=list)
     recovery: list[Recovery] = field(default_factory=list)
     publishing: list[Publishing] = field(default_factory=list)
+    events: list[Events] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """What was not measured, and why."""
     failed: list[str] = field(default_factory=list)

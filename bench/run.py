@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench import latency, limits, publishing, quiet, recovery, throughput
+from bench import events, latency, limits, publishing, quiet, recovery, throughput
 from bench.candidates import OURS, Candidate
 from bench.errors import BenchError
 from bench.lab import Lab
-from bench.plan import LOADS, Plan
+from bench.plan import EVENTS, LOADS, Plan
 from bench.results import Results, Throughput
 from bench.throughput import Cell, Effort
 from devstack.errors import StackError
@@ -42,9 +42,10 @@ class Run:
             self.results.limits = limits.measure(self.lab)
         self._round(1)
         self._publishing()
-        self._quiet("idle", self.plan.idle, self.plan.idle_seconds)
         self._latency()
+        self._quiet("idle", self.plan.idle, self.plan.idle_seconds)
         self._quiet("full", self.plan.full, self.plan.full_seconds)
+        self._events()
         self._recovery()
         for number in range(2, self.plan.rounds + 1):
             self._round(number)
@@ -127,7 +128,7 @@ class Run:
             )
 
         if present:
-            self._try(state, f"{state} workers", seconds + len(present), measure)
+            self._try(state, f"{state} workers", seconds + quiet.FIRST + len(present), measure)
 
     def _recovery(self) -> None:
         for candidate in self.plan.recovery:
@@ -139,13 +140,24 @@ class Run:
 
             self._try("recovery", f"{candidate.name}, kill -9", RECOVERY, measure)
 
+    def _events(self) -> None:
+        for candidate, seconds in self.plan.events:
+
+            def measure(candidate: Candidate = candidate, seconds: float = seconds) -> str:
+                measured = events.measure(self.lab, candidate, EVENTS, seconds)
+                self.results.events.append(measured)
+                return f"{measured.settled} of {measured.sent} tasks, {measured.heard} events heard"
+
+            self._try("events", f"{candidate.name}, flow of events", seconds + AROUND, measure)
+
     def _publishing(self) -> None:
         for way, messages in self.plan.published.items():
 
             def measure(way: str = way, messages: int = messages) -> str:
                 measured = publishing.measure(self.lab, way, messages, 10)
                 self.results.publishing.append(measured)
-                return f"{measured.calls_a_message:.2f} calls a message"
+                rate = measured.messages / measured.seconds
+                return f"{measured.calls_a_message:.2f} calls a message, {rate:.0f} messages/s"
 
             self._try("publishing", publishing.WAYS[way], AROUND, measure)
 

@@ -126,7 +126,7 @@ def _watch(stage: Stage, flow: Flow, soak: Soak) -> None:
             time.sleep(INTERVAL)
     finally:
         flow.stop()
-    _wait_until_settled(stage, flow.sent)
+    stage.wait_until_deleted(flow.sent, REST)
     soak.account = _account(stage, flow)
 
 
@@ -138,13 +138,6 @@ def _sample(stage: Stage, flow: Flow, at: float) -> Sample:
     return Sample(
         at, used.memory, used.descriptors, used.threads, flow.sent, settled, stage.stored()
     )
-
-
-def _wait_until_settled(stage: Stage, messages: int) -> None:
-    end = time.monotonic() + REST
-    while stage.proxy.progress().deleted < messages and time.monotonic() < end:
-        stage.check()
-        time.sleep(0.1)
 
 
 def _account(stage: Stage, flow: Flow) -> Account:

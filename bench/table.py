@@ -111,6 +111,20 @@ def publishing(results: Results) -> str:
     return _table(("way", "messages", "messages/s at +10 ms a call", "SQS calls/message"), rows)
 
 
+def events(results: Results) -> str:
+    rows = [
+        [
+            each.config, f"{each.sent:,}", f"{each.settled:,}",
+            "-" if each.heard is None else f"{each.heard:,}", _number(each.lag_p99, "{:.0f}"),
+            _number(each.cores, "{:.2f}"), f"{each.commands_a_second:.0f}",
+        ]
+        for each in results.events
+    ]  # fmt: skip
+    head = ("consumer", "tasks sent", "done", "events heard", "lag p99 ms", "cores",
+            "MongoDB commands/s")  # fmt: skip
+    return _table(head, rows)
+
+
 def figures(results: Results) -> str:
     """What was wanted beside what was measured."""
     rows = [

@@ -45,7 +45,7 @@ def test_a_document_that_lost_a_marker_is_refused(text: str) -> None:
             "docs/bench.md",
             [
                 "machine", "figures", "throughput", "latency", "quiet", "recovery", "publishing",
-                "depths", "soak",
+                "events", "depths", "soak",
             ],
         ),
     ],
