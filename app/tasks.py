@@ -4,17 +4,29 @@ error it raises says whether to retry or to dead-letter (app/errors.py).
 The name of a task is the type of its messages, so a new task here is a new type on the wire.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from app import counter, registration
 from app.celery import app
 from app.messages import Increment, Provenance, Registration
+from app.registration import Registered
 
 
-@app.task(name="registerUser", model=Registration)
+def _register_many(pairs: Sequence[tuple[Registration, Provenance]]) -> list[Any]:
+    return [
+        _told(outcome) if isinstance(outcome, Registered) else outcome
+        for outcome in registration.register_many(pairs)
+    ]
+
+
+@app.task(name="registerUser", model=Registration, many=_register_many)
 def register_user(message: Registration, provenance: Provenance) -> dict[str, str]:
     """Register a user for a session of the game."""
-    registered = registration.register(message, provenance)
+    return _told(registration.register(message, provenance))
+
+
+def _told(registered: Registered) -> dict[str, str]:
     return {
         "result": registered.result.value,
         "stock_id": registered.stock_id,

@@ -1,10 +1,12 @@
 """A task whose arguments are a message model: checked at the caller and again in the worker."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
+from app.broker.batch import Call
 from app.broker.task import Task
 from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
@@ -69,8 +71,24 @@ class TypedTask(Task):
             return self._run_typed(*args, **kwargs)
         return self._guarded(self._run_typed, args, kwargs)
 
+    def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
+        """The outcomes of `many`, which takes pairs of (message, provenance); a message that its
+        model refuses does not reach it."""
+        if self.model is None:
+            return super().run_many(calls)
+        read = [self._read(call) for call in calls]
+        pairs = [pair for pair in read if isinstance(pair, tuple)]
+        outcomes = iter(super().run_many(pairs) if pairs else ())
+        return [next(outcomes) if isinstance(pair, tuple) else pair for pair in read]
+
+    def _read(self, call: Call) -> tuple[Message, Provenance] | InvalidMessage:
+        try:
+            return self._message(tuple(call.args), call.kwargs), _provenance(call.request)
+        except InvalidMessage as exc:
+            return exc
+
     def _run_typed(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self._message(args, kwargs), self._provenance())
+        return self.run(self._message(args, kwargs), _provenance(self.request))
 
     def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
         assert self.model is not None
@@ -81,22 +99,23 @@ class TypedTask(Task):
         except TypeError as exc:
             raise InvalidMessage(f"{self.name}: {exc}") from None
 
-    def _provenance(self) -> Provenance:
-        told = getattr(self.request, "delivery", None)
-        if told is None:
-            # Called without a queue: directly, by apply(), or eagerly.
-            id_ = self.request.id
-            return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))
-        return Provenance(
-            message_id=told["message_id"],
-            has_producer_id=told["has_producer_id"],
-            source=Source(told["source"]),
-            deliveries=told["deliveries"],
-            enqueued_at=datetime.fromisoformat(told["enqueued_at"]),
-        )
-
     @staticmethod
     def _is_sent_by_a_task(options: dict[str, Any]) -> bool:
         # To raise here would fail the task before it, which has done its work: the worker that
         # gets the message checks it and dead-letters this one.
         return bool(options.get("parent_id"))
+
+
+def _provenance(request: Any) -> Provenance:
+    told = getattr(request, "delivery", None)
+    if told is None:
+        # Called without a queue: directly, by apply(), or eagerly.
+        id_ = request.id
+        return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))
+    return Provenance(
+        message_id=told["message_id"],
+        has_producer_id=told["has_producer_id"],
+        source=Source(told["source"]),
+        deliveries=told["deliveries"],
+        enqueued_at=datetime.fromisoformat(told["enqueued_at"]),
+    )

@@ -13,6 +13,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from app.broker import outcomes
+from app.broker.batches import Batches
 from app.broker.errors import ConfigurationError
 from app.broker.mailbox import worker as control_plane
 from app.broker.message import Message
@@ -24,14 +25,27 @@ logger = logging.getLogger(__name__)
 class Consumer(CeleryConsumer):
     """Celery's consumer, for this broker: set by `worker_consumer`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(on_task_request, *args, **kwargs)
         if self.hub is None:
             raise ConfigurationError(
                 "This pool has no event loop for the SQS transport (gevent, eventlet). "
                 "Use --pool=prefork, threads or solo."
             )
         self._shutdown = Shutdown(self)
+        self._batches = Batches(
+            self.pool,
+            alone=on_task_request,
+            process=self.controller._process_task,
+            semaphore=self.controller.semaphore if self.pool.uses_semaphore else None,
+            soon=self.hub.call_soon,
+        )
+        self.on_task_request: Callable[[Any], Any] = self._batches.take
+
+    def on_close(self) -> None:
+        """The connection ends, and with it the leases of what waits for the pool."""
+        self._batches.clear()
+        super().on_close()
 
     def on_ready(self) -> None:
         """The worker takes messages now."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
+from weakref import ref
 
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import (
@@ -45,6 +46,10 @@ class Request(CeleryRequest):
     _error: str | None = None
     _lease: Lease | None = None
     _is_suspected = False
+
+    def shares(self, job: Any) -> None:
+        """The request runs in a job with others: what `terminate` and `cancel` end is that one."""
+        self._apply_result = None if job is None else ref(job)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process of the pool runs the task now."""

@@ -4,13 +4,14 @@ A retry is the same message, made visible later; never a new one. So `request.re
 delivery count less one, and what a change of visibility cannot express raises at the call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from celery import Task as CeleryTask
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
+from app.broker.batch import Prepared
 from app.broker.errors import ConfigurationError
 from app.broker.options import Options
 from app.broker.policy import Policy
@@ -35,6 +36,11 @@ class Task(CeleryTask):
 
     #: The message model. Only a task that has one can be reached by plain JSON.
     model: ClassVar[type | None] = None
+
+    #: Does the work of many messages at once: takes their Calls, and returns for each, in order,
+    #: its result or the exception that is its own. A task that has it shares jobs of the pool
+    #: (app/broker/batches.py), with its time limits for the whole job.
+    many: ClassVar[Callable[[Sequence[Any]], Sequence[Any]] | None] = None
 
     #: The queue's policy, narrowed by the task's own `max_retries`.
     policy: ClassVar[Policy] = Policy()
@@ -120,6 +126,13 @@ class Task(CeleryTask):
             raise MaxRetriesExceededError(f"{self.name} has used its {limit} retries")
         raise Retry(exc=exc, when=self._delay(eta, countdown))
 
+    def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
+        """The outcome of each call of a batch, in order."""
+        # From the class: on the task it would be a method.
+        many = type(self).many
+        assert many is not None
+        return many(calls)
+
     def retry_delay(self, exc: Exception) -> float | None:
         """Seconds until a failure is tried again; None leaves it to the policy's backoff."""
         return None
@@ -152,6 +165,9 @@ class Task(CeleryTask):
     def _classified(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         # Permanent and transient are told apart here, in the pool's process: on its way to the
         # main one an exception may lose its class (celery 5.7 utils/serialization.py).
+        prepared = getattr(self.request, "prepared", None)
+        if isinstance(prepared, Prepared):
+            run = prepared
         try:
             return run(*args, **kwargs)
         except (Ignore, Reject, Retry):

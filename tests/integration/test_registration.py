@@ -1,6 +1,6 @@
 """A registration against a real MongoDB: one user, whatever runs at the same instant."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Barrier
@@ -10,10 +10,10 @@ import pytest
 from pymongo import monitoring
 
 from app import models
-from app.errors import Conflict
+from app.errors import Conflict, TransientError
 from app.messages import Provenance, Registration, Source
 from app.models import User
-from app.registration import Result, register
+from app.registration import Result, register, register_many
 from app.settings import get_settings
 from app.startup import prepare_database
 
@@ -108,8 +108,8 @@ def test_registrations_at_the_same_instant_make_one_user_and_no_error() -> None:
         assert sorted(results) == [Result.ALREADY_REGISTERED] * (threads - 1) + [Result.REGISTERED]
 
 
-def test_a_registration_is_one_round_trip() -> None:
-    register(registration(), provenance())
+def commands_of(work: Callable[[], Any]) -> list[str]:
+    """The commands that MongoDB is sent for it, without those of a new connection."""
     sent: list[str] = []
 
     class Count(monitoring.CommandListener):
@@ -125,11 +125,105 @@ def test_a_registration_is_one_round_trip() -> None:
     try:
         models.connect().admin.command("ping")
         sent.clear()
-        register(registration(user_id="u2"), provenance())
+        work()
     finally:
         listeners.remove(count)
+    return sent
+
+
+def test_a_registration_is_one_round_trip() -> None:
+    register(registration(), provenance())
+
+    sent = commands_of(lambda: register(registration(user_id="u2"), provenance()))
 
     assert sent == ["findAndModify"]
+
+
+def pairs(*users: str, **fields: Any) -> list[tuple[Registration, Provenance]]:
+    return [(registration(user_id=user, **fields), provenance(f"m-{user}")) for user in users]
+
+
+def results(outcomes: list[Any]) -> list[Any]:
+    return [getattr(outcome, "result", type(outcome)) for outcome in outcomes]
+
+
+def test_many_registrations_are_one_round_trip() -> None:
+    register(registration(), provenance())
+
+    sent = commands_of(lambda: register_many(pairs(*"abcdefghij")))
+
+    assert sent == ["update"]
+    assert User.objects.count() == 11
+
+
+def test_many_make_the_same_users_as_one_by_one() -> None:
+    register(registration(user_id="a", index=4), provenance("m-a", deliveries=2))
+    register_many([(registration(user_id="b", index=4), provenance("m-b", deliveries=2))])
+
+    one, many = (User.objects.get(user_id=user).to_mongo().to_dict() for user in "ab")
+    for user in (one, many):
+        record = user["registration"]
+        assert record.pop("message_id") == f"m-{user.pop('user_id')}"
+        assert all(user.pop(name) for name in ("_id", "last_activity_time"))
+        assert all(record.pop(name) for name in ("registered_at", "payload_hash"))
+    assert one == many
+
+
+def test_of_many_each_has_its_own_result() -> None:
+    register(registration(user_id="old"), provenance())
+    register(registration(user_id="taken", index=9), provenance())
+
+    outcomes = register_many(pairs("new", "old", "taken", "other"))
+
+    assert results(outcomes) == [
+        Result.REGISTERED,
+        Result.ALREADY_REGISTERED,
+        Conflict,
+        Result.REGISTERED,
+    ]
+    assert User.objects.get(user_id="taken").index == 9
+
+
+def test_the_same_user_twice_among_many_is_one_user() -> None:
+    other = (registration(user_id="u", index=1), provenance("m2"))
+
+    outcomes = register_many([*pairs("u", "u"), other])
+
+    assert results(outcomes) == [Result.REGISTERED, Result.ALREADY_REGISTERED, Conflict]
+    assert User.objects.count() == 1
+
+
+def test_many_at_the_same_instant_make_each_user_once() -> None:
+    threads, rounds = 6, 20
+    barrier = Barrier(threads)
+
+    def run(_: int) -> list[Any]:
+        found: list[Any] = []
+        for number in range(rounds):
+            barrier.wait()
+            found += results(register_many(pairs(*(f"u{number}-{n}" for n in range(5)))))
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        per_thread = list(pool.map(run, range(threads)))
+
+    assert User.objects.count() == rounds * 5
+    for outcomes in zip(*per_thread, strict=True):
+        assert sorted(outcomes) == [Result.ALREADY_REGISTERED] * (threads - 1) + [Result.REGISTERED]
+
+
+def test_a_write_that_mongodb_refuses_is_tried_again_and_the_others_are_done() -> None:
+    models.connect()
+    database = User._get_db()
+    database.command(
+        "collMod", "users", validator={"user_id": {"$ne": "refused"}}, validationLevel="strict"
+    )
+
+    first, refused, last = register_many(pairs("a", "refused", "b"))
+
+    assert results([first, last]) == [Result.REGISTERED] * 2
+    assert isinstance(refused, TransientError)
+    assert sorted(user.user_id for user in User.objects) == ["a", "b"]
 
 
 def test_the_index_that_is_the_idempotency_key_is_unique() -> None:

@@ -130,3 +130,29 @@ def cling(self, seconds):
         except SystemExit:
             say(self, "told to end")
     say(self, "end")
+
+
+def together_many(calls):
+    """All at once, where each call says what is to become of it."""
+    kinds = [call.args[0] for call in calls]
+    for call in calls:
+        line = {"event": "together", "id": call.request.id, "size": len(calls), "pid": os.getpid()}
+        with LOG.open("a") as log:
+            log.write(json.dumps(line) + "\n")
+    if "die" in kinds:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "hang" in kinds:
+        time.sleep(60)
+    made = {"fail": ValueError("again"), "forbid": Forbidden("this can never work")}
+    return [made.get(kind, "done") for kind in kinds]
+
+
+@app.task(bind=True, many=together_many, dead_letter_on=(Forbidden,))
+def together(self, kind):
+    """The same, alone: what failed among others is done here."""
+    say(self, "start")
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        time.sleep(60)
+    say(self, "end")

@@ -21,6 +21,7 @@ from celery import Task as CeleryTask
 from celery.loaders.app import AppLoader
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request
+from celery.worker.worker import WorkController
 from flower.api.tasks import GetQueueLengths
 from flower.views.broker import BrokerView
 from flower.views.monitor import Metrics
@@ -44,6 +45,8 @@ TOUCHED: list[tuple[type, str, str]] = [
     (virtual.QoS, "_delivered", "read: the message of a delivery tag, to see what happened to it"),
     (KombuMessage, "_decoded_cache", "written: what the receiver has read of the body already"),
     (virtual.Transport, "_callbacks", "read: who consumes a queue"),
+    (WorkController, "_process_task", "called: one request becomes a job of the pool"),
+    (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),
     (mongoengine.Document, "_meta", "read: the indexes, to make them once at the start"),

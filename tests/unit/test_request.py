@@ -615,3 +615,16 @@ def test_what_a_process_has_started_goes_on_though_its_delivery_has_ended(
     assert run.request in state.active_requests
     assert run.events == ["task-started"]
     state.task_ready(run.request)
+
+
+def test_a_request_that_shares_a_job_is_ended_with_it(make_run: MakeRun) -> None:
+    class Job:
+        ended: list[Any] = []  # noqa: RUF012 - of this one test
+
+        def terminate(self, signal: Any) -> None:
+            self.ended.append(signal)
+
+    run, job = make_run(), Job()
+    run.request.shares(job)
+    run.request.cancel(None)
+    assert len(job.ended) == 1

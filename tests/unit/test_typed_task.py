@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
 from celery.exceptions import Retry
 from kombu import Connection
 
+from app.broker.batch import Call
 from app.broker.task import Rejected
 from app.errors import Conflict, TransientError
 from app.messages import Message, Provenance, Source
@@ -340,3 +342,42 @@ def test_wrong_arguments_raise_without_a_queue_too(
     }[call]
     with pytest.raises(InvalidMessage, match="name: Field required"):
         run()
+
+
+# Many messages as one job
+
+
+def call(**kwargs: Any) -> Call:
+    return Call([], kwargs, Context(DELIVERY | {"id": "id-1", "delivery": DELIVERY}))
+
+
+@pytest.fixture
+def greet_many(celery_app: Celery) -> Any:
+    """A task that tells whom it was called with."""
+
+    def many(pairs: Any) -> list[str]:
+        return [f"{message.name} by {provenance.source}" for message, provenance in pairs]
+
+    @celery_app.task(shared=False, name="greet_many", model=Greeting, many=many)
+    def greet_many(*_: Any) -> None: ...
+
+    return greet_many
+
+
+def test_the_work_for_many_gets_each_message_with_its_provenance(greet_many: Any) -> None:
+    outcomes = greet_many.run_many([call(place="p", name="kim"), call(place="p", name="lee")])
+    assert outcomes == ["kim by sns", "lee by sns"]
+
+
+def test_a_message_that_its_model_refuses_keeps_no_other_back(greet_many: Any) -> None:
+    first, bad, last = greet_many.run_many(
+        [call(place="p", name="kim"), call(place="p"), call(place="p", name="lee")]
+    )
+    assert (first, last) == ("kim by sns", "lee by sns")
+    assert isinstance(bad, InvalidMessage)
+    assert "name: Field required" in str(bad)
+
+
+def test_there_is_no_work_where_every_message_is_refused(greet_many: Any) -> None:
+    (bad,) = greet_many.run_many([call()])
+    assert isinstance(bad, InvalidMessage)

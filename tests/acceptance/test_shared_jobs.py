@@ -1,0 +1,84 @@
+"""Many messages as one job of the pool, with real workers: each has its own end."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.probe.project import ProbeProject
+from tests.services import Queues
+
+MakeProject = Callable[..., ProbeProject]
+
+#: One more than a batch has room for.
+COUNT = 11
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
+    """Makes one probe project on the test's own queues."""
+    made: list[ProbeProject] = []
+
+    def make(**settings: Any) -> ProbeProject:
+        made.append(ProbeProject(tmp_path / "project", queues, **settings))
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
+
+
+def send(project: ProbeProject, *kinds: str) -> list[str]:
+    """Before there is a worker, so that they are received together."""
+    return [project.send("together", kind) for kind in kinds]
+
+
+def together(project: ProbeProject, id_: str) -> list[int]:
+    """With how many each run of a message was, itself included."""
+    return [line["size"] for line in project.events(id_, "together")]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_each_message_of_a_batch_has_its_own_outcome(make_project: MakeProject, pool: str) -> None:
+    project = make_project()
+    ids = send(project, "fail", "forbid", *["fine"] * (COUNT - 2))
+    worker = project.start("--pool", pool, "-c", "1")
+    project.wait_for_empty_queue()
+
+    failed, forbidden, *fine = ids
+    # In a batch of ten, what failed of them once more alone, and what found no room in it alone.
+    assert [together(project, id_) for id_ in ids] == [[10]] * 10 + [[]]
+    ends = {id_: len(project.events(id_, "end")) for id_ in ids}
+    assert ends == dict.fromkeys(ids, 0) | {failed: 1, fine[-1]: 1}
+    assert [line["retries"] for line in project.events(failed, "start")] == [1]
+    notes = project.notes()
+    assert notes.keys() == {forbidden}
+    assert notes[forbidden]["reason"] == "this can never work"
+    assert project.stop(worker) == 0
+
+
+def test_a_message_that_takes_its_process_along_is_dead_lettered_and_no_other(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    deadly, *others = send(project, "die", *["fine"] * 5)
+    project.start("-c", "1")
+    project.wait_for_empty_queue()
+
+    assert project.notes().keys() == {deadly}
+    assert project.notes()[deadly]["error"] == "WorkerLostError"
+    assert [len(project.events(id_, "end")) for id_ in others] == [1] * 5
+
+
+def test_a_batch_past_its_hard_limit_is_killed_and_each_message_runs_again_alone(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 1})
+    hanging, *others = send(project, "hang", *["fine"] * 3)
+    project.start("-c", "1")
+    project.wait_for_empty_queue()
+
+    assert project.notes().keys() == {hanging}
+    assert project.notes()[hanging]["error"] == "TimeLimitExceeded"
+    assert [len(project.events(id_, "end")) for id_ in others] == [1] * 3

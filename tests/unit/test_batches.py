@@ -1,0 +1,394 @@
+"""Batches: what waits for the pool shares a job, and each message ends by itself."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from app.broker.batch import Job, Traced, run
+from app.broker.batches import Batches
+from app.broker.request import HandedBack
+
+
+class Pool:
+    """Keeps the jobs it is given."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+
+    def apply_async(self, target: Any, args: Any, **callbacks: Any) -> "Pool":
+        self.jobs.append({"target": target, "args": args} | callbacks)
+        return self
+
+    def sizes(self) -> list[int]:
+        return [len(job["args"][2]) for job in self.jobs]
+
+
+class Semaphore:
+    """Processes of a pool: `free` ones run who asks at once, others when one is released."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.waiting: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    def acquire(self, callback: Callable[..., Any], *args: Any) -> None:
+        if self.free:
+            self.free -= 1
+            callback(*args)
+        else:
+            self.waiting.append((callback, args))
+
+    def release(self) -> None:
+        if self.waiting:
+            callback, args = self.waiting.popleft()
+            callback(*args)
+        else:
+            self.free += 1
+
+
+@dataclass
+class Message:
+    deliveries: int = 1
+
+
+class App:
+    use_fast_trace_task = False
+
+
+@dataclass
+class Task:
+    name: str = "many"
+    many: Callable[..., Any] | None = list
+    acks_late: bool = True
+    soft_time_limit: float | None = 5
+    time_limit: float | None = 9
+    app: Any = field(default_factory=App)
+
+
+class Request:
+    """A request that notes what it is told."""
+
+    def __init__(self, id_: str, task: Task, *, deliveries: int = 1, limits: Any = (None, None)):
+        self.id = id_
+        self.task = task
+        self.name = task.name
+        self.message = Message(deliveries)
+        self.time_limits = limits
+        self.request_dict = {"id": id_}
+        self.body = "[[], {}, {}]"
+        self.is_revoked = False
+        self.breaks = False
+        self.is_handed_back = False
+        self.heard: list[tuple[str, Any]] = []
+
+    def shares(self, job: Any) -> None:
+        self.job = job
+
+    def revoked(self) -> bool:
+        return self.is_revoked
+
+    def on_accepted(self, *args: Any) -> None:
+        if self.is_handed_back:
+            raise HandedBack(self.id)
+        self.heard.append(("accepted", args))
+
+    def on_success(self, traced: Any, **_: Any) -> None:
+        if self.breaks:
+            raise ValueError("broken")
+        self.heard.append(("success", traced))
+
+    def on_failure(self, exc_info: Any) -> None:
+        self.heard.append(("failure", exc_info))
+
+    def on_timeout(self, *args: Any) -> None:
+        self.heard.append(("timeout", args))
+
+
+class Worker:
+    """Batches with a pool, a semaphore and a loop that turns when it is told to."""
+
+    def __init__(self, free: int | None = 1) -> None:
+        self.pool = Pool()
+        self.semaphore = None if free is None else Semaphore(free)
+        self.alone: list[Request] = []
+        self.processed: list[Request] = []
+        self.due: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.batches = Batches(
+            self.pool,
+            self.alone.append,
+            self.processed.append,
+            self.semaphore,
+            lambda callback, *args: self.due.append((callback, args)),
+        )
+
+    def turn(self) -> None:
+        while self.due:
+            callback, args = self.due.pop(0)
+            callback(*args)
+
+    def take(self, count: int, **how: Any) -> list[Request]:
+        requests = [Request(f"id-{n}", Task(), **how) for n in range(count)]
+        for request in requests:
+            self.batches.take(request)
+        return requests
+
+
+@pytest.mark.parametrize(
+    ("free", "count", "sizes"),
+    [(1, 2, [2]), (1, 10, [10]), (1, 25, [10]), (2, 25, [10, 10]), (3, 25, [10, 10, 5])],
+)
+def test_free_processes_take_up_to_ten_messages_each(
+    free: int, count: int, sizes: list[int]
+) -> None:
+    worker = Worker(free)
+    worker.take(count)
+    worker.turn()
+    assert worker.pool.sizes() == sizes
+
+
+def test_what_gathers_while_the_pool_is_busy_goes_when_a_process_is_free() -> None:
+    worker = Worker(free=0)
+    worker.take(3)
+    worker.turn()
+    worker.take(4)
+    worker.turn()
+    assert worker.pool.jobs == []
+    worker.semaphore.release()
+    worker.turn()
+    assert worker.pool.sizes() == [7]
+    assert not worker.semaphore.waiting
+
+
+def test_each_process_that_becomes_free_takes_the_next_ten() -> None:
+    worker = Worker(free=1)
+    worker.take(21)
+    worker.turn()
+    for _ in range(2):
+        worker.semaphore.release()
+        worker.turn()
+    assert worker.pool.sizes() == [10, 10]
+    assert [request.id for request in worker.processed] == ["id-20"]
+
+
+def test_pools_that_queue_by_themselves_get_batches_at_once() -> None:
+    worker = Worker(free=None)
+    worker.take(12)
+    worker.turn()
+    assert worker.pool.sizes() == [10, 2]
+
+
+def test_one_message_by_itself_is_an_ordinary_job() -> None:
+    worker = Worker()
+    (request,) = worker.take(1)
+    worker.turn()
+    assert (worker.processed, worker.pool.jobs) == ([request], [])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"deliveries": 2}, {"limits": [None, 3]}],
+    ids=["delivered before", "time limits of its own"],
+)
+def test_a_message_that_may_not_share_runs_alone(how: dict[str, Any]) -> None:
+    worker = Worker()
+    requests = worker.take(2, **how)
+    worker.turn()
+    assert (worker.alone, worker.pool.jobs) == (requests, [])
+
+
+@pytest.mark.parametrize("task", [Task(many=None), Task(acks_late=False)])
+def test_a_task_that_runs_one_at_a_time_does(task: Task) -> None:
+    worker = Worker()
+    worker.batches.take(Request("id-1", task))
+    assert len(worker.alone) == 1
+
+
+def test_tasks_do_not_share_with_each_other() -> None:
+    worker = Worker(free=2)
+    for name in ("one", "two", "one", "two"):
+        worker.batches.take(Request("id", Task(name)))
+    worker.turn()
+    assert [(job["args"][1], len(job["args"][2])) for job in worker.pool.jobs] == [
+        ("one", 2),
+        ("two", 2),
+    ]
+
+
+def test_a_revoked_message_does_not_run_and_the_others_do() -> None:
+    worker = Worker(free=0)
+    requests = worker.take(3)
+    worker.turn()
+    requests[1].is_revoked = True
+    worker.semaphore.release()
+    assert [job.id for job in worker.pool.jobs[0]["args"][2]] == ["id-0", "id-2"]
+
+
+def test_a_batch_of_revoked_messages_leaves_its_process_free() -> None:
+    worker = Worker(free=1)
+    for request in worker.take(2):
+        request.is_revoked = True
+    worker.turn()
+    assert (worker.semaphore.free, worker.pool.jobs) == (1, [])
+
+
+def test_what_waits_is_forgotten_with_the_connection() -> None:
+    worker = Worker(free=0)
+    worker.take(2)
+    worker.turn()
+    worker.batches.clear()
+    worker.semaphore.waiting.clear()
+    worker.semaphore.free = 1
+    worker.take(3)
+    worker.turn()
+    assert worker.pool.sizes() == [3]
+
+
+def test_each_message_hears_of_its_own_end() -> None:
+    worker = Worker()
+    requests = worker.take(2)
+    worker.turn()
+    (job,) = worker.pool.jobs
+    job["accept_callback"](7, 1.5)
+    job["callback"]([(0, "a", 0.1), (1, "b", 0.2)])
+    assert [request.heard for request in requests] == [
+        [("accepted", (7, 1.5)), ("success", (0, "a", 0.1))],
+        [("accepted", (7, 1.5)), ("success", (1, "b", 0.2))],
+    ]
+
+
+def test_a_message_whose_end_breaks_leaves_the_others() -> None:
+    worker = Worker()
+    requests = worker.take(3)
+    worker.turn()
+    requests[0].breaks = True
+    worker.pool.jobs[0]["callback"]([(0, n, 0.1) for n in range(3)])
+    assert [request.heard for request in requests] == [
+        [],
+        [("success", (0, 1, 0.1))],
+        [("success", (0, 2, 0.1))],
+    ]
+
+
+def test_a_message_that_was_handed_back_is_told_nothing_more() -> None:
+    worker = Worker()
+    requests = worker.take(2)
+    worker.turn()
+    (job,) = worker.pool.jobs
+    requests[0].is_handed_back = True
+    job["accept_callback"](7, 1.5)
+    job["callback"]([(0, "a", 0.1), (0, "b", 0.1)])
+    assert requests[0].heard == []
+    assert [what for what, _ in requests[1].heard] == ["accepted", "success"]
+
+
+def test_a_batch_that_was_handed_back_whole_is_not_started() -> None:
+    worker = Worker()
+    for request in worker.take(2):
+        request.is_handed_back = True
+    worker.turn()
+    with pytest.raises(HandedBack):
+        worker.pool.jobs[0]["accept_callback"](7, 1.5)
+
+
+def test_a_job_that_the_pool_does_not_take_has_failed_for_each_message() -> None:
+    worker = Worker()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    worker.pool.apply_async = refuse
+    requests = worker.take(2)
+    worker.turn()
+    assert [what for request in requests for what, _ in request.heard] == ["failure"] * 2
+
+
+def test_a_lost_process_and_a_time_limit_are_told_to_every_message() -> None:
+    worker = Worker()
+    requests = worker.take(2)
+    worker.turn()
+    (job,) = worker.pool.jobs
+    job["error_callback"]("lost")
+    job["timeout_callback"](False, 9)
+    expected = [("failure", "lost"), ("timeout", (False, 9))]
+    assert [request.heard for request in requests] == [expected, expected]
+
+
+def test_a_batch_has_the_time_limits_of_its_task() -> None:
+    worker = Worker()
+    worker.take(2)
+    worker.turn()
+    assert (worker.pool.jobs[0]["soft_timeout"], worker.pool.jobs[0]["timeout"]) == (5, 9)
+
+
+def test_every_message_of_a_batch_can_end_its_job() -> None:
+    worker = Worker()
+    requests = worker.take(2)
+    worker.turn()
+    assert [request.job for request in requests] == [worker.pool] * 2
+
+
+# In the pool's process
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Registers a task whose work for many is the given function; runs it on so many messages."""
+
+    def ran(work: Callable[[Sequence[Any]], Sequence[Any]], count: int = 3) -> list[Any]:
+        class Many:
+            name = "many"
+            run_many = staticmethod(work)
+
+        class App:
+            tasks = {"many": Many}  # noqa: RUF012 - a stand-in
+
+        monkeypatch.setattr("app.broker.batch.current_app", App)
+        jobs = [
+            Job(f"id-{n}", {"id": f"id-{n}"}, f'[[], {{"n": {n}}}, {{}}]') for n in range(count)
+        ]
+        return run(trace, "many", jobs)
+
+    return ran
+
+
+def trace(name: str, id_: str, request: Any, body: Any, *types: Any) -> Traced:
+    """Celery's, as far as it matters here."""
+    assert types == (None, None)
+    try:
+        return 0, (id_, request["prepared"]()), 0.0
+    except Exception as exc:
+        return 1, (id_, type(exc).__name__), None
+
+
+def test_the_work_for_all_is_done_once_and_each_message_has_its_outcome(
+    many: Callable[..., Any],
+) -> None:
+    worked: list[Any] = []
+
+    def work(calls: Sequence[Any]) -> list[Any]:
+        worked.append([(call.kwargs["n"], call.request.id) for call in calls])
+        return ["fine", ValueError("mine"), "fine too"]
+
+    traced = many(work)
+
+    assert worked == [[(0, "id-0"), (1, "id-1"), (2, "id-2")]]
+    assert [(failed, result) for failed, result, _ in traced] == [
+        (0, ("id-0", "fine")),
+        (1, ("id-1", "ValueError")),
+        (0, ("id-2", "fine too")),
+    ]
+
+
+def test_work_that_fails_has_failed_for_each_message(many: Callable[..., Any]) -> None:
+    def work(calls: Sequence[Any]) -> list[Any]:
+        raise ConnectionError
+
+    assert [result for _, result, _ in many(work)] == [
+        (f"id-{n}", "ConnectionError") for n in range(3)
+    ]
+
+
+def test_an_outcome_too_few_is_a_failure_of_each_message(many: Callable[..., Any]) -> None:
+    assert [failed for failed, _, _ in many(lambda calls: ["fine"] * (len(calls) - 1))] == [1] * 3
