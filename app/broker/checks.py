@@ -7,7 +7,6 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQue
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 
 from app.broker.letters import name_of
@@ -198,7 +197,7 @@ def _retention(name: str, queue: Attributes, dead_letters: Attributes) -> Findin
     its, theirs = (_number(each, "MessageRetentionPeriod") for each in (dead_letters, queue))
     if its is None or theirs is None:
         return check.unknown(NOT_SAID)
-    shown, queue_shown = timedelta(seconds=its), timedelta(seconds=theirs)
+    shown, queue_shown = (f"{seconds / 86_400:g} days" for seconds in (its, theirs))
     if its <= theirs and its < LONGEST_RETENTION:
         return check.fault(
             f"{shown}, and its queue keeps messages for {queue_shown}: one that SQS moves late "

@@ -46,6 +46,8 @@ def asking(action: str, url: str) -> Iterator[None]:
 def refusal(exc: Exception, action: str, url: str) -> str:
     """What a failed call means, and the way out."""
     code = error_code(exc)
+    if isinstance(exc, ClientError) and exc.response["Error"].get("Code", "").startswith("KMS."):
+        return f"{url}: {action}: its KMS key: {code}. Allow kms:Decrypt and kms:GenerateDataKey."
     if code in DENIED:
         return f"{url}: these credentials do not allow sqs:{action} there. Allow it to their role."
     if code in NO_QUEUE:

@@ -31,6 +31,9 @@ from app.startup import check_numbers
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
+#: What is said of settings, whose own text names the way out.
+NOT_SO = "Change it: no worker starts like this."
+
 #: Each level as a line begins with it.
 SHOWN = {Level.OK: "ok     ", Level.FAULT: "FAULT  ", Level.UNKNOWN: "?      "}
 
@@ -39,10 +42,11 @@ SHOWN = {Level.OK: "ok     ", Level.FAULT: "FAULT  ", Level.UNKNOWN: "?      "}
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a check and line.")
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool) -> None:
-    """Check all that a worker depends on, and say what is wrong and how to put it right.
+    """Check what a worker depends on.
 
-    It takes the settings and credentials it is run with, so run it where and as the worker runs. It
-    sends, receives, changes and deletes no message. `?` is what it could not look at.
+    Says what is wrong and how to put it right. It takes the settings and credentials it is run
+    with, so run it where and as the worker runs. It sends, receives, changes and deletes no
+    message. `?` is what it could not look at.
 
     Exit status 1 where there is a fault.
     """
@@ -55,7 +59,8 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
             print_json(facts)
         else:
             _show(finding)
-    say(f"{counted[Level.OK]} ok, {counted[Level.FAULT]} faults, {counted[Level.UNKNOWN]} unknown.")
+    ok, faults, unknown = (counted[level] for level in (Level.OK, Level.FAULT, Level.UNKNOWN))
+    say(f"{ok} ok, {faults} fault{'' if faults == 1 else 's'}, {unknown} unknown.")
     ctx.exit(1 if counted[Level.FAULT] else 0)
 
 
@@ -64,7 +69,7 @@ def examine(celery_app: Any) -> Iterator[Finding]:
     try:
         options = options_of(celery_app)
     except ConfigurationError as exc:
-        yield Subject("settings", "complete").fault(exc.message, "Then run it again.")
+        yield Subject("settings", "complete").fault(exc.message, NOT_SO)
         return
     yield from check_settings(celery_app)
     client = client_of(options)
@@ -86,7 +91,7 @@ def check_settings(celery_app: Any) -> Iterator[Finding]:
         try:
             look()
         except ConfigurationError as exc:
-            yield Subject("settings", check).fault(exc.message, "A worker does not start so.")
+            yield Subject("settings", check).fault(exc.message, NOT_SO)
         else:
             yield Subject("settings", check).ok("as a worker needs them")
 

@@ -59,10 +59,11 @@ class Row:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a queue and line.")
 @click.pass_context
 def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
-    """Show how many messages wait in each queue and in its dead-letter queue.
+    """Show how many messages each queue has.
 
-    VISIBLE waits for a worker, IN FLIGHT is with one, DELAYED is not due yet. OLDEST is the age of
-    the oldest message, which CloudWatch knows and SQS does not: without CloudWatch it is `-`.
+    Each is followed by its dead-letter queue. VISIBLE waits for a worker, IN FLIGHT is with one,
+    DELAYED is not due yet. OLDEST is the age of the oldest message, which CloudWatch knows and SQS
+    does not: without CloudWatch it is `-`.
 
     Exit status 1 where SQS did not answer for each queue.
     """

@@ -67,9 +67,9 @@ def command(
 
 def _confirm(boxes: Sequence[Box], filter_: Filter, limit: int | None) -> None:
     about = sum(box.counts.visible for box in boxes)
-    most = about if limit is None else min(limit, about)
-    which = " those that match of" if filter_.is_narrow else ""
-    click.confirm(f"Redrive{which} up to {most} dead letters?", err=True, abort=True)
+    most = "" if limit is None else f" up to {limit} of"
+    which = ", those that match" if filter_.is_narrow else ""
+    click.confirm(f"Redrive{most} about {about} dead letters{which}?", err=True, abort=True)
 
 
 def _redriven(
@@ -106,5 +106,6 @@ def _show_result(result: Redriven, as_json: bool, dry_run: bool) -> None:
 
 
 def _sum_up(counted: Counter[Became], dry_run: bool) -> None:
-    said = ", ".join(f"{number} {became}" for became, number in counted.items())
-    say(f"{said or 'Nothing was redriven'}.{' Nothing was changed.' if dry_run else ''}")
+    would = "would be " if dry_run else ""
+    said = ", ".join(f"{number} {would}{became}" for became, number in counted.items())
+    say(f"{said or 'There was nothing to redrive'}.")

@@ -58,7 +58,9 @@ def command(
     queue: str | None,
     as_json: bool,
 ) -> None:
-    """Send MESSAGE, a plain JSON message, or one a line of a file or of stdin.
+    """Send plain JSON messages.
+
+    One MESSAGE, or one a line of a file or of stdin:
 
     \b
     {"id": "7f0c", "action": "registerUser", "data": {"stockId": "s1", …}}
