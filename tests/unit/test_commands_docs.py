@@ -1,0 +1,42 @@
+"""docs/commands.md and the commands' own help name what there is."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from app.commands import sqs
+
+PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+
+
+def commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+ALL = dict(commands(sqs))
+LEAVES = {path: command for path, command in ALL.items() if not isinstance(command, click.Group)}
+
+
+def test_every_option_that_the_page_names_is_there() -> None:
+    options = {name for command in ALL.values() for p in command.params for name in p.opts}
+    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= options | {"--help"}
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_the_page_names_every_command(path: tuple[str, ...]) -> None:
+    assert " ".join(path) in PAGE
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_help_ends_with_an_example_of_the_command(path: tuple[str, ...]) -> None:
+    told = CliRunner().invoke(sqs, [*path, "--help"]).stdout
+    assert f"Example: celery -A app sqs {' '.join(path)}" in " ".join(told.split())
