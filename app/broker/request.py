@@ -89,7 +89,7 @@ class Request(CeleryRequest):
     ) -> Any:
         """The task ended with an exception, or its process did."""
         exc = _unwrapped(exc_info)
-        self._error = exc.error if isinstance(exc, Suspected) else _name(exc)
+        self._error = _told(exc)
         if self._suspect(exc, exc_info):
             return
         if (happened := _happened(exc)) is not None:
@@ -264,6 +264,14 @@ def _reason(reject: Any) -> str:
 def _name(exc: Any) -> str:
     """The class of an exception, also of one that had to be wrapped on its way from the pool."""
     return str(getattr(exc, "exc_cls_name", type(exc).__name__))
+
+
+def _told(exc: Any) -> str:
+    """What an event tells of it: its class; of a permanent error the reason too, as on the dead
+    letter."""
+    if isinstance(exc, Rejected) and not exc.requeue:
+        return f"{exc.error}: {_reason(exc)}"
+    return exc.error if isinstance(exc, Suspected) else _name(exc)
 
 
 def _seconds(when: Any) -> float | None:

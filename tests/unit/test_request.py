@@ -452,7 +452,7 @@ def test_other_fields_of_an_event_are_sent_as_they_are(make_run: MakeRun) -> Non
 
 
 @pytest.mark.parametrize("pickled", [True, False])
-@pytest.mark.parametrize("exc", [KeyError(MARKER), Quoting(MARKER), Rejected(MARKER, "Conflict")])
+@pytest.mark.parametrize("exc", [KeyError(MARKER), Quoting(MARKER), Reject(MARKER)])
 def test_an_event_of_a_failure_tells_its_class_in_every_pool_and_not_what_a_user_typed(
     make_run: MakeRun, exc: Exception, pickled: bool
 ) -> None:
@@ -462,6 +462,17 @@ def test_an_event_of_a_failure_tells_its_class_in_every_pool_and_not_what_a_user
     (fields,) = (fields for type_, fields in run.eventer.sent if type_ == "task-failed")
     assert fields["exception"] == type(exc).__name__
     assert MARKER not in repr(run.eventer.sent)
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_an_event_of_a_permanent_failure_tells_the_reason_that_is_on_the_dead_letter(
+    make_run: MakeRun, pickled: bool
+) -> None:
+    run = make_run()
+    gone = Rejected("no such user", "Conflict")
+    run.request.on_failure(info_of(gone, pickled=pickled), return_ok=True)
+    (fields,) = (fields for type_, fields in run.eventer.sent if type_ == "task-failed")
+    assert fields["exception"] == "Conflict: no such user"
 
 
 def test_what_celery_cannot_report_is_settled_and_logged_without_its_text(

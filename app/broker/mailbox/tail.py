@@ -22,7 +22,7 @@ class Tail:
     """Reads one exchange through a cursor that waits at the server, and outlives every fault.
 
     `on_open` is called whenever a cursor stands, from which on nothing is missed; `on_message` for
-    each message; `is_wanted` at least once a second, and the thread ends when it says no.
+    each message; `is_wanted` at least once a second, and the thread ends when it first says no.
     """
 
     def __init__(
@@ -37,7 +37,8 @@ class Tail:
         self._exchange = exchange
         self._on_open = on_open
         self._on_message = on_message
-        self._is_wanted = is_wanted
+        self._ask = is_wanted
+        self._is_over = False
         self._seen: Timestamp | None = None
         self._pause = threading.Event()
         self._outage = Outage(f"readers of {exchange}")
@@ -46,6 +47,11 @@ class Tail:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def _is_wanted(self) -> bool:
+        # Once: whoever said no has forgotten this reader, and may have another one.
+        self._is_over = self._is_over or not self._ask()
+        return not self._is_over
 
     def _run(self) -> None:
         while self._is_wanted():
