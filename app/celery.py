@@ -23,7 +23,11 @@ def _celeryconfig() -> Any:
     By its place and not by its name: a program that imports `app` may have a `celeryconfig` too.
     """
     found = runpy.run_path(str(config_file("celeryconfig.py")))
-    return SimpleNamespace(**{k: v for k, v in found.items() if k.islower() and k[0] != "_"})
+    return SimpleNamespace(**{k: v for k, v in found.items() if _is_setting(k, v)})
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return name.islower() and name[0] != "_" and not callable(value)
 
 
 class Registrations(Celery):

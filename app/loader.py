@@ -13,6 +13,7 @@ import click
 from celery.loaders.app import AppLoader
 
 from app.errors import SettingsError
+from app.settings import get_settings
 
 _HERE = Path(__file__).resolve().parent
 
@@ -24,11 +25,13 @@ class Loader(AppLoader):
     """Celery's loader of an app. In a process that serves Flower it refuses an open one."""
 
     def import_default_modules(self) -> Any:
-        """Import the tasks. Raises SettingsError where Flower would be open to anybody."""
+        """Import the tasks. Raises SettingsError where Flower lacks something, or would be open."""
         if serves_flower():
             from flower.urls import handlers
             from tornado.options import options
 
+            # Queues to show, and the events and answers of workers.
+            get_settings().require_queue().require_mongo_uri()
             check_flower(options, [_class_of(handler) for handler in handlers])
         return super().import_default_modules()
 

@@ -81,8 +81,9 @@ def mongo_uri(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make contract` gives this."""
+    """`make contract` gives the first."""
     parser.addoption("--contract", action="store_true", help="run against a real queue")
+    parser.addoption("--screenshots", action="store_true", help="make the pictures of docs/ anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -223,9 +223,10 @@ def place(
     mongo_server: MongoServer,
     mongo_client: MongoClient[dict[str, Any]],
     home: Path,
+    name: str | None = None,
 ) -> Iterator[Place]:
     """Queues and a database of its own, all gone at the end of the block."""
-    name = f"test-{uuid.uuid4().hex}"
+    name = name or f"test-{uuid.uuid4().hex}"
     pair = sqs.create_queues(client, name, visibility_timeout=60, max_receive_count=10)
     environment = {
         # The interpreter's own scripts first: `celery` is the one of this environment.

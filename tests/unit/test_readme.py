@@ -33,3 +33,11 @@ def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: 
 
 def test_the_readme_is_read_in_one_sitting() -> None:
     assert len(README.splitlines()) <= 180
+
+
+def test_each_picture_is_shown_and_small() -> None:
+    text = (ROOT / "docs" / "flower.md").read_text()
+    shown = re.findall(r"!\[[^\]]+\]\((images/[^)]+)\)", text)
+    pictures = list((ROOT / "docs" / "images").iterdir())
+    assert sorted(shown) == sorted(f"images/{picture.name}" for picture in pictures)
+    assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []
