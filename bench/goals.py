@@ -66,8 +66,8 @@ def _costs(results: Results) -> Iterator[Goal]:
         calls = row.rounds[last].calls_a_message()
         yield from _at_most("SQS calls a message, received to deleted", 0.22, calls)
         stored = sum(row.rounds[last].commands.get(name, 0) for name in STORING)
-        trips = stored / row.rounds[last].deleted
-        # A message at each edge of the window is half in it.
+        trips = stored / (row.rounds[last].stored or row.rounds[last].deleted)
+        # The two are not counted at the same instant.
         yield from _at_most("MongoDB round trips a registration", 1.01, trips)
     for sent in results.publishing:
         if sent.way == WAYS["many"]:

@@ -1,4 +1,7 @@
-"""What the proxy itself can carry, measured before anything else: it must not be the bottleneck."""
+"""What the proxy can carry, and how long an upsert takes, measured before anything else.
+
+The proxy must not be the bottleneck; the upsert is what each process of a worker waits for.
+"""
 
 import http.client
 import threading
@@ -6,6 +9,7 @@ import time
 from statistics import median
 
 from bench import processes
+from bench.database import Client
 from bench.lab import Lab
 from bench.results import Limits
 from bench.sender import call
@@ -14,6 +18,7 @@ from devstack import ports
 #: Seconds of each measurement.
 SECONDS = 1.0
 CLIENTS = 8
+UPSERTS = 100
 
 
 def measure(lab: Lab) -> Limits:
@@ -27,7 +32,21 @@ def measure(lab: Lab) -> Limits:
         seconds = time.monotonic() - started
         after = processes.cpu_below(proxy.process.guard_pid)
     used = None if before is None or after is None else after - before
-    return Limits(calls / seconds, calls / used if used else None, added * 1000)
+    return Limits(
+        calls / seconds, calls / used if used else None, added * 1000, _upsert_ms(lab.mongo)
+    )
+
+
+def _upsert_ms(client: Client) -> float:
+    """The median of many, one after the other."""
+    users = client["bench-limits"]["users"]
+    taken = []
+    for number in range(UPSERTS):
+        started = time.monotonic()
+        users.update_one({"_id": number}, {"$setOnInsert": {"money": 0}}, upsert=True)
+        taken.append(time.monotonic() - started)
+    client.drop_database("bench-limits")
+    return median(taken) * 1000
 
 
 def _calls_of_all(port: int) -> int:

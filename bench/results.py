@@ -26,6 +26,8 @@ class Round:
     server_cpu: float | None
     memory: int | None
     """Bytes of the worker and its pool (proportional set size)."""
+    stored: int = 0
+    """Users; 0 where the work stores none."""
 
     @property
     def rate(self) -> float:
@@ -38,8 +40,9 @@ class Round:
 
     @property
     def trips_a_message(self) -> float:
-        """Round trips to MongoDB for each deleted message."""
-        return sum(self.commands.values()) / self.deleted
+        """Round trips to MongoDB for each message: for each stored one, where the work stores,
+        since those that are stored and not deleted yet come and go."""
+        return sum(self.commands.values()) / (self.stored or self.deleted)
 
     @property
     def cpu_a_thousand(self) -> float | None:
@@ -155,7 +158,7 @@ class Publishing:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the proxy, with no delay."""
+    """Of the proxy, with no delay, and of mongod."""
 
     calls_a_second: float
     """What eight clients got through it, sharing the machine with it."""
@@ -163,6 +166,8 @@ class Limits:
     """What one core that does nothing else could carry."""
     added_ms: float
     """What one call takes longer through it."""
+    upsert_ms: float
+    """What one upsert takes where nobody else writes: a worker's process waits so long for each."""
 
 
 @dataclass

@@ -61,6 +61,7 @@ class Look:
     at: float
     cpu: list[float | None]
     commands: Counter[str]
+    stored: int
 
 
 def _watched(stage: Stage, effort: Effort) -> Round:
@@ -87,6 +88,7 @@ def _watched(stage: Stage, effort: Effort) -> Round:
         proxy_cpu=proxy,
         server_cpu=server,
         memory=memory,
+        stored=after.stored - before.stored,
     )
 
 
@@ -102,6 +104,7 @@ def _look(stage: Stage) -> Look:
         time.monotonic(),
         [processes.cpu_below(process.guard_pid) for process in watched],
         database.commands(stage.lab.mongo),
+        stage.stored_about(),
     )
 
 

@@ -38,6 +38,7 @@ def test_costs_are_by_deleted_message() -> None:
     assert one.calls_a_message() == 42 / 200
     assert one.calls_a_message("Delete") == 22 / 200
     assert one.trips_a_message == 1.0
+    assert round_of(100, stored=160).trips_a_message == 200 / 160
     assert one.cpu_a_thousand == 5.0
 
 
