@@ -28,11 +28,9 @@ WORKER_START_SECONDS = 60
 WORKER_STOP_MARGIN = 25
 #: For one machine and one person, unless the environment says otherwise. A worker that stops waits
 #: for the end of its long poll, and of its tasks.
-WORKER_DEFAULTS = {
-    "WORKER_CONCURRENCY": "2",
-    "SQS_WAIT_TIME": "2",
-    "WORKER_SHUTDOWN_TIMEOUT": "10",
-}
+WORKER_DEFAULTS = {"WORKER_CONCURRENCY": "2", "SQS_WAIT_TIME": "2"}
+#: Seconds, for a person who waits for it.
+WORKER_SHUTDOWN_TIMEOUT = 10
 #: What Celery logs once it takes messages.
 WORKER_READY = " ready."
 
@@ -161,16 +159,23 @@ def _environment(sqs_server: SqsServer, queues: QueuePair, server: MongoServer) 
     }
 
 
+def _shutdown_timeout() -> int:
+    settings = get_settings()
+    is_set = "worker_shutdown_timeout" in settings.model_fields_set
+    return settings.worker_shutdown_timeout if is_set else WORKER_SHUTDOWN_TIMEOUT
+
+
 @contextmanager
 def _worker(directory: Directory, environment: Mapping[str, str], lock: int) -> Iterator[Process]:
     inherited = WORKER_DEFAULTS | client_environment(environment)
+    timeout = _shutdown_timeout()
     with Process(
         "the worker",
         [sys.executable, "-m", "celery", "-A", "app", "worker"],
         log=directory.log("worker"),
-        grace=float(inherited["WORKER_SHUTDOWN_TIMEOUT"]) + WORKER_STOP_MARGIN,
+        grace=timeout + WORKER_STOP_MARGIN,
         # Its ready line, which is waited for, is of this level.
-        environment=inherited | {"LOG_LEVEL": "INFO"},
+        environment=inherited | {"LOG_LEVEL": "INFO", "WORKER_SHUTDOWN_TIMEOUT": str(timeout)},
         directory=ROOT,
         keep_open=[lock],
     ) as worker:

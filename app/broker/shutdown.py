@@ -26,6 +26,9 @@ from app.broker.drain import Drain, children, kill
 
 logger = logging.getLogger(__name__)
 
+#: Seconds the event loop has to settle what its tasks have just told it; in solo, it is busy.
+LAST_TURN = 0.2
+
 #: Seconds to tell SQS outcomes, each of three times, where the process leaves without unwinding.
 LAST_FLUSH = 3
 
@@ -55,11 +58,13 @@ class Shutdown:
         self._begun = threading.Event()
         self._forced = threading.Event()
         self._thread: threading.Thread | None = None
+        self._timeout = 0.0
 
     def listen(self) -> None:
         """Wait for signals. May be called again, after a reconnect."""
         if self._thread is not None:
             return
+        self._timeout = self._consumer.connection.transport.options.shutdown_timeout
         self._thread = threading.Thread(target=self._run, name="sqs-shutdown", daemon=True)
         self._thread.start()
         signals.worker_shutting_down.connect(self._on_signal)
@@ -141,19 +146,25 @@ class Shutdown:
             return Ask.STOP_AT_ONCE
 
     def _begin(self) -> None:
-        if channel := self._channel:
-            channel.on_empty(self._wake_the_loop)
-            channel.stop_receiving()
-            released = channel.release(running=False)
-            logger.info(
-                "Stopping: nothing more is received, %d messages are released, and what runs has "
-                "%g s to finish.",
-                released,
-                self._timeout,
-                extra={"event": "shutdown.begun", "released": released},
-            )
+        try:
+            if channel := self._channel:
+                channel.on_empty(self._wake_the_loop)
+                channel.stop_receiving()
+                self._say_begun(channel.release(running=False))
+        except Exception:
+            # Broad on purpose: without this thread the stop would have no end.
+            logger.exception("Stopping goes on.", extra={"event": "shutdown.broken"})
         self._begun.set()
         self._wake_the_loop()
+
+    def _say_begun(self, released: int) -> None:
+        logger.info(
+            "Stopping: nothing more is received, %d messages are released, and what runs has %g s "
+            "to finish.",
+            released,
+            self._timeout,
+            extra={"event": "shutdown.begun", "released": released},
+        )
 
     def _force(self) -> None:
         running = len(state.active_requests)
@@ -179,22 +190,30 @@ class Shutdown:
 
     def _leave(self) -> None:
         """End the process: a thread cannot be stopped, and the interpreter would wait for it."""
-        kill(children(), signal.SIGKILL)
-        if channel := self._channel:
-            # What is done goes first, so that no message is visible long before its task is cut.
-            channel.flush(LAST_FLUSH)
-            channel.release(running=True)
-            channel.flush(LAST_FLUSH)
-            # Last, for an open poll takes what was just released: it is handed back once more.
-            channel.await_polls()
-            if not channel.flush(LAST_FLUSH):
-                logger.warning(
-                    "Left before SQS was told every outcome; it delivers those messages again.",
-                    extra={"event": "shutdown.unfinished"},
-                )
-        if isinstance(self._consumer.controller, Worker):  # Else it is part of another program.
-            logging.shutdown()
-            leave_at_once(0)
+        try:
+            kill(children(), signal.SIGKILL)
+            if channel := self._channel:
+                self._hand_back(channel)
+        finally:
+            if isinstance(self._consumer.controller, Worker):  # Else it is part of a program.
+                logging.shutdown()
+                leave_at_once(0)
+
+    def _hand_back(self, channel: Any) -> None:
+        # What is done goes first, so that no message is visible long before its task is cut off.
+        settled = threading.Event()
+        self._consumer.hub.call_soon(settled.set)
+        settled.wait(LAST_TURN)
+        channel.flush(LAST_FLUSH)
+        channel.release(running=True)
+        channel.flush(LAST_FLUSH)
+        # Last, for an open poll takes what was just released: it is handed back once more.
+        channel.await_polls()
+        if not channel.flush(LAST_FLUSH):
+            logger.warning(
+                "Left before SQS was told every outcome; it delivers those messages again.",
+                extra={"event": "shutdown.unfinished"},
+            )
 
     # On the event loop
 
@@ -204,10 +223,6 @@ class Shutdown:
         return self._begun.is_set() and self._channel.is_empty and not state.active_requests
 
     # The worker's parts
-
-    @property
-    def _timeout(self) -> float:
-        return float(self._consumer.connection.transport.options.shutdown_timeout)
 
     @property
     def _channel(self) -> Any:

@@ -129,19 +129,6 @@ def test_a_killed_worker_loses_nothing(make_project: MakeProject) -> None:
     assert [line["redelivered"] for line in starts] == [False, True]
 
 
-def test_a_stopped_worker_finishes_what_runs(make_project: MakeProject) -> None:
-    project = make_project()
-    worker = project.start()
-    id_ = project.send("work", 2)
-    wait_until(lambda: project.events(id_, "start"), PATIENCE, "the start")
-
-    status = project.stop(worker)
-
-    assert status == 0
-    assert project.events(id_, "end")
-    assert project.queues.is_empty()
-
-
 def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
     project = make_project()
     project.start()

@@ -157,8 +157,39 @@ def test_any_second_signal_releases_all_and_tells_sqs(
     ]
 
 
-def test_a_deadline_is_as_a_second_signal(shutdown: Shutdown, consumer: Consumer) -> None:
+def test_a_deadline_is_as_a_second_signal(consumer: Consumer) -> None:
     consumer.connection.transport.options.shutdown_timeout = 0.01
+    made = Shutdown(consumer)
+    made.listen()
+    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
+    made._thread.join(DEADLINE)
+    assert "release all" in consumer.channel.told
+    made.finish()
+
+
+def test_a_loop_that_does_not_end_its_processes_ends_with_the_process(
+    shutdown: Shutdown, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.broker.shutdown.LAST_RESORT", 0.01)
+    consumer.pool.uses_semaphore = True
+    signals.worker_shutting_down.send(sender=None, sig="SIGQUIT", how="Cold", exitcode=0)
+    shutdown._thread.join(DEADLINE)
+    assert "release all" in consumer.channel.told
+
+
+def test_a_worker_that_stops_in_time_is_not_forced(shutdown: Shutdown, consumer: Consumer) -> None:
+    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
+    shutdown.finish()
+    shutdown._thread.join(DEADLINE)
+    assert consumer.channel.told == ["stop receiving", "release what waits"]
+
+
+def test_a_fault_at_its_begin_does_not_leave_a_stop_without_end(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    consumer.channel.stop_receiving = None
+    consumer.channel.is_empty = True
+    shutdown.drain()
     signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
     shutdown._thread.join(DEADLINE)
     assert "release all" in consumer.channel.told
