@@ -177,8 +177,13 @@ class Shutdown:
             channel.give_up_polls()
         self._forced.set()
         self._wake_the_loop()
-        if self._has_processes and self._ends_within(LAST_RESORT):
-            return  # The loop has ended the processes, and Celery all the rest.
+        if self._has_processes:
+            if self._ends_within(LAST_RESORT):
+                return  # The loop has ended the processes, and Celery all the rest.
+            logger.error(
+                "The worker does not come to its end; its process leaves.",
+                extra={"event": "shutdown.last_resort"},
+            )
         self._leave()
 
     def _ends_within(self, seconds: float) -> bool:

@@ -89,6 +89,11 @@ def assert_gone(worker: "Popen[bytes]") -> None:
     assert left == []
 
 
+def assert_orderly(project: ProbeProject) -> None:
+    """No stop had to leave its process as the last resort."""
+    assert "does not come to its end" not in project.worker_log()
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_runs_finishes_and_what_waits_is_released_at_once(
     make_project: MakeProject, pool: str
@@ -131,6 +136,7 @@ def test_a_second_signal_hands_back_what_runs_and_awaits_no_poll(
     tell(worker, number)
 
     assert worker.wait(LONG_POLL - 5) == 0
+    assert_orderly(project)
     assert project.queues.counts() == (len(running), 0, 0)
     assert project.events(event="end") == []
     assert_gone(worker)
@@ -162,6 +168,7 @@ def test_a_task_that_does_not_end_when_told_to_is_killed(make_project: MakeProje
 
     assert worker.wait(PATIENCE) == 0
     assert len(project.events(event="told to end")) == len(running)
+    assert_orderly(project)
     assert project.queues.counts() == (len(running), 0, 0)
     assert_gone(worker)
 
