@@ -14,6 +14,7 @@ from celery.local import Proxy
 from app.broker import install
 from app.loader import config_file, point_flower_home
 from app.logs import use_json_lines
+from app.outage import OutageWatch
 from app.startup import StartChecks
 
 
@@ -48,5 +49,6 @@ app = Registrations(
 install(app)
 app.config_from_object(Proxy(_celeryconfig))
 app.steps["worker"].add(StartChecks)
+app.steps["consumer"].add(OutageWatch)
 use_json_lines()
 point_flower_home()

@@ -16,8 +16,13 @@ from app.settings import DEFAULT_DATABASE as DEFAULT_DATABASE
 from app.settings import get_settings
 
 #: Milliseconds, used where MONGO_URI does not say: a task has to hear of a database that is away
-#: well within its soft time limit, and pymongo's own defaults are 30 s and never.
-DEFAULT_TIMEOUTS = {"serverSelectionTimeoutMS": 5_000, "timeoutMS": 10_000}
+#: well within its soft time limit, and pymongo's own defaults are 30 s, never and 20 s. The third
+#: is also what its monitor waits beyond its 10 s before it gives up connections that are silent.
+DEFAULT_TIMEOUTS = {
+    "serverSelectionTimeoutMS": 5_000,
+    "timeoutMS": 10_000,
+    "connectTimeoutMS": 5_000,
+}
 
 #: Without a word on it MongoEngine takes one that pymongo has given up.
 UUID_REPRESENTATION = "standard"

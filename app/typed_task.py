@@ -10,6 +10,7 @@ from app.broker.batch import Call
 from app.broker.task import Task
 from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
+from app.outage import SUSPECT_ON
 
 #: Characters of one shown value.
 LONGEST_SHOWN = 128
@@ -32,6 +33,7 @@ class TypedTask(Task):
     # The model says what may be given, and in both spellings; Celery would look at the function.
     typing = False
     dead_letter_on = (PermanentError,)
+    suspect_on = SUSPECT_ON
     model: ClassVar[type[Message] | None] = None
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:

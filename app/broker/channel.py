@@ -340,6 +340,11 @@ class Channel(virtual.Channel):
             self._release_after = 0
 
     @property
+    def release_after(self) -> int:
+        """Seconds until what is handed back now is shown to other workers: 0 but in a pause."""
+        return self._release_after
+
+    @property
     def pauses(self) -> frozenset[str]:
         """Why nothing is received now."""
         return self._leases.pauses

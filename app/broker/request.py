@@ -5,6 +5,7 @@ worker/request.py, `create_request_cls`), so a success is seen in `acknowledge`.
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -131,11 +132,18 @@ class Request(CeleryRequest):
             Suspicion(
                 error=self._error,
                 started_at=self._lease.started_at,
+                retry_after=self._retry_after(exc),
                 otherwise=_happened(exc) or outcomes.NotStarted(),
                 conclude=lambda happened: self._conclude(happened, exc_info),
             )
         )
         return True
+
+    def _retry_after(self, exc: Any) -> int:
+        if isinstance(exc, Suspected) and exc.delay is not None:
+            return math.ceil(exc.delay)
+        backoff: int = self.task.policy.backoff(self._message.deliveries)
+        return backoff
 
     def _conclude(self, happened: Happened, exc_info: Any) -> None:
         """End a run of which the outage was suspected. Called from any thread."""

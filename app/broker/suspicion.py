@@ -19,15 +19,17 @@ class Suspicion:
     """Class of the exception."""
     started_at: float
     """When the run started, in monotonic seconds."""
+    retry_after: int
+    """Seconds after which the task wants to run again, outage or not."""
     otherwise: Happened
     """What happened if it was no outage."""
     conclude: Callable[[Happened], None]
     """Ends the delivery."""
 
     def confirm(self, release_after: int) -> None:
-        """An outage has caused it: the message is released, in `release_after` seconds, whatever
-        its number of deliveries, and the failure counts for nothing."""
-        self.conclude(Interrupted(self.error, release_after))
+        """An outage has caused it: the message is released, in `release_after` seconds or later,
+        whatever its number of deliveries, and the failure counts for nothing."""
+        self.conclude(Interrupted(self.error, max(release_after, self.retry_after)))
 
     def dismiss(self) -> None:
         """No outage has caused it: it is a failure as any other."""

@@ -154,7 +154,8 @@ class Task(CeleryTask):
             hint = self._hint(exc)
             if hint is None or not self.acks_late:
                 raise
-            raise Suspected(type(hint).__name__, *_retry_of(exc)) from exc
+            delay = exc.when if isinstance(exc, Retry) else self.retry_delay(exc)
+            raise Suspected(type(hint).__name__, isinstance(exc, Retry), delay) from exc
 
     def _hint(self, exc: BaseException | None) -> BaseException | None:
         """What may mean an outage: the exception, or one that led to it."""
@@ -197,13 +198,10 @@ class Suspected(Reject):
         super().__init__(error, requeue=True)
         self.args = (error, is_retry, delay)
         self.error = error
-        #: Whether the task would run again, in `delay` seconds, if there were no outage.
+        #: Whether the task would run again if there were no outage.
         self.is_retry = is_retry
+        #: Seconds after which it can run again; None leaves it to the policy's backoff.
         self.delay = delay
-
-
-def _retry_of(exc: Exception) -> tuple[bool, float | None]:
-    return (True, exc.when) if isinstance(exc, Retry) else (False, None)
 
 
 def _says_max_retries(cls: type[Task]) -> bool:

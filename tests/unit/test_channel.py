@@ -676,7 +676,7 @@ def test_a_suspicion_that_nobody_looks_into_is_dismissed(connection: Connection,
     concluded: list[Happened] = []
     otherwise = RetryAsked(7, "OSError")
     worker = Worker(connection, "jobs")
-    worker.channel.on_suspicion(Suspicion("OSError", 0.0, otherwise, concluded.append))
+    worker.channel.on_suspicion(Suspicion("OSError", 0.0, 7, otherwise, concluded.append))
     assert concluded == [otherwise]
 
 

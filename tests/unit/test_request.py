@@ -554,6 +554,15 @@ def test_a_failure_of_an_outage_is_none_whatever_the_delivery(
     assert run.events == ["task-started", "task-retried"]
 
 
+@pytest.mark.parametrize(("delay", "released_after"), [(60.5, 61), (7, 25), (None, 25)])
+def test_after_an_outage_a_task_runs_no_sooner_than_it_wants_to(
+    make_run: MakeRun, delay: float | None, released_after: int
+) -> None:
+    run = make_run()
+    suspected(run, Suspected("ConnectionError", False, delay)).confirm(25)
+    assert run.message.happened == Interrupted("ConnectionError", released_after)
+
+
 def test_a_failure_without_an_outage_is_the_retry_that_it_was(make_run: MakeRun) -> None:
     run = make_run()
     suspected(run).dismiss()

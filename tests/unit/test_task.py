@@ -12,7 +12,7 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from app.broker.errors import ConfigurationError
 from app.broker.policy import Policy
-from app.broker.task import Rejected, Suspected
+from app.broker.task import Rejected, Suspected, Task
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -387,6 +387,16 @@ def test_in_the_last_attempt_it_is_told_as_one_too(define: Define) -> None:
     with pytest.raises(Suspected) as raised:
         define(fails_with(TimeoutError()), retries=4, suspect_on=(OSError,))()
     assert raised.value.is_retry is False
+
+
+def test_a_delay_of_the_error_itself_goes_with_it(
+    define: Define, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = define(fails_with(TimeoutError()), retries=4, suspect_on=(OSError,))
+    monkeypatch.setattr(Task, "retry_delay", lambda _self, exc: 60)
+    with pytest.raises(Suspected) as raised:
+        task()
+    assert (raised.value.is_retry, raised.value.delay) == (False, 60)
 
 
 @pytest.mark.parametrize("error", [Permanent(), KeyError(), Reject("no", requeue=True)])

@@ -1,0 +1,220 @@
+"""Notices that MongoDB is away, and pauses the worker until it is back.
+
+Else running tasks would burn deliveries, and good messages would fill the dead-letter queue. A
+failure that may come of an outage (`SUSPECT_ON`) is a hint; a probe that fails is the fact. Then
+nothing is received, what has not started is handed back, and what fails of it does not count. The
+probe goes on until MongoDB answers, and the worker resumes by itself.
+
+Docs: docs/outage.md.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from celery import bootsteps
+from pymongo import MongoClient
+from pymongo.errors import (
+    ConnectionFailure,
+    ExecutionTimeout,
+    NotPrimaryError,
+    WTimeoutError,
+)
+
+from app.broker.suspicion import Suspicion
+from app.settings import get_settings
+
+if TYPE_CHECKING:
+    from app.broker.channel import Channel
+
+logger = logging.getLogger(__name__)
+
+#: Failures of a task that an outage may have caused. A task that waits for a silent MongoDB may
+#: also be ended by a time limit.
+SUSPECT_ON = (
+    ConnectionFailure,
+    ExecutionTimeout,
+    WTimeoutError,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+)
+
+#: Why nothing is received.
+AWAY = "MongoDB is away"
+
+#: Milliseconds for each step of a probe.
+PROBE_TIMEOUT = 2_000
+
+#: Seconds: the ceiling of the first pause between two probes, doubled by each one that fails.
+FIRST_PAUSE = 0.5
+
+#: Seconds to which these pauses grow. With a probe's time they are less than the 10 s within which
+#: a worker resumes.
+LONGEST_PAUSE = 4.0
+
+#: Seconds after an outage in which a run may still meet a connection that it has left dead: the
+#: driver's monitor needs these to notice (app/models.py).
+DEAD_CONNECTIONS = 15
+
+#: Seconds after which a message runs again that failed of an outage which is over.
+RUN_AGAIN_AFTER = 2
+
+Probe = Callable[[], str | None]
+
+
+def probe(uri: str) -> str | None:
+    """Whether MongoDB takes writes: None, or the class of the error.
+
+    The client lives for this one call. The pool may fork at any time, and no client may be used on
+    both sides of a fork.
+    """
+    try:
+        with MongoClient[dict[str, Any]](
+            uri,
+            serverSelectionTimeoutMS=PROBE_TIMEOUT,
+            connectTimeoutMS=PROBE_TIMEOUT,
+            socketTimeoutMS=PROBE_TIMEOUT,
+        ) as client:
+            hello = client.admin.command("hello")
+    except Exception as exc:
+        # Broad on purpose: what keeps the probe from MongoDB keeps the tasks from it too.
+        return type(exc).__name__
+    return None if hello.get("isWritablePrimary") else NotPrimaryError.__name__
+
+
+class Outage:
+    """Whether MongoDB is away, as this worker knows it: one thread, in the main process."""
+
+    def __init__(self, find_error: Probe, aftermath: float) -> None:
+        """`aftermath`: seconds after an outage in which runs may fail of what it left behind."""
+        self._find_error = find_error
+        self._aftermath = aftermath
+        self._channel: Channel | None = None
+        self._changed = threading.Condition()
+        self._suspicions: list[Suspicion] = []
+        self._is_away = False
+        self._began_at = 0.0
+        self._over_at = float("-inf")
+        self._stopping = threading.Event()
+
+    def watch(self, channel: "Channel") -> None:
+        """Look into what this channel suspects, on a thread that ends with `stop`."""
+        self._channel = channel
+        self._stopping = threading.Event()
+        channel.on_suspicion = self.suspect
+        if self._is_away:
+            channel.pause(AWAY, LONGEST_PAUSE)
+        thread = threading.Thread(
+            target=self._run, args=(self._stopping,), name="outage-watch", daemon=True
+        )
+        thread.start()
+
+    def stop(self) -> None:
+        """Look no more. Whoever closes the channel releases what waits for a verdict."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def suspect(self, suspicion: Suspicion) -> None:
+        """Find out, and tell the suspicion. Returns at once."""
+        with self._changed:
+            if not self._is_away:
+                self._suspicions.append(suspicion)
+                self._changed.notify_all()
+                return
+        self._confirm(suspicion)
+
+    def _run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            try:
+                if self._is_away:
+                    self._endure(stopping)
+                elif suspicions := self._next(stopping):
+                    self._look_into(suspicions)
+            except Exception:
+                # Broad on purpose: without this thread an outage would never end.
+                logger.exception("Looking for MongoDB failed.", extra={"event": "outage.broken"})
+                stopping.wait(FIRST_PAUSE)
+
+    def _next(self, stopping: threading.Event) -> list[Suspicion]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._suspicions or stopping.is_set())
+            suspicions, self._suspicions = self._suspicions, []
+            return [] if stopping.is_set() else suspicions
+
+    def _look_into(self, suspicions: list[Suspicion]) -> None:
+        error = self._find_error()
+        if error is not None:
+            self._begin(error)
+        for suspicion in suspicions:
+            # A run that met the outage failed of it, also where that is over by now.
+            if error is not None or suspicion.started_at < self._over_at + self._aftermath:
+                self._confirm(suspicion)
+            else:
+                suspicion.dismiss()
+
+    def _begin(self, error: str) -> None:
+        assert self._channel is not None
+        self._began_at = monotonic()
+        logger.error(
+            "MongoDB is away (%s). Nothing is received until it is back.",
+            error,
+            extra={"event": "outage.begins", "error": error},
+        )
+        self._channel.pause(AWAY, LONGEST_PAUSE)
+        with self._changed:
+            self._is_away = True
+            late, self._suspicions = self._suspicions, []
+        for suspicion in late:
+            self._confirm(suspicion)
+
+    def _endure(self, stopping: threading.Event) -> None:
+        """Probe until MongoDB is back, or the worker stops."""
+        ceiling = FIRST_PAUSE
+        # With jitter: a fleet does not probe in step.
+        while not stopping.wait(random.uniform(ceiling / 2, ceiling)):
+            if self._find_error() is None:
+                self._end()
+                return
+            ceiling = min(2 * ceiling, LONGEST_PAUSE)
+
+    def _end(self) -> None:
+        assert self._channel is not None
+        with self._changed:
+            self._is_away = False
+            self._over_at = monotonic()
+        self._channel.resume(AWAY)
+        logger.info(
+            "MongoDB is back; messages are received again.",
+            extra={"event": "outage.ends", "seconds": round(self._over_at - self._began_at, 1)},
+        )
+
+    def _confirm(self, suspicion: Suspicion) -> None:
+        assert self._channel is not None
+        suspicion.confirm(max(self._channel.release_after, RUN_AGAIN_AFTER))
+
+
+class OutageWatch(bootsteps.StartStopStep):
+    """Starts and stops with the consumer of each worker, in its main process."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        settings = get_settings()
+        # A transaction that was cut off keeps its locks for this long.
+        locks = settings.mongo_transaction_lifetime
+        self._outage = Outage(
+            partial(probe, settings.require_mongo_uri()), aftermath=max(locks, DEAD_CONNECTIONS)
+        )
+
+    def start(self, consumer: Any) -> None:
+        self._outage.watch(consumer.task_consumer.channel)
+
+    def stop(self, consumer: Any) -> None:
+        self._outage.stop()
