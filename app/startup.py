@@ -83,8 +83,11 @@ def check_queues(options: Options) -> None:
                 answer: Any = client.get_queue_attributes(
                     QueueUrl=address.url, AttributeNames=["RedrivePolicy", "VisibilityTimeout"]
                 )
-            except (ClientError, BotoCoreError) as exc:
+            except ClientError as exc:
                 _not_checked(name, address.url, error_code(exc))
+            except BotoCoreError as exc:
+                _not_checked(name, address.url, error_code(exc))
+                return  # No answer at all: the other queues would only take as long again.
             else:
                 attributes = answer.get("Attributes", {})
                 for finding in check_redrive_policy(name, options, attributes):

@@ -37,7 +37,6 @@ def new_client(
     Its calls fail with an exception of botocore within `read_timeout` seconds a try. `is_checked`:
     their arguments are checked here too, and not by SQS alone.
     """
-    session = boto3.session.Session(region_name=options.region, **options.credentials)
     config = Config(
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=read_timeout,
@@ -48,9 +47,14 @@ def new_client(
         user_agent=USER_AGENT,
         parameter_validation=is_checked,
     )
-    client = session.client("sqs", endpoint_url=options.endpoint_url, config=config)
+    client = new_session(options).client("sqs", endpoint_url=options.endpoint_url, config=config)
     client.meta.events.register("before-parse.sqs", _refuse_half_an_answer)
     return client
+
+
+def new_session(options: Options) -> boto3.session.Session:
+    """Where clients of any service of AWS come from; for one thread at a time."""
+    return boto3.session.Session(region_name=options.region, **options.credentials)
 
 
 def _refuse_half_an_answer(response_dict: dict[str, Any], **_: Any) -> None:

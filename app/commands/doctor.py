@@ -1,5 +1,6 @@
 """`sqs doctor`: what a worker depends on, each with its fault and the fix."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from app.broker.channel import CLOCK_TOLERANCE
 from app.broker.checks import Finding, Level, Subject, check_dead_letters, check_queue
+from app.broker.clients import new_session
 from app.broker.errors import ConfigurationError
 from app.broker.letters import date_of, name_of
 from app.broker.options import Options
@@ -25,6 +27,7 @@ from app.broker.settler import error_code
 from app.commands.broker import client_of, options_of, refusal
 from app.commands.database import check_database
 from app.commands.output import print_json, printable, say
+from app.commands.queues import QUICK, is_aws
 from app.settings import get_settings
 from app.startup import check_numbers
 
@@ -33,6 +36,12 @@ if TYPE_CHECKING:
 
 #: What is said of settings, whose own text names the way out.
 NOT_SO = "Change it: no worker starts like this."
+
+#: The check that fails where nothing else of a queue can be looked at.
+REACHED = "reached"
+
+#: https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
+AWS_URL = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/")
 
 #: Each level as a line begins with it.
 SHOWN = {Level.OK: "ok     ", Level.FAULT: "FAULT  ", Level.UNKNOWN: "?      "}
@@ -72,7 +81,10 @@ def examine(celery_app: Any) -> Iterator[Finding]:
         yield Subject("settings", "complete").fault(exc.message, NOT_SO)
         return
     yield from check_settings(celery_app)
+    yield from check_regions(options)
     client = client_of(options)
+    if is_aws(options.endpoint_url):
+        yield check_identity(new_session(options).client("sts", config=QUICK))
     yield check_clock(client, next(iter(options.queues.values())).url)
     for name in options.queues:
         yield from _check_queue_pair(client, name, options)
@@ -94,6 +106,32 @@ def check_settings(celery_app: Any) -> Iterator[Finding]:
             yield Subject("settings", check).fault(exc.message, NOT_SO)
         else:
             yield Subject("settings", check).ok("as a worker needs them")
+
+
+def check_regions(options: Options) -> Iterator[Finding]:
+    """Compare AWS_REGION with the region that the URLs of queues on AWS name.
+
+    SQS of another region answers that there is no such queue.
+    """
+    for name, address in options.queues.items():
+        for url in filter(None, (address.url, address.dead_letter_url)):
+            if (found := AWS_URL.match(url)) and found[1] != options.region:
+                yield Subject(name, "region").fault(
+                    f"{url} is in {found[1]}, and AWS_REGION is {options.region}",
+                    "Make them one.",
+                )
+
+
+def check_identity(sts: Any) -> Finding:
+    """Whose credentials these are; everybody may ask.
+
+    https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
+    """
+    check = Subject("credentials", "whose")
+    try:
+        return check.ok(sts.get_caller_identity()["Arn"])
+    except (ClientError, BotoCoreError) as exc:
+        return check.unknown(f"STS did not say: {error_code(exc)}")
 
 
 def check_clock(client: "SQSClient", url: str, now: Callable[[], float] = time.time) -> Finding:
@@ -127,6 +165,7 @@ def _check_queue_pair(client: "SQSClient", name: str, options: Options) -> Itera
     yield finding
     if attributes is not None:
         yield from check_queue(name, options, attributes)
+    if finding.check != REACHED:
         yield from check_permissions(client, address.url, ON_QUEUE)
     if address.dead_letter_url is None:
         return
@@ -134,7 +173,8 @@ def _check_queue_pair(client: "SQSClient", name: str, options: Options) -> Itera
     yield finding
     if attributes is not None and dead_letters is not None:
         yield from check_dead_letters(name, address.dead_letter_url, attributes, dead_letters)
-    yield from check_permissions(client, address.dead_letter_url, ON_DEAD_LETTERS)
+    if finding.check != REACHED:
+        yield from check_permissions(client, address.dead_letter_url, ON_DEAD_LETTERS)
 
 
 def _attributes_of(
@@ -148,7 +188,7 @@ def _attributes_of(
         code = error_code(exc)
         if code not in DENIED:
             fix = "Nothing else of it could be checked."
-            return None, Subject(name, "reached").fault(refusal(exc, action, url), fix)
+            return None, Subject(name, REACHED).fault(refusal(exc, action, url), fix)
         if is_needed:
             return None, permission(name, action, code)
         text = "not allowed, so that retention and size were not checked"

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import boto3
 import click
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from app.broker.clients import new_session
 from app.broker.letters import name_of
 from app.broker.options import Options
 from app.broker.settler import error_code
@@ -34,6 +34,9 @@ AGES_REACH_BACK = timedelta(minutes=10)
 
 #: Queues that one call to CloudWatch asks for.
 MOST_QUERIES = 500
+
+#: For services of AWS besides SQS, which only add to what is told.
+QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
 
 Ages = dict[str, int]
 
@@ -154,10 +157,9 @@ def ages_of(options: Options) -> Ages:
     urls = {name: address.url for name, address in options.queues.items()}
     urls |= {name_of(a.dead_letter_url): a.dead_letter_url for a in options.queues.values()
              if a.dead_letter_url}  # fmt: skip
-    session = boto3.session.Session(region_name=options.region, **options.credentials)
-    config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
+    cloudwatch = new_session(options).client("cloudwatch", config=QUICK)
     try:
-        return ages_from(session.client("cloudwatch", config=config), urls, datetime.now(UTC))
+        return ages_from(cloudwatch, urls, datetime.now(UTC))
     except (ClientError, BotoCoreError) as exc:
         say(f"OLDEST is not known: CloudWatch: {error_code(exc)} (cloudwatch:GetMetricData).")
         return {}

@@ -12,9 +12,11 @@ from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
 from app.broker.checks import Level
-from app.broker.options import Options
+from app.broker.clients import new_session
+from app.broker.options import Options, QueueAddress
 from app.commands import sqs as commands
-from app.commands.doctor import check_clock
+from app.commands.doctor import check_clock, check_identity, check_regions
+from app.commands.queues import QUICK
 from app.errors import SettingsError
 from app.settings import get_settings
 from app.startup import check_queues, prepare_database
@@ -142,6 +144,9 @@ def test_a_permission_that_is_missing_is_named(
     names = {"queue": queues.name, "dlq": f"{queues.name}-dlq"}
     assert told.exit_code == 1
     assert found(told, "fault") == [(names[which], check) for which, check in checks]
+    if action == "GetQueueAttributes":
+        # What else is allowed is seen all the same.
+        assert (queues.name, "sqs:ReceiveMessage") in found(told, "ok")
 
 
 @pytest.mark.parametrize("fault", [faults.RESET, faults.SERVER_ERROR, faults.TRUNCATED])
@@ -203,6 +208,31 @@ def test_an_index_that_is_not_the_codes_is_a_fault(
     assert found(doctor(queues, "--json"), "fault") == [("mongodb", "index users.stock_id_user_id")]
 
 
+# Who and where
+
+
+def test_the_region_of_a_url_on_aws_is_that_of_the_settings() -> None:
+    def found(region: str, url: str) -> list[str]:
+        queue = QueueAddress(url, url + "-dlq")
+        return [f.text for f in check_regions(Options(region, {"jobs": queue}))]
+
+    there = "https://sqs.eu-central-1.amazonaws.com/123456789012/jobs"
+    assert found("eu-central-1", there) == []
+    assert [text.split()[-1] for text in found("us-east-1", there)] == ["us-east-1"] * 2
+    assert found("us-east-1", "http://localhost:9324/000000000000/jobs") == []
+
+
+def test_the_credentials_are_named(moto_url: str, queues: Queues) -> None:
+    session = new_session(options(queues))
+
+    known = check_identity(session.client("sts", endpoint_url=moto_url))
+    nobody = f"http://{ports.HOST}:{ports.preferred_or_any(None)}"
+    unknown = check_identity(session.client("sts", endpoint_url=nobody, config=QUICK))
+
+    assert known.text.startswith("arn:aws:")
+    assert unknown.level is Level.UNKNOWN
+
+
 # The clock
 
 
@@ -261,6 +291,18 @@ def test_a_worker_that_cannot_look_says_so_and_starts(
     [record] = caplog.records
     assert vars(record)["event"] == "start.unchecked"
     assert vars(record)["queue"] == queues.name
+
+
+def test_where_sqs_does_not_answer_a_worker_asks_for_one_queue_only(
+    queues: Queues, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.fail("GetQueueAttributes", faults.RESET)
+    two = {name: {"url": queues.url} for name in ("one", "two")}
+
+    check_queues(options(queues, endpoint_url=proxy.url, predefined_queues=two))
+
+    assert proxy.calls == {"GetQueueAttributes": 1}
+    assert len(caplog.records) == 1
 
 
 def test_another_fault_of_a_queue_is_logged_and_the_worker_starts(
