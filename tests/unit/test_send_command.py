@@ -21,6 +21,11 @@ LIMIT = 2_000
 Run = Callable[..., Result]
 
 
+def line(id_: str | None = "m-1", action: str = "registerUser", **data: Any) -> str:
+    given = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}} | data
+    return json.dumps(({"id": id_} if id_ else {}) | {"action": action, "data": given})
+
+
 class Sqs:
     """Takes batches, but for the entries whose ids `refused` holds; or raises `fault`."""
 
@@ -88,11 +93,6 @@ def job(*arguments: Any) -> None:
     """The tasks."""
 
 
-def line(id_: str | None = "m-1", action: str = "registerUser", **data: Any) -> str:
-    given = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}} | data
-    return json.dumps(({"id": id_} if id_ else {}) | {"action": action, "data": given})
-
-
 def test_one_message_is_sent_as_it_was_typed(run: Run, fake: Sqs) -> None:
     typed = line().replace(", ", " ,  ")
     told = run(typed)
@@ -133,7 +133,11 @@ def test_a_message_without_an_id_is_given_one(run: Run, fake: Sqs) -> None:
         (line(action="celery.ping"), "Celery's own tasks"),
         (line(userInfo={"nickname": "secret" * 40}), "nickname"),
         (line(filler="x" * LIMIT), "bytes"),
-        ('{"properties": {}}', ""),
+        ('{"properties": {}}', "envelope"),
+        (
+            json.dumps({"Type": "Notification", "TopicArn": "arn:x", "Message": line()}),
+            "no plain JSON message",
+        ),
     ],
 )
 def test_nothing_is_sent_where_one_line_is_wrong(run: Run, fake: Sqs, wrong: str, why: str) -> None:
