@@ -33,7 +33,7 @@ class Prepared:
 
     outcome: Any
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
+    def __call__(self, /, *_: Any, **__: Any) -> Any:
         """The result. Raises the error."""
         if isinstance(self.outcome, Exception):
             raise self.outcome

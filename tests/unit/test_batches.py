@@ -362,6 +362,10 @@ def trace(name: str, id_: str, request: Any, body: Any, *types: Any) -> Traced:
         return 1, (id_, type(exc).__name__), None
 
 
+def test_an_outcome_is_the_same_whatever_the_arguments_are_called() -> None:
+    assert Prepared("fine")(1, self=2, outcome=3) == "fine"
+
+
 def test_the_work_for_all_is_done_once_and_each_message_has_its_outcome(
     many: Callable[..., Any],
 ) -> None:
