@@ -11,6 +11,7 @@
 #   make types     mypy
 #
 # PYTHON=... names the interpreter, 3.11 or newer, that .venv is made with.
+# JOBS=... tests run side by side, 3 unless said; 0 for one after the other.
 # ARGS=... goes to pytest, or to the benchmark.
 
 VENV := .venv
@@ -24,6 +25,10 @@ first-new-enough = $(shell for p in $(1); do "$$p" $(NEW_ENOUGH) 2>/dev/null && 
 PYTHON ?= $(call first-new-enough,python3 python3.14 python3.13 python3.12 python3.11 python)
 # For what is asked before .venv is there as well as after.
 ANY_PYTHON = "$(or $(call first-new-enough,$(BIN)/python),$(PYTHON))"
+
+# Most tests wait for servers and workers. A file's tests stay together, for they share theirs.
+JOBS ?= 3
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -41,10 +46,10 @@ demo: services $(STAMP)
 	@exec $(BIN)/python -m devstack --with-parent --demo
 
 test: services $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
 
 verify: services $(STAMP)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow $(ARGS)
 
 bench: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench $(ARGS)

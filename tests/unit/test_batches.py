@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.broker.batch import Job, Traced, run
+from app.broker.batch import Job, Prepared, Traced, run
 from app.broker.batches import Batches
 from app.broker.request import HandedBack
 
