@@ -42,6 +42,7 @@ def install(celery_app: Any) -> None:
     # `app.broker.task` makes Celery import its worker only where a task is defined.
     if celery_app.task_cls in ("celery.app.task:Task", CeleryTask):
         celery_app.task_cls = "app.broker.task:Task"
+    celery_app.events_cls = "app.broker.mailbox.dispatcher:Events"
     celery_app.conf.update(
         # A host that is never asked: without one kombu warns and prints localhost.
         broker_url="sqs://amazon",

@@ -18,6 +18,8 @@ from typing import Any
 import mongoengine
 import pytest
 from celery import Task as CeleryTask
+from celery.app.events import Events as CeleryEvents
+from celery.events.dispatcher import EventDispatcher
 from celery.loaders.app import AppLoader
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request
@@ -47,6 +49,7 @@ TOUCHED: list[tuple[type, str, str]] = [
     (virtual.Transport, "_callbacks", "read: who consumes a queue"),
     (WorkController, "_process_task", "called: one request becomes a job of the pool"),
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
+    (EventDispatcher, "_publish", "overridden: an event is no work on the loop"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),
     (mongoengine.Document, "_meta", "read: the indexes, to make them once at the start"),
@@ -59,6 +62,7 @@ HOOKS: dict[type, str] = {
     CeleryConsumer: "create_task_handler on_decode_error on_unknown_message on_unknown_task "
     "on_invalid_task",
     Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire info",
+    CeleryEvents: "dispatcher_cls",
     CeleryTask: "on_bound retry apply_async Request",
     virtual.Channel: "basic_publish basic_qos basic_consume basic_cancel basic_ack basic_reject "
     "drain_events close do_restore body_encoding supports_fanout typeof get_table",

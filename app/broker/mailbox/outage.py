@@ -16,6 +16,11 @@ class Outage:
         self._what = what
         self._failures = 0
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the last try failed."""
+        return self._failures > 0
+
     def failed(self, exc: Exception) -> float:
         """Note a failure; seconds to wait before the next try."""
         if not self._failures:

@@ -22,6 +22,11 @@ BROADCASTS, REPLIES, REVOKES = "broadcasts", "replies", "revokes"
 #: reads sees that it shall stop, and so the price of an idle reader: one operation each.
 AWAIT_MS = 1_000
 
+#: MongoDB's option by which it sends one answer after the other without being asked. It notices
+#: that a client is dead when it sends, and ends its cursor, which else would stay for 10 minutes.
+#: https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/#op_msg
+EXHAUST = 64
+
 #: Milliseconds after which MongoDB counts as away. Replaces what the URI says: a reader must wait
 #: longer than AWAIT_MS, and a client of `inspect` not much longer than its own timeout.
 AWAY_MS = 5_000
@@ -96,10 +101,14 @@ class Store:
 
     def read_on(self, exchange: str, after: Timestamp) -> Cursor[Document]:
         """A cursor over what is broadcast to an exchange after a time, which waits for more."""
-        return self._broadcasts.find(
-            {"exchange": exchange, "at": {"$gt": after}},
-            cursor_type=CursorType.TAILABLE_AWAIT,
-        ).max_await_time_ms(AWAIT_MS)
+        return (
+            self._broadcasts.find(
+                {"exchange": exchange, "at": {"$gt": after}},
+                cursor_type=CursorType.TAILABLE_AWAIT,
+            )
+            .max_await_time_ms(AWAIT_MS)
+            .add_option(EXHAUST)
+        )
 
     # Replies
 

@@ -21,8 +21,9 @@ class CursorGone(Exception):
 class Tail:
     """Reads one exchange through a cursor that waits at the server, and outlives every fault.
 
-    `on_open` is called whenever a cursor stands, from which on nothing is missed; `on_message` for
-    each message; `is_wanted` at least once a second, and the thread ends when it first says no.
+    `on_open` is called at the start, and after each fault: from then on nothing is missed;
+    `on_message` for each message; `is_wanted` at least once a second, and the thread ends when it
+    says no.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class Tail:
         self._exchange = exchange
         self._on_open = on_open
         self._on_message = on_message
-        self._ask = is_wanted
-        self._is_over = False
+        self._is_still_wanted = is_wanted
+        self._has_ended = False
         self._seen: Timestamp | None = None
         self._pause = threading.Event()
         self._outage = Outage(f"readers of {exchange}")
@@ -47,11 +48,6 @@ class Tail:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
-
-    def _is_wanted(self) -> bool:
-        # Once: whoever said no has forgotten this reader, and may have another one.
-        self._is_over = self._is_over or not self._ask()
-        return not self._is_over
 
     def _run(self) -> None:
         while self._is_wanted():
@@ -64,16 +60,20 @@ class Tail:
                 if self._is_wanted():
                     self._pause.wait(self._outage.failed(exc))
 
+    def _is_wanted(self) -> bool:
+        # Asked once more after a no, another thread may have been started in this one's place.
+        self._has_ended = self._has_ended or not self._is_still_wanted()
+        return not self._has_ended
+
     def _read(self) -> None:
         self._seen = start_of(self._seen, self._store.newest())
-        is_open = False
+        # All that is written after this instant is read; and before there is a cursor, since one
+        # that is not being waited on outlives a client that is killed.
+        self._on_open()
         with self._store.read_on(self._exchange, self._seen) as cursor:
             while self._is_wanted():
                 document = next(cursor, None)
-                if not is_open:
-                    is_open = True
-                    self._outage.is_over()
-                    self._on_open()
+                self._outage.is_over()
                 if document is not None:
                     self._on_message(document)
                     self._seen = document["at"]

@@ -38,7 +38,7 @@ class Writer:
         self._pause = threading.Event()
         self._outage = Outage("events and replies")
         self._lost_before = 0
-        #: Events that were never written.
+        #: Events, and replies, that were never written.
         self.lost = 0
 
     def put_events(self, message: Broadcast) -> None:
@@ -60,13 +60,14 @@ class Writer:
             self._wake()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all is written, `timeout` seconds at the most; whether it is."""
+        """Wait until all is written, `timeout` seconds at the most and not in an outage; whether
+        it is."""
         with self._changed:
             self._is_hurried = True
             self._changed.notify_all()
-            is_written = self._changed.wait_for(self._is_empty, timeout)
+            self._changed.wait_for(lambda: self._is_empty() or self._outage.lasts, timeout)
             self._is_hurried = False
-            return is_written
+            return self._is_empty()
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -102,27 +103,39 @@ class Writer:
 
     def _write(self, replies: list[Broadcast], events: list[tuple[Broadcast, int]]) -> None:
         """Write until it is written; what MongoDB refuses is lost."""
+        replies = [reply for reply in replies if self._is_json(reply, 1)]
+        messages = [message for message, weight in events if self._is_json(message, weight)]
         while True:
             try:
                 if replies:
-                    self._store.reply([_as_json(reply) for reply in replies])
+                    self._store.reply(replies)
                     replies = []
-                if events:
-                    self._store.broadcast([_as_json(message) for message, _ in events])
+                if messages:
+                    self._store.broadcast(messages)
             except ConnectionFailure as exc:
-                self._pause.wait(self._outage.failed(exc))
+                self._await_mongodb(exc)
             except Exception as exc:
                 # Broad on purpose: whatever these cannot be written for, the next ones are due.
                 self.lost += sum(weight for _, weight in events)
-                self._pause.wait(self._outage.failed(exc))
+                self._await_mongodb(exc)
                 return
             else:
                 self._outage.is_over(self.lost - self._lost_before)
                 self._lost_before = self.lost
                 return
 
+    def _await_mongodb(self, exc: Exception) -> None:
+        pause = self._outage.failed(exc)
+        with self._changed:
+            self._changed.notify_all()
+        self._pause.wait(pause)
 
-def _as_json(message: Broadcast) -> Broadcast:
-    if not isinstance(message.body, str):
-        message.body = dumps(message.body)
-    return message
+    def _is_json(self, message: Broadcast, weight: int) -> bool:
+        """Make JSON of a message; False where that cannot be done, and it is lost."""
+        try:
+            if not isinstance(message.body, str):
+                message.body = dumps(message.body)
+        except (TypeError, ValueError, RecursionError):
+            self.lost += weight
+            return False
+        return True

@@ -1,0 +1,159 @@
+"""Writer: whoever publishes never waits, and what MongoDB cannot take is events and not time."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo.errors import AutoReconnect, OperationFailure
+
+from app.broker.mailbox import writer as writer_module
+from app.broker.mailbox.store import Broadcast
+from app.broker.mailbox.writer import BATCH, MOST_WAITING, Writer
+from devstack.waiting import wait_until
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 10
+
+
+class Store:
+    """Keeps what is written, once it is let, and fails as often as it is told."""
+
+    def __init__(self) -> None:
+        self.broadcasts: list[list[Broadcast]] = []
+        self.replies: list[list[Broadcast]] = []
+        self.faults: list[Exception] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.asked = threading.Event()
+
+    def broadcast(self, messages: list[Broadcast]) -> None:
+        self._take(self.broadcasts, messages)
+
+    def reply(self, messages: list[Broadcast]) -> None:
+        self._take(self.replies, messages)
+
+    def _take(self, kept: list[list[Broadcast]], messages: list[Broadcast]) -> None:
+        self.asked.set()
+        self.open.wait(DEADLINE)
+        if self.faults:
+            raise self.faults.pop(0)
+        kept.append(messages)
+
+    @property
+    def bodies(self) -> list[str]:
+        return [message.body for batch in self.broadcasts for message in batch]
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = Store()
+    yield made
+    made.faults.clear()
+    made.open.set()
+
+
+@pytest.fixture
+def writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    monkeypatch.setattr("app.broker.mailbox.outage.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("app.broker.mailbox.outage.LONGEST_PAUSE", 0.02)
+    return Writer(store)  # type: ignore[arg-type]  # stands where the store stands
+
+
+def event(body: Any = "{}") -> Broadcast:
+    return Broadcast("celeryev", "task.multi", {}, body)
+
+
+def said(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records if vars(record).get("event") == event]
+
+
+def test_there_is_no_thread_before_the_first_message(store: Store) -> None:
+    before = threading.active_count()
+    Writer(store)  # type: ignore[arg-type]  # stands where the store stands
+    assert threading.active_count() == before
+
+
+def test_what_is_put_is_written_in_order_and_many_at_a_time(writer: Writer, store: Store) -> None:
+    for number in range(1_000):
+        writer.put_events(event(str(number)))
+    assert writer.flush(DEADLINE)
+    assert store.bodies == [str(number) for number in range(1_000)]
+    assert len(store.broadcasts) < 100
+    assert max(map(len, store.broadcasts)) <= BATCH
+
+
+def test_json_is_made_by_the_thread(writer: Writer, store: Store) -> None:
+    writer.put_events(event([{"uuid": "id-1"}, {"uuid": "id-2"}]))
+    assert writer.flush(DEADLINE)
+    assert store.bodies == ['[{"uuid": "id-1"}, {"uuid": "id-2"}]']
+
+
+def test_an_event_that_is_no_json_is_lost_alone(writer: Writer, store: Store) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    writer.put_events(event(circle))
+    writer.put_events(event("{}"))
+    assert writer.flush(DEADLINE)
+    assert store.bodies == ["{}"]
+    assert writer.lost == 1
+
+
+def test_a_flood_costs_events_and_no_time(
+    writer: Writer, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.open.clear()
+    writer.put_events(event())
+    assert store.asked.wait(DEADLINE)
+    # Nothing is written meanwhile, and yet each of these calls returns.
+    for _ in range(5_000):
+        writer.put_events(event([{}] * 20))
+    assert writer.lost == 100_000 - MOST_WAITING
+    store.open.set()
+    assert writer.flush(DEADLINE)
+    writer.put_events(event("after"))
+    assert writer.flush(DEADLINE)
+    assert store.bodies[-1] == "after"
+    (line,) = said(caplog, "control.up")
+    assert line["count"] == writer.lost
+
+
+def test_a_reply_waits_for_nothing(
+    writer: Writer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "GATHER", DEADLINE * 10)
+    writer.put_events(event())
+    writer.put_reply(event("reply"))
+    wait_until(lambda: store.replies, DEADLINE, "the reply")
+
+
+def test_an_outage_is_said_once_and_what_waited_is_written(
+    writer: Writer, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store.faults = [AutoReconnect("marker of an address") for _ in range(5)]
+    writer.put_events(event("1"))
+    writer.put_reply(event("2"))
+    wait_until(lambda: store.bodies == ["1"], DEADLINE, "the event")
+    assert [batch[0].body for batch in store.replies] == ["2"]
+    assert len(said(caplog, "control.down")) == len(said(caplog, "control.up")) == 1
+    assert writer.lost == 0
+    assert "marker of an address" not in caplog.text
+
+
+def test_what_mongodb_refuses_is_lost_and_the_next_is_written(writer: Writer, store: Store) -> None:
+    store.faults = [OperationFailure("not authorized", 13)]
+    writer.put_events(event([{}, {}]))
+    wait_until(lambda: writer.lost == 2, DEADLINE, "the loss")
+    writer.put_events(event("next"))
+    wait_until(lambda: store.bodies == ["next"], DEADLINE, "the next event")
+
+
+def test_a_process_that_ends_does_not_wait_for_a_mongodb_that_is_away(
+    writer: Writer, store: Store
+) -> None:
+    store.faults = [AutoReconnect() for _ in range(10_000)]
+    writer.put_events(event())
+    # It would be DEADLINE that is waited for.
+    assert not writer.flush(DEADLINE * 10)
