@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from bench import charts, documents, lab, machine, profile, results, steadiness
+from bench import charts, documents, lab, machine, node, profile, results, steadiness
 from bench.errors import BenchError
 from bench.plan import FULL, QUICK, Plan
 from bench.results import Results
@@ -60,7 +60,7 @@ def _measure(options: argparse.Namespace) -> int:
         found = Results(
             at=datetime.now(UTC).strftime("%Y-%m-%d"),
             machine=machine.machine(),
-            versions=machine.versions(),
+            versions=machine.versions() | ({} if at.why_no_node else node.versions()),
             server=at.server.name,
             rounds=plan.rounds,
             window=plan.window,

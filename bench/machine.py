@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("celery", "kombu", "boto3", "pymongo", "dramatiq", "dramatiq-sqs")
+PACKAGES = ("celery", "kombu", "boto3", "pymongo", "mongoengine", "dramatiq", "dramatiq-sqs")
 
 
 def machine() -> str:

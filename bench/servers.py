@@ -1,6 +1,5 @@
 """The SQS server of a run: fauxqs, which is fast at any depth, or roto where there is no Node."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,5 +45,4 @@ def running(log: Path, why_no_node: str | None) -> Iterator[Server]:
             return ports.is_listening(port)
 
         wait_until(listens, START_SECONDS, "an SQS server that listens")
-        pinned = json.loads((node.DIRECTORY / "package.json").read_text())["dependencies"]
-        yield Server(SqsServer(process, port), f"fauxqs {pinned['fauxqs']}, in memory", None)
+        yield Server(SqsServer(process, port), f"fauxqs {node.server_version()}, in memory", None)

@@ -76,6 +76,19 @@ def test_a_row_has_its_rate_its_ratios_and_its_costs() -> None:
     ]  # fmt: skip
 
 
+def test_a_page_says_what_it_comes_from_and_what_is_missing() -> None:
+    run = run_of(row_of(OURS.name, 300))
+    run.skipped.append("sqs-consumer: no Node on this machine")
+    run.failed.append("round 1, somebody: it ended")
+
+    page = documents.markdown(run)
+
+    for told in ("2026-01-02", "`make bench`", "a machine", "Python 3", "a server"):
+        assert told in page
+    assert "Not measured: sqs-consumer: no Node on this machine." in page
+    assert "Failed: round 1, somebody: it ended." in page
+
+
 def test_what_was_not_measured_is_said() -> None:
     assert table.latency(run_of()) == "Not measured."
 
