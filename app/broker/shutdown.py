@@ -163,7 +163,7 @@ class Shutdown:
             "to finish.",
             released,
             self._timeout,
-            extra={"event": "shutdown.begun", "released": released},
+            extra={"event": "shutdown.begun", "count": released},
         )
 
     def _force(self) -> None:
@@ -171,7 +171,7 @@ class Shutdown:
         logger.warning(
             "Stopping at once: %d running tasks are cut off and their messages released.",
             running,
-            extra={"event": "shutdown.forced", "running": running},
+            extra={"event": "shutdown.forced", "count": running},
         )
         if channel := self._channel:
             channel.give_up_polls()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.worker import living
+from tests.acceptance.worker import PROGRAM_SECONDS, StartWorker, living
 from tests.faults import proxy
 from tests.probe.project import PATIENCE, ProbeProject
 from tests.services import Queues, wait_until
@@ -223,6 +224,26 @@ def test_a_task_that_waits_for_its_rate_limit_is_released(make_project: MakeProj
 
     assert len(project.events(event="start")) == 1
     assert project.queues.counts() == (len(ids) - 1, 0, 0)
+
+
+@pytest.mark.slow
+def test_a_remote_shutdown_is_a_stop_as_any_other(
+    start_worker: StartWorker, environment: dict[str, str], tmp_path: Path
+) -> None:
+    worker = start_worker(environment)
+
+    subprocess.run(
+        ["celery", "-A", "app", "control", "shutdown"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=PROGRAM_SECONDS,
+    )
+
+    assert worker.wait() == 0
+    (begun,) = worker.log_lines("shutdown.begun")
+    assert begun["count"] == 0
+    assert worker.processes() == []
 
 
 @pytest.mark.slow
