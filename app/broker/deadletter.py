@@ -9,6 +9,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-m
 import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,7 +82,8 @@ def restored(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
     kept = {name: value for name, value in attributes.items() if name != ATTRIBUTE}
     match (read_note(attributes) or {}).get("displaced"):
         case {"name": str(name), "DataType": str(kind), "base64": str(data)}:
-            kept[name] = {"DataType": kind, "BinaryValue": base64.b64decode(data)}
+            with suppress(ValueError):  # Not ours, then.
+                kept[name] = {"DataType": kind, "BinaryValue": base64.b64decode(data)}
         case {"name": str(name), "DataType": str(kind), "StringValue": str(text)}:
             kept[name] = {"DataType": kind, "StringValue": text}
     return kept

@@ -11,8 +11,11 @@ from app.broker import deadletter
 from app.broker.letters import date_of
 from app.broker.outcomes import DeadLetter
 from app.broker.receiver import delivery_of
+from tests.faults import proxy as faults
 from tests.integration.conftest import Run
 from tests.services import Queues, wait_until
+
+DENIED = faults.refusal("403 access denied", 403, "AccessDenied")
 
 #: For SQS's clock, which is told in whole seconds, to show the next one.
 CLOCK_SECONDS = 10
@@ -172,6 +175,41 @@ def test_without_a_yes_nothing_is_redriven(queues: Queues, run: Run, answer: str
     assert told.exit_code == 1
     assert queues.is_empty()
     assert len(queues.dead_letters()) == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "fault", "last", "sent", "left"),
+    [
+        ("SendMessageBatch", DENIED, None, 0, 3),
+        ("SendMessageBatch", faults.SERVER_ERROR, 1, 3, 0),
+        # SQS took them and its answer was lost: they are sent again. @once absorbs the second.
+        ("SendMessageBatch", faults.LOST, 1, 6, 0),
+        ("DeleteMessageBatch", faults.LOST, 1, 3, 0),
+        ("DeleteMessageBatch", DENIED, None, 3, 3),
+        ("ReceiveMessage", DENIED, None, 0, 3),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_fault_of_sqs_loses_no_letter(
+    queues: Queues,
+    run: Run,
+    action: str,
+    fault: faults.Fault,
+    last: int | None,
+    sent: int,
+    left: int,
+) -> None:
+    for number in range(3):
+        bury(queues, body(f"m-{number}"))
+
+    with faults.running(queues.endpoint_url) as (proxy, url):
+        proxy.fail(action, fault, last=last)
+        next_second(queues)
+        told = run(queues, "dlq", "redrive", "--yes", endpoint_url=url)
+
+    assert told.exit_code == (1 if left else 0), told.output
+    assert len(received(queues)) == sent
+    assert len(queues.dead_letters()) == left
 
 
 def test_looking_at_a_queue_that_moves_its_letters_on_is_refused(queues: Queues, run: Run) -> None:

@@ -157,3 +157,8 @@ def test_the_first_use_reads_dotenv_and_names_what_is_missing(
     )
     assert outcome.returncode != 0
     assert f"{missing} is not set" in outcome.stderr.splitlines()[-1]
+
+
+def test_the_entry_point_of_the_commands_imports_nothing_named_app(directory: Path) -> None:
+    # Celery loads it in every project of the environment, one of which may have its own `app`.
+    imported("sqs_registrations", directory, after="assert 'app' not in sys.modules")

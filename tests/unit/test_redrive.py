@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
+from app.broker.deadletter import restored
 from app.broker.letters import MOVED_BY_SQS, Look, read_letter
 from app.broker.options import Options, QueueAddress
 from app.commands import sqs
-from app.commands.output import say
+from app.commands.dlq import told
+from app.commands.output import printable, say
 from app.messages import decode_json
 
 JOBS, MAIL, DEAD = "https://sqs.test/1/jobs", "https://sqs.test/1/mail", "https://sqs.test/1/dead"
@@ -283,6 +287,39 @@ def test_a_note_that_somebody_else_wrote_is_read_for_what_it_is(note: Any) -> No
     read = read_letter(message, DEAD, OPTIONS, 0.0)
     assert (read.id, read.queue, read.deliveries) == ("m-0", "jobs", None)
     assert read.reason in ("", MOVED_BY_SQS)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["reason", "error", "task", "message_id", "deliveries", "source_queue", "at",
+                 "displaced", "name", "DataType", "base64", "StringValue"]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(note=JSON)
+def test_no_note_keeps_a_letter_from_being_read_told_and_restored(note: Any) -> None:
+    message = letter("m-0", note=note) | {"ReceiptHandle": "handle"}
+    read = read_letter(message, DEAD, OPTIONS, 0.0)
+    assert printable(json.dumps(told(read))).isprintable()
+    assert "dead-letter" not in restored(read.delivery.attributes) or "displaced" in str(note)
+
+
+@pytest.mark.parametrize("data", ["A", "!", "AAAAA"])
+def test_a_displaced_attribute_that_is_no_base64_is_left_off(data: str) -> None:
+    displaced = {"name": "a", "DataType": "Binary", "base64": data}
+    text = json.dumps({"displaced": displaced})
+    note = {"dead-letter": {"DataType": "String", "StringValue": text}}
+    assert restored(note) in ({}, {"a": {"DataType": "Binary", "BinaryValue": b""}})
 
 
 def test_a_body_that_is_no_message_is_a_letter_too() -> None:
