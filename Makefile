@@ -6,13 +6,14 @@
 #   make verify    the long ones
 #   make bench     speed and cost beside others, with charts: under 30 minutes, ARGS=--quick under 3
 #   make soak      one worker under a steady flow for MINUTES=10; fails where it grows or drifts
+#   make chaos     a fleet under fire, beside stock Celery: 20 minutes; ARGS="--short": one and a half
 #   make contract  acceptance tests on the real queue that the environment names
 #   make lint      style and imports
 #   make types     mypy
 #
 # PYTHON=... names the interpreter, 3.11 or newer, that .venv is made with.
 # JOBS=... tests run side by side, 3 unless said; 0 for one after the other.
-# ARGS=... goes to pytest, or to the benchmark.
+# ARGS=... goes to pytest, to the benchmark, or to the chaos run.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +35,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores: one target after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench soak contract lint types python services
+.PHONY: help run demo test verify bench soak chaos contract lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -56,6 +57,9 @@ bench: services $(BENCH_STAMP)
 
 soak: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench.soak $(MINUTES) $(ARGS)
+
+chaos: services $(STAMP)
+	@exec $(BIN)/python -m tests.chaos $(or $(ARGS),--stock --report docs/chaos.md)
 
 contract: services $(STAMP)
 	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)

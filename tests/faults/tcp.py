@@ -94,10 +94,17 @@ class TcpProxy:
             except OSError:
                 return
             caller.settimeout(None)
-            with suppress(OSError), self._lock:
-                link = _Link(caller, None if self._swallows else self._connect())
-                self._links = [*(old for old in self._links if old.caller.fileno() != -1), link]
-                link.run()
+            try:
+                self._link(caller)
+            except OSError:
+                # The server itself is away.
+                caller.close()
+
+    def _link(self, caller: socket.socket) -> None:
+        with self._lock:
+            link = _Link(caller, None if self._swallows else self._connect())
+            self._links = [*(old for old in self._links if old.caller.fileno() != -1), link]
+            link.run()
 
     def _connect(self) -> socket.socket:
         return socket.create_connection((HOST, self._target))

@@ -1,0 +1,69 @@
+"""python -m tests.chaos: put a fleet through a schedule of faults, and say what is left."""
+
+import argparse
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tests.chaos.plan import FULL, SHORT
+from tests.chaos.report import as_json, as_markdown
+from tests.chaos.run import run
+from tests.chaos.sides import Ours, Side, Stock
+
+
+def main() -> int:
+    options = _options()
+    # So that workers and servers end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    scale = SHORT if options.short else FULL
+    if options.messages:
+        scale = replace(scale, messages=options.messages)
+    sides: list[type[Side]] = [Stock] if options.only_stock else [Ours]
+    sides += [Stock] if options.stock else []
+    directory = Path(options.directory or tempfile.mkdtemp(prefix="chaos-"))
+    _say(f"seed {options.seed}; logs in {directory}")
+    results = []
+    for number, side in enumerate(sides):
+        home = directory / f"{number}-{side.name.replace(' ', '-')}"
+        home.mkdir(parents=True)
+        results.append(run(side, options.seed, scale, home, _say))
+    command = f"python -m tests.chaos {shlex.join(_told(options))}".strip()
+    (directory / "chaos.json").write_text(as_json(results, command))
+    report = as_markdown(results, scale, command)
+    if options.report:
+        Path(options.report).write_text(report)
+    sys.stdout.write(report)
+    faults = results[0].faults() if results[0].side == Ours.name else []
+    for fault in faults:
+        _say(f"FAILED: {fault}")
+    return 1 if faults else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: 1)")
+    parser.add_argument("--short", action="store_true", help="a run of about a minute")
+    parser.add_argument("--messages", type=int, help="of each of the two tasks")
+    parser.add_argument("--stock", action="store_true", help="stock Celery too, in a second run")
+    parser.add_argument("--only-stock", action="store_true", help="stock Celery alone")
+    parser.add_argument("--report", help="a file for the report, besides stdout")
+    parser.add_argument("--directory", help="for logs and chaos.json (default: a temporary one)")
+    return parser.parse_args()
+
+
+def _told(options: argparse.Namespace) -> list[str]:
+    flags = [f"--{name}" for name in ("short", "stock") if getattr(options, name)]
+    messages = ["--messages", str(options.messages)] if options.messages else []
+    return ["--seed", str(options.seed), *flags, *messages]
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The workers, each started again by its supervisor whenever it ends, as in real life."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.acceptance.worker import living
+
+#: Seconds that a supervisor waits before it starts a worker again.
+PAUSE = 1.0
+
+#: The variable by which a process of a run is known.
+MARK = "CHAOS_RUN"
+
+#: Signals that may end a worker because somebody sent them.
+Command = Callable[[int], tuple[list[str], Mapping[str, str]]]
+
+
+@dataclass
+class Slot:
+    """The place of one worker."""
+
+    number: int
+    pool: str
+    process: "subprocess.Popen[bytes] | None" = None
+    log: Path | None = None
+    starts: int = 0
+    is_expected_to_end: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process else 0
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def is_ready(self) -> bool:
+        """Whether it came as far as taking messages."""
+        return self.log is not None and b" ready." in self.log.read_bytes()
+
+    def children(self) -> list[int]:
+        """The processes of its pool."""
+        return [pid for pid, parent, _ in living() if parent == self.pid]
+
+
+@dataclass
+class Fleet:
+    """All workers of a run."""
+
+    pools: tuple[str, ...]
+    command: Command
+    """Gives the command and the environment of the worker of a slot."""
+    directory: Path
+    mark: str
+    slots: list[Slot] = field(init=False)
+    #: How workers ended: asked to, killed, by itself, or before they were ready.
+    ends: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    _closing: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(number, pool) for number, pool in enumerate(self.pools)]
+        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Start every worker, and their supervisor."""
+        for slot in self.slots:
+            self._start(slot)
+        self._thread.start()
+
+    def tell(self, slot: Slot, number: signal.Signals, *, group: bool = False) -> bool:
+        """Send a signal to a worker, or to it and its pool; whether it was there."""
+        with self._lock:
+            if not slot.is_running:
+                return False
+            if number in (signal.SIGTERM, signal.SIGKILL):
+                slot.is_expected_to_end = True
+            with suppress(ProcessLookupError):
+                (os.killpg if group else os.kill)(slot.pid, number)
+                return True
+            return False
+
+    def stop(self, seconds: float) -> None:
+        """Ask every worker to stop; kill who has not after so many seconds."""
+        self._closing.set()
+        self._thread.join()
+        for slot in self.slots:
+            self.tell(slot, signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        for slot in self.slots:
+            if slot.process is None:
+                continue
+            try:
+                status = slot.process.wait(max(0.1, deadline - time.monotonic()))
+                self.statuses[str(status)] += 1
+            except subprocess.TimeoutExpired:
+                self.statuses["had to be killed"] += 1
+                self.tell(slot, signal.SIGKILL, group=True)
+                slot.process.wait()
+
+    def strays(self) -> list[int]:
+        """Processes of this run that are left."""
+        found = []
+        for pid, _, _ in living():
+            with suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                    found.append(pid)
+        return found
+
+    def logs(self) -> list[Path]:
+        """The log of each start of each worker."""
+        return sorted(self.directory.glob("worker-*.log"))
+
+    def _start(self, slot: Slot) -> None:
+        command, environment = self.command(slot.number)
+        slot.starts += 1
+        slot.log = self.directory / f"worker-{slot.number}-{slot.starts}.log"
+        home = self.directory / f"home-{slot.number}"
+        home.mkdir(exist_ok=True)
+        with slot.log.open("wb") as output:
+            slot.process = subprocess.Popen(
+                command,
+                env={**environment, MARK: self.mark, "TMPDIR": str(home)},
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        slot.is_expected_to_end = False
+
+    def _supervise(self) -> None:
+        again: dict[int, float] = {}
+        while not self._closing.wait(0.1):
+            for slot in self.slots:
+                if slot.is_running:
+                    continue
+                if slot.number not in again:
+                    self._note_end(slot)
+                    again[slot.number] = time.monotonic() + PAUSE
+                elif time.monotonic() >= again[slot.number]:
+                    del again[slot.number]
+                    with self._lock:
+                        self._start(slot)
+
+    def _note_end(self, slot: Slot) -> None:
+        if slot.is_expected_to_end:
+            self.ends["asked or killed"] += 1
+        elif slot.is_ready():
+            self.ends["by itself"] += 1
+        else:
+            self.ends["before it was ready"] += 1

@@ -1,0 +1,128 @@
+"""The report of a run: Markdown for people, JSON for programs."""
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+
+from tests.chaos.plan import POOLS, VISIBILITY, Scale
+from tests.chaos.run import Result
+from tests.chaos.sides import CONCURRENCY, HARD_LIMIT, MOST_ATTEMPTS, Ours
+from tests.chaos.stage import MOST_RECEIVES, SLOW
+from tests.chaos.traffic import TWICE
+
+
+def as_json(results: list[Result], command: str) -> str:
+    """All of it."""
+    content = {"command": command, "results": [asdict(r) | {"faults": r.faults()} for r in results]}
+    return json.dumps(content, indent=2)
+
+
+def as_markdown(results: list[Result], scale: Scale, command: str) -> str:
+    """The tables, this project first."""
+    names = " | ".join(result.side for result in results)
+    rule = " | ".join("---" for _ in results)
+    parts = [
+        "# Under fire",
+        f"`{command}` wrote this page, with celery {version('celery')}, "
+        f"kombu {version('kombu')} and boto3 {version('boto3')}.",
+        _setting(results[0], scale),
+        "## At the end",
+        f"| | {names} |\n| --- | {rule} |\n" + "\n".join(_rows(results)),
+        *(_verdict(result) for result in results),
+        "## What landed",
+        "The schedule comes from the seed; a strike lands where there was something to hit. The "
+        "run fails where fewer landed than the least.\n\n" + _landed(results),
+        "## Time to recover",
+        "The longest, in seconds: after a worker was hit, until it (or the one in its place) asks "
+        "for messages again; after calls failed, until the next one of their kind; after MongoDB "
+        "was away, until the next effect.\n\n" + _recoveries(results),
+    ]
+    if (events := results[0].events) and results[0].side == Ours.name:
+        told = ", ".join(f"`{name}` {n}" for name, n in sorted(events.items()) if _is_telling(name))
+        parts += ["## What this project's workers logged", told]
+    return "\n\n".join(parts) + "\n"
+
+
+def _setting(result: Result, scale: Scale) -> str:
+    return (
+        f"Seed {result.seed}. {result.messages} registrations and {result.messages} increments "
+        f"come within {scale.seconds:g} s, by Celery, as plain JSON and through SNS (stock Celery: "
+        f"by Celery alone); one of {TWICE} is sent twice. {len(POOLS)} workers "
+        f"({', '.join(POOLS)}) run {CONCURRENCY} tasks at a time each, under a visibility timeout "
+        f"of {VISIBILITY} s and a hard time limit of {HARD_LIMIT} s; a write takes {SLOW} ms. "
+        f"Attempts are raised to {MOST_ATTEMPTS}, `maxReceiveCount` to {MOST_RECEIVES}. A "
+        "supervisor starts every worker again that ends. Stock Celery has its best settings "
+        "(`tests/chaos/stock.py`); its tasks write without a key of their own, since it gives them "
+        "none, so that what ran twice is seen."
+    )
+
+
+def _rows(results: list[Result]) -> list[str]:
+    def row(name: str, *cells: object) -> str:
+        return f"| {name} | " + " | ".join(str(cell) for cell in cells) + " |"
+
+    each = results
+    return [
+        row("users", *(r.users for r in each)),
+        row("running count", *(r.count for r in each)),
+        row("messages not done when time was up", *(len(r.undone) for r in each)),
+        row("of those in no queue any more: lost", *(r.lost for r in each)),
+        row(
+            "messages whose effect is there more than once",
+            *(_doubled(r) for r in each),
+        ),
+        row("left in the queue: visible, in flight, delayed", *(r.left["queue"] for r in each)),
+        row("dead letters", *(sum(r.left["dead letters"]) for r in each)),
+        row("workers that ended by themselves", *(r.ends.get("by itself", 0) for r in each)),
+        row(
+            "starts refused, MongoDB or SQS being away",
+            *(r.ends.get("before it was ready", 0) for r in each),
+        ),
+        row("deaf workers", *(", ".join(r.deaf) or 0 for r in each)),
+        row("exit statuses at the end", *(_counted(r.statuses) for r in each)),
+        row("stray processes", *(len(r.strays) for r in each)),
+        row("longest wait of a message, s", *(f"{r.longest_wait:.0f}" for r in each)),
+        row("promises broken", *(len(r.faults()) for r in each)),
+    ]
+
+
+def _verdict(result: Result) -> str:
+    if not (faults := result.faults()):
+        return f"**{result.side}: every promise was kept.**"
+    return f"**{result.side}:**\n\n" + "\n".join(f"- {fault}" for fault in faults)
+
+
+def _doubled(result: Result) -> str:
+    doubled = len(result.doubled)
+    return f"{doubled} ({result.doubled_sent_twice} of them were sent twice)" if doubled else "0"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} with {name}" for name, n in sorted(counts.items()))
+
+
+def _landed(results: list[Result]) -> str:
+    names = " | ".join(result.side for result in results)
+    lines = [f"| | planned | least | {names} |", "| --- | --- | --- |" + " --- |" * len(results)]
+    for kind, planned in sorted(results[0].planned.items()):
+        cells = " | ".join(str(r.landed.get(kind, 0)) for r in results)
+        lines.append(f"| {kind} | {planned} | {results[0].minimum[kind]} | {cells} |")
+    return "\n".join(lines)
+
+
+def _recoveries(results: list[Result]) -> str:
+    kinds = sorted({kind for r in results for kind in (*r.recovery, *r.not_recovered)})
+    names = " | ".join(result.side for result in results)
+    lines = [f"| | {names} |", "| --- |" + " --- |" * len(results)]
+    lines += [f"| {kind} | " + " | ".join(_took(r, kind) for r in results) + " |" for kind in kinds]
+    return "\n".join(lines)
+
+
+def _took(result: Result, kind: str) -> str:
+    took = f"{result.recovery[kind]:.1f}" if kind in result.recovery else ""
+    never = result.not_recovered.get(kind, 0)
+    return ", ".join(part for part in (took, f"{never} never" if never else "") if part) or "-"
+
+
+def _is_telling(event: str) -> bool:
+    return event not in ("log", "None")
