@@ -29,6 +29,9 @@ FIELDS = (
 #: Celery's own lines about one message: ours say the same, with the outcome and without arguments.
 REPEATED = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request")
 
+#: What Celery says of each revoke, because there is no result to mark.
+UNMARKED = "Failed to mark task"
+
 #: Where a warning was raised, and its category.
 _WARNING = re.compile(r"^[^\n]*?:\d+: \w+")
 
@@ -62,6 +65,8 @@ class WithoutRepeats(logging.Filter):
             # The text of a warning may be that of an exception (celery 5.7 app/trace.py).
             place = _WARNING.match(record.getMessage())
             record.msg, record.args = place.group() if place else "A warning.", ()
+        if record.name == "celery.worker.control" and str(record.msg).startswith(UNMARKED):
+            return False
         if record.name not in REPEATED:
             return True
         if record.levelno < logging.ERROR or record.exc_info is None:

@@ -387,6 +387,31 @@ def test_celery_events_dumps_them(pair: Pair) -> None:
 # Without MongoDB, and after it all
 
 
+def test_a_control_plane_that_is_away_costs_events_and_no_task(pair: Pair) -> None:
+    admin = pair.control.client.admin
+    fault = {
+        "failCommands": ["insert", "find", "getMore", "create", "listCollections"],
+        "closeConnection": True,
+        "appName": "celery-control",
+    }
+    pair.register("before-1")
+    pair.wait_for(lambda: pair.is_registered("before-1"), "a user before")
+    admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fault)
+    try:
+        for number in range(10):
+            pair.register(f"meanwhile-{number}")
+        pair.wait_for(lambda: pair.is_registered("meanwhile-9"), "the users")
+        pair.wait_for(pair.service.queues.is_empty, "an empty queue")
+        pair.wait_for(lambda: pair.service.worker.log_lines("control.down"), "a word of it")
+    finally:
+        admin.command("configureFailPoint", "failCommand", mode="off")
+    pair.wait_for(lambda: pair.service.worker.log_lines("control.up"), "a word of its end")
+    assert pair.ask("ping") == [{"ok": "pong"}] * 2
+    # The writer and the reader, each once.
+    assert len(pair.service.worker.log_lines("control.down")) <= 2
+    assert [answer["control"]["lost_events"] for answer in pair.ask("stats")] == [0, 0]
+
+
 @pytest.mark.parametrize("command", [("inspect", "ping"), ("control", "revoke", "id-1")])
 def test_a_client_without_mongodb_is_told_what_is_missing(
     pair: Pair, command: Sequence[str]

@@ -16,6 +16,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from app.broker.deadletter import read_note
 from app.broker.errors import ConfigurationError, PublishError, UnknownQueue
 from app.broker.leases import AHEAD, BATCH, MOST_UNTOLD
+from app.broker.message import Message
 from app.broker.options import ForeignMessage, Options
 from app.broker.outcomes import Happened, Refused, RetryAsked
 from app.broker.suspicion import Suspicion
@@ -810,3 +811,58 @@ def test_waiting_for_nothing_ends_with_a_timeout(connection: Connection) -> None
     Worker(connection, "jobs")
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.01)
+
+
+# The control plane
+
+
+def hear(connection: Connection, callback: Callable[[Any], None]) -> None:
+    """Put one message of the control plane into the inbox, for a consumer of ours."""
+    transport = connection.transport
+    channel = connection.channel()
+    payload = {"body": "{}", "headers": {}, "properties": {"delivery_tag": "1"}}
+    transport.mailbox._callbacks["one@host.celery.pidbox"] = callback
+    assert transport.mailbox.hold("one@host.celery.pidbox")
+    transport.inbox.put([("one@host.celery.pidbox", Message(payload, channel=channel))])
+
+
+def test_a_command_that_fails_is_no_fault_of_the_loop(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError
+
+    loop = Loop()
+    connection.transport.register_with_event_loop(connection, loop)
+    hear(connection, fail)
+    loop.readers[0][1]()
+    assert [r for r in caplog.records if vars(r).get("event") == "deliver.failed"]
+
+
+def test_a_consumer_without_a_loop_hears_of_its_own_fault(connection: Connection) -> None:
+    # Else `celery events` would print into a closed pipe for ever.
+    def fail(_: Any) -> None:
+        raise BrokenPipeError
+
+    hear(connection, fail)
+    with pytest.raises(BrokenPipeError):
+        connection.drain_events(timeout=DEADLINE)
+
+
+def test_a_command_to_shut_down_ends_the_loop(connection: Connection) -> None:
+    def shut_down(_: Any) -> None:
+        raise SystemExit(0)
+
+    loop = Loop()
+    connection.transport.register_with_event_loop(connection, loop)
+    hear(connection, shut_down)
+    with pytest.raises(SystemExit):
+        loop.readers[0][1]()
+
+
+def test_one_call_delivers_one_message(connection: Connection) -> None:
+    got: list[Any] = []
+    hear(connection, got.append)
+    hear(connection, got.append)
+    connection.drain_events(timeout=DEADLINE)
+    assert len(got) == 1

@@ -40,6 +40,9 @@ def state() -> Any:
             autoscaler=None, stats=lambda: {"broker": {"transport_options": OPTIONS}, "pid": 1}
         ),
         _update_prefetch_count=asked.append,
+        connection=SimpleNamespace(
+            transport=SimpleNamespace(mailbox=SimpleNamespace(lost=7)),
+        ),
     )
     return SimpleNamespace(app=app, consumer=consumer)
 
@@ -53,7 +56,7 @@ def test_celery_finds_ours() -> None:
 
 def test_stats_show_no_secret(state: Any) -> None:
     told = commands.stats(state)
-    assert told["pid"] == 1
+    assert (told["pid"], told["control"]) == (1, {"lost_events": 7})
     assert "marker-of-a-secret" not in str(told)
     assert told["broker"]["transport_options"]["region"] == "us-east-1"
 

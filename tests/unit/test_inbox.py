@@ -141,3 +141,8 @@ def test_closing_twice_closes_no_descriptor_of_somebody_else(inbox: Inbox) -> No
     other.put(arrived(1))
     assert is_readable(other)
     other.close()
+
+
+def test_one_at_a_time_is_taken_in_order(inbox: Inbox) -> None:
+    inbox.put(arrived(1, 2))
+    assert [inbox.take_one(), inbox.take_one(), inbox.take_one()] == [*arrived(1, 2), None]

@@ -163,6 +163,12 @@ def test_what_celery_says_of_each_message_is_kept_back(name: str, level: int) ->
     assert not WithoutRepeats().filter(record_of(f"Task {MARKER} received", name=name, level=level))
 
 
+def test_that_a_revoke_finds_no_result_to_mark_is_kept_back() -> None:
+    said = "Failed to mark task %s as revoked in backend: %s"
+    record = logging.LogRecord("celery.worker.control", logging.WARNING, "", 1, said, (), None)
+    assert not WithoutRepeats().filter(record)
+
+
 def test_an_error_of_celery_without_an_exception_is_kept_back() -> None:
     record = record_of(f"Task: {MARKER}", name="celery.worker.request", level=logging.ERROR)
     assert not WithoutRepeats().filter(record)

@@ -443,6 +443,13 @@ def test_an_event_tells_the_frames_of_a_traceback_and_nothing_else(make_run: Mak
         assert MARKER not in frame
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_inspect_shows_no_argument_that_is_hidden(make_run: MakeRun, safe: bool) -> None:
+    told = make_run(kwargsrepr="{name: hidden}").request.info(safe=safe)
+    assert (told["id"], told["name"], told["kwargs"]) == ("id-1", "job", "{name: hidden}")
+    assert MARKER not in repr(told)
+
+
 def test_other_fields_of_an_event_are_sent_as_they_are(make_run: MakeRun) -> None:
     run = make_run()
     run.request.send_event("task-succeeded", result="'registered'", runtime=0.5)

@@ -25,6 +25,7 @@ def stats(state: Any, **_: Any) -> Any:
     told = _stats(state)
     # Celery shows the connection's options as they are: with the keys of SQS.
     told["broker"] = filter_hidden_settings(dict(told.get("broker") or {}))
+    told["control"] = {"lost_events": state.consumer.connection.transport.mailbox.lost}
     return told
 
 

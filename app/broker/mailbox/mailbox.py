@@ -45,6 +45,11 @@ class Mailbox:
         #: time and after each outage.
         self.on_commands_heard: Callable[[], None] = lambda: None
 
+    @property
+    def lost(self) -> int:
+        """Events of this process that were never written."""
+        return plane_for(self.options).writer.lost if self.options.uri else 0
+
     # Publishing
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:

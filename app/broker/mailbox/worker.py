@@ -8,7 +8,9 @@ from celery import signals
 from celery.worker import state
 from pymongo.errors import PyMongoError
 
+from app.broker.errors import ConfigurationError
 from app.broker.mailbox import commands as commands  # Celery finds them once they are imported.
+from app.broker.mailbox.options import ControlOptions
 from app.broker.mailbox.plane import plane_for
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ def attach(consumer: Any) -> None:
     For Celery's consumer, before the loop delivers its first message.
     """
     mailbox = consumer.connection.transport.mailbox
+    check_names(consumer.app.conf, mailbox.options)
     signals.task_revoked.connect(log_revoked)
     if mailbox.options.uri is None:
         logger.info("No control plane is configured.", extra={"event": "control.none"})
@@ -37,6 +40,16 @@ def attach(consumer: Any) -> None:
             type(exc).__name__,
             extra={"event": "control.down", "error": type(exc).__name__},
         )
+
+
+def check_names(conf: Any, options: ControlOptions) -> None:
+    """Raise ConfigurationError where Celery's settings name what the broker does not know."""
+    for name in ("event_exchange", "event_queue_prefix", "control_exchange"):
+        if conf[name] != getattr(options, name):
+            raise ConfigurationError(
+                f"{name} is {conf[name]!r}, but {getattr(options, name)!r} in the option `control` "
+                "of broker_transport_options. Make them equal."
+            )
 
 
 def merge(ids: list[str], stamps: list[tuple[str, str]]) -> None:
