@@ -154,6 +154,8 @@ _THREADS = ("-P", "threads", "-c", "8")
 OURS = Ours("this project")
 OURS_8 = Ours("this project, 8 processes", ("-c", "8"), slots=8)
 OURS_THREADS = Ours("this project, 8 threads", _THREADS, slots=8)
+#: registerUser may do ten messages in one job, with one write; here each is a job of its own.
+OURS_ALONE = Ours("this project, without batches", settings={"BENCH_BATCHES": "off"})
 OURS_WITHOUT_EVENTS = Ours("this project, events off", settings={"BENCH_EVENTS": "off"})
 #: The yardstick of the ratios.
 STOCK_BEST = Stock("stock Celery, best settings", ("-c", "8", *_QUIET), _BEST, slots=8)
@@ -166,6 +168,6 @@ BARE = Bare("bare boto3 loop", ("message",))
 BARE_BULK = Bare("bare loop, bulk writes", ("batch",))
 
 EVERYONE: tuple[Candidate, ...] = (
-    OURS, OURS_8, OURS_THREADS, STOCK_BEST, STOCK_THREADS, STOCK_DEFAULTS, SQS_CONSUMER, DRAMATIQ,
-    BARE, BARE_BULK,
+    OURS, OURS_8, OURS_THREADS, OURS_ALONE, STOCK_BEST, STOCK_THREADS, STOCK_DEFAULTS,
+    SQS_CONSUMER, DRAMATIQ, BARE, BARE_BULK,
 )  # fmt: skip

@@ -59,7 +59,7 @@ class Throughput:
     added_ms: float
     workers: int
     backlog: int
-    """Messages in the queue before the worker starts."""
+    """Messages in the queue before the worker starts, at the most."""
     rounds: list[Round] = field(default_factory=list)
 
     @property

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench import events, latency, limits, publishing, quiet, recovery, throughput
 from bench.candidates import OURS, Candidate
 from bench.errors import BenchError
 from bench.lab import Lab
 from bench.plan import EVENTS, LOADS, Plan
-from bench.results import Results, Throughput
+from bench.results import Results, Round, Throughput
 from bench.throughput import Cell, Effort
 from devstack.errors import StackError
 
@@ -17,6 +17,8 @@ from devstack.errors import StackError
 AROUND = 6.0
 #: Messages a second that are put on a queue; a guess for the time a deep one takes.
 FILL = 5_000
+#: Messages beyond what a window is expected to take.
+SPARE = 1_000
 #: Seconds that a recovery takes: a visibility timeout, and work on both sides of it.
 RECOVERY = 80.0
 
@@ -34,6 +36,10 @@ class Run:
     only: str = ""
     """Measurements whose name has this in it; all of them where it is empty."""
     started: float = field(default_factory=time.monotonic)
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds of each measurement, by its name: what it takes in the next round."""
+    watch: Callable[[Lab, Cell, Effort], Round] = throughput.measure
+    """Measures a worker on a full queue."""
 
     def measure(self) -> None:
         """All that there is time for: one round of everything, then the other rounds."""
@@ -62,26 +68,31 @@ class Run:
         # Turned round each time, so that what changes in the machine meets everybody.
         order = -1 if number % 2 == 0 else 1
         for cell in list(self.plan.cells)[::order]:
-            self._cell(number, cell, Effort(self._backlog(), self.plan.window))
+            self._cell(number, cell)
         for depth in list(self.plan.depths)[::order]:
             self._depth(number, depth)
 
-    def _backlog(self) -> int:
-        deepest = self.lab.server.deepest
-        return min(self.plan.backlog, deepest // 2) if deepest else self.plan.backlog
+    def _backlog(self, row: Throughput) -> int:
+        """Enough for the window, at twice the rate that was seen."""
+        if not row.rounds:
+            return row.backlog
+        return min(row.backlog, int(2 * row.rate * (self.plan.window + 1)) + SPARE)
 
-    def _cell(self, number: int, cell: Cell, effort: Effort) -> None:
+    def _cell(self, number: int, cell: Cell) -> None:
         if cell.candidate.name in self._missing:
             return
+        deepest = self.lab.server.deepest
+        most = min(self.plan.backlog, deepest // 2) if deepest else self.plan.backlog
         workers = f", {cell.workers} workers" if cell.workers > 1 else ""
         name = f"{cell.candidate.name}, {cell.task}, +{cell.delay_ms:g} ms{workers}"
 
         def measure() -> str:
-            measured = throughput.measure(self.lab, cell, effort)
-            _row(self.results.throughput, cell, effort).rounds.append(measured)
-            return f"{measured.rate:.0f} messages/s"
+            row = _row(self.results.throughput, cell, most)
+            effort = Effort(self._backlog(row), self.plan.window)
+            measured = self.watch(self.lab, cell, effort)
+            return _add(self.results.throughput, row, measured)
 
-        self._try(f"round {number}", name, effort.window, measure)
+        self._try(f"round {number}", name, self.plan.window, measure)
 
     def _depth(self, number: int, depth: int) -> None:
         cell, effort = Cell(OURS, "register", 10), Effort(depth, 2 * self.plan.window, warm_up=0)
@@ -92,9 +103,8 @@ class Run:
             return
 
         def measure() -> str:
-            measured = throughput.measure(self.lab, cell, effort)
-            _row(self.results.depths, cell, effort).rounds.append(measured)
-            return f"{measured.rate:.0f} messages/s"
+            row = _row(self.results.depths, cell, depth)
+            return _add(self.results.depths, row, self.watch(self.lab, cell, effort))
 
         self._try(f"round {number}", name, effort.window + depth / FILL, measure)
 
@@ -164,7 +174,8 @@ class Run:
     def _try(self, step: str, name: str, seconds: float, measure: Callable[[], str]) -> None:
         if self.only and self.only not in name:
             return
-        if time.monotonic() - self.started + seconds + AROUND > self.plan.limit:
+        begun = time.monotonic()
+        if begun - self.started + self.took.get(name, seconds + AROUND) > self.plan.limit:
             self.results.skipped.append(f"{step}, {name}: no time was left")
             return
         try:
@@ -172,14 +183,19 @@ class Run:
         except (BenchError, StackError, OSError) as exc:
             self.results.failed.append(f"{step}, {name}: {exc}")
             told = f"FAILED: {exc}"
+        self.took[name] = time.monotonic() - begun
         self.say(f"{step}: {name}: {told}")
 
 
-def _row(rows: list[Throughput], cell: Cell, effort: Effort) -> Throughput:
-    row = Throughput(cell.candidate.name, cell.task, cell.delay_ms, cell.workers, effort.backlog)
-    for known in rows:
-        same = (known.config, known.task, known.added_ms, known.workers, known.backlog)
-        if same == (row.config, row.task, row.added_ms, row.workers, row.backlog):
-            return known
-    rows.append(row)
-    return row
+def _row(rows: Sequence[Throughput], cell: Cell, backlog: int) -> Throughput:
+    """The row of the rounds before, or a new one."""
+    row = Throughput(cell.candidate.name, cell.task, cell.delay_ms, cell.workers, backlog)
+    return next((known for known in rows if replace(known, rounds=[]) == row), row)
+
+
+def _add(rows: list[Throughput], row: Throughput, measured: Round) -> str:
+    """Keep a round; a row is kept with its first one."""
+    if not row.rounds:
+        rows.append(row)
+    row.rounds.append(measured)
+    return f"{measured.rate:.0f} messages/s"

@@ -71,8 +71,8 @@ def test_a_row_has_its_rate_its_ratios_and_its_costs() -> None:
     assert lines[0] == "**one MongoDB upsert, +10 ms a call**"
     cells = [cell.strip() for cell in lines[4].strip("|").split("|")]
     assert cells == [
-        "this project", "**300** (290-310)", "10.0", "-", "0.070", "0.033", "0.037", "1.67", "1.00",
-        "100",
+        "this project", "**300** (290-310)", "10.0", "-", "-", "0.070", "0.033", "0.037", "1.67",
+        "1.00", "100",
     ]  # fmt: skip
 
 
