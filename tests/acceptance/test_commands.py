@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def received(queues: Queues, url: str) -> list[Any]:
+    """What a receive brings, within a long poll."""
+    answer = queues.client.receive_message(
+        QueueUrl=url,
+        MaxNumberOfMessages=10,
+        WaitTimeSeconds=2,
+        MessageAttributeNames=["All"],
+        MessageSystemAttributeNames=["ApproximateReceiveCount"],
+    )
+    return answer.get("Messages", [])
+
+
 def celery(
     environment: Mapping[str, str], directory: Path, *arguments: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -61,6 +74,46 @@ def test_the_group_is_there_in_a_checkout(
     first, second = map(json.loads, ran.stdout.splitlines())
     assert (first["queue"], first["visible"], first["oldest"]) == (queues.name, 1, None)
     assert (second["dead_letters_of"], second["visible"]) == (queues.name, 0)
+
+
+@pytest.mark.contract
+def test_each_permission_is_known_and_no_message_is_touched(
+    environment: dict[str, str], queues: Queues, tmp_path: Path
+) -> None:
+    queues.client.send_message(QueueUrl=queues.url, MessageBody="{}")
+
+    ran = celery(environment, tmp_path, "sqs", "doctor", "--json")
+
+    findings = [json.loads(line) for line in ran.stdout.splitlines()]
+    tried = [finding for finding in findings if finding["check"].startswith("sqs:")]
+    assert len(tried) == 7, ran.stderr
+    assert {finding["level"] for finding in tried} == {"ok"}, tried
+    [message] = received(queues, queues.url)
+    assert message["Attributes"]["ApproximateReceiveCount"] == "1"
+    assert received(queues, queues.dead_letter_url) == []
+
+
+@pytest.mark.contract
+def test_a_letter_that_was_looked_at_is_there_to_be_redriven(
+    environment: dict[str, str], queues: Queues, tmp_path: Path
+) -> None:
+    body = json.dumps({"id": "m-1", "action": "increment", "data": {"input": 1}})
+    queues.client.send_message(
+        QueueUrl=queues.dead_letter_url,
+        MessageBody=body,
+        MessageAttributes={"trace": {"DataType": "Binary", "BinaryValue": b"\x00\xff"}},
+    )
+
+    def dlq(*arguments: str) -> str:
+        return celery(environment, tmp_path, "sqs", "dlq", *arguments).stdout
+
+    wait_until(lambda: "m-1" in dlq("list"), COMMAND_SECONDS, "the letter in the list")
+    wait_until(lambda: "redriven" in dlq("redrive", "--yes"), COMMAND_SECONDS, "the redrive")
+
+    [message] = received(queues, queues.url)
+    assert message["Body"] == body
+    assert message["MessageAttributes"]["trace"]["BinaryValue"] == b"\x00\xff"
+    assert received(queues, queues.dead_letter_url) == []
 
 
 def test_the_group_is_there_from_the_wheel(
