@@ -79,6 +79,8 @@ class Shutdown:
             self._ask(Ask.STOP)
         if self._is_by_signal:
             self._consumer.controller.exitcode = 0  # Celery's is 1 after Ctrl+C.
+        if semaphore := self._consumer.controller.semaphore:
+            semaphore.clear()  # What waits for the pool is released, and not to be started.
         try:
             drain = Drain(self._consumer, on_terminate=lambda: self._ask(Ask.STOP_AT_ONCE))
             drain.turn(self._is_over)

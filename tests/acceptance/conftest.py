@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
@@ -9,6 +10,8 @@ from pymongo import MongoClient
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
 from tests.acceptance.worker import Place, Service, StartWorker, place, serving, workers
+from tests.probe.project import MakeProject, ProbeProject
+from tests.services import Queues
 
 
 @pytest.fixture
@@ -16,6 +19,20 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     """Starts workers that live until the end of the test, or shorter."""
     with workers(tmp_path) as start:
         yield start
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
+    """Makes one probe project on the test's own queues."""
+    made: list[ProbeProject] = []
+
+    def make(**settings: Any) -> ProbeProject:
+        made.append(ProbeProject(tmp_path / "project", queues, **settings))
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
 
 
 @pytest.fixture(scope="module")

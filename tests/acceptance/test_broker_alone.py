@@ -2,32 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import chain, group
 
-from tests.probe.project import PATIENCE, ProbeProject
-from tests.services import Queues, wait_until
+from tests.probe.project import PATIENCE, MakeProject
+from tests.services import wait_until
 
 POOLS = ("prefork", "threads", "solo")
-MakeProject = Callable[..., ProbeProject]
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
-    """Makes one probe project on the test's own queues."""
-    made: list[ProbeProject] = []
-
-    def make(**settings: Any) -> ProbeProject:
-        made.append(ProbeProject(tmp_path / "project", queues, **settings))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.close()
 
 
 @pytest.mark.parametrize("pool", POOLS)

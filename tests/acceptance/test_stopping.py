@@ -3,11 +3,6 @@
 import os
 import signal
 import subprocess
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -16,7 +11,7 @@ import pytest
 
 from tests.acceptance.worker import PROGRAM_SECONDS, StartWorker, living
 from tests.faults import proxy
-from tests.probe.project import PATIENCE, ProbeProject
+from tests.probe.project import PATIENCE, MakeProject, ProbeProject
 from tests.services import Queues, wait_until
 
 POOLS = ("prefork", "threads", "solo")
@@ -25,32 +20,7 @@ POOLS = ("prefork", "threads", "solo")
 LONG_POLL = 20
 LONG_TASK = 120
 
-#: Seconds that every stop of a busy worker must stay below: a process of the pool that waits for
-#: results to be read takes 30.
-QUICK = 20
-
 RECEIVE = "ReceiveMessage"
-
-MakeProject = Callable[..., ProbeProject]
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
-    """Makes one probe project on the test's own queues."""
-    made: list[ProbeProject] = []
-
-    def make(**settings: Any) -> ProbeProject:
-        made.append(ProbeProject(tmp_path / "project", queues, **settings))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.close()
-
-
-def has_done(project: ProbeProject, count: int) -> bool:
-    """Whether so many tasks have ended."""
-    return len(project.events(event="end")) >= count
 
 
 def tell(worker: "Popen[bytes]", number: signal.Signals) -> None:
@@ -213,6 +183,7 @@ def test_an_open_poll_is_awaited_beside_what_runs_and_what_it_brings_is_released
     assert project.queues.counts() == (1, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_task_that_waits_for_its_rate_limit_is_released(make_project: MakeProject) -> None:
     project = make_project(celery={"task_annotations": {"probe.work": {"rate_limit": "1/m"}}})
     worker = project.start()
@@ -261,65 +232,3 @@ def test_a_stop_is_bounded_while_sqs_is_away(
 
         assert worker.wait(2 * PATIENCE) == 0
         assert_gone(worker)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_busy_worker_stops_without_delay_each_time(make_project: MakeProject) -> None:
-    project = make_project()
-    done = 0
-    for _ in range(10):
-        worker = project.start()
-        for _ in range(150):
-            project.send("work", 0.001)
-        done += 20
-        wait_until(partial(has_done, project, done), PATIENCE, "a busy worker")
-        done = len(project.events(event="end"))
-
-        worker.send_signal(signal.SIGTERM)
-
-        assert worker.wait(QUICK) == 0
-        assert project.queues.counts()[1] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_ten_rolling_restarts_of_four_workers_lose_nothing_and_run_nothing_twice(
-    make_project: MakeProject,
-) -> None:
-    project = make_project()
-    workers = [project.start() for _ in range(4)]
-    with load(project) as sent:
-        for _ in range(10):
-            for place, worker in enumerate(workers):
-                worker.send_signal(signal.SIGTERM)
-                workers[place] = project.start()
-                assert worker.wait(PATIENCE) == 0
-    project.wait_for_empty_queue()
-
-    starts = Counter(line["id"] for line in project.events(event="start"))
-    ends = Counter(line["id"] for line in project.events(event="end"))
-    assert ends == Counter(sent)
-    assert starts == ends
-    assert project.queues.dead_letters() == []
-
-
-@contextmanager
-def load(project: ProbeProject) -> Iterator[list[str]]:
-    """Keeps the queue filled until the end of the block; the ids of what was sent."""
-    sent: list[str] = []
-    enough = threading.Event()
-
-    def keep_filled() -> None:
-        while not enough.is_set():
-            if project.queues.counts()[0] < 30:
-                sent.extend(project.send("work", 0.1) for _ in range(10))
-            enough.wait(0.1)
-
-    sender = threading.Thread(target=keep_filled)
-    sender.start()
-    try:
-        yield sent
-    finally:
-        enough.set()
-        sender.join()

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,7 @@ class ProbeProject:
             task_ignore_result=True,
         )
         return producer
+
+
+#: Makes a probe project on the queues of a test; the arguments are settings, see ProbeProject.
+MakeProject = Callable[..., ProbeProject]

@@ -65,7 +65,7 @@ class Consumer:
         self.task_consumer = SimpleNamespace(channel=self.channel)
         self.pool = SimpleNamespace(uses_semaphore=False)
         # No program of its own, so that the process of the tests is not left.
-        self.controller = SimpleNamespace(exitcode=None)
+        self.controller = SimpleNamespace(exitcode=None, semaphore=None)
         options = SimpleNamespace(shutdown_timeout=shutdown_timeout)
         self.connection = SimpleNamespace(transport=SimpleNamespace(inbox=inbox, options=options))
 
