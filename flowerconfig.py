@@ -22,11 +22,11 @@ oauth2_key = _settings.oauth2_key
 oauth2_secret = _settings.oauth2_secret and _settings.oauth2_secret.get_secret_value()
 oauth2_redirect_uri = _settings.oauth2_redirect_uri
 
-# What it has seen outlives a restart, and all but half a minute of it a kill.
+# What it has seen outlives a restart, and all but the last minute of it a kill.
 persistent = True
 db = _settings.db
-state_save_interval = 30_000  # milliseconds
-# It is saved on Flower's one thread: this many tasks take a fraction of a second.
+state_save_interval = 60_000  # milliseconds
+# It is saved on Flower's one thread, and this many tasks take about a second.
 max_tasks = 10_000
 # Worker processes in containers have a new name each time.
 purge_offline_workers = 24 * 3600  # seconds

@@ -61,6 +61,20 @@ class Flower(Program):
         """Returns once it takes requests."""
         self.wait_for(lambda: ports.is_listening(self._port), START_SECONDS, "Flower, listening")
 
+    def wait_until_it_sees(self, *names: str) -> None:
+        """Returns once it hears these workers: what it has from an earlier run does not count."""
+        before = self._heartbeats()
+
+        def sees() -> bool:
+            heard = self._heartbeats()
+            return all(heard.get(name, 0) > before.get(name, 0) for name in names)
+
+        self.wait_for(sees, START_SECONDS, f"Flower that sees {', '.join(names)}")
+
+    def _heartbeats(self) -> dict[str, int]:
+        listed = self.get("/workers?json=1").json["data"]
+        return {worker["hostname"]: worker.get("worker-heartbeat", 0) for worker in listed}
+
     def get(self, path: str, login: str | None = LOGIN) -> Answer:
         """Ask for a page."""
         return self._ask(path, login, None)

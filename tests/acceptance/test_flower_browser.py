@@ -178,6 +178,7 @@ def scene(
             two = start(environment, "-n", "two@test", ready=False)
             one.wait_until_ready()
             two.wait_until_ready()
+            flower.wait_until_it_sees("one@test", "two@test")
             pictures = pytestconfig.getoption("--screenshots")
             yield Scene(where, one, two, flower, browser.pages[0], mongo_client, pictures)
     client.close()
