@@ -104,10 +104,15 @@ class Scene:
         self.page.screenshot(path=IMAGES / f"flower-{name}.png", animations="disabled", **area)
 
     @contextmanager
-    def failing_database(self) -> Iterator[None]:
-        """Registrations fail inside the block, as if MongoDB refused them."""
-        namespace = f"{self.where.database.name}.users"
-        data = {"failCommands": ["findAndModify"], "errorCode": 96, "namespace": namespace}
+    def failing_database(self, after: float = 0) -> Iterator[None]:
+        """Registrations fail inside the block, as if MongoDB refused them after some seconds."""
+        data = {
+            "failCommands": ["findAndModify"],
+            "namespace": f"{self.where.database.name}.users",
+            "errorCode": 96,
+            "blockConnection": after > 0,
+            "blockTimeMS": int(after * 1000),
+        }
         self.mongo.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
         try:
             yield
@@ -209,14 +214,17 @@ def story(scene: Scene) -> Story:
 
 
 def retry_one(scene: Scene) -> str:
-    with scene.failing_database():
+    with scene.failing_database(after=5):
         id_ = scene.send("u48")
+        scene.wait_for(id_, "STARTED")
+        scene.open(f"/task/{id_}")
+        expect(scene.see("#task-page")).to_contain_text("STARTED")
+        expect(scene.see("#task-terminate")).to_be_visible()
+    with scene.failing_database():
         scene.wait_for(id_, "RETRY")
         scene.open("/tasks")
         scene.see("[data-task-state=RETRY]").click()
-        row = scene.see(
-            "#tasks-table tbody tr",
-        )
+        row = scene.see("#tasks-table tbody tr")
         expect(row).to_have_count(1)
         expect(row).to_contain_text(id_)
         expect(row).to_contain_text("RETRY")
