@@ -1,5 +1,6 @@
 """Writes results into the documents, each between two markers of its name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import charts, steadiness, table
@@ -11,6 +12,12 @@ from bench.traffic import ROOT
 BENCH = ROOT / "docs" / "bench.md"
 README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
+ABOUT = {
+    "throughput": "Messages a second, one upsert each",
+    "cost": "SQS calls a message, and CPU seconds a thousand messages",
+    "latency": "From sent to stored, at 10% and 80% of what each carries",
+    "soak": "The worker over time",
+}
 
 
 def write(results: Results, soak: Soak | None) -> list[Path]:
@@ -25,8 +32,8 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
         BENCH: {
             "machine": origin(results),
             "figures": table.figures(results),
-            "throughput": table.throughput(results),
-            "latency": table.latency(results),
+            "throughput": table.throughput(results) + _shown(written, "throughput", "cost"),
+            "latency": table.latency(results) + _shown(written, "latency"),
             "quiet": table.quiet(results),
             "recovery": table.recovery(results),
             "publishing": table.publishing(results),
@@ -47,8 +54,14 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
     return written
 
 
+def _shown(charts: Sequence[Path], *names: str) -> str:
+    """These charts, as far as they were drawn."""
+    drawn = [path for path in charts if path.stem in names]
+    return "".join(f"\n\n![{ABOUT[path.stem]}](images/{path.name})" for path in drawn)
+
+
 def _headline(results: Results) -> str:
-    chart = "![Messages a second, one upsert each](docs/images/throughput.png)"
+    chart = f"![{ABOUT['throughput']}](docs/images/throughput.png)"
     return f"{table.headline(results)}\n\n{chart}\n\n{short_origin(results)}"
 
 
@@ -56,7 +69,7 @@ def _soak(soak: Soak) -> str:
     told = f"{soak.at}, {soak.minutes:g} minutes at {soak.rate:g} messages/s, {soak.machine}."
     found = steadiness.faults(soak)
     verdict = f"Not steady: {'; '.join(found)}." if found else "Nothing grew, nothing drifted."
-    chart = "![The worker over time](images/soak.png)"
+    chart = f"![{ABOUT['soak']}](images/soak.png)"
     return f"{told} {verdict}\n\n{steadiness.table(soak)}\n\n{chart}"
 
 

@@ -32,12 +32,15 @@ def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: 
 
 
 def test_the_readme_is_read_in_one_sitting() -> None:
-    assert len(README.splitlines()) <= 180
+    # What the benchmark writes into it is a table and a chart.
+    read = re.sub(r"<!-- bench: .*?<!-- end: ", "", README, flags=re.DOTALL)
+    assert len(read.splitlines()) <= 175
 
 
 def test_each_picture_is_shown_and_small() -> None:
-    text = (ROOT / "docs" / "flower.md").read_text()
-    shown = re.findall(r"!\[[^\]]+\]\((images/[^)]+)\)", text)
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    text = "".join(page.read_text() for page in pages)
+    shown = re.findall(r"!\[[^\]]+\]\((?:docs/)?images/([^)]+)\)", text)
     pictures = list((ROOT / "docs" / "images").iterdir())
-    assert sorted(shown) == sorted(f"images/{picture.name}" for picture in pictures)
+    assert set(shown) == {picture.name for picture in pictures}
     assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []
