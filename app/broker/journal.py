@@ -25,6 +25,23 @@ def lease_lost(lease: Lease, why: str) -> None:
     )
 
 
+def clamped(delivery: Delivery, delay: int, task: str | None, id_: str | None) -> None:
+    """A retry comes sooner than its task asked for."""
+    logger.warning(
+        "A task asked for its retry later than SQS can hide a message, which is 12 hours from the "
+        "receive; again in %s s.",
+        delay,
+        extra={
+            "event": "retry.clamped",
+            "task": task,
+            "message_id": id_ or delivery.message_id,
+            "sqs_message_id": delivery.message_id,
+            "queue": delivery.queue,
+            "delay": delay,
+        },
+    )
+
+
 def ended(delivery: Delivery, outcome: outcomes.Outcome, task: str | None, id_: str | None) -> None:
     """The one line at the end of a message: its outcome, its ids, its time."""
     facts: dict[str, Any] = {

@@ -111,12 +111,11 @@ class Receiver:
         received: list[Delivery] = []
         try:
             received = self._receive(slots, wait)
+            self._recovered()
         except Exception as exc:
             # Broad on purpose: whatever goes wrong with one receive, the next one is due. No
             # message is held yet; SQS shows again what it may have handed out.
-            self._back_off(exc)
-        else:
-            self._recovered()
+            self._outlive(exc)
         finally:
             self._leases.fill(slots, received)
         if received:
@@ -145,6 +144,13 @@ class Receiver:
         return [
             delivery_of(message, self._queue, asked_at) for message in answer.get("Messages", ())
         ]
+
+    def _outlive(self, exc: Exception) -> None:
+        try:
+            self._back_off(exc)
+        except Exception:
+            # Broad on purpose: an error that cannot even be told must not end the thread either.
+            self._stopping.wait(FIRST_PAUSE)
 
     def _back_off(self, exc: Exception) -> None:
         self._failures += 1

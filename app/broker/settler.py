@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from app.broker import journal
 from app.broker.copies import Copies
 from app.broker.leases import BATCH, Delivery, Lease
 from app.broker.options import Options
@@ -239,7 +240,7 @@ class Settler:
             {
                 "Id": str(n),
                 "ReceiptHandle": s.delivery.receipt_handle,
-                "VisibilityTimeout": _visibility(s),
+                "VisibilityTimeout": _told_visibility(s),
             }
             for n, s in enumerate(settlements)
         ]
@@ -293,6 +294,15 @@ def error_code(exc: Exception) -> str:
         code = str(exc.response.get("Error", {}).get("Code", "Unknown"))
         return bare(code)
     return type(exc).__name__
+
+
+def _told_visibility(settlement: Settlement) -> int:
+    """The visibility; said where it is shorter than the task has asked for."""
+    visibility = _visibility(settlement)
+    outcome = settlement.outcome
+    if isinstance(outcome, Retry) and visibility < outcome.delay:
+        journal.clamped(settlement.delivery, visibility, settlement.task, settlement.id)
+    return visibility
 
 
 def _visibility(settlement: Settlement) -> int:

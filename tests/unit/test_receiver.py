@@ -121,6 +121,19 @@ def test_it_asks_as_sqs_wants_to_be_asked(receive: Receive) -> None:
     }
 
 
+class Untellable(ClientError):
+    """An error of SQS without the answer that every one of them has."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "no answer")
+        self.response = None  # type: ignore[assignment]
+
+
+def test_an_error_of_the_back_off_itself_ends_no_thread(receive: Receive) -> None:
+    handed_over = receive(Client(Untellable(), Untellable(), [message(1)]))
+    assert handed_over.get(timeout=DEADLINE)[0].message_id == "sqs-1"
+
+
 def test_what_comes_is_handed_over_in_one_call_a_batch(receive: Receive) -> None:
     handed_over = receive(Client([message(1), message(2)], [], [message(3)]))
     batches = [handed_over.get(timeout=DEADLINE) for _ in range(2)]

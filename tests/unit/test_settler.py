@@ -210,6 +210,21 @@ def test_a_delay_and_the_age_of_its_lease_are_within_twelve_hours(
     assert visibility + monotonic() - received_at <= 43_200
 
 
+@pytest.mark.parametrize(("delay", "is_said"), [(43_200, True), (43_000, False), (7, False)])
+def test_that_a_retry_comes_sooner_than_it_was_asked_for_is_said(
+    settler: Settler,
+    settle: Settle,
+    caplog: pytest.LogCaptureFixture,
+    delay: int,
+    is_said: bool,
+) -> None:
+    settle(Retry(delay, "KeyError"), message_id="sqs-7", received_at=monotonic() - 30)
+    tell_all(settler)
+    told = [vars(r) for r in caplog.records if vars(r).get("event") == "retry.clamped"]
+    assert [line["sqs_message_id"] for line in told] == ["sqs-7"] * is_said
+    assert all(43_100 < line["delay"] <= 43_170 for line in told)
+
+
 def test_each_queue_is_told_by_its_own_url(
     settler: Settler, client: Client, settle: Settle
 ) -> None:
