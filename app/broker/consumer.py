@@ -131,15 +131,16 @@ class Consumer(CeleryConsumer):
         return True
 
     def _on_lease_lost(self, tag: str) -> None:
-        """Runs on the heartbeat's thread: cancel the task on the loop, where that is wanted."""
-        for request in tuple(state.requests.values()):
-            if (
-                request.message.delivery_tag == tag
-                and request.task.policy.cancel_on_lease_loss
-                and hasattr(self.pool, "terminate_job")
-            ):
-                # Never a revoke: the redelivery has the same id, and would be discarded.
-                self.hub.call_soon(request.cancel, self.pool, emit_retry=False)
+        """Runs on the heartbeat's thread; the requests are the loop's."""
+        if hasattr(self.pool, "terminate_job"):
+            self.hub.call_soon(self._cancel_where_wanted, tag)
+
+    def _cancel_where_wanted(self, tag: str) -> None:
+        # Not by the id, which the redelivery has too: it may be here already, in this one's place.
+        for request in tuple(state.reserved_requests):
+            if request.message.delivery_tag == tag and request.task.policy.cancel_on_lease_loss:
+                # Never a revoke: the redelivery would be discarded.
+                request.cancel(self.pool, emit_retry=False)
 
     def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
         error = type(exc).__name__ if exc else "Reject"

@@ -244,8 +244,9 @@ class Loop:
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
 
-    def call_soon(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        self.soon.append(partial(call, *args, **kwargs))
+    def call_soon(self, call: Callable[..., None], *args: Any) -> None:
+        # Like Celery's, without keyword arguments (kombu 5.7 asynchronous/hub.py).
+        self.soon.append(partial(call, *args))
 
     def turn(self) -> None:
         for call in self.soon:
@@ -257,7 +258,7 @@ def lose(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     """Loses the lease `tag-1` while requests run, and lets the loop turn."""
 
     def lose_it(*requests: Request, pool: Any) -> None:
-        monkeypatch.setattr("celery.worker.state.requests", dict(enumerate(requests)))
+        monkeypatch.setattr("celery.worker.state.reserved_requests", set(requests))
         channel = SimpleNamespace()
         consumer.task_consumer = SimpleNamespace(channel=channel)
         consumer.hub, consumer.pool = Loop(), pool

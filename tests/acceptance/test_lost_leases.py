@@ -1,0 +1,85 @@
+"""What a real worker does where SQS cannot be reached for long: its leases are lost, its queue has
+no address.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import proxy
+from tests.faults.proxy import SERVER_ERROR
+from tests.probe.project import PATIENCE, ProbeProject
+from tests.services import Queues, wait_until
+
+#: Seconds.
+VISIBILITY = 4
+LONGER = 8
+
+EXTEND = "ChangeMessageVisibilityBatch"
+
+MakeProject = Callable[..., ProbeProject]
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
+    """Makes one probe project on the test's own queues."""
+    made: list[ProbeProject] = []
+
+    def make(**settings: Any) -> ProbeProject:
+        made.append(ProbeProject(tmp_path / "project", queues, **settings))
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queues", [{"visibility_timeout": VISIBILITY}], indirect=True)
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_task_whose_lease_is_lost_is_cancelled_where_wanted_and_its_redelivery_runs(
+    make_project: MakeProject, queues: Queues, cancels: bool
+) -> None:
+    with proxy.running(queues.endpoint_url) as (faults, url):
+        project = make_project(
+            transport={
+                "endpoint_url": url,
+                "visibility_timeout": VISIBILITY,
+                "cancel_on_lease_loss": cancels,
+            }
+        )
+        worker = project.start()
+        faults.fail(EXTEND, SERVER_ERROR)
+        id_ = project.send("work", LONGER)
+        said = "lease of a message was lost"
+        wait_until(lambda: said in project.worker_log(), PATIENCE, "the loss of the lease")
+        faults.heal(EXTEND)
+        wait_until(lambda: len(project.events(id_, "start")) == 2, PATIENCE, "the redelivery")
+        wait_until(lambda: len(project.events(id_, "end")) == 2 - cancels, PATIENCE, "the ends")
+        project.wait_for_empty_queue()
+
+        first, second = project.events(id_, "start")
+        assert (first["redelivered"], second["redelivered"]) == (False, True)
+        # Cancelled and not revoked: a revoke would have discarded the redelivery.
+        assert [end["pid"] for end in project.events(id_, "end")] == (
+            [second["pid"]] if cancels else [first["pid"], second["pid"]]
+        )
+        assert project.notes() == {}
+        assert project.stop(worker) == 0
+
+
+def test_a_worker_whose_endpoint_has_no_address_lives_and_says_so_once(
+    make_project: MakeProject,
+) -> None:
+    # A name that no resolver ever knows: https://www.rfc-editor.org/rfc/rfc2606
+    project = make_project(
+        transport={"endpoint_url": "http://sqs.invalid:9324", "receive_pause_max": 0.2}
+    )
+    worker = project.start()
+    said = "fails (EndpointConnectionError); trying again until it works."
+    wait_until(lambda: said in project.worker_log(), PATIENCE, "the failure")
+
+    assert project.stop(worker) == 0
+    assert project.worker_log().count(said) == 1
