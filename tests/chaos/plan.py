@@ -94,7 +94,7 @@ class Scale:
     """The part of what was planned that has to land."""
 
 
-FULL = Scale(5_000, 300, 200, 12, 5, 3, 24, 6, 8, 12, 0.6)
+FULL = Scale(5_000, 280, 220, 12, 5, 3, 24, 6, 6, 12, 0.6)
 SHORT = Scale(350, 28, 60, 2, 2, 2, 3, 2, 1, 3, 0.5)
 
 

@@ -27,7 +27,7 @@ MOST_RECEIVES = 1_000
 LOCKS = 5
 
 #: Milliseconds of a write that is slow: the fleet is to be about as fast as its messages come.
-SLOW = 200
+SLOW = 100
 
 #: Milliseconds after which our own looks into MongoDB give up.
 LOOK = 2_000
