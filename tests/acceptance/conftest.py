@@ -1,5 +1,7 @@
 """Workers as real processes. However a test ends, its workers are gone after it."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,16 @@ from pymongo import MongoClient
 
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
-from tests.acceptance.worker import Place, Service, StartWorker, place, serving, workers
+from tests.acceptance.worker import (
+    PROGRAM_SECONDS,
+    ROOT,
+    Place,
+    Service,
+    StartWorker,
+    place,
+    serving,
+    workers,
+)
 from tests.probe.project import MakeProject, ProbeProject
 from tests.services import Queues
 
@@ -55,3 +66,16 @@ def service(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """One worker for all tests of a module."""
     with serving(where, tmp_path_factory.mktemp("service")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory where the wheel is installed, with its entry points."""
+    directory = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run(
+        [*pip, "--no-deps", "--no-build-isolation", "--target", directory, ROOT],
+        check=True,
+        timeout=PROGRAM_SECONDS,
+    )
+    return directory

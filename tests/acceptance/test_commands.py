@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from devstack.sqs import LARGEST_MESSAGE
 from tests.acceptance.worker import Service
 from tests.services import Queues, wait_until
 
-ROOT = Path(__file__).parents[2]
 COMMAND_SECONDS = 60
 
 #: Another project of the environment, whose package has the name of ours.
@@ -21,19 +19,6 @@ THEIRS = """
 from celery import Celery
 app = Celery("theirs", broker="memory://")
 """
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory where the wheel is installed, with its entry points."""
-    directory = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--target", directory, ROOT],
-        check=True,
-        timeout=COMMAND_SECONDS,
-    )
-    return directory
 
 
 def received(queues: Queues, url: str) -> list[Any]:

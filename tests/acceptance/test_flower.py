@@ -142,6 +142,15 @@ def refusal(environment: dict[str, str], directory: Path, *arguments: str) -> st
         return line
 
 
+def test_from_the_wheel_it_finds_its_settings_and_its_page_in_any_directory(
+    where: Place, tmp_path: Path, site: Path
+) -> None:
+    environment = dict(where.environment) | {"PYTHONPATH": str(site)}
+    with flowering(environment, tmp_path) as flower:
+        assert flower.get("/metrics", login=None).status == 401
+        assert cells(flower.get("/broker").text, where.queues.name)
+
+
 # The Broker page
 
 
