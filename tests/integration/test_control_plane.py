@@ -189,18 +189,33 @@ def test_a_command_reaches_every_worker_and_each_answers_the_one_who_asked(
     assert database.replies.count_documents({}) == 0
 
 
-def test_answers_that_come_late_are_forgotten_with_their_client(
+def test_an_answer_that_came_first_is_found_by_a_reader_that_runs_already(
     connect: Connect, database: Database[dict[str, Any]]
 ) -> None:
     node = Node(connect(), "one")
     client = connect()
     box = Pidbox("celery", type="fanout", connection=client)
+    shared = plane_for(client.transport.mailbox.options)
     for ticket in ("first", "second"):
         box._publish("hello", {}, reply_ticket=ticket, channel=client.default_channel)
         node.answer()
-    wait_until(lambda: database.replies.count_documents({}) == 2, DEADLINE, "two replies")
-    box._collect("first", limit=1, timeout=DEADLINE, channel=client.default_channel)
+        wait_until(lambda: database.replies.count_documents({}) == 1, DEADLINE, "a reply")
+        assert shared.writer.flush(DEADLINE)
+        (reply,) = box._collect(ticket, limit=1, timeout=DEADLINE, channel=client.default_channel)
+        assert reply == {"one": {"hello": "one"}}
     assert database.replies.count_documents({}) == 0
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_deleted(
+    connect: Connect, store: Store, database: Database[dict[str, Any]]
+) -> None:
+    channel = connect().default_channel
+    box = Pidbox("celery", type="fanout", connection=channel.connection.client)
+    queue = box.reply_queue(channel)
+    queue.declare()
+    store.reply([Broadcast("reply.celery.pidbox", key, {}, "{}") for key in (box.oid, "other")])
+    channel.after_reply_message_received(queue.name)
+    assert [reply["routing_key"] for reply in database.replies.find()] == ["other"]
 
 
 def test_what_nobody_comes_for_expires(store: Store, database: Database[dict[str, Any]]) -> None:

@@ -142,6 +142,17 @@ def test_an_outage_is_said_once_and_what_waited_is_written(
     assert "marker of an address" not in caplog.text
 
 
+def test_what_was_written_is_not_written_again_with_what_was_not(
+    writer: Writer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "reply", store.replies.append)
+    store.faults = [AutoReconnect() for _ in range(3)]
+    writer.put_events(event("1"))
+    writer.put_reply(event("2"))
+    wait_until(lambda: store.bodies == ["1"], DEADLINE, "the event")
+    assert len(store.replies) == 1
+
+
 def test_what_mongodb_refuses_is_lost_and_the_next_is_written(writer: Writer, store: Store) -> None:
     store.faults = [OperationFailure("not authorized", 13)]
     writer.put_events(event([{}, {}]))
