@@ -94,9 +94,9 @@ def examine(celery_app: Any) -> Iterator[Finding]:
 
 def check_settings(celery_app: Any) -> Iterator[Finding]:
     """Compare the settings with each other, as a worker does when it starts."""
-    celery_app.loader.import_default_modules()
     checks: dict[str, Callable[[], Any]] = {
         "complete": lambda: get_settings().require_worker(),
+        "tasks": lambda: celery_app.loader.import_default_modules(),
         "numbers": lambda: check_numbers(celery_app),
     }
     for check, look in checks.items():

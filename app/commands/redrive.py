@@ -83,8 +83,8 @@ def _redriven(
         if len(old) < len(meant):
             say(f"{len(meant) - len(old)} arrived since the start and are left alone.")
         meant = [x if x.queue else replace(x, queue=filter_.queue) for x in old][:most]
-        results = [Redriven(x, Became.NOT_SENT, WHICH_QUEUE) for x in meant if x.queue is None]
-        results += run([x for x in meant if x.queue is not None])
+        yield from (Redriven(x, Became.NOT_SENT, WHICH_QUEUE) for x in meant if x.queue is None)
+        results = run([letter for letter in meant if letter.queue is not None])
         if not run.is_dry:
             look.deleted(r.letter for r in results if r.became in GONE)
         yield from results

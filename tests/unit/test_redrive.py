@@ -276,6 +276,13 @@ def test_a_letter_of_nobody_knows_which_queue_stays_unless_it_is_named(run: Comm
     assert [url for url, _ in fake.sent] == [MAIL]
 
 
+def test_letters_of_nobody_knows_which_queue_do_not_hold_up_the_others(run: Commands) -> None:
+    fake = Sqs(*(letter(f"m-{n}", note="") for n in range(10)), letter("m-10"))
+    _, lines = redrive(run, fake, queues=(JOBS, MAIL))
+    assert [line["id"] for line in lines if line["became"] == "redriven"] == ["m-10"]
+    assert fake.visible == 10
+
+
 OPTIONS = Options(
     region="us-east-1", queues={"jobs": QueueAddress(JOBS, DEAD)}, decode_json=decode_json
 )
