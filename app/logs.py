@@ -39,6 +39,10 @@ _WARNING = re.compile(r"^[^\n]*?:\d+: \w+")
 SPEAKABLE = (AppError, ConfigurationError, PublishError)
 
 
+#: Made once: a call of `json.dumps` makes one.
+_ENCODER = json.JSONEncoder(default=str)
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line."""
 
@@ -54,7 +58,7 @@ class JsonLines(logging.Formatter):
         line |= {name: facts[name] for name in FIELDS if facts.get(name) is not None}
         if record.exc_info and record.exc_info[1] is not None:
             line |= _told(record.exc_info[1])
-        return json.dumps(line, default=str)
+        return _ENCODER.encode(line)
 
 
 class WithoutRepeats(logging.Filter):
