@@ -30,7 +30,7 @@ from app.broker.suspicion import Suspicion
 from app.settings import get_settings
 
 if TYPE_CHECKING:
-    from app.broker.channel import Channel
+    from app.broker.deliveries import Deliveries
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Outage:
         """`aftermath`: seconds after an outage in which runs may fail of what it left behind."""
         self._find_error = find_error
         self._aftermath = aftermath
-        self._channel: Channel | None = None
+        self._deliveries: Deliveries | None = None
         self._changed = threading.Condition()
         self._suspicions: list[Suspicion] = []
         self._is_away = False
@@ -102,20 +102,20 @@ class Outage:
         self._over_at = float("-inf")
         self._stopping = threading.Event()
 
-    def watch(self, channel: "Channel") -> None:
-        """Look into what this channel suspects, on a thread that ends with `stop`."""
-        self._channel = channel
+    def watch(self, deliveries: "Deliveries") -> None:
+        """Look into what is suspected of these, on a thread that ends with `stop`."""
+        self._deliveries = deliveries
         self._stopping = threading.Event()
-        channel.on_suspicion = self.suspect
+        deliveries.on_suspicion = self.suspect
         if self._is_away:
-            channel.pause(AWAY, LONGEST_PAUSE)
+            deliveries.pause(AWAY, LONGEST_PAUSE)
         thread = threading.Thread(
             target=self._run, args=(self._stopping,), name="outage-watch", daemon=True
         )
         thread.start()
 
     def stop(self) -> None:
-        """Look no more. Whoever closes the channel releases what waits for a verdict."""
+        """Look no more. Whoever closes them releases what waits for a verdict."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
@@ -159,14 +159,14 @@ class Outage:
                 suspicion.dismiss()
 
     def _begin(self, error: str) -> None:
-        assert self._channel is not None
+        assert self._deliveries is not None
         self._began_at = monotonic()
         logger.error(
             "MongoDB is away (%s). Nothing is received until it is back.",
             error,
             extra={"event": "outage.begins", "error": error},
         )
-        self._channel.pause(AWAY, LONGEST_PAUSE)
+        self._deliveries.pause(AWAY, LONGEST_PAUSE)
         with self._changed:
             self._is_away = True
             late, self._suspicions = self._suspicions, []
@@ -184,19 +184,19 @@ class Outage:
             ceiling = min(2 * ceiling, LONGEST_PAUSE)
 
     def _end(self) -> None:
-        assert self._channel is not None
+        assert self._deliveries is not None
         with self._changed:
             self._is_away = False
             self._over_at = monotonic()
-        self._channel.resume(AWAY)
+        self._deliveries.resume(AWAY)
         logger.info(
             "MongoDB is back; messages are received again.",
             extra={"event": "outage.ends", "seconds": round(self._over_at - self._began_at, 1)},
         )
 
     def _confirm(self, suspicion: Suspicion) -> None:
-        assert self._channel is not None
-        suspicion.confirm(max(self._channel.release_after, RUN_AGAIN_AFTER))
+        assert self._deliveries is not None
+        suspicion.confirm(max(self._deliveries.release_after, RUN_AGAIN_AFTER))
 
 
 class OutageWatch(bootsteps.StartStopStep):
@@ -214,7 +214,7 @@ class OutageWatch(bootsteps.StartStopStep):
         )
 
     def start(self, consumer: Any) -> None:
-        self._outage.watch(consumer.task_consumer.channel)
+        self._outage.watch(consumer.task_consumer.channel.deliveries)
 
     def stop(self, consumer: Any) -> None:
         self._outage.stop()

@@ -49,10 +49,10 @@ class Consumer(CeleryConsumer):
 
     def on_ready(self) -> None:
         """The worker takes messages now."""
-        channel = self.task_consumer.channel
-        channel.on_lease_lost = self._on_lease_lost
+        deliveries = self.task_consumer.channel.deliveries
+        deliveries.on_lease_lost = self._on_lease_lost
         # Only a pool of processes has it (celery 5.7 concurrency/base.py).
-        channel.pool_has_processes = self.pool.uses_semaphore
+        deliveries.pool_has_processes = self.pool.uses_semaphore
         self._shutdown.listen()
         if self.connection is not None:
             control_plane.attach(self)

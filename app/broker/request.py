@@ -54,9 +54,9 @@ class Request(CeleryRequest):
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process of the pool runs the task now."""
-        channel, tag = self._message.channel, self._message.delivery_tag
-        self._lease = channel.started(tag, self.hard_time_limit)
-        if self._lease is None and not channel.pool_has_processes:
+        deliveries, tag = self._message.channel.deliveries, self._message.delivery_tag
+        self._lease = deliveries.started(tag, self.hard_time_limit)
+        if self._lease is None and not deliveries.pool_has_processes:
             self._give_up()
             # The threads pool calls this before the task, and does not start it then. A process has
             # started it, and billiard 4.3 is broken by what is raised here (pool.py, `_ack`).
@@ -72,9 +72,9 @@ class Request(CeleryRequest):
     def revoked(self) -> bool:
         """Whether the task shall not start, asked right before it does: its message was handed back
         meanwhile, or it was revoked or is expired."""
-        channel = self._message.channel
+        deliveries = self._message.channel.deliveries
         # Celery asks on arrival too, when the task may still have to wait for a slot.
-        may_start = channel.hand_over if self in state.reserved_requests else channel.holds
+        may_start = deliveries.hand_over if self in state.reserved_requests else deliveries.holds
         if may_start(self._message.delivery_tag):
             return bool(super().revoked())
         self._give_up()
@@ -128,7 +128,7 @@ class Request(CeleryRequest):
         assert self._lease.started_at is not None
         self._is_suspected = True
         state.task_ready(self)  # Celery is done with it, whatever the verdict.
-        self._message.channel.on_suspicion(
+        self._message.channel.deliveries.on_suspicion(
             Suspicion(
                 error=self._error,
                 started_at=self._lease.started_at,

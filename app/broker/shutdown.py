@@ -73,7 +73,7 @@ class Shutdown:
 
     def drain(self) -> None:
         """Turn the event loop until nothing runs, or until the stop is forced."""
-        if self._thread is None or self._channel is None or not self._consumer.hub.readers:
+        if self._thread is None or self._deliveries is None or not self._consumer.hub.readers:
             return  # It never was ready, or an error has emptied the loop.
         if not self._is_asked:
             self._ask(Ask.STOP)
@@ -86,7 +86,7 @@ class Shutdown:
             drain.turn(self._is_over)
             if self._forced.is_set() and self._has_processes:
                 drain.end_processes()
-                self._channel.release(running=True)
+                self._deliveries.release(running=True)
         except Exception:
             # Broad on purpose: Celery's own stop has still to come, and the thread bounds it.
             logger.exception("Draining failed.", extra={"event": "shutdown.broken"})
@@ -149,10 +149,10 @@ class Shutdown:
 
     def _begin(self) -> None:
         try:
-            if channel := self._channel:
-                channel.on_empty(self._wake_the_loop)
-                channel.stop_receiving()
-                self._say_begun(channel.release(running=False))
+            if deliveries := self._deliveries:
+                deliveries.on_empty(self._wake_the_loop)
+                deliveries.stop_receiving()
+                self._say_begun(deliveries.release(running=False))
         except Exception:
             # Broad on purpose: without this thread the stop would have no end.
             logger.exception("Stopping goes on.", extra={"event": "shutdown.broken"})
@@ -175,8 +175,8 @@ class Shutdown:
             running,
             extra={"event": "shutdown.forced", "count": running},
         )
-        if channel := self._channel:
-            channel.give_up_polls()
+        if deliveries := self._deliveries:
+            deliveries.give_up_polls()
         self._forced.set()
         self._wake_the_loop()
         if self._has_processes:
@@ -199,24 +199,24 @@ class Shutdown:
         """End the process: a thread cannot be stopped, and the interpreter would wait for it."""
         try:
             kill(children(), signal.SIGKILL)
-            if channel := self._channel:
-                self._hand_back(channel)
+            if deliveries := self._deliveries:
+                self._hand_back(deliveries)
         finally:
             if isinstance(self._consumer.controller, Worker):  # Else it is part of a program.
                 logging.shutdown()
                 leave_at_once(0)
 
-    def _hand_back(self, channel: Any) -> None:
+    def _hand_back(self, deliveries: Any) -> None:
         # What is done goes first, so that no message is visible long before its task is cut off.
         settled = threading.Event()
         self._consumer.hub.call_soon(settled.set)
         settled.wait(LAST_TURN)
-        channel.flush(LAST_FLUSH)
-        channel.release(running=True)
-        channel.flush(LAST_FLUSH)
+        deliveries.flush(LAST_FLUSH)
+        deliveries.release(running=True)
+        deliveries.flush(LAST_FLUSH)
         # Last, for an open poll takes what was just released: it is handed back once more.
-        channel.await_polls()
-        if not channel.flush(LAST_FLUSH):
+        deliveries.await_polls()
+        if not deliveries.flush(LAST_FLUSH):
             logger.warning(
                 "Left before SQS was told every outcome; it delivers those messages again.",
                 extra={"event": "shutdown.unfinished"},
@@ -227,14 +227,14 @@ class Shutdown:
     def _is_over(self) -> bool:
         if self._forced.is_set() and self._has_processes:
             return True
-        return self._begun.is_set() and self._channel.is_empty and not state.active_requests
+        return self._begun.is_set() and self._deliveries.is_empty and not state.active_requests
 
     # The worker's parts
 
     @property
-    def _channel(self) -> Any:
+    def _deliveries(self) -> Any:
         consumer = self._consumer.task_consumer
-        return consumer.channel if consumer else None
+        return consumer.channel.deliveries if consumer else None
 
     @property
     def _has_processes(self) -> bool:

@@ -111,7 +111,7 @@ class Transport(virtual.Transport):
         if callback is None:
             self._end(tag, NotStarted())
             return
-        if not any(channel.holds(tag) for channel in self.channels):
+        if not any(channel.deliveries.holds(tag) for channel in self.channels):
             return  # Its lease was lost or handed back while it waited here.
         try:
             callback(payload)
@@ -125,4 +125,4 @@ class Transport(virtual.Transport):
 
     def _end(self, tag: str, happened: Happened) -> None:
         for channel in self.channels:
-            channel.end(tag, happened)
+            channel.deliveries.end(tag, happened)

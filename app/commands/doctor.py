@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from app.broker.channel import CLOCK_TOLERANCE
+from app.broker.arrivals import CLOCK_TOLERANCE
 from app.broker.checks import Finding, Level, Subject, check_dead_letters, check_queue
 from app.broker.clients import new_session
 from app.broker.errors import ConfigurationError

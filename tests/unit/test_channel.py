@@ -97,7 +97,7 @@ def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
         made.made.append(how)
         return made
 
-    monkeypatch.setattr("app.broker.channel.new_client", new_client)
+    monkeypatch.setattr("app.broker.deliveries.new_client", new_client)
     monkeypatch.setattr("app.broker.clients.new_client", new_client)
     yield made
     made.ended.set()
@@ -269,7 +269,7 @@ def test_a_message_that_has_ended_is_forgotten(connection: Connection, sqs: Sqs,
     sqs.ended.set()
     message = worker.get()
     getattr(message, end)()
-    assert not worker.channel.holds(message.delivery_tag)
+    assert not worker.channel.deliveries.holds(message.delivery_tag)
     # kombu forgets what has ended when the next message comes.
     sqs.put(2, task(2))
     other = worker.get()
@@ -527,7 +527,7 @@ def test_under_a_lease_that_was_lost_nothing_is_settled(
     sqs.put(7, task(1))
     worker = Worker(connection, "jobs")
     message = worker.get()
-    later(61, "channel")
+    later(61, "deliveries")
     message.ack()
     worker.close(sqs)
     assert (sqs.deleted, sqs.visible, sqs.sent) == ([], {}, [])
@@ -542,7 +542,7 @@ def test_a_lost_lease_is_told_to_the_worker_by_its_tag(
     sqs.put(1, task(1))
     worker = Worker(connection, "jobs")
     lost: list[str] = []
-    worker.channel.on_lease_lost = lost.append
+    worker.channel.deliveries.on_lease_lost = lost.append
     message = worker.get()
     later(61, "heartbeat")
     wait_until(lambda: lost, DEADLINE, "the loss")
@@ -557,7 +557,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
     sqs.put(1, task(1))
     worker = Worker(connection, "jobs")
     lost: list[str] = []
-    worker.channel.on_lease_lost = lost.append
+    worker.channel.deliveries.on_lease_lost = lost.append
     assert connection.transport.inbox.wait(DEADLINE)
     later(61, "heartbeat")
     wait_until(lambda: lost, DEADLINE, "the loss")
@@ -603,11 +603,11 @@ def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
     loop.beat()
     worker = Worker(connection, "jobs")
     message = worker.get()
-    worker.channel.started(message.delivery_tag, 600)
+    worker.channel.deliveries.started(message.delivery_tag, 600)
     later(61, "transport")
     wait_until(lambda: receipt in sqs.visible, DEADLINE, "an extension")
     assert sqs.visible[receipt] == 60
-    assert worker.channel.holds(message.delivery_tag)
+    assert worker.channel.deliveries.holds(message.delivery_tag)
 
 
 def test_without_an_event_loop_there_is_nothing_that_could_hang(
@@ -621,7 +621,7 @@ def test_without_an_event_loop_there_is_nothing_that_could_hang(
 
 
 def pause(worker: Worker, release_after: float = 1) -> None:
-    worker.channel.pause("away", release_after)
+    worker.channel.deliveries.pause("away", release_after)
 
 
 @pytest.mark.parametrize(("asked", "given"), [(1, 25), (25.1, 26), (100, 100)])
@@ -631,10 +631,10 @@ def test_a_pause_hands_back_what_has_not_started_until_after_the_open_polls(
     running, waiting = sqs.put(1, task(1)), sqs.put(2, task(2))
     worker = Worker(connection, "jobs")
     message = worker.get()
-    worker.channel.started(message.delivery_tag, 600)
+    worker.channel.deliveries.started(message.delivery_tag, 600)
     pause(worker, asked)
     wait_until(lambda: sqs.visible == {waiting: given}, DEADLINE, "the release")
-    assert worker.channel.holds(message.delivery_tag)
+    assert worker.channel.deliveries.holds(message.delivery_tag)
     message.ack()
     wait_until(lambda: sqs.deleted == [running], DEADLINE, "the end of what was running")
 
@@ -667,8 +667,8 @@ def test_after_a_pause_messages_come_again(connection: Connection, sqs: Sqs) -> 
     worker = Worker(connection, "jobs")
     pause(worker)
     sqs.ended.set()
-    worker.channel.resume("away")
-    assert worker.channel.pauses == frozenset()
+    worker.channel.deliveries.resume("away")
+    assert worker.channel.deliveries.pauses == frozenset()
     sqs.put(1, task(1))
     assert worker.get().headers["id"] == "id-1"
 
@@ -677,7 +677,9 @@ def test_a_suspicion_that_nobody_looks_into_is_dismissed(connection: Connection,
     concluded: list[Happened] = []
     otherwise = RetryAsked(7, "OSError")
     worker = Worker(connection, "jobs")
-    worker.channel.on_suspicion(Suspicion("OSError", 0.0, 7, otherwise, concluded.append))
+    worker.channel.deliveries.on_suspicion(
+        Suspicion("OSError", 0.0, 7, otherwise, concluded.append)
+    )
     assert concluded == [otherwise]
 
 
@@ -712,19 +714,19 @@ def test_a_worker_that_stops_hands_back_what_waits_and_then_what_runs(
     worker = Worker(connection, "jobs")
     channel = worker.channel
     started, queued = worker.get(), worker.get()
-    channel.started(started.delivery_tag, 30)
+    channel.deliveries.started(started.delivery_tag, 30)
 
-    channel.stop_receiving()
-    assert channel.release(running=False) == 1
+    channel.deliveries.stop_receiving()
+    assert channel.deliveries.release(running=False) == 1
     wait_until(lambda: sqs.visible == {waiting: 0}, DEADLINE, "the release of what waits")
-    assert not channel.hand_over(queued.delivery_tag)
+    assert not channel.deliveries.hand_over(queued.delivery_tag)
 
-    assert channel.release(running=True) == 1
+    assert channel.deliveries.release(running=True) == 1
     wait_until(lambda: running in sqs.visible, DEADLINE, "the release of what runs")
     assert sqs.visible == {waiting: 0, running: 0}
     sqs.ended.set()
-    channel.await_polls()
-    assert channel.is_empty
+    channel.deliveries.await_polls()
+    assert channel.deliveries.is_empty
     assert sqs.deleted == []
 
 
@@ -733,10 +735,10 @@ def test_what_was_promised_to_a_process_is_not_released_before_its_end(
 ) -> None:
     receipt = sqs.put(1, task(1))
     worker = Worker(connection, "jobs")
-    worker.channel.pool_has_processes = True
+    worker.channel.deliveries.pool_has_processes = True
     message = worker.get()
-    assert worker.channel.hand_over(message.delivery_tag)
-    assert worker.channel.release(running=False) == 0
+    assert worker.channel.deliveries.hand_over(message.delivery_tag)
+    assert worker.channel.deliveries.release(running=False) == 0
     message.ack()
     worker.close(sqs)
     assert (sqs.deleted, sqs.visible) == ([receipt], {})

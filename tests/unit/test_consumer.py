@@ -259,12 +259,13 @@ def lose(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
     def lose_it(*requests: Request, pool: Any) -> None:
         monkeypatch.setattr("celery.worker.state.reserved_requests", set(requests))
-        channel = SimpleNamespace()
+        deliveries = SimpleNamespace()
+        channel = SimpleNamespace(deliveries=deliveries)
         consumer.task_consumer = SimpleNamespace(channel=channel)
         consumer.hub, consumer.pool = Loop(), pool
         consumer.init_callback = lambda _: None
         consumer.on_ready()
-        channel.on_lease_lost("tag-1")
+        deliveries.on_lease_lost("tag-1")
         # Celery's requests are the loop's alone.
         assert not any(request.cancelled for request in requests)
         consumer.hub.turn()
@@ -301,7 +302,7 @@ def test_a_worker_that_is_ready_can_be_stopped(
 ) -> None:
     lose(pool=pool)
     assert consumer._shutdown.told == ["listen"]
-    assert consumer.task_consumer.channel.pool_has_processes is has_processes
+    assert consumer.task_consumer.channel.deliveries.pool_has_processes is has_processes
 
 
 def test_celery_lets_the_consumer_drain_before_it_stops_anything(consumer: Consumer) -> None:

@@ -15,7 +15,8 @@ from celery.worker import state, strategy
 from hypothesis import given, settings
 from kombu import Connection
 
-from app.broker.channel import CLOCK_TOLERANCE, Channel
+from app.broker.arrivals import CLOCK_TOLERANCE
+from app.broker.channel import Channel
 from app.broker.consumer import Consumer
 from app.broker.copies import Copies
 from app.broker.leases import Delivery, Lease
@@ -69,8 +70,8 @@ class Worker:
         )
         self.channel: Channel = connection.channel()
         channel, self.settler, self.pool = self.channel, Settler(), Pool()
-        channel._settler = self.settler  # type: ignore[assignment]
-        channel._receivers["jobs"] = object()  # type: ignore[assignment]
+        channel.deliveries._settler = self.settler  # type: ignore[assignment]
+        channel.deliveries._receivers["jobs"] = object()  # type: ignore[assignment]
         consumer = object.__new__(Consumer)
         consumer.__dict__ |= {
             "app": celery_app, "connection": None, "connection_errors": (), "restart_count": 0,
@@ -88,9 +89,8 @@ class Worker:
 
     def receive(self, delivery: Delivery) -> None:
         """Let one delivery in."""
-        self.channel._leases.fill(0, [delivery])
-        if arrived := self.channel._decoded(delivery):
-            _, payload = arrived
+        self.channel.deliveries._leases.fill(0, [delivery])
+        if payload := self.channel.deliveries._arrived(delivery):
             message = Message(payload, channel=self.channel)
             self.channel.qos.append(message, delivery.tag)
             self.take(message)

@@ -18,13 +18,13 @@ DEADLINE = 5
 #: Seconds after an outage in which runs may still fail of it.
 AFTERMATH = 60
 
-#: Seconds that this channel hides what is handed back in a pause.
+#: Seconds that this deliveries hides what is handed back in a pause.
 HIDDEN = 25
 
 OTHERWISE = Failed("AutoReconnect", "it failed in each attempt")
 
 
-class Channel:
+class Deliveries:
     """What is paused."""
 
     def __init__(self) -> None:
@@ -57,8 +57,8 @@ class Database:
 
 
 @pytest.fixture
-def channel() -> Channel:
-    return Channel()
+def deliveries() -> Deliveries:
+    return Deliveries()
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Database:
 
 
 @pytest.fixture
-def watched(channel: Channel, database: Database) -> Iterator[Outage]:
-    """Watches the channel."""
+def watched(deliveries: Deliveries, database: Database) -> Iterator[Outage]:
+    """Watches the deliveries."""
     made = Outage(database.find_error, AFTERMATH)
-    made.watch(channel)
+    made.watch(deliveries)
     yield made
     made.stop()
 
@@ -82,13 +82,15 @@ Suspect = Callable[..., list[Happened]]
 
 
 @pytest.fixture
-def suspect(watched: Outage, channel: Channel) -> Suspect:
+def suspect(watched: Outage, deliveries: Deliveries) -> Suspect:
     """Lets a run fail that has started now, or so many seconds from now; what becomes of it."""
 
     def make(started_in: float = 0) -> list[Happened]:
         concluded: list[Happened] = []
         started_at = monotonic() + started_in
-        channel.on_suspicion(Suspicion("AutoReconnect", started_at, 1, OTHERWISE, concluded.append))
+        deliveries.on_suspicion(
+            Suspicion("AutoReconnect", started_at, 1, OTHERWISE, concluded.append)
+        )
         return concluded
 
     return make
@@ -101,10 +103,10 @@ def verdict(concluded: list[Happened]) -> Happened:
 
 
 def test_a_failure_while_mongodb_answers_is_a_failure(
-    suspect: Suspect, channel: Channel, database: Database
+    suspect: Suspect, deliveries: Deliveries, database: Database
 ) -> None:
     assert verdict(suspect()) == OTHERWISE
-    assert (channel.told, database.probes) == ([], 1)
+    assert (deliveries.told, database.probes) == ([], 1)
 
 
 @pytest.mark.usefixtures("watched")
@@ -114,16 +116,16 @@ def test_without_a_hint_nobody_probes(database: Database) -> None:
 
 
 def test_a_failed_probe_pauses_the_worker_until_one_succeeds_and_both_are_said_once(
-    suspect: Suspect, channel: Channel, database: Database, caplog: pytest.LogCaptureFixture
+    suspect: Suspect, deliveries: Deliveries, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     database.error = "ServerSelectionTimeoutError"
     assert verdict(suspect()) == Interrupted("AutoReconnect", HIDDEN)
     wait_until(lambda: database.probes > 3, DEADLINE, "more probes")
-    assert channel.told == [f"pause: {AWAY}"]
+    assert deliveries.told == [f"pause: {AWAY}"]
     database.error = None
-    wait_until(lambda: len(channel.told) > 1, DEADLINE, "the end")
-    assert channel.told == [f"pause: {AWAY}", f"resume: {AWAY}"]
+    wait_until(lambda: len(deliveries.told) > 1, DEADLINE, "the end")
+    assert deliveries.told == [f"pause: {AWAY}", f"resume: {AWAY}"]
     wait_until(lambda: len(caplog.records) == 2, DEADLINE, "the line")
     said = [vars(record)["event"] for record in caplog.records]
     assert said == ["outage.begins", "outage.ends"]
@@ -143,11 +145,11 @@ def test_failures_that_come_while_a_probe_is_under_way_share_its_verdict_or_the_
 
 
 def test_in_an_outage_a_failure_needs_no_further_probe(
-    suspect: Suspect, channel: Channel, database: Database
+    suspect: Suspect, deliveries: Deliveries, database: Database
 ) -> None:
     database.error = "AutoReconnect"
     verdict(suspect())
-    wait_until(lambda: channel.told, DEADLINE, "the pause")
+    wait_until(lambda: deliveries.told, DEADLINE, "the pause")
     database.answers.clear()
     assert verdict(suspect()) == Interrupted("AutoReconnect", HIDDEN)
     database.answers.set()
@@ -157,33 +159,33 @@ def test_in_an_outage_a_failure_needs_no_further_probe(
     ("started_in", "counts"), [(-60, False), (AFTERMATH - 1, False), (AFTERMATH + 60, True)]
 )
 def test_a_run_that_met_an_outage_failed_of_it_though_that_is_over(
-    suspect: Suspect, channel: Channel, database: Database, started_in: float, counts: bool
+    suspect: Suspect, deliveries: Deliveries, database: Database, started_in: float, counts: bool
 ) -> None:
     database.error = "AutoReconnect"
     verdict(suspect())
     database.error = None
-    wait_until(lambda: len(channel.told) == 2, DEADLINE, "the end of the outage")
+    wait_until(lambda: len(deliveries.told) == 2, DEADLINE, "the end of the outage")
     of_outage = Interrupted("AutoReconnect", RUN_AGAIN_AFTER)
     assert verdict(suspect(started_in)) == (OTHERWISE if counts else of_outage)
 
 
 def test_a_second_outage_right_after_the_first_is_noticed(
-    suspect: Suspect, channel: Channel, database: Database
+    suspect: Suspect, deliveries: Deliveries, database: Database
 ) -> None:
     for number in (1, 2):
         database.error = "AutoReconnect"
         assert verdict(suspect()) == Interrupted("AutoReconnect", HIDDEN)
         database.error = None
-        wait_until(lambda n=number: len(channel.told) == 2 * n, DEADLINE, "the end")
+        wait_until(lambda n=number: len(deliveries.told) == 2 * n, DEADLINE, "the end")
 
 
-def test_an_outage_goes_on_where_the_worker_gets_a_new_channel(
+def test_an_outage_goes_on_where_the_worker_gets_a_new_deliveries(
     watched: Outage, suspect: Suspect, database: Database
 ) -> None:
     database.error = "AutoReconnect"
     verdict(suspect())
     watched.stop()
-    another = Channel()
+    another = Deliveries()
     watched.watch(another)
     assert another.told == [f"pause: {AWAY}"]
     database.error = None
@@ -192,7 +194,7 @@ def test_an_outage_goes_on_where_the_worker_gets_a_new_channel(
 
 
 def test_a_probe_that_breaks_ends_neither_the_thread_nor_the_outage(
-    suspect: Suspect, channel: Channel, database: Database, monkeypatch: pytest.MonkeyPatch
+    suspect: Suspect, deliveries: Deliveries, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.error = "AutoReconnect"
     verdict(suspect())
@@ -203,4 +205,4 @@ def test_a_probe_that_breaks_ends_neither_the_thread_nor_the_outage(
 
     monkeypatch.setattr(Outage, "_end", broken)
     database.error = None
-    wait_until(lambda: len(channel.told) == 2, DEADLINE, "the end")
+    wait_until(lambda: len(deliveries.told) == 2, DEADLINE, "the end")

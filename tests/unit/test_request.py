@@ -150,6 +150,8 @@ class Channel(virtual.Channel):
     """Notes which deliveries started, with their limit. It has no connection."""
 
     def __init__(self) -> None:
+        # Both in one: what a request asks is asked of the deliveries.
+        self.deliveries = self
         self.begun: list[tuple[str, float | None]] = []
         #: The delivery's lease; None once it has ended.
         self.lease: Lease | None = None

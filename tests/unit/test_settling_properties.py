@@ -33,7 +33,7 @@ VISIBILITY, MAX_RECEIVES, MAX_ATTEMPTS = 30, 6, 3
 URL, DEAD_LETTER_URL = "https://sqs.test/jobs", "https://sqs.test/jobs-dlq"
 
 #: The modules that look at a clock.
-CLOCKS = ("channel", "heartbeat", "journal", "leases", "receiver", "settler", "transport")
+CLOCKS = ("deliveries", "heartbeat", "journal", "leases", "receiver", "settler", "transport")
 
 
 class Clock:
@@ -281,7 +281,8 @@ class Settling(RuleBasedStateMachine):
             },
         )
         self.channel: Channel = self.connection.channel()
-        self.leases = self.channel._leases
+        self.deliveries = self.channel.deliveries
+        self.leases = self.deliveries._leases
         self.leases.resize(2)
         options = self.channel._options
         self.settler = Settler(
@@ -293,19 +294,19 @@ class Settling(RuleBasedStateMachine):
             options,
             HeartbeatOf(self.sqs),  # type: ignore[arg-type]
             self.leases,
-            self.channel._on_lost,
-            self.channel._watch_the_loop,
+            self.deliveries._on_lost,
+            self.deliveries._watch_the_loop,
         )
         self.receiver = Receiver(
             "jobs",
             options,
             self.sqs,  # type: ignore[arg-type]
             self.leases,
-            self.channel._on_received,
+            self.deliveries._on_received,
         )
-        self.channel._settler = self.settler
-        self.channel._inbox = self.connection.transport.inbox
-        self.channel._receivers["jobs"] = self.receiver
+        self.deliveries._settler = self.settler
+        self.deliveries._inbox = self.connection.transport.inbox
+        self.deliveries._receivers["jobs"] = self.receiver
         #: Deliveries that a task of ours has, and how each message was last known to be done.
         self.held: list[Message] = []
         self.succeeded: set[str] = set()
@@ -388,7 +389,7 @@ class Settling(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.sampled_from([None, 5, 60]))
     def a_task_starts(self, data: st.DataObject, limit: float | None) -> None:
         message = data.draw(st.sampled_from(self.held))
-        self.channel.started(message.delivery_tag, limit)
+        self.channel.deliveries.started(message.delivery_tag, limit)
 
     @precondition(lambda self: self.held)
     @rule(
@@ -401,7 +402,7 @@ class Settling(RuleBasedStateMachine):
             self._end(message, what)
             if twice:
                 # The pool's timeout and its death may each say something of one delivery.
-                self.channel.end(message.delivery_tag, outcomes.Failed("E", "once more"))
+                self.channel.deliveries.end(message.delivery_tag, outcomes.Failed("E", "once more"))
         if fault is not None:
             self.settle(fault)
 

@@ -20,7 +20,7 @@ from app.broker.shutdown import Shutdown
 DEADLINE = 30
 
 
-class Channel:
+class Deliveries:
     """Has one delivery in flight, and notes what is asked of it."""
 
     def __init__(self) -> None:
@@ -61,8 +61,9 @@ class Consumer:
 
     def __init__(self, hub: Hub, inbox: Inbox, shutdown_timeout: float) -> None:
         self.hub = hub
-        self.channel = Channel()
-        self.task_consumer = SimpleNamespace(channel=self.channel)
+        self.deliveries = Deliveries()
+        channel = SimpleNamespace(deliveries=self.deliveries)
+        self.task_consumer = SimpleNamespace(channel=channel)
         self.pool = SimpleNamespace(uses_semaphore=False)
         # No program of its own, so that the process of the tests is not left.
         self.controller = SimpleNamespace(exitcode=None, semaphore=None)
@@ -109,7 +110,7 @@ def at_last(consumer: Consumer, action: Any) -> None:
     """Do this, from another thread, once the stop has begun."""
 
     def act() -> None:
-        assert consumer.channel.stopped.wait(DEADLINE)
+        assert consumer.deliveries.stopped.wait(DEADLINE)
         action()
 
     threading.Thread(target=act).start()
@@ -118,10 +119,10 @@ def at_last(consumer: Consumer, action: Any) -> None:
 def test_a_stop_receives_no_more_then_releases_what_waits_then_awaits_what_runs(
     shutdown: Shutdown, consumer: Consumer
 ) -> None:
-    at_last(consumer, consumer.channel.end)
+    at_last(consumer, consumer.deliveries.end)
     shutdown.drain()
-    assert consumer.channel.is_empty
-    assert consumer.channel.told == ["stop receiving", "release what waits"]
+    assert consumer.deliveries.is_empty
+    assert consumer.deliveries.told == ["stop receiving", "release what waits"]
 
 
 def test_a_signal_of_celery_begins_the_stop_at_once_and_leaves_with_status_0(
@@ -130,8 +131,8 @@ def test_a_signal_of_celery_begins_the_stop_at_once_and_leaves_with_status_0(
     # Not only when the loop comes by: in the solo pool a task keeps it.
     consumer.controller.exitcode = 1  # As Celery has it after Ctrl+C.
     signals.worker_shutting_down.send(sender=None, sig="SIGINT", how="Warm", exitcode=1)
-    assert consumer.channel.stopped.wait(DEADLINE)
-    at_last(consumer, consumer.channel.end)
+    assert consumer.deliveries.stopped.wait(DEADLINE)
+    at_last(consumer, consumer.deliveries.end)
     shutdown.drain()
     assert consumer.controller.exitcode == 0
 
@@ -141,10 +142,10 @@ def test_any_second_signal_releases_all_and_tells_sqs(
     shutdown: Shutdown, consumer: Consumer, number: signal.Signals
 ) -> None:
     signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
-    assert consumer.channel.stopped.wait(DEADLINE)
+    assert consumer.deliveries.stopped.wait(DEADLINE)
     signal.raise_signal(number)
     shutdown._thread.join(DEADLINE)
-    assert consumer.channel.told == [
+    assert consumer.deliveries.told == [
         "stop receiving",
         "release what waits",
         "give up polls",
@@ -163,7 +164,7 @@ def test_a_deadline_is_as_a_second_signal(consumer: Consumer) -> None:
     made.listen()
     signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
     made._thread.join(DEADLINE)
-    assert "release all" in consumer.channel.told
+    assert "release all" in consumer.deliveries.told
     made.finish()
 
 
@@ -174,25 +175,25 @@ def test_a_loop_that_does_not_end_its_processes_ends_with_the_process(
     consumer.pool.uses_semaphore = True
     signals.worker_shutting_down.send(sender=None, sig="SIGQUIT", how="Cold", exitcode=0)
     shutdown._thread.join(DEADLINE)
-    assert "release all" in consumer.channel.told
+    assert "release all" in consumer.deliveries.told
 
 
 def test_a_worker_that_stops_in_time_is_not_forced(shutdown: Shutdown, consumer: Consumer) -> None:
     signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
     shutdown.finish()
     shutdown._thread.join(DEADLINE)
-    assert consumer.channel.told == ["stop receiving", "release what waits"]
+    assert consumer.deliveries.told == ["stop receiving", "release what waits"]
 
 
 def test_a_fault_at_its_begin_does_not_leave_a_stop_without_end(
     shutdown: Shutdown, consumer: Consumer
 ) -> None:
-    consumer.channel.stop_receiving = None
-    consumer.channel.is_empty = True
+    consumer.deliveries.stop_receiving = None
+    consumer.deliveries.is_empty = True
     shutdown.drain()
     signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
     shutdown._thread.join(DEADLINE)
-    assert "release all" in consumer.channel.told
+    assert "release all" in consumer.deliveries.told
 
 
 def test_a_fault_of_the_loop_and_a_further_shutdown_do_not_end_the_draining(
@@ -207,12 +208,12 @@ def test_a_fault_of_the_loop_and_a_further_shutdown_do_not_end_the_draining(
         raise ZeroDivisionError
 
     def end() -> None:
-        assert consumer.channel.stopped.wait(DEADLINE)
-        consumer.channel.end()
+        assert consumer.deliveries.stopped.wait(DEADLINE)
+        consumer.deliveries.end()
 
     consumer.hub.call_soon(ask_again)
     shutdown.drain()
-    assert consumer.channel.is_empty
+    assert consumer.deliveries.is_empty
 
 
 def test_an_error_that_terminates_a_worker_makes_its_stop_a_forced_one(
@@ -224,11 +225,11 @@ def test_an_error_that_terminates_a_worker_makes_its_stop_a_forced_one(
 
     def end() -> None:
         shutdown._thread.join(DEADLINE)
-        consumer.channel.end()
+        consumer.deliveries.end()
 
     consumer.hub.call_soon(terminate)
     shutdown.drain()
-    assert "release all" in consumer.channel.told
+    assert "release all" in consumer.deliveries.told
 
 
 def test_a_loop_that_an_error_has_emptied_is_not_turned(
@@ -236,12 +237,12 @@ def test_a_loop_that_an_error_has_emptied_is_not_turned(
 ) -> None:
     consumer.hub.reset()
     shutdown.drain()
-    assert consumer.channel.told == []
+    assert consumer.deliveries.told == []
 
 
 def test_a_worker_that_never_was_ready_has_nothing_to_drain(consumer: Consumer) -> None:
     Shutdown(consumer).drain()
-    assert consumer.channel.told == []
+    assert consumer.deliveries.told == []
 
 
 # What Celery does
@@ -254,7 +255,7 @@ def test_celerys_cold_shutdown_is_found_by_its_name_and_replaced(consumer: Consu
     made.listen()
     signal.raise_signal(signal.SIGQUIT)
     made._thread.join(DEADLINE)
-    assert "release all" in consumer.channel.told
+    assert "release all" in consumer.deliveries.told
     assert state.should_stop == 0
 
 

@@ -1,0 +1,44 @@
+"""What a message is on arrival: something the worker can take, or the end of its delivery."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.broker.decoding import decode
+from app.broker.errors import Undecodable
+from app.broker.leases import Delivery
+from app.broker.options import DecodeJson
+from app.broker.outcomes import Happened, NotDue, Refused
+from app.broker.publisher import seconds_until_due
+
+#: Seconds by which clocks may differ before a message counts as not due.
+CLOCK_TOLERANCE = 2
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A payload for the worker, unless the delivery `ended` on arrival."""
+
+    payload: dict[str, Any] = field(default_factory=dict)
+    ended: Happened | None = None
+
+    @property
+    def headers(self) -> dict[str, Any] | None:
+        """The headers of its task, where they could be read."""
+        return self.payload.get("headers")
+
+
+def look_at(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
+    """Decode a delivery. Never raises: no body may stop a receiver."""
+    try:
+        payload = decode(delivery, decode_json)
+        due_in = seconds_until_due(payload["headers"])
+    except Undecodable as exc:
+        return Arrival(ended=Refused(exc.reason, "Undecodable"))
+    except Exception as exc:
+        # Broad on purpose: a person has to see this message.
+        return Arrival(ended=Refused("the broker cannot decode the body", type(exc).__name__))
+    if due_in > CLOCK_TOLERANCE:
+        return Arrival(payload, NotDue(due_in))
+    # Celery would hold a task with an eta in memory (celery 5.7 worker/strategy.py).
+    payload["headers"]["eta"] = None
+    return Arrival(payload)
