@@ -154,6 +154,26 @@ def test_a_server_that_is_away_and_comes_back_leaves_no_trace(
     assert len(set(seen.said)) == len(seen.said)
 
 
+@pytest.mark.timeout(LONG_PATIENCE)
+def test_a_server_that_refuses_twenty_times_leaves_no_trace(
+    patient: Patient, first_footprint: dict[int, tuple[int, int]]
+) -> None:
+    logged = len(patient.project.worker_log())
+    patient.project.wait_for_empty_queue()
+
+    patient.faults.go_down()
+    ids = patient.send()
+    # Nobody can count the calls that are refused: one follows the other within the longest pause.
+    end = time.monotonic() + MANY * LONGEST_PAUSE + 2
+    wait_until(lambda: time.monotonic() > end, LONG_PATIENCE, "the end of the outage")
+    patient.faults.come_up()
+
+    seen = examine(patient, first_footprint, ids, logged)
+    assert_no_trace(seen)
+    # The poll that was cut off, and those that were refused: each kind once.
+    assert len(set(seen.said)) == len(seen.said)
+
+
 def test_messages_of_an_answer_that_is_lost_come_again(
     patient: Patient, first_footprint: dict[int, tuple[int, int]]
 ) -> None:
