@@ -81,7 +81,7 @@ $(STAMP): pyproject.toml constraints.txt | python
 	@touch $(STAMP)
 
 $(BENCH_STAMP): $(STAMP)
-	@$(BIN)/python -m pip install -c constraints.txt --group bench
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	@touch $(BENCH_STAMP)
 
 services: python

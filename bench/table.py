@@ -25,7 +25,9 @@ def throughput(results: Results) -> str:
     kinds = dict.fromkeys((row.task, row.added_ms) for row in results.throughput)
     return "\n\n".join(
         f"**{TASKS.get(task, task)}, +{added:g} ms a call**\n\n{_kind(results, task, added)}"
-        for task, added in sorted(kinds, key=lambda kind: (kind[0] != "register", kind))
+        for task, added in sorted(
+            kinds, key=lambda kind: (kind[0] != "register", kind[0], -kind[1])
+        )
     )
 
 

@@ -89,6 +89,20 @@ def test_a_page_says_what_it_comes_from_and_what_is_missing() -> None:
     assert "Failed: round 1, somebody: it ended." in page
 
 
+def test_the_tables_begin_with_one_upsert_far_away() -> None:
+    rows = [
+        row_of("a", 1, task=task, added_ms=ms) for task in ("noop", "register") for ms in (0, 10)
+    ]
+    titles = [line for line in table.throughput(run_of(*rows)).splitlines() if line[:2] == "**"]
+
+    assert titles == [
+        "**one MongoDB upsert, +10 ms a call**",
+        "**one MongoDB upsert, +0 ms a call**",
+        "**no work, +10 ms a call**",
+        "**no work, +0 ms a call**",
+    ]
+
+
 def test_what_was_not_measured_is_said() -> None:
     assert table.latency(run_of()) == "Not measured."
 
