@@ -23,7 +23,7 @@ AHEAD = 2 * BATCH
 SPAN = 0.1
 
 #: Messages held ahead at the most, however short they are.
-MOST_AHEAD = 20 * BATCH
+MOST_AHEAD = 10 * BATCH
 
 #: Ended deliveries that may wait for SQS to be told before less is received.
 MOST_UNTOLD = 4 * BATCH
