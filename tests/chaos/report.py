@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 
-from tests.chaos.plan import POOLS, VISIBILITY, Scale
+from tests.chaos.plan import FAULTS, POOLS, VISIBILITY, Scale
 from tests.chaos.run import Result
 from tests.chaos.sides import CONCURRENCY, HARD_LIMIT, MOST_ATTEMPTS, Ours
 from tests.chaos.stage import MOST_RECEIVES, SLOW
@@ -44,12 +44,16 @@ def as_markdown(results: list[Result], scale: Scale, command: str) -> str:
 
 
 def _setting(result: Result, scale: Scale) -> str:
+    window = scale.seconds / (len(FAULTS) * scale.rounds)
     return (
         f"Seed {result.seed}. {result.messages} registrations and {result.messages} increments "
         f"come within {scale.seconds:g} s, by Celery, as plain JSON and through SNS (stock Celery: "
         f"by Celery alone); one of {TWICE} is sent twice. {len(POOLS)} workers "
         f"({', '.join(POOLS)}) run {CONCURRENCY} tasks at a time each, under a visibility timeout "
         f"of {VISIBILITY} s and a hard time limit of {HARD_LIMIT} s; a write takes {SLOW} ms. "
+        f"Of each kind of call, every worker meets one to three that fail about every {window:.0f} "
+        "s, one kind of fault after the other; that is far more than a bad day brings, and a "
+        "worker that ends with the first is started into the next. "
         f"Attempts are raised to {MOST_ATTEMPTS}, `maxReceiveCount` to {MOST_RECEIVES}. A "
         "supervisor starts every worker again that ends. Stock Celery has its best settings "
         "(`tests/chaos/stock.py`); its tasks write without a key of their own, since it gives them "
