@@ -23,6 +23,7 @@ broker_transport_options = {
     "wait_time_seconds": _settings.sqs_wait_time,
     # Ours, since Celery's stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,
+    "health_file": _settings.worker_health_file,
     "max_message_bytes": _settings.sqs_max_message_bytes,
     # The hard time limit and a margin: a running task's message is never handed to another worker.
     "visibility_timeout": _settings.visibility_timeout,

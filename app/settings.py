@@ -103,6 +103,11 @@ class Settings(BaseSettings):
     worker_concurrency: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Tasks at a time; without it, the number of cores."
     )
+    worker_health_file: str | None = Field(
+        None,
+        description="A file that the worker keeps writing and `celery -A app sqs health` reads; "
+        "one for each worker.",
+    )
     worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
         90,
         description="Seconds that running tasks have to finish once the worker is told to stop. "

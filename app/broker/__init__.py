@@ -50,3 +50,4 @@ def install(celery_app: Any) -> None:
         worker_consumer="app.broker.consumer:Consumer",
         beat_scheduler="app.broker.beat:Scheduler",
     )
+    celery_app.steps["consumer"].add("app.broker.health:HealthFile")

@@ -207,6 +207,16 @@ class Deliveries:
             journal.lease_lost(lease, why)
             self.on_lease_lost(lease.delivery.tag)
 
+    @property
+    def leases(self) -> Leases:
+        """What is in flight."""
+        return self._leases
+
+    @property
+    def receivers(self) -> tuple[Receiver, ...]:
+        """One for each queue that is received from."""
+        return tuple(self._receivers.values())
+
     # Pausing
 
     def pause(self, reason: str, release_after: float) -> None:

@@ -180,6 +180,11 @@ class Leases:
             self._changed.wait_for(lambda: stopping.is_set() or self._is_worth_a_receive())
             return 0 if stopping.is_set() else self._reserve()
 
+    def is_worth_a_receive(self) -> bool:
+        """Whether a receiver has reason to ask now."""
+        with self._changed:
+            return self._is_worth_a_receive()
+
     def try_reserve(self) -> int:
         """Reserve slots where a receive is worth its call now; else 0."""
         with self._changed:

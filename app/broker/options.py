@@ -56,6 +56,8 @@ class Options:
     """Receive calls at a time for one queue, while full batches keep coming."""
     max_message_bytes: int = 1_048_576
     """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"""
+    health_file: str | None = None
+    """Where a worker writes whether it does its work (app/broker/health.py)."""
     decode_json: DecodeJson | None = None
     policy: Policy = field(default_factory=Policy)
     control: ControlOptions = field(default_factory=ControlOptions)
@@ -76,6 +78,7 @@ class Options:
             shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
             max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
+            health_file=given.get("health_file"),
             decode_json=symbol_by_name(decoder) if decoder else None,
             control=ControlOptions.read(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),

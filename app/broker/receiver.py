@@ -14,6 +14,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from app.broker.clients import CONNECT_TIMEOUT
 from app.broker.leases import Delivery, Leases
 from app.broker.options import Options
 from app.broker.settler import error_code
@@ -31,6 +32,9 @@ HELPER_WAIT = 1
 
 #: Seconds: the ceiling of the first pause after a failure, doubled by each one that follows.
 FIRST_PAUSE = 0.5
+
+#: Seconds that a call may be late, with all its timeouts and its pause, before it hangs for good.
+FAULT_MARGIN = 10
 
 #: Seconds between two log lines about one kind of failure.
 QUIET = 60.0
@@ -64,11 +68,32 @@ class Receiver:
         self._threads = [
             threading.Thread(target=self._run, name=f"sqs-receiver-{queue}", daemon=True)
         ]
+        self._first = self._threads[0]
         self._lock = threading.Lock()
+        #: When each call that is open was made, by its thread.
+        self._asked_at: dict[int, float] = {}
+        self._longest = self._wait + ANSWER_MARGIN + CONNECT_TIMEOUT + self._longest_pause
 
     def start(self) -> None:
         """Start the first thread; it starts others while full batches keep coming."""
         self._threads[0].start()
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether a call is open, or is backed off from."""
+        return bool(self._asked_at)
+
+    def fault(self) -> str | None:
+        """Why nothing will be received from this queue any more; None where it works, or stops."""
+        if self._stopping.is_set():
+            return None
+        if not self._first.is_alive():
+            return f"the receiver of {self._queue} has ended"
+        # A copy, in one step: threads add and remove theirs.
+        asked_at = min(self._asked_at.copy().values(), default=None)
+        if asked_at is None or monotonic() - asked_at <= self._longest + FAULT_MARGIN:
+            return None
+        return f"a receive call of {self._queue} is open for {monotonic() - asked_at:.0f} s"
 
     def join(self, timeout: float) -> None:
         """Wait for the threads to end, `timeout` seconds for all of them at the most."""
@@ -109,6 +134,7 @@ class Receiver:
     def _poll(self, slots: int, wait: int) -> int:
         """One receive call; how many messages came."""
         received: list[Delivery] = []
+        self._asked_at[threading.get_ident()] = monotonic()
         try:
             received = self._receive(slots, wait)
             self._recovered()
@@ -117,6 +143,7 @@ class Receiver:
             # message is held yet; SQS shows again what it may have handed out.
             self._outlive(exc)
         finally:
+            self._asked_at.pop(threading.get_ident(), None)
             self._leases.fill(slots, received)
         if received:
             self._hand_over(received)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 from weakref import ref
 
@@ -68,6 +69,13 @@ class Request(CeleryRequest):
         """Seconds that the task may run."""
         limit = self.time_limits[0] or self.task.time_limit or self.app.conf.task_time_limit
         return float(limit) if limit else None
+
+    def overrun(self) -> float:
+        """Seconds that the task runs beyond its hard time limit; negative within it."""
+        started_at = self._lease.started_at if self._lease else None
+        if started_at is None or self.hard_time_limit is None:
+            return float("-inf")
+        return monotonic() - started_at - self.hard_time_limit
 
     def revoked(self) -> bool:
         """Whether the task shall not start, asked right before it does: its message was handed back

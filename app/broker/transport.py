@@ -60,6 +60,8 @@ class Transport(virtual.Transport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Deliver on the loop whenever a receiver brought something."""
         loop.add_reader(self.inbox.fileno(), self._deliver_arrived)
+        # From now on: a loop that hangs before its first turn hangs too.
+        self._beat()
         loop.call_repeatedly(BEAT, self._beat)
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:

@@ -6,7 +6,7 @@ Data goes to stdout, talk to stderr. Exit status 0: done; 1: a fault, or not all
 
 import click
 
-from app.commands import dlq, doctor, queues, send
+from app.commands import dlq, doctor, health, queues, send
 
 
 @click.group()
@@ -18,3 +18,4 @@ sqs.add_command(queues.command)
 sqs.add_command(dlq.command)
 sqs.add_command(send.command)
 sqs.add_command(doctor.command)
+sqs.add_command(health.command)

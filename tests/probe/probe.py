@@ -2,15 +2,18 @@
 importable. Its settings are in probe.json beside it, its tasks write what they do to probe.log.
 """
 
+import ctypes
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject
 from kombu import Exchange, Queue
+from kombu.asynchronous import get_event_loop
 
 from app.broker import install
 
@@ -156,3 +159,19 @@ def together(self, kind):
     if kind == "hang":
         time.sleep(60)
     say(self, "end")
+
+
+@app.task(bind=True)
+def end_the_receiver(self):
+    """In a pool of threads: end the thread that receives, as no exception of a call would."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("sqs-receiver"):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
+
+
+@app.task(bind=True)
+def hang_the_loop(self, seconds):
+    """In a pool of threads: keep the worker's event loop for so long."""
+    get_event_loop().call_soon(time.sleep, seconds)

@@ -145,7 +145,8 @@ def assert_runnable(
     context = Context(request, args=args, kwargs=kwargs, **(embed or {}))
     assert (content_type, encoding) == ("application/json", "utf-8")
     assert (context.task, context.id) == (name, id_)
-    assert name in {"registerUser", "increment"}
+    # Celery adds tasks of its own to an app where a module has them, which an envelope may name.
+    assert name in {"registerUser", "increment"} or name.startswith("celery.")
     assert isinstance(args, list)
     assert isinstance(kwargs, dict)
     assert context.retries == 0

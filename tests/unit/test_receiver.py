@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -492,3 +493,41 @@ def test_it_stops_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver.stop()
     assert has_ended(receiver)
     assert len(client.calls) == 1
+
+
+# Its health
+
+
+def made(client: Client) -> Receiver:
+    return Receiver("jobs", OPTIONS, client, wide(), lambda _: None)  # type: ignore[arg-type]
+
+
+def test_a_call_that_is_open_for_longer_than_all_its_timeouts_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client()
+    receiver = made(client)
+    receiver.start()
+    assert client.polling.wait(DEADLINE)
+    assert (receiver.is_polling, receiver.fault()) == (True, None)
+    asked_at = monotonic()
+    # The long poll, its answer's margin, the time to connect and to pause, and a margin.
+    for seconds, is_fault in [(39, False), (42, True)]:
+        monkeypatch.setattr("app.broker.receiver.monotonic", lambda s=seconds: asked_at + s)
+        assert ("is open for" in (receiver.fault() or "")) is is_fault
+    client.ended.set()
+    receiver.stop()
+    receiver.join(DEADLINE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_by_itself_is_a_fault() -> None:
+    client = Client()
+    client.before_each = lambda: (_ for _ in ()).throw(SystemExit)
+    receiver = made(client)
+    receiver.start()
+    wait_until(lambda: receiver.fault(), DEADLINE, "the fault")
+    assert receiver.fault() == "the receiver of jobs has ended"
+    assert not receiver.is_polling
+    receiver.stop()
+    assert receiver.fault() is None

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from time import monotonic
@@ -193,7 +193,7 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture
-def make_run(make_delivery: MakeDelivery) -> MakeRun:
+def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
     """Makes a run of a task, of three attempts, in the given delivery."""
     app = Celery("tests", task_cls="app.broker.task:Task", set_as_current=False)
     app.conf.update(
@@ -243,7 +243,11 @@ def make_run(make_delivery: MakeDelivery) -> MakeRun:
         )
         return Run(request, message, eventer, settled)
 
-    return make
+    yield make
+    # Celery's tables are those of the whole process.
+    state.active_requests.clear()
+    state.reserved_requests.clear()
+    state.requests.clear()
 
 
 def naive(time: datetime) -> datetime:
@@ -657,3 +661,14 @@ def test_a_request_that_shares_a_job_is_ended_with_it(make_run: MakeRun) -> None
     run.request.shares(job)
     run.request.cancel(None)
     assert len(job.ended) == 1
+
+
+def test_a_task_is_past_its_hard_limit_from_its_start_on(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(timelimit=[7, None])
+    assert run.request.overrun() == float("-inf")
+    run.request.on_accepted(1, monotonic())
+    started_at = run.message.channel.lease.started_at
+    monkeypatch.setattr("app.broker.request.monotonic", lambda: started_at + 20)
+    assert run.request.overrun() == 13

@@ -1,0 +1,135 @@
+"""Each way in which a worker can stand still is seen from outside; one that works is healthy."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.broker.health import STALE, STALL, Report, read
+from tests.probe.project import ProbeProject
+from tests.services import Queues, wait_until
+
+#: Seconds for what is there at the next look.
+PATIENCE = 30
+
+#: Seconds of a task's hard limit.
+LIMIT = 2
+
+
+@pytest.fixture
+def project(tmp_path: Path, queues: Queues) -> Iterator[ProbeProject]:
+    made = ProbeProject(
+        tmp_path / "project",
+        queues,
+        # A lease that outlasts a loop that hangs, or the message that hangs it comes again.
+        transport={"health_file": str(tmp_path / "health.json"), "visibility_timeout": 120},
+        celery={"task_soft_time_limit": LIMIT - 1, "task_time_limit": LIMIT},
+    )
+    yield made
+    made.close()
+
+
+Look = Callable[[], Report]
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Look:
+    """What the file says now."""
+    return lambda: read(tmp_path / "health.json")
+
+
+def wait_for(look: Look, text: str, seconds: float = PATIENCE, *, healthy: bool = False) -> None:
+    def is_said() -> bool:
+        report = look()
+        return report.healthy is healthy and text in report.text
+
+    try:
+        wait_until(is_said, seconds, text)
+    except TimeoutError as exc:
+        raise AssertionError(f"{exc}; it says: {look()}") from None
+
+
+def test_a_worker_is_healthy_from_its_start_to_its_end(project: ProbeProject, look: Look) -> None:
+    assert "no worker" in look().text
+    worker = project.start()
+    wait_for(look, "polling", healthy=True)
+    assert project.stop(worker) == 0
+    assert "no worker" in look().text
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_leaves_a_file_that_nobody_believes(
+    project: ProbeProject, look: Look
+) -> None:
+    worker = project.start()
+    wait_for(look, "polling", healthy=True)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait(PATIENCE)
+    assert "is gone" in look().text
+    assert not look().healthy
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_frozen_says_nothing_any_more(project: ProbeProject, look: Look) -> None:
+    worker = project.start()
+    wait_for(look, "polling", healthy=True)
+    os.kill(worker.pid, signal.SIGSTOP)
+    wait_for(look, "says nothing since", STALE + PATIENCE)
+    os.kill(worker.pid, signal.SIGCONT)
+    wait_for(look, "polling", healthy=True)
+
+
+@pytest.mark.slow
+def test_a_task_that_hangs_past_its_hard_limit_is_seen_where_no_pool_ends_it(
+    project: ProbeProject, look: Look
+) -> None:
+    project.start("-P", "threads")
+    project.send("work", 60)
+    wait_for(look, "busy with 1 tasks", healthy=True)
+    wait_for(look, "past the hard time limit: probe.work")
+
+
+@pytest.mark.slow
+def test_a_receiver_that_has_ended_is_seen(project: ProbeProject, look: Look) -> None:
+    project.start("-P", "threads")
+    project.send("end_the_receiver")
+    wait_for(look, "the receiver of")
+    assert "has ended" in look().text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("queues", [{"visibility_timeout": 120}], indirect=True)
+def test_an_event_loop_that_hangs_is_seen_and_so_is_its_recovery(
+    project: ProbeProject, look: Look
+) -> None:
+    worker = project.start("-P", "threads")
+    project.send("hang_the_loop", STALL + 20)
+    wait_for(look, "the event loop is silent", STALL + PATIENCE)
+    wait_for(look, "polling", STALL + PATIENCE, healthy=True)
+    log = project.worker_log()
+    assert (log.count("The worker is not healthy"), log.count("The worker is healthy again")) == (
+        1,
+        1,
+    )
+    assert project.stop(worker) == 0
+
+
+def test_the_command_of_the_app_reads_what_the_worker_wrote(
+    project: ProbeProject, look: Look, environment: dict[str, str], tmp_path: Path
+) -> None:
+    project.start()
+    wait_for(look, "polling", healthy=True)
+    environment |= {"WORKER_HEALTH_FILE": str(tmp_path / "health.json")}
+    told = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "app", "sqs", "health"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (told.returncode, told.stdout) == (0, "healthy: polling\n"), told.stderr

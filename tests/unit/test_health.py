@@ -1,0 +1,203 @@
+"""Health: what is seen of a worker becomes one line, and a file that nobody writes says nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+
+from app.broker import health
+from app.broker.health import STALE, STALL, Judge, Report, Vitals, read, write
+from app.broker.leases import LONGEST_WAIT
+from app.commands.health import command
+
+POLLING = Vitals(is_polling=True)
+BUSY = Vitals(running=["job", "job"], held=22)
+
+
+def judged(vitals: Vitals) -> Report:
+    return Judge()(vitals, now=0)
+
+
+@pytest.mark.parametrize(
+    ("vitals", "text"),
+    [
+        (POLLING, "polling"),
+        (BUSY, "busy with 2 tasks"),
+        (Vitals(), "waiting"),
+        (Vitals(pauses=["MongoDB is away"]), "paused: MongoDB is away"),
+        # What fails of an outage runs for a while yet.
+        (Vitals(pauses=["MongoDB is away"], running=["job"]), "paused: MongoDB is away"),
+        (Vitals(is_polling=True, silence=STALL), "polling"),
+        # In the solo pool a task is on the loop.
+        (Vitals(silence=600, is_solo=True, running=["job"]), "busy with 1 tasks"),
+    ],
+)
+def test_a_worker_that_does_its_work_is_healthy(vitals: Vitals, text: str) -> None:
+    assert judged(vitals) == Report(True, text)
+
+
+@pytest.mark.parametrize(
+    ("vitals", "text"),
+    [
+        (Vitals(silence=61, is_polling=True), "the event loop is silent for 61 s"),
+        (Vitals(silence=61, running=["job"]), "the event loop is silent for 61 s"),
+        (Vitals(silence=61, is_solo=True), "the event loop is silent for 61 s"),
+        (Vitals(silence=61, pauses=["MongoDB is away"]), "the event loop is silent for 61 s"),
+        (Vitals(overrun=["job"], is_polling=True), "past the hard time limit: job"),
+        (Vitals(faults=["the receiver of jobs has ended"]), "the receiver of jobs has ended"),
+        (
+            Vitals(silence=61, faults=["the receiver of jobs has ended"]),
+            "the event loop is silent for 61 s; the receiver of jobs has ended",
+        ),
+    ],
+)
+def test_a_stall_is_not_healthy_and_is_named(vitals: Vitals, text: str) -> None:
+    assert judged(vitals) == Report(False, text)
+
+
+@pytest.mark.parametrize(
+    ("vitals", "patience", "text"),
+    [
+        (Vitals(is_due=True), STALL, "there is room for messages, and nobody asks SQS"),
+        (Vitals(held=22), LONGEST_WAIT, "22 messages are here, and no task starts"),
+    ],
+)
+def test_what_may_be_for_an_instant_is_a_fault_where_it_lasts(
+    vitals: Vitals, patience: float, text: str
+) -> None:
+    judge = Judge()
+    assert judge(vitals, 1_000).healthy
+    assert judge(vitals, 1_000 + patience).healthy
+    assert judge(vitals, 1_001 + patience) == Report(False, text)
+    # Once it was otherwise, its time begins anew.
+    assert judge(Vitals(is_polling=True), 1_002 + patience).healthy
+    assert judge(vitals, 1_003 + patience).healthy
+
+
+def test_tasks_that_start_and_end_between_two_looks_are_work_that_is_done() -> None:
+    judge = Judge()
+    for turn in range(100):
+        assert judge(Vitals(held=22, started=turn + 1), now=turn * 60).healthy
+
+
+# The file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "health.json"
+
+
+@pytest.mark.parametrize("report", [Report(True, "polling"), Report(False, "it hangs")])
+def test_what_is_written_is_read(path: Path, report: Report) -> None:
+    write(path, report, BUSY)
+    assert read(path) == report
+    told = json.loads(path.read_text())
+    assert (told["pid"], told["running"], told["held"]) == (os.getpid(), 2, 22)
+    # Nothing is left of the way there.
+    assert list(path.parent.iterdir()) == [path]
+
+
+def change(path: Path, **facts: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.mark.parametrize(("age", "healthy"), [(STALE - 5, True), (STALE + 5, False), (-60, False)])
+def test_a_file_that_is_no_longer_written_says_nothing(
+    path: Path, age: float, healthy: bool
+) -> None:
+    write(path, Report(True, "polling"), POLLING)
+    change(path, monotonic=health.monotonic() - age)
+    report = read(path)
+    assert report.healthy is healthy
+    assert "polling" in report.text
+
+
+def test_the_file_of_a_process_that_is_gone_says_so(path: Path) -> None:
+    write(path, Report(True, "polling"), POLLING)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    change(path, pid=gone.pid)
+    assert read(path) == Report(False, f"the worker (process {gone.pid}) is gone; it was: polling")
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"monotonic": "x"}', "\x00"])
+def test_no_file_or_another_one_is_not_healthy(path: Path, text: str | None) -> None:
+    if text is not None:
+        path.write_text(text)
+    assert not read(path).healthy
+
+
+def test_it_is_never_seen_half_written(path: Path) -> None:
+    write(path, Report(True, "polling"), POLLING)
+    stopping = threading.Event()
+
+    def keep_writing() -> None:
+        while not stopping.is_set():
+            write(path, Report(True, "polling"), BUSY)
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        assert all(read(path).healthy for _ in range(500))
+    finally:
+        stopping.set()
+        writer.join()
+
+
+# The command
+
+
+def run(app: Celery) -> Any:
+    class Context:
+        pass
+
+    context = Context()
+    context.app = app  # type: ignore[attr-defined]
+    return CliRunner().invoke(command, [], obj=context)
+
+
+@pytest.fixture
+def celery_app(path: Path) -> Celery:
+    app = Celery("tests", set_as_current=False)
+    app.conf.broker_transport = "app.broker:Transport"
+    app.conf.broker_transport_options = {
+        "region": "us-east-1",
+        "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
+        "health_file": str(path),
+    }
+    return app
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "line"),
+    [
+        (Report(True, "polling"), 0, "healthy: polling\n"),
+        (Report(False, "it hangs"), 1, "not healthy: it hangs\n"),
+    ],
+)
+def test_the_command_says_it_in_one_line_and_by_its_exit_status(
+    celery_app: Celery, path: Path, report: Report, status: int, line: str
+) -> None:
+    write(path, report, POLLING)
+    ran = run(celery_app)
+    assert (ran.exit_code, ran.stdout) == (status, line)
+
+
+def test_the_command_without_a_worker_fails(celery_app: Celery, path: Path) -> None:
+    ran = run(celery_app)
+    assert (ran.exit_code, ran.stdout) == (1, f"not healthy: no worker writes {path}\n")
+
+
+def test_the_command_without_the_setting_names_it(celery_app: Celery) -> None:
+    celery_app.conf.broker_transport_options.pop("health_file")
+    ran = run(celery_app)
+    assert ran.exit_code == 1
+    assert "WORKER_HEALTH_FILE" in ran.stderr
