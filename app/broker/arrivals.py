@@ -5,7 +5,7 @@ from typing import Any
 
 from app.broker.decoding import decode
 from app.broker.errors import Undecodable
-from app.broker.leases import Delivery
+from app.broker.lease import Delivery
 from app.broker.options import DecodeJson
 from app.broker.outcomes import Happened, NotDue, Refused
 from app.broker.publisher import seconds_until_due

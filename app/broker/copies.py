@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from app.broker import deadletter
-from app.broker.leases import Delivery
+from app.broker.lease import Delivery
 from app.broker.options import Options
 from app.broker.outcomes import DeadLetter, Postponed
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from app.broker.leases import Delivery
+from app.broker.lease import Delivery
 from app.broker.outcomes import DeadLetter
 
 ATTRIBUTE = "dead-letter"

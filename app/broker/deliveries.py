@@ -16,7 +16,8 @@ from app.broker import arrivals, journal, outcomes
 from app.broker.clients import new_client
 from app.broker.heartbeat import Heartbeat
 from app.broker.inbox import Inbox
-from app.broker.leases import Delivery, Lease, Leases
+from app.broker.lease import Delivery, Lease
+from app.broker.leases import Leases
 from app.broker.message import Message
 from app.broker.options import Options
 from app.broker.outcomes import Happened, decide

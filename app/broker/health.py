@@ -21,7 +21,7 @@ from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from app.broker.leases import LIMIT_MARGIN, LONGEST_WAIT
+from app.broker.lease import LIMIT_MARGIN, LONGEST_WAIT
 from app.broker.options import Options
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from app.broker.leases import BATCH, Lease, Leases
+from app.broker.lease import Lease
+from app.broker.leases import BATCH, Leases
 from app.broker.options import Options
 from app.broker.settler import bare, error_code
 

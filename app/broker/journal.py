@@ -5,7 +5,7 @@ from time import monotonic
 from typing import Any
 
 from app.broker import outcomes
-from app.broker.leases import Delivery, Lease
+from app.broker.lease import Delivery, Lease
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,10 @@ Keyed by tag and never by message id: one worker can hold two deliveries of one 
 """
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
-from app.broker.policy import LONGEST_VISIBILITY
+from app.broker.lease import Delivery, Lease
 
 #: Messages SQS gives in one receive call, and takes in one batch call.
 BATCH = 10
@@ -27,68 +24,6 @@ MOST_AHEAD = 10 * BATCH
 
 #: Ended deliveries that may wait for SQS to be told before less is received.
 MOST_UNTOLD = 4 * BATCH
-
-#: Seconds a message may wait here for a free process of the pool. Then its lease is not extended
-#: any more, so that a pool that is stuck does not keep messages from other workers.
-LONGEST_WAIT = 900
-
-#: Seconds beyond the hard time limit of a running task for which its lease is still extended.
-LIMIT_MARGIN = 10
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One receive of a message."""
-
-    tag: str
-    queue: str
-    message_id: str
-    """SQS's MessageId."""
-    receipt_handle: str
-    body: str
-    attributes: Mapping[str, Mapping[str, Any]]
-    """The message attributes, as SQS gave them."""
-    count: int
-    """ApproximateReceiveCount: how often SQS has delivered the message, this one included."""
-    enqueued_at: datetime
-    received_at: float
-    """Monotonic seconds when the receive call was sent: the lease cannot be younger."""
-
-
-@dataclass
-class Lease:
-    """A delivery's right to its message, until `expires_at`; all times in monotonic seconds."""
-
-    delivery: Delivery
-    expires_at: float
-    may_last_until: float = field(init=False)
-    """No extension reaches further."""
-    started_at: float | None = None
-    """When a process of the pool took the task."""
-    is_promised: bool = False
-    """Whether a process of the pool will take it, and cannot be kept from it any more."""
-
-    def __post_init__(self) -> None:
-        self.may_last_until = self.delivery.received_at + LONGEST_WAIT
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a process of the pool has taken the task."""
-        return self.started_at is not None
-
-    @property
-    def can_be_kept_back(self) -> bool:
-        """Whether the task can still be kept from starting."""
-        return not (self.is_running or self.is_promised)
-
-    def started(self, time_limit: float | None) -> None:
-        """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
-        self.started_at = monotonic()
-        longest = self.delivery.received_at + LONGEST_VISIBILITY - 1
-        if time_limit is None:
-            self.may_last_until = longest
-        else:
-            self.may_last_until = min(self.started_at + time_limit + LIMIT_MARGIN, longest)
 
 
 class Pace:

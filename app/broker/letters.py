@@ -19,7 +19,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from app.broker.deadletter import read_note
 from app.broker.decoding import decode
 from app.broker.errors import Undecodable
-from app.broker.leases import BATCH, Delivery
+from app.broker.lease import Delivery
+from app.broker.leases import BATCH
 from app.broker.options import Options
 from app.broker.policy import LONGEST_VISIBILITY
 from app.broker.receiver import delivery_of

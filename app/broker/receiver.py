@@ -15,7 +15,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from app.broker.clients import CONNECT_TIMEOUT
-from app.broker.leases import Delivery, Leases
+from app.broker.lease import Delivery
+from app.broker.leases import Leases
 from app.broker.options import Options
 from app.broker.settler import error_code
 

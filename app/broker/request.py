@@ -6,19 +6,12 @@ worker/request.py, `create_request_cls`), so a success is seen in `acknowledge`.
 
 import logging
 import math
-import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 from weakref import ref
 
-from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import (
-    Ignore,
-    Reject,
-    Retry,
-    SoftTimeLimitExceeded,
     TimeLimitExceeded,
     WorkerLostError,
 )
@@ -26,15 +19,22 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from app.broker import outcomes
-from app.broker.leases import Lease
+from app.broker.failures import (
+    class_in,
+    error_of,
+    frames_of,
+    name_of,
+    seconds_of,
+    told,
+    unwrapped,
+    what_happened,
+)
+from app.broker.lease import Lease
 from app.broker.outcomes import Happened
 from app.broker.suspicion import Suspicion
 from app.broker.task import Rejected, Suspected
 
 logger = logging.getLogger(__name__)
-
-#: A frame of a formatted traceback; all other lines can hold the text of an exception.
-_FRAME = re.compile(r'^  File "[^"]*", line \d+, in \S+$')
 
 
 class HandedBack(Exception):
@@ -97,11 +97,11 @@ class Request(CeleryRequest):
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
         """The task ended with an exception, or its process did."""
-        exc = _unwrapped(exc_info)
-        self._error = _told(exc)
+        exc = unwrapped(exc_info)
+        self._error = told(exc)
         if self._suspect(exc, exc_info):
             return
-        if (happened := _happened(exc)) is not None:
+        if (happened := what_happened(exc)) is not None:
             self._note(happened)
         self._fail(exc_info, send_failed_event, return_ok)
         if isinstance(exc, WorkerLostError):
@@ -141,7 +141,7 @@ class Request(CeleryRequest):
                 error=self._error,
                 started_at=self._lease.started_at,
                 retry_after=self._retry_after(exc),
-                otherwise=_happened(exc) or outcomes.NotStarted(),
+                otherwise=what_happened(exc) or outcomes.NotStarted(),
                 conclude=lambda happened: self._conclude(happened, exc_info),
             )
         )
@@ -170,15 +170,15 @@ class Request(CeleryRequest):
 
     def on_retry(self, exc_info: Any) -> None:
         """The task asked to run again: the same message, later."""
-        retry = _unwrapped(exc_info)
-        delay = _seconds(retry.when)
-        self._note(outcomes.RetryAsked(delay, _error_of(retry)))
+        retry = unwrapped(exc_info)
+        delay = seconds_of(retry.when)
+        self._note(outcomes.RetryAsked(delay, error_of(retry)))
         self.acknowledge()
         # Not through our `send_event`, which would take the delay away with the text.
         self._send(
             "task-retried",
-            exception=f"Retry in {delay or 0:.0f} s: {_error_of(retry)}",
-            traceback="\n".join(_frames(str(exc_info.traceback))),
+            exception=f"Retry in {delay or 0:.0f} s: {error_of(retry)}",
+            traceback="\n".join(frames_of(str(exc_info.traceback))),
         )
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -195,9 +195,9 @@ class Request(CeleryRequest):
     def send_event(self, type: str, **fields: Any) -> None:
         """Send an event without the text of an exception, which can hold what a user typed."""
         if "exception" in fields:
-            fields["exception"] = self._error or _class_name(fields["exception"])
+            fields["exception"] = self._error or class_in(fields["exception"])
         if "traceback" in fields:
-            fields["traceback"] = "\n".join(_frames(fields["traceback"]))
+            fields["traceback"] = "\n".join(frames_of(fields["traceback"]))
         self._send(type, **fields)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
@@ -211,8 +211,8 @@ class Request(CeleryRequest):
             # Broad on purpose: an event that cannot be sent costs the event and not the message.
             logger.warning(
                 "An event could not be sent (%s).",
-                _name(broken),
-                extra={"event": "event.failed", "error": _name(broken)},
+                name_of(broken),
+                extra={"event": "event.failed", "error": name_of(broken)},
             )
 
     def _note(self, happened: Happened) -> None:
@@ -224,85 +224,3 @@ class Request(CeleryRequest):
     def _announce(self, exc: Exception) -> None:
         event = "task-retried" if self._will_run_again() else "task-failed"
         self.send_event(event, exception=repr(exc), traceback="")
-
-
-def _happened(exc: Any) -> Happened | None:
-    """What an exception says; None where it says nothing that ack or reject does not say too."""
-    match exc:
-        case Suspected(is_retry=True):
-            return outcomes.RetryAsked(exc.delay, exc.error)
-        case Suspected():
-            return outcomes.Failed(exc.error, _failed_in_each(exc.error))
-        case Reject(requeue=True):
-            return outcomes.Failed("Reject", "the task rejected its message each time")
-        case Reject():
-            error = getattr(exc, "error", "Reject")
-            return outcomes.Refused(_reason(exc), error)
-        case Ignore() | Retry():
-            return None
-        case WorkerLostError():
-            return outcomes.Failed("WorkerLostError", "the pool process died in each attempt")
-        case TimeLimitExceeded():
-            return outcomes.Failed("TimeLimitExceeded", "the hard time limit passed each time")
-        case SoftTimeLimitExceeded():
-            return outcomes.Failed("SoftTimeLimitExceeded", "the soft time limit passed each time")
-        case SystemExit() | KeyboardInterrupt():
-            return outcomes.Failed(type(exc).__name__, "the pool process exited in each attempt")
-        case _:
-            error = _name(exc)
-            return outcomes.Failed(error, _failed_in_each(error))
-
-
-def _failed_in_each(error: str) -> str:
-    return f"the task failed in each attempt, at last of {error}"
-
-
-def _unwrapped(exc_info: Any) -> Any:
-    """The exception itself: until it was pickled it wears a wrapper (billiard 4.3 einfo.py)."""
-    exc = exc_info.exception
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-
-
-def _error_of(retry: Any) -> str:
-    if retry.exc is not None:
-        return _name(retry.exc)
-    return _class_name(retry.excs) if retry.excs else "Retry"
-
-
-def _reason(reject: Any) -> str:
-    # The reason may be an exception, whose text can hold what a user typed.
-    if isinstance(reject.reason, str) and reject.reason:
-        return reject.reason
-    cause = f" ({_name(reject.reason)})" if reject.reason else ""
-    return f"the task rejected the message{cause}"
-
-
-def _name(exc: Any) -> str:
-    """The class of an exception, also of one that had to be wrapped on its way from the pool."""
-    return str(getattr(exc, "exc_cls_name", type(exc).__name__))
-
-
-def _told(exc: Any) -> str:
-    """What an event tells of it: its class; of a permanent error the reason too, as on the dead
-    letter."""
-    if isinstance(exc, Rejected) and not exc.requeue:
-        return f"{exc.error}: {_reason(exc)}"
-    return exc.error if isinstance(exc, Suspected) else _name(exc)
-
-
-def _seconds(when: Any) -> float | None:
-    if isinstance(when, datetime):
-        aware = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return (aware - datetime.now(UTC)).total_seconds()
-    return None if when is None else float(when)
-
-
-def _class_name(representation: str) -> str:
-    """The class in `repr(exception)`, without the text of the exception."""
-    # The parenthesis matters: an exception may have a `repr` of its own, which is any text.
-    found = re.match(r"<?([A-Za-z_][\w.]*)\(", representation)
-    return found.group(1) if found else "Exception"
-
-
-def _frames(traceback: str | None) -> Iterator[str]:
-    return (line for line in (traceback or "").splitlines() if _FRAME.match(line))

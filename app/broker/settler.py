@@ -6,23 +6,21 @@ long as the lease lasts, and logged when it is given up. SQS delivers such a mes
 """
 
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from app.broker import journal
 from app.broker.copies import Copies
-from app.broker.leases import BATCH, Delivery, Lease
+from app.broker.lease import Lease
+from app.broker.leases import BATCH
 from app.broker.options import Options
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from app.broker.policy import LONGEST_VISIBILITY
+from app.broker.settlement import Settlement, by_queue, told_visibility
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -56,18 +54,6 @@ FINAL_CODES = frozenset(
 )
 
 Fault = Exception | str
-
-
-@dataclass(frozen=True)
-class Settlement:
-    """One delivery, what becomes of it, and until when that can still be told."""
-
-    delivery: Delivery
-    outcome: Outcome
-    task: str | None
-    id: str | None
-    expires_at: float
-    not_before: float = 0.0
 
 
 class Settler:
@@ -192,7 +178,7 @@ class Settler:
 
     def _tell(self, batch: Sequence[Settlement]) -> None:
         sent = [s for s in batch if self._has_lease(s) and self._send_copy(s)]
-        for queue, settlements in _by_queue(sent):
+        for queue, settlements in by_queue(sent):
             url = self._options.queue(queue).url
             for tell, outcomes in (
                 (self._delete, Done | DeadLetter | Postponed),
@@ -240,7 +226,7 @@ class Settler:
             {
                 "Id": str(n),
                 "ReceiptHandle": s.delivery.receipt_handle,
-                "VisibilityTimeout": _told_visibility(s),
+                "VisibilityTimeout": told_visibility(s),
             }
             for n, s in enumerate(settlements)
         ]
@@ -294,25 +280,3 @@ def error_code(exc: Exception) -> str:
         code = str(exc.response.get("Error", {}).get("Code", "Unknown"))
         return bare(code)
     return type(exc).__name__
-
-
-def _told_visibility(settlement: Settlement) -> int:
-    """The visibility; said where it is shorter than the task has asked for."""
-    visibility = _visibility(settlement)
-    outcome = settlement.outcome
-    if isinstance(outcome, Retry) and visibility < outcome.delay:
-        journal.clamped(settlement.delivery, visibility, settlement.task, settlement.id)
-    return visibility
-
-
-def _visibility(settlement: Settlement) -> int:
-    """Seconds, within what is left of SQS's 12 hours from the receive."""
-    if not isinstance(settlement.outcome, Retry | Released):
-        return 0
-    age = math.ceil(monotonic() - settlement.delivery.received_at)
-    return max(0, min(settlement.outcome.delay, LONGEST_VISIBILITY - age - 1))
-
-
-def _by_queue(settlements: Iterable[Settlement]) -> Iterable[tuple[str, list[Settlement]]]:
-    ordered = sorted(settlements, key=lambda s: s.delivery.queue)
-    return ((q, list(group)) for q, group in groupby(ordered, lambda s: s.delivery.queue))

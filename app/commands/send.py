@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from app.broker.deadletter import size
 from app.broker.decoding import decode
 from app.broker.errors import Undecodable
-from app.broker.leases import Delivery
+from app.broker.lease import Delivery
 from app.broker.options import Options
 from app.broker.publisher import Batch, Published
 from app.commands.broker import client_of, options_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.broker.leases import Delivery, Lease
+from app.broker.lease import Delivery, Lease
 
 MakeDelivery = Callable[..., Delivery]
 MakeLease = Callable[..., Lease]

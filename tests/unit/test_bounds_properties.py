@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.broker.heartbeat import _seconds
-from app.broker.leases import Delivery, Lease
+from app.broker.lease import Delivery, Lease
 from app.broker.outcomes import (
     LONGEST_DELAY,
     DeadLetter,
@@ -27,7 +27,7 @@ from app.broker.outcomes import (
 )
 from app.broker.policy import LONGEST_VISIBILITY, Policy
 from app.broker.publisher import call_for
-from app.broker.settler import Settlement, _visibility
+from app.broker.settlement import Settlement, visibility_of
 from tests.unit.conftest import MakeDelivery
 
 MANY = settings(derandomize=True, database=None, deadline=None, max_examples=500)
@@ -96,7 +96,7 @@ def test_no_failure_gets_a_delivery_more_than_sqs_allows(
 
 
 def assert_told_within_twelve_hours(delivery: Delivery, outcome: Retry) -> None:
-    visibility = _visibility(Settlement(delivery, outcome, None, None, 0.0))
+    visibility = visibility_of(Settlement(delivery, outcome, None, None, 0.0))
     assert isinstance(visibility, int)
     assert visibility >= 0
     assert delivery.received_at + LONGEST_VISIBILITY >= monotonic() + visibility

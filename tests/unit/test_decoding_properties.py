@@ -19,7 +19,7 @@ from app.broker.arrivals import CLOCK_TOLERANCE
 from app.broker.channel import Channel
 from app.broker.consumer import Consumer
 from app.broker.copies import Copies
-from app.broker.leases import Delivery, Lease
+from app.broker.lease import Delivery, Lease
 from app.broker.message import Message
 from app.broker.options import Options
 from app.broker.outcomes import LONGEST_DELAY, DeadLetter, Done, Outcome, Postponed

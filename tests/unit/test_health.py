@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from app.broker import health
 from app.broker.health import STALE, STALL, Judge, Report, Vitals, read, write
-from app.broker.leases import LONGEST_WAIT
+from app.broker.lease import LONGEST_WAIT
 from app.commands.health import command
 
 POLLING = Vitals(is_polling=True)

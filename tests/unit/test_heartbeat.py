@@ -10,7 +10,8 @@ from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutE
 from botocore.parsers import ResponseParserError
 
 from app.broker.heartbeat import Heartbeat
-from app.broker.leases import LIMIT_MARGIN, LONGEST_WAIT, Lease, Leases
+from app.broker.lease import LIMIT_MARGIN, LONGEST_WAIT, Lease
+from app.broker.leases import Leases
 from app.broker.options import Options, QueueAddress
 from app.broker.policy import LONGEST_VISIBILITY, Policy
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
@@ -85,7 +86,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the clock to so many seconds after the receive."""
 
     def set_to(seconds: float) -> None:
-        for module in ("heartbeat", "leases"):
+        for module in ("heartbeat", "lease"):
             monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: RECEIVED + seconds)
 
     set_to(0)

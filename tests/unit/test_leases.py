@@ -6,16 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.broker.leases import (
-    AHEAD,
-    BATCH,
-    LIMIT_MARGIN,
-    MOST_AHEAD,
-    MOST_UNTOLD,
-    SPAN,
-    Leases,
-    Pace,
-)
+from app.broker.lease import LIMIT_MARGIN
+from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
 from devstack.waiting import wait_until
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease
 
@@ -425,7 +417,7 @@ def test_a_running_message_is_kept_to_its_limit_and_never_beyond_twelve_hours(
     limit: float | None,
     until: float,
 ) -> None:
-    monkeypatch.setattr("app.broker.leases.monotonic", lambda: 5_000.0)
+    monkeypatch.setattr("app.broker.lease.monotonic", lambda: 5_000.0)
     delivery = make_delivery(received_at=1_000.0)
     leases.fill(0, [delivery])
     leases.started(delivery.tag, limit)

@@ -21,7 +21,8 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from app.broker.leases import AHEAD, Delivery, Leases
+from app.broker.lease import Delivery
+from app.broker.leases import AHEAD, Leases
 from app.broker.options import Options, QueueAddress
 from app.broker.receiver import Receiver
 from devstack.waiting import wait_until

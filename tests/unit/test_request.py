@@ -26,10 +26,11 @@ from celery.worker.state import revoked
 from kombu.transport import virtual
 
 from app.broker.decoding import decode
-from app.broker.leases import Lease
+from app.broker.failures import what_happened
+from app.broker.lease import Lease
 from app.broker.message import Message
 from app.broker.outcomes import Failed, Happened, Interrupted, Refused, RetryAsked
-from app.broker.request import HandedBack, Request, _happened
+from app.broker.request import HandedBack, Request
 from app.broker.suspicion import Suspicion
 from app.broker.task import Rejected, Suspected
 from app.messages import Registration
@@ -56,7 +57,7 @@ def invalid() -> Exception:
 
 
 def without_text(exc: Any) -> Any:
-    happened = _happened(exc)
+    happened = what_happened(exc)
     assert MARKER not in repr(happened)
     return happened
 
@@ -98,7 +99,7 @@ def without_text(exc: Any) -> Any:
     ids=repr,
 )
 def test_what_an_exception_says_of_the_message(exc: Any, happened: Happened | None) -> None:
-    assert _happened(exc) == happened
+    assert what_happened(exc) == happened
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ VISIBILITY, MAX_RECEIVES, MAX_ATTEMPTS = 30, 6, 3
 URL, DEAD_LETTER_URL = "https://sqs.test/jobs", "https://sqs.test/jobs-dlq"
 
 #: The modules that look at a clock.
-CLOCKS = ("deliveries", "heartbeat", "journal", "leases", "receiver", "settler", "transport")
+CLOCKS = (
+    "deliveries", "heartbeat", "journal", "lease", "receiver", "settlement", "settler", "transport",
+)  # fmt: skip
 
 
 class Clock:
