@@ -5,6 +5,7 @@ its configuration. It does not become the current app of a program that only sen
 """
 
 import runpy
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,9 @@ from app.outage import OutageWatch
 from app.startup import StartChecks
 
 
-def _celeryconfig() -> Any:
-    """The settings of celeryconfig.py.
+@cache
+def celeryconfig() -> Any:
+    """The settings of celeryconfig.py, read once: Celery asks for it at each look at a setting.
 
     By its place and not by its name: a program that imports `app` may have a `celeryconfig` too.
     """
@@ -47,7 +49,7 @@ app = Registrations(
     set_as_current=False,
 )
 install(app)
-app.config_from_object(Proxy(_celeryconfig))
+app.config_from_object(Proxy(celeryconfig))
 app.steps["worker"].add(StartChecks)
 app.steps["consumer"].add(OutageWatch)
 use_json_lines()

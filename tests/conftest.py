@@ -33,16 +33,14 @@ def _clean_session() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the settings, the `.env` or the AWS profile of whoever runs it."""
-    from app.settings import FlowerSettings, Settings, get_flower_settings, get_settings
+    from app.settings import FlowerSettings, Settings
 
     strip_environment(monkeypatch)
     for settings in (Settings, FlowerSettings):
         monkeypatch.setitem(settings.model_config, "env_file", None)
-    for get in (get_settings, get_flower_settings):
-        get.cache_clear()
+    _forget_settings()
     yield
-    for get in (get_settings, get_flower_settings):
-        get.cache_clear()
+    _forget_settings()
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +171,15 @@ def environment(
     if contract is None:
         return local
     return {k: v for k, v in local.items() if not k.startswith("AWS_")} | contract.environment
+
+
+def _forget_settings() -> None:
+    from app.settings import get_flower_settings, get_settings
+
+    get_settings.cache_clear()
+    get_flower_settings.cache_clear()
+    if celery_module := sys.modules.get("app.celery"):
+        celery_module.celeryconfig.cache_clear()
 
 
 def refuse_in_unit_tests(request: pytest.FixtureRequest) -> None:

@@ -111,3 +111,15 @@ def test_tasks_are_routed_by_the_globs_of_their_queue(monkeypatch: pytest.Monkey
 def test_each_of_them_says_why(name: str) -> None:
     (block,) = re.findall(rf"((?:^\S.*\n)*)^{name} = ", FILE.read_text(), re.MULTILINE)
     assert re.search("^# ", block, re.MULTILINE)
+
+
+def test_it_is_read_once_however_often_a_setting_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A send looks at several: read at each, the file was all that a send cost.
+    from app.celery import app
+
+    read, run_path = [], runpy.run_path
+    monkeypatch.setattr(runpy, "run_path", lambda path: read.append(path) or run_path(path))
+    assert [app.conf.task_time_limit for _ in range(3)] == [30] * 3
+    assert len(read) == 1
