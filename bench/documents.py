@@ -19,6 +19,9 @@ ABOUT = {
     "soak": "The worker over time",
 }
 
+#: Rows of one round that are told in one sentence.
+MANY = 4
+
 
 def write(results: Results, soak: Soak | None) -> list[Path]:
     """The tables of docs/bench.md, the README's, and the charts; what was written.
@@ -104,13 +107,32 @@ def origin(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     lines = [
         f"{results.at}, `{results.command}`, {results.seconds / 60:.0f} minutes: "
-        f"{results.machine}; {versions}; {results.server}. Medians of {results.rounds} round(s), "
+        f"{results.machine}; {versions}; {results.server}. Medians of {_rounds(results)} round(s), "
         f"windows of {results.window:g} s.",
         _proxy(results),
-        *(f"Not measured: {why}." for why in results.skipped),
+        *(f"Not measured: {why}." for why in _gathered(results.skipped)),
         *(f"Failed: {why}." for why in results.failed),
     ]
     return "\n\n".join(line for line in lines if line)
+
+
+def _rounds(results: Results) -> str:
+    """How many were measured: where time runs out, not of every row so many as wanted."""
+    counts = {len(row.rounds) for row in results.throughput} or {results.rounds}
+    return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
+
+
+def _gathered(skipped: list[str]) -> list[str]:
+    """What was left out, and why; many rows of one round in one sentence."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for told in skipped:
+        step, _, why = told.split(", ", 1)[0], *told.rpartition(": ")[1:]
+        groups.setdefault((step, why), []).append(told)
+    return [
+        line
+        for (step, why), rows in groups.items()
+        for line in (rows if len(rows) < MANY else [f"{step}, {len(rows)} rows: {why}"])
+    ]
 
 
 def short_origin(results: Results) -> str:

@@ -89,6 +89,19 @@ def test_a_page_says_what_it_comes_from_and_what_is_missing() -> None:
     assert "Failed: round 1, somebody: it ended." in page
 
 
+def test_many_rows_for_which_no_time_was_left_are_one_sentence() -> None:
+    run = run_of(row_of(OURS.name, 300, 290, 310), row_of(STOCK_BEST.name, 30))
+    run.skipped += [f"round 3, row {n}, +10 ms: no time was left" for n in range(5)]
+    run.skipped.append("sqs-consumer: no Node on this machine")
+
+    page = documents.markdown(run)
+
+    assert "Not measured: round 3, 5 rows: no time was left." in page
+    assert "row 1, +10 ms" not in page
+    assert "Not measured: sqs-consumer: no Node on this machine." in page
+    assert "Medians of 1-3 round(s)" in page
+
+
 def test_the_tables_begin_with_one_upsert_far_away() -> None:
     rows = [
         row_of("a", 1, task=task, added_ms=ms) for task in ("noop", "register") for ms in (0, 10)
