@@ -2,15 +2,11 @@
 no address.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tests.faults import proxy
 from tests.faults.proxy import SERVER_ERROR
-from tests.probe.project import PATIENCE, ProbeProject
+from tests.probe.project import PATIENCE, MakeProject
 from tests.services import Queues, wait_until
 
 #: Seconds.
@@ -18,22 +14,6 @@ VISIBILITY = 4
 LONGER = 8
 
 EXTEND = "ChangeMessageVisibilityBatch"
-
-MakeProject = Callable[..., ProbeProject]
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
-    """Makes one probe project on the test's own queues."""
-    made: list[ProbeProject] = []
-
-    def make(**settings: Any) -> ProbeProject:
-        made.append(ProbeProject(tmp_path / "project", queues, **settings))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.close()
 
 
 @pytest.mark.slow

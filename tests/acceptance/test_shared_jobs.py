@@ -1,32 +1,11 @@
 """Many messages as one job of the pool, with real workers: each has its own end."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from tests.probe.project import ProbeProject
-from tests.services import Queues
-
-MakeProject = Callable[..., ProbeProject]
+from tests.probe.project import MakeProject, ProbeProject
 
 #: One more than a batch has room for.
 COUNT = 11
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
-    """Makes one probe project on the test's own queues."""
-    made: list[ProbeProject] = []
-
-    def make(**settings: Any) -> ProbeProject:
-        made.append(ProbeProject(tmp_path / "project", queues, **settings))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.close()
 
 
 def send(project: ProbeProject, *kinds: str) -> list[str]:
