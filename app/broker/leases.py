@@ -77,7 +77,8 @@ class Leases:
     # The window
 
     def resize(self, concurrency: int) -> None:
-        """Set how many tasks the pool runs at a time; the window is that and two batches more."""
+        """Set how many tasks the pool runs at a time; the window is that and two batches, or more
+        where messages are short."""
         with self._changed:
             self._concurrency = concurrency
             self._changed.notify_all()
