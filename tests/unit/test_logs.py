@@ -15,6 +15,15 @@ from app.broker.errors import ConfigurationError, MessageTooLarge
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
 from app.logs import FIELDS, JsonLines, WithoutRepeats, set_up, use_json_lines
 
+#: What logging collects for a record unless it is told not to.
+LEFT_OUT = (
+    "_srcfile",
+    "logThreads",
+    "logProcesses",
+    "logMultiprocessing",
+    "logAsyncioTasks",
+)
+
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
 
@@ -221,7 +230,13 @@ def root() -> Iterator[logging.Logger]:
     """The root logger, put back as pytest has it."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
+    wanted = {name: getattr(logging, name, None) for name in LEFT_OUT}
     yield root
+    for made in root.handlers:
+        if made not in handlers:
+            made.close()
+    for name, value in wanted.items():
+        setattr(logging, name, value)
     root.handlers = handlers
     root.setLevel(level)
     for name in ("botocore", "boto3", "urllib3", "pymongo"):
@@ -236,8 +251,17 @@ def test_a_worker_that_starts_logs_json_lines_to_stderr(
     setup_logging.send(sender=None, loglevel=logging.INFO)
     logging.getLogger("app.test").info("Hello.", extra={"event": "test"})
     logging.getLogger("celery.app.trace").info("Task %s", MARKER)
+    root.handlers[0].flush()
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["event"] == "test"
+
+
+def test_what_no_line_has_is_not_collected(root: logging.Logger) -> None:
+    set_up()
+    record = logging.getLogger("app.test").makeRecord("app.test", 20, "", 1, "Hello.", (), None)
+    collected = {record.thread, record.process, record.processName}
+    assert collected == {None}
+    assert logging._srcfile is None  # the place of the call, which is looked for on the stack
 
 
 @pytest.mark.parametrize("name", ["botocore.endpoint", "boto3", "urllib3.connection", "pymongo"])

@@ -1,0 +1,147 @@
+"""GatheringHandler: lines of one moment are one write, and none is late, lost, or written twice."""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from app.log_stream import LINGER, MOST, GatheringHandler
+from devstack.waiting import wait_until
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 5
+
+
+class Stream(io.StringIO):
+    """Counts what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        return super().write(text)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.getvalue().splitlines()
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+@pytest.fixture
+def handler(stream: Stream) -> Iterator[GatheringHandler]:
+    made = GatheringHandler(stream)
+    yield made
+    made.close()
+
+
+Log = Callable[..., None]
+
+
+@pytest.fixture
+def log(handler: GatheringHandler) -> Log:
+    def say(text: object, level: int = logging.INFO, *args: Any) -> None:
+        handler.handle(logging.LogRecord("app.test", level, __file__, 1, text, args, None))
+
+    return say
+
+
+def test_lines_of_one_moment_are_one_write_in_their_order(stream: Stream, log: Log) -> None:
+    for number in range(100):
+        log(str(number))
+    wait_until(lambda: stream.lines, DEADLINE, "lines")
+    wait_until(lambda: len(stream.lines) == 100, LINGER * 4, "all lines")
+    assert stream.lines == [str(number) for number in range(100)]
+    # One, or a second one where the thread woke between two lines.
+    assert stream.writes <= 2
+
+
+def test_a_line_is_written_soon_though_nothing_follows(stream: Stream, log: Log) -> None:
+    for text in ("one", "two"):
+        log(text)
+        wait_until(lambda text=text: text in stream.lines, DEADLINE, text)
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR, logging.CRITICAL])
+def test_a_warning_is_written_at_once_after_what_waited(
+    stream: Stream, log: Log, level: int
+) -> None:
+    log("before")
+    log("warning", level)
+    assert stream.lines == ["before", "warning"]
+
+
+def test_more_lines_than_may_wait_are_written_at_once(stream: Stream, log: Log) -> None:
+    for number in range(MOST):
+        log(str(number))
+    assert len(stream.lines) == MOST
+
+
+def test_flushing_writes_what_waits(stream: Stream, handler: GatheringHandler, log: Log) -> None:
+    log("line")
+    handler.flush()
+    assert stream.lines == ["line"]
+
+
+def test_closing_writes_what_waits_and_ends_the_thread(
+    stream: Stream, handler: GatheringHandler, log: Log
+) -> None:
+    log("line")
+    writer = handler._writer
+    assert writer is not None
+    handler.close()
+    assert stream.lines == ["line"]
+    writer.join(DEADLINE)
+    assert not writer.is_alive()
+
+
+def test_what_is_said_after_the_close_is_written_at_once(
+    stream: Stream, handler: GatheringHandler, log: Log
+) -> None:
+    handler.close()
+    log("late")
+    assert stream.lines == ["late"]
+
+
+def test_a_forked_child_writes_its_own_lines_at_once_and_none_of_its_parent(
+    handler: GatheringHandler, log: Log
+) -> None:
+    reading, writing = os.pipe()
+    handler.setStream(os.fdopen(writing, "w"))
+    log("parent")
+    if (child := os.fork()) == 0:
+        log("child")
+        # As it would end: with what waits.
+        handler.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    handler.flush()
+    handler.stream.close()
+    with os.fdopen(reading) as read:
+        assert sorted(read.read().splitlines()) == ["child", "parent"]
+
+
+def test_what_cannot_be_made_a_line_harms_no_other(
+    stream: Stream, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    log("%d", logging.INFO, "no number")
+    log("next", logging.WARNING)
+    assert stream.lines == ["next"]
+
+
+def test_a_stream_that_is_closed_ends_nobody(
+    stream: Stream, handler: GatheringHandler, log: Log
+) -> None:
+    stream.close()
+    log("line", logging.ERROR)
+    handler.flush()
