@@ -106,15 +106,22 @@ class Leases:
         with self._changed:
             return frozenset(self._pauses)
 
-    def reserve(self, stopping: threading.Event) -> int:
+    def reserve(self, stopping: threading.Event, timeout: float | None = None) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
 
         Worth it: a full batch fits (a queue's share of the window, where several share it), or the
-        pool would idle. Returns 0 once `stopping` is set and `wake` was called.
+        pool would idle. Returns 0 once `stopping` is set and `wake` was called, or where `timeout`
+        seconds passed first.
         """
         with self._changed:
-            self._changed.wait_for(lambda: stopping.is_set() or self._is_worth_a_receive())
-            return 0 if stopping.is_set() else self._reserve()
+            worth_it = self._changed.wait_for(
+                lambda: stopping.is_set() or self._is_worth_a_receive(), timeout
+            )
+            slots = self._reserve() if worth_it and not stopping.is_set() else 0
+            # One receiver is woken at a time; where there is room for another, or this one stops,
+            # it is the next one's turn.
+            self._wake_if_worth_it()
+            return slots
 
     def is_worth_a_receive(self) -> bool:
         """Whether a receiver has reason to ask now."""
@@ -138,7 +145,7 @@ class Leases:
             for delivery in deliveries:
                 expires_at = delivery.received_at + self.visibility_timeout
                 self._held[delivery.tag] = Lease(delivery, expires_at)
-            self._changed.notify_all()
+            self._wake_if_worth_it()
             self._tell_if_empty()
 
     # The table
@@ -240,9 +247,9 @@ class Leases:
         return self._free >= self._share or would_idle
 
     def _wake_if_worth_it(self) -> None:
-        # Not at each message: a receiver that is woken for nothing takes time from the loop.
+        # Not at each message, and one of them: who is woken for nothing takes time from the loop.
         if self._is_worth_a_receive():
-            self._changed.notify_all()
+            self._changed.notify()
 
     def _tell_if_empty(self) -> None:
         if self.is_empty:

@@ -31,6 +31,9 @@ ANSWER_MARGIN = 5
 #: Seconds a further thread waits for messages: it is there because the queue is full.
 HELPER_WAIT = 1
 
+#: Seconds it waits for room in the window before it ends.
+HELPER_PATIENCE = 1.0
+
 #: Seconds: the ceiling of the first pause after a failure, doubled by each one that follows.
 FIRST_PAUSE = 0.5
 
@@ -129,8 +132,9 @@ class Receiver:
             helper.start()
 
     def _help(self, slots: int) -> None:
-        while slots and self._poll(slots, HELPER_WAIT) == slots and not self._stopping.is_set():
-            slots = self._leases.try_reserve()
+        while slots and self._poll(slots, HELPER_WAIT) == slots:
+            # It waits for room as the first one does, but not long: an idle worker has one thread.
+            slots = self._leases.reserve(self._stopping, HELPER_PATIENCE)
 
     def _poll(self, slots: int, wait: int) -> int:
         """One receive call; how many messages came."""

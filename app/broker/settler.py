@@ -65,7 +65,14 @@ class Settler:
         self._options = options
         self._client = client
         self.copies = Copies(options, client)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        #: There is more to tell, or it is time to stop.
+        self._changed = threading.Condition(self._lock)
+        #: There is less to tell: for whoever waits in `flush`.
+        self._less = threading.Condition(self._lock)
+        #: One thread at a time waits for a batch: to wake the others for it as well would take time
+        #: from the event loop.
+        self._gathering = threading.Lock()
         self._waiting: deque[Settlement] = deque()
         self._waiting_since = 0.0
         self._failed: list[Settlement] = []
@@ -93,14 +100,14 @@ class Settler:
             if len(self._waiting) == 1:
                 self._waiting_since = monotonic()
             # The first starts the linger of a batch and the tenth ends it; those between say
-            # nothing new, and would wake every thread for each message.
+            # nothing new.
             if len(self._waiting) == 1 or len(self._waiting) % BATCH == 0:
-                self._changed.notify_all()
+                self._changed.notify()
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing is left to tell; False where `timeout` seconds were not enough."""
-        with self._changed:
-            return self._changed.wait_for(
+        with self._less:
+            return self._less.wait_for(
                 lambda: not (self._waiting or self._failed or self._at_work), timeout
             )
 
@@ -135,12 +142,12 @@ class Settler:
             self._failed_all(batch, exc)
         finally:
             self._on_told(len(batch))
-            with self._changed:
+            with self._less:
                 self._at_work -= 1
-                self._changed.notify_all()
+                self._less.notify_all()
 
     def _next_batch(self) -> list[Settlement]:
-        with self._changed:
+        with self._gathering, self._changed:
             while not self._stopping:
                 self._requeue_failed()
                 if not self._waiting:
@@ -255,6 +262,7 @@ class Settler:
         self._on_told(-1)
         with self._changed:
             self._failed.append(replace(settlement, not_before=now + RETRY_PAUSE))
+            self._changed.notify()
 
     def _give_up(self, settlement: Settlement, code: str) -> None:
         logger.error(

@@ -205,6 +205,41 @@ def test_who_waits_stops_when_woken(leases: Leases, hold: Hold, reserver: Reserv
     assert reserved.result(DEADLINE) == 0
 
 
+def test_all_who_wait_ask_where_there_is_room_for_all(
+    leases: Leases, hold: Hold, reserver: Reserver
+) -> None:
+    leases.resize(1)
+    hold(50)
+    reserved = [reserver.reserve() for _ in range(3)]
+    for each in reserved:
+        assert_waits(each)
+    leases.take_waiting()
+    assert sorted(each.result(DEADLINE) for each in reserved) == [1, BATCH, BATCH]
+
+
+def test_who_stops_leaves_the_room_to_the_next_one(
+    leases: Leases, hold: Hold, reserver: Reserver
+) -> None:
+    stops = Reserver(leases)
+    try:
+        leases.resize(1)
+        tags = hold(BATCH + ROOM + 1)
+        leaving, staying = stops.reserve(), reserver.reserve()
+        for each in (leaving, staying):
+            assert_waits(each)
+        stops.stopping.set()
+        for tag in tags[:BATCH]:
+            leases.take(tag)
+        assert staying.result(DEADLINE) == BATCH
+    finally:
+        stops.close()
+
+
+def test_who_waits_for_a_time_only_gets_nothing_after_it(leases: Leases, hold: Hold) -> None:
+    hold(50)
+    assert leases.reserve(threading.Event(), timeout=PATIENCE) == 0
+
+
 def test_short_messages_widen_the_window_and_a_pause_narrows_it_again(
     leases: Leases, make_delivery: MakeDelivery
 ) -> None:

@@ -397,6 +397,37 @@ def test_help_waits_for_a_short_time_only(poll_full: PollFull) -> None:
     assert [client.waits[name] for name in receivers()] == [{20}, {1}, {1}]
 
 
+def test_help_that_finds_no_room_waits_for_some(poll_full: PollFull) -> None:
+    # Else a thread would be made for each batch.
+    leases = wide()
+    leases.resize(40)
+    _, client = poll_full(leases)
+    assert client.is_asked_by_three()
+    helpers = {thread for thread in threading.enumerate() if "jobs-" in thread.name}
+    client.go_on.set()
+    wait_until(lambda: len(leases) == 40 + AHEAD, DEADLINE, "a full window")
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: len(receivers()) < 3, PATIENCE, "the end of help")
+    batches = client.batches
+    for lease in leases.all():
+        leases.take(lease.delivery.tag)
+    wait_until(lambda: client.batches >= batches + 3, DEADLINE, "more batches")
+    assert helpers <= set(threading.enumerate())
+
+
+def test_help_that_finds_no_room_for_long_leaves(
+    poll_full: PollFull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.broker.receiver.HELPER_PATIENCE", PATIENCE)
+    leases = wide()
+    leases.resize(40)
+    _, client = poll_full(leases)
+    assert client.is_asked_by_three()
+    client.go_on.set()
+    wait_until(lambda: receivers() == ["sqs-receiver-jobs"], DEADLINE, "one receiver left")
+    assert len(leases) == 40 + AHEAD
+
+
 def test_help_leaves_when_the_queue_is_no_longer_full(poll_full: PollFull) -> None:
     _, client = poll_full()
     assert client.is_asked_by_three()
