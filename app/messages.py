@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -132,10 +133,9 @@ def fields_of(
 
     Raises TypeError, as a call of a function would, for too many of them or one given twice.
     """
-    names = list(model.model_fields)
+    names, spellings = _names_of(model)
     if len(args) > len(names):
         raise TypeError(f"takes at most {len(names)} arguments ({', '.join(names)})")
-    spellings = {field.alias: name for name, field in model.model_fields.items()}
     given = dict(zip(names, args, strict=False))
     for key, value in kwargs.items():
         name = spellings.get(key, key)
@@ -143,6 +143,13 @@ def fields_of(
             raise TypeError(f"got multiple values for argument {name!r}")
         given[name] = value
     return given
+
+
+@cache
+def _names_of(model: type[Message]) -> tuple[list[str], dict[str | None, str]]:
+    """The names of the model's fields in order, and each by its alias."""
+    fields = model.model_fields
+    return list(fields), {field.alias: name for name, field in fields.items()}
 
 
 def decode_json(content: dict[str, Any]) -> ForeignMessage:

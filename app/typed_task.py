@@ -52,13 +52,14 @@ class TypedTask(Task):
             message = self._message(tuple(args), dict(kwargs))
         except InvalidMessage:
             return super().shown(args, kwargs)
-        fields = (
+        given = message.model_fields_set
+        fields = [
             f"{name}: {getattr(message, name)!r:.{LONGEST_SHOWN}}"
-            if name in message.shown
+            if name in self.model.shown
             else f"{name}: hidden"
-            for name in type(message).model_fields
-            if name in message.model_fields_set
-        )
+            for name in self.model.model_fields
+            if name in given
+        ]
         return "()", "{" + ", ".join(fields) + "}"
 
     def retry_delay(self, exc: Exception) -> float | None:

@@ -1,8 +1,9 @@
 """Gathers what waits for the pool: messages of a task that runs many at once become one job.
 
 Nothing waits for a batch to fill. While the pool is busy messages gather, and a process that
-becomes free takes up to ten of them. What failed before, or lost its process, runs alone: so a
-message that takes its process along harms others once at the most.
+becomes free takes ten of them, or up to twenty where so many wait for each. What failed before, or
+lost its process, runs alone: so a message that takes its process along harms others once at the
+most.
 """
 
 import logging
@@ -18,6 +19,9 @@ from app.broker.leases import BATCH
 from app.broker.request import HandedBack
 
 logger = logging.getLogger(__name__)
+
+#: Messages of one job at the most. The way of a job to its process and back costs the same for all.
+LARGEST = 2 * BATCH
 
 
 class Batches:
@@ -72,7 +76,7 @@ class Batches:
         """A process is free: give it the next batch."""
         self._asked[name] = max(self._asked.get(name, 0) - 1, 0)
         waiting = self._waiting.get(name, deque())
-        requests = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
+        requests = [waiting.popleft() for _ in range(self._size(len(waiting)))]
         # Celery settles and announces what was revoked when it is asked.
         requests = [request for request in requests if not request.revoked()]
         if len(requests) == 1:
@@ -83,6 +87,11 @@ class Batches:
             self._semaphore.release()
         if waiting:
             self._soon(self._ask, name)
+
+    def _size(self, waiting: int) -> int:
+        """Ten, or a process's share of what waits where that is more."""
+        share = waiting // max(int(self._pool.num_processes), 1)
+        return min(waiting, max(BATCH, min(share, LARGEST)))
 
     def _submit(self, requests: Sequence[Any]) -> None:
         first = requests[0]

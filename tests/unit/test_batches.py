@@ -15,7 +15,8 @@ from app.broker.request import HandedBack
 class Pool:
     """Keeps the jobs it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int) -> None:
+        self.num_processes = processes
         self.jobs: list[dict[str, Any]] = []
 
     def apply_async(self, target: Any, args: Any, **callbacks: Any) -> "Pool":
@@ -109,8 +110,8 @@ class Request:
 class Worker:
     """Batches with a pool, a semaphore and a loop that turns when it is told to."""
 
-    def __init__(self, free: int | None = 1) -> None:
-        self.pool = Pool()
+    def __init__(self, free: int | None = 1, processes: int = 3) -> None:
+        self.pool = Pool(processes)
         self.semaphore = None if free is None else Semaphore(free)
         self.alone: list[Request] = []
         self.processed: list[Request] = []
@@ -146,6 +147,19 @@ def test_free_processes_take_up_to_ten_messages_each(
     worker.take(count)
     worker.turn()
     assert worker.pool.sizes() == sizes
+
+
+@pytest.mark.parametrize(
+    ("processes", "count", "size"),
+    [(1, 12, 12), (1, 20, 20), (1, 50, 20), (2, 19, 10), (2, 30, 15), (2, 80, 20), (0, 15, 15)],
+)
+def test_a_job_grows_to_twenty_messages_where_so_many_wait_for_each_process(
+    processes: int, count: int, size: int
+) -> None:
+    worker = Worker(free=1, processes=processes)
+    worker.take(count)
+    worker.turn()
+    assert worker.pool.sizes() == [size]
 
 
 def test_what_gathers_while_the_pool_is_busy_goes_when_a_process_is_free() -> None:
