@@ -30,6 +30,9 @@ MOST_LAYERS = 2
 #: limit of recursion later, in Celery's event loop, which ends the worker.
 DEEPEST = 64
 
+#: Headers that Celery reads.
+CELERYS = frozenset(Headers.model_fields)
+
 Model = TypeVar("Model")
 
 #: What a task is called with: args, kwargs, embed.
@@ -124,7 +127,7 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
     headers = {
         name: value
         for name, value in envelope.headers.model_dump().items()
-        if name in Headers.model_fields or not hasattr(Context, name)
+        if name in CELERYS or not hasattr(Context, name)
     }
     _check_times(headers)
     told = _Told("celery", has_producer_id=True)

@@ -1,8 +1,9 @@
 """Consumer: only what can run gets to a task, and of what cannot nothing is logged but why."""
 
+import gc
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,13 @@ def consumer(celery_app: Celery, strategy: Strategy) -> Consumer:
     made.connection = None
     made._shutdown = Stop()
     return made
+
+
+@pytest.fixture(autouse=True)
+def collections() -> Iterator[None]:
+    """The garbage collector looks at everything again."""
+    yield
+    gc.unfreeze()
 
 
 MakeMessage = Callable[..., Message]
@@ -294,6 +302,23 @@ def test_else_a_task_that_lost_its_lease_runs_on(
     running = Request("tag-1", cancel_on_lease_loss=wanted)
     lose(running, pool=pool)
     assert running.cancelled == []
+
+
+def test_what_a_worker_starts_with_is_no_work_for_the_garbage_collector(
+    lose: Callable[..., None],
+) -> None:
+    lose(pool=THREADS)
+    assert gc.get_freeze_count() > 1_000
+    assert len(gc.get_objects()) < 1_000
+
+
+def test_what_a_worker_has_when_it_connects_again_is_garbage_some_day(
+    lose: Callable[..., None],
+) -> None:
+    lose(pool=THREADS)
+    frozen = gc.get_freeze_count()
+    lose(pool=THREADS)
+    assert gc.get_freeze_count() <= frozen
 
 
 @pytest.mark.parametrize(("pool", "has_processes"), [(PREFORK, True), (THREADS, False)])
