@@ -111,7 +111,7 @@ def _latency(results: Results) -> Any:
     if not found:
         return None
     made, axes = figure(2, 0.4 * len(found) + 1)
-    names = [f"{each.config}, {each.load:.0%} load" for each in found]
+    names = [f"{each.config}, {each.rate:.0f}/s, {each.load:.0%} load" for each in found]
     for axis, share in zip(axes[0], ("p50", "p99"), strict=True):
         _bars(axis, names, [getattr(each, share) for each in found])
         axis.set_title(f"sent to stored, {share}, ms (logarithmic)", fontsize=10)

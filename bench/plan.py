@@ -24,6 +24,8 @@ from bench.throughput import Cell
 EVENTS = 500.0
 #: Shares of a consumer's throughput at which latency is measured.
 LOADS = (0.1, 0.8)
+#: Messages a second at which it is measured for all alike, within what each can carry.
+SAME_RATE = 50.0
 
 
 @dataclass(frozen=True)

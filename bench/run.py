@@ -8,7 +8,7 @@ from bench import events, latency, limits, publishing, quiet, recovery, throughp
 from bench.candidates import OURS, Candidate
 from bench.errors import BenchError
 from bench.lab import Lab
-from bench.plan import EVENTS, LOADS, Plan
+from bench.plan import EVENTS, LOADS, SAME_RATE, Plan
 from bench.results import Results, Round, Throughput
 from bench.throughput import Cell, Effort
 from devstack.errors import StackError
@@ -111,8 +111,10 @@ class Run:
     def _latency(self) -> None:
         for candidate in self.plan.latency:
             carried = self.results.find(candidate.name, "register", 10)
-            for load in LOADS if carried else ():
-                assert carried is not None
+            if carried is None:
+                continue
+            self._latency_at(candidate, SAME_RATE / carried.rate, SAME_RATE)
+            for load in LOADS:
                 self._latency_at(candidate, load, carried.rate * load)
 
     def _latency_at(self, candidate: Candidate, load: float, rate: float) -> None:
@@ -123,7 +125,7 @@ class Run:
             self.results.latency.append(measured)
             return f"p50 {measured.p50 or 0:.0f} ms, p99 {measured.p99 or 0:.0f} ms"
 
-        name = f"{candidate.name}, latency at {load:.0%} load"
+        name = f"{candidate.name}, latency at {rate:.0f}/s, {load:.0%} load"
         self._try("latency", name, seconds + latency.REST, measure)
 
     def _quiet(self, state: str, candidates: Sequence[Candidate], seconds: float) -> None:
