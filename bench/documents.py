@@ -15,7 +15,7 @@ IMAGES = ROOT / "docs" / "images"
 ABOUT = {
     "throughput": "Messages a second, one upsert each",
     "cost": "SQS calls a message, and CPU seconds a thousand messages",
-    "latency": "From sent to stored: all at 50 messages/s, and each at 10% and 80% of what it carries",
+    "latency": "From sent to stored: at 50 messages/s, and at 10% and 80% of what each carries",
     "soak": "The worker over time",
 }
 
