@@ -102,6 +102,9 @@ def set_up(loglevel: int | None = None, **_: Any) -> None:
     # These print requests and commands, which hold bodies.
     for name in ("botocore", "boto3", "urllib3", "pymongo"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Else Celery would make lines for each message, in two processes, for the filter to drop.
+    for name in REPEATED:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _leave_out_what_no_line_has() -> None:

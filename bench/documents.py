@@ -19,6 +19,9 @@ ABOUT = {
     "soak": "The worker over time",
 }
 
+#: Whose versions stand under the README's table.
+HEADLINE = ("Python", "celery", "kombu", "sqs-consumer", "dramatiq-sqs")
+
 #: Rows of one round that are told in one sentence.
 MANY = 4
 
@@ -138,7 +141,10 @@ def _gathered(skipped: list[str]) -> list[str]:
 def short_origin(results: Results) -> str:
     """One line of it."""
     where = "[docs/bench.md](docs/bench.md)"
-    return f"{results.at}, {results.machine}, {results.server}; more in {where}."
+    versions = "".join(
+        f", {name} {results.versions[name]}" for name in HEADLINE if name in results.versions
+    )
+    return f"{results.at}, {results.machine}{versions}; {results.server}; more in {where}."
 
 
 def _proxy(results: Results) -> str:

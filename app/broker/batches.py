@@ -6,7 +6,6 @@ lost its process, runs alone: so a message that takes its process along harms ot
 most.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task, trace_task_ret
 
+from app.broker import journal
 from app.broker.batch import Job, Traced, run
 from app.broker.leases import BATCH
 from app.broker.request import HandedBack
-
-logger = logging.getLogger(__name__)
 
 #: Messages of one job at the most. The way of a job to its process and back costs the same for all.
 LARGEST = 2 * BATCH
@@ -158,15 +156,7 @@ class _Shared:
                 raise
             except Exception as exc:
                 # Broad on purpose: the messages after this one have to hear of their end too.
-                logger.error(
-                    "Celery could not take the end of a task.",
-                    extra={
-                        "event": "task.unreported",
-                        "task": request.name,
-                        "message_id": request.id,
-                        "error": type(exc).__name__,
-                    },
-                )
+                journal.unreported(request.name, request.id, exc)
 
 
 def _may_share(request: Any) -> bool:

@@ -42,6 +42,19 @@ def clamped(delivery: Delivery, delay: int, task: str | None, id_: str | None) -
     )
 
 
+def unreported(task: str, id_: str, exc: Exception) -> None:
+    """Celery's own code failed at the end of a task: of this one there may be no event."""
+    logger.error(
+        "Celery could not take the end of a task.",
+        extra={
+            "event": "task.unreported",
+            "task": task,
+            "message_id": id_,
+            "error": type(exc).__name__,
+        },
+    )
+
+
 def ended(delivery: Delivery, outcome: outcomes.Outcome, task: str | None, id_: str | None) -> None:
     """The one line at the end of a message: its outcome, its ids, its time."""
     facts: dict[str, Any] = {

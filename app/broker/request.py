@@ -18,7 +18,7 @@ from celery.exceptions import (
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
-from app.broker import outcomes
+from app.broker import journal, outcomes
 from app.broker.failures import (
     class_in,
     error_of,
@@ -117,15 +117,7 @@ class Request(CeleryRequest):
         except Exception as broken:
             # Broad on purpose: the pool would print the text of what is raised here, and the
             # message would keep its slot for ever.
-            logger.error(
-                "Celery could not take the failure of a task; its message is settled.",
-                extra={
-                    "event": "task.unreported",
-                    "task": self.name,
-                    "message_id": self.id,
-                    "error": type(broken).__name__,
-                },
-            )
+            journal.unreported(self.name, self.id, broken)
             self.reject(requeue=False)
 
     def _suspect(self, exc: Any, exc_info: Any) -> bool:

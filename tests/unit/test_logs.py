@@ -13,7 +13,7 @@ from celery.signals import setup_logging
 
 from app.broker.errors import ConfigurationError, MessageTooLarge
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
-from app.logs import FIELDS, JsonLines, WithoutRepeats, set_up, use_json_lines
+from app.logs import FIELDS, REPEATED, JsonLines, WithoutRepeats, set_up, use_json_lines
 
 #: What logging collects for a record unless it is told not to.
 LEFT_OUT = (
@@ -239,7 +239,7 @@ def root() -> Iterator[logging.Logger]:
         setattr(logging, name, value)
     root.handlers = handlers
     root.setLevel(level)
-    for name in ("botocore", "boto3", "urllib3", "pymongo"):
+    for name in ("botocore", "boto3", "urllib3", "pymongo", *REPEATED):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -254,6 +254,14 @@ def test_a_worker_that_starts_logs_json_lines_to_stderr(
     root.handlers[0].flush()
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["event"] == "test"
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_celery_makes_no_line_of_its_own_for_a_message(root: logging.Logger, name: str) -> None:
+    set_up(loglevel=logging.DEBUG)
+    # What Celery asks before it puts a line together (celery 5.7 app/trace.py, worker/strategy.py).
+    assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+    assert logging.getLogger(name).isEnabledFor(logging.ERROR)
 
 
 def test_what_no_line_has_is_not_collected(root: logging.Logger) -> None:
