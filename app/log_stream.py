@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from typing import TextIO
+from weakref import WeakSet
 
 #: Seconds that a line waits for others at the most: what a killed process may leave unsaid.
 LINGER = 0.05
@@ -25,11 +26,19 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
+        self._begin()
+        _handlers.add(self)
+
+    def _begin(self) -> None:
         self._lines: list[str] = []
-        self._made_in = os.getpid()
         self._writer: threading.Thread | None = None
         self._is_waited_for = threading.Event()
         self._ended = threading.Event()
+
+    def begin_in_child(self) -> None:
+        """Forget what waits, which the parent writes, and its thread, which is not here."""
+        self._begin()
+        self._ended.set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take the record's line. Called under the handler's lock."""
@@ -39,7 +48,6 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             # Broad on purpose: what cannot be logged must not end what it is about.
             self.handleError(record)
             return
-        self._forget_parents_lines()
         self._lines.append(line)
         if record.levelno >= URGENT or len(self._lines) >= MOST or not self._write_soon():
             self.flush()
@@ -47,7 +55,6 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what waits, now."""
         with self.lock or threading.Lock():
-            self._forget_parents_lines()
             lines, self._lines = self._lines, []
             try:
                 if lines:
@@ -65,8 +72,8 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         super().close()
 
     def _write_soon(self) -> bool:
-        """Let the thread write; False where there is none, in a child and once closed."""
-        if self._ended.is_set() or self._made_in != os.getpid():
+        """Let the thread write; False where there is none, once closed and in a child."""
+        if self._ended.is_set():
             return False
         if self._writer is None:
             self._writer = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -82,8 +89,29 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             self._is_waited_for.clear()
             self.flush()
 
-    def _forget_parents_lines(self) -> None:
-        # A fork copies what waits, and the parent writes it.
-        if self._made_in != os.getpid() and not self._ended.is_set():
-            self._ended.set()
-            self._lines = []
+
+_handlers: WeakSet[GatheringHandler] = WeakSet()
+_held: list[GatheringHandler] = []
+
+
+def _hold_all() -> None:
+    # A child that is forked in the middle of a write would wait for the stream for ever.
+    _held.extend(_handlers)
+    for handler in _held:
+        handler.acquire()
+
+
+def _let_go_of_all() -> None:
+    while _held:
+        _held.pop().release()
+
+
+def _begin_in_child() -> None:
+    # logging itself has made the locks anew.
+    while _held:
+        _held.pop().begin_in_child()
+
+
+os.register_at_fork(
+    before=_hold_all, after_in_parent=_let_go_of_all, after_in_child=_begin_in_child
+)

@@ -3,7 +3,9 @@
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -128,6 +130,43 @@ def test_a_forked_child_writes_its_own_lines_at_once_and_none_of_its_parent(
     handler.stream.close()
     with os.fdopen(reading) as read:
         assert sorted(read.read().splitlines()) == ["child", "parent"]
+
+
+def test_a_child_forked_while_others_write_can_write_too(handler: GatheringHandler) -> None:
+    reading, writing = os.pipe()
+    # Buffered, as stderr is: its lock is copied by a fork, and nobody would let go of it.
+    handler.setStream(os.fdopen(writing, "w"))
+    stopping = threading.Event()
+
+    def say(text: str) -> None:
+        handler.handle(logging.LogRecord("app.test", logging.ERROR, "", 1, text, (), None))
+
+    def chatter() -> None:
+        while not stopping.is_set():
+            say("parent")
+
+    def read() -> None:
+        while os.read(reading, 65_536):
+            pass
+
+    threads = [threading.Thread(target=work) for work in (chatter, chatter, read)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            if (child := os.fork()) == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(DEADLINE)
+                say("child")
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stopping.set()
+        threads[0].join()
+        threads[1].join()
+        handler.stream.close()
+        threads[2].join()
+        os.close(reading)
 
 
 def test_what_cannot_be_made_a_line_harms_no_other(
