@@ -250,4 +250,5 @@ def test_a_kill_between_commit_and_delete_counts_once(
     wait_until(queues.is_empty, 30, "an empty queue")
 
     assert count(database) == 1
-    assert second.log_lines("message.received")[0]["deliveries"] == 2
+    (line,) = second.wait_for(lambda: second.log_lines("message.received"), 5, "its line")
+    assert line["deliveries"] == 2

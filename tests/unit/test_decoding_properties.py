@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 from celery.worker import state, strategy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from kombu import Connection
 
 from app.broker.arrivals import CLOCK_TOLERANCE
@@ -76,7 +76,7 @@ class Worker:
         consumer.__dict__ |= {
             "app": celery_app, "connection": None, "connection_errors": (), "restart_count": 0,
             "on_task_message": set(), "_maximum_prefetch_restored": True, "hostname": "w@h",
-            "timer": SimpleNamespace(call_at=None), "disable_rate_limits": True,
+            "timer": SimpleNamespace(call_at=None), "disable_rate_limits": True, "hub": None,
             "task_buckets": {}, "pool": self.pool, "event_dispatcher": None,
             "on_task_request": lambda request: request.execute_using_pool(self.pool),
             "controller": SimpleNamespace(state=state),
@@ -121,8 +121,21 @@ def _celery_forgets() -> Iterator[None]:
     state.reserved_requests.clear()
 
 
+#: What strategies seldom come by: a message that was too old when it arrived.
+EXPIRED = json.dumps(
+    {
+        "body": "[[null], {}, {}]",
+        "headers": {"task": "registerUser", "id": "any", "expires": "2026-01-02T03:04:05Z"},
+        "properties": {},
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }
+)
+
+
 @MANY
 @given(body=bodies)
+@example(body=EXPIRED)
 def test_any_body_is_taken_by_celery_or_dead_lettered_with_a_reason(
     make_delivery: MakeDelivery, celery_app: Celery, body: str
 ) -> None:
