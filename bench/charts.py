@@ -49,6 +49,7 @@ def draw_soak(soak: Soak, directory: Path) -> list[Path]:
 
 def _lines(axis: "Axes", at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> None:
     # Lines that lie on each other are told apart by their strokes.
+    axis.margins(y=0.1)
     for (name, values), style in zip(lines.items(), ("-", "--", ":"), strict=False):
         axis.plot(at, values, style, label=name)
     axis.set_ylim(bottom=0)
