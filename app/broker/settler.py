@@ -217,28 +217,25 @@ class Settler:
         return True
 
     def _delete(self, url: str, settlements: Sequence[Settlement]) -> None:
-        entries = [
-            {"Id": str(n), "ReceiptHandle": s.delivery.receipt_handle}
-            for n, s in enumerate(settlements)
-        ]
-        try:
-            answer = self._client.delete_message_batch(QueueUrl=url, Entries=entries)  # type: ignore[arg-type]  # built as the stubs' TypedDict
-        except Exception as exc:
-            self._failed_all(settlements, exc)
-        else:
-            self._failed_some(settlements, answer.get("Failed", ()))
+        entries = [_entry(n, s) for n, s in enumerate(settlements)]
+        self._call(self._client.delete_message_batch, url, entries, settlements)
 
     def _change_visibility(self, url: str, settlements: Sequence[Settlement]) -> None:
         entries = [
-            {
-                "Id": str(n),
-                "ReceiptHandle": s.delivery.receipt_handle,
-                "VisibilityTimeout": told_visibility(s),
-            }
+            _entry(n, s) | {"VisibilityTimeout": told_visibility(s)}
             for n, s in enumerate(settlements)
         ]
+        self._call(self._client.change_message_visibility_batch, url, entries, settlements)
+
+    def _call(
+        self,
+        call: Callable[..., Any],
+        url: str,
+        entries: Sequence[dict[str, Any]],
+        settlements: Sequence[Settlement],
+    ) -> None:
         try:
-            answer = self._client.change_message_visibility_batch(QueueUrl=url, Entries=entries)  # type: ignore[arg-type]  # built as the stubs' TypedDict
+            answer = call(QueueUrl=url, Entries=entries)
         except Exception as exc:
             self._failed_all(settlements, exc)
         else:
@@ -275,6 +272,10 @@ class Settler:
                 "queue": settlement.delivery.queue,
             },
         )
+
+
+def _entry(number: int, settlement: Settlement) -> dict[str, Any]:
+    return {"Id": str(number), "ReceiptHandle": settlement.delivery.receipt_handle}
 
 
 def bare(code: str) -> str:
