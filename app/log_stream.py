@@ -41,28 +41,28 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         self._ended.set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take the record's line. Called under the handler's lock."""
+        """Take the record's line. Never raises. Called under the handler's lock."""
         try:
-            line = self.format(record)
+            self._lines.append(self.format(record))
+            if record.levelno >= URGENT or len(self._lines) >= MOST or not self._write_soon():
+                self.flush()
         except Exception:
             # Broad on purpose: what cannot be logged must not end what it is about.
             self.handleError(record)
-            return
-        self._lines.append(line)
-        if record.levelno >= URGENT or len(self._lines) >= MOST or not self._write_soon():
-            self.flush()
 
     def flush(self) -> None:
-        """Write what waits, now."""
-        with self.lock or threading.Lock():
+        """Write what waits, now. Lines are lost where the stream is closed, or its disk is full."""
+        self.acquire()
+        try:
             lines, self._lines = self._lines, []
-            try:
-                if lines:
-                    self.stream.write("".join(line + self.terminator for line in lines))
-                super().flush()
-            except ValueError:
-                # The stream is closed, which logging.shutdown takes in its stride too.
-                return
+            if lines:
+                self.stream.write("".join(line + self.terminator for line in lines))
+            super().flush()
+        except (OSError, ValueError):
+            # Neither the writer's thread nor who logs a warning may end of it.
+            return
+        finally:
+            self.release()
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
@@ -76,8 +76,12 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         if self._ended.is_set():
             return False
         if self._writer is None:
-            self._writer = threading.Thread(target=self._run, name="log-writer", daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._run, name="log-writer", daemon=True)
+            try:
+                writer.start()
+            except RuntimeError:
+                return False  # The interpreter ends, or there are too many threads.
+            self._writer = writer
         if not self._is_waited_for.is_set():
             self._is_waited_for.set()
         return True
