@@ -22,6 +22,7 @@ from app.broker.options import Options, QueueAddress
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from app.broker.policy import Policy
 from app.broker.settler import Settler
+from devstack.waiting import wait_until
 from tests.unit.conftest import MakeLease
 
 #: Seconds that nothing here comes near to.
@@ -536,6 +537,20 @@ def test_flushing_says_whether_all_was_told(
     assert settler.flush(0.01) is False
     client.open.set()
     assert settler.flush(DEADLINE) is True
+
+
+def test_what_fails_is_tried_again_though_nothing_else_is_settled(
+    settler: Settler, client: Client, settle: Settle
+) -> None:
+    client.fail("delete", refused("InternalError"))
+    client.open.clear()
+    settle(Done())
+    settler.start()
+    # Another thread waits for the next batch before this one fails.
+    wait_until(lambda: settler._at_work and settler._changed._waiters, DEADLINE, "who waits")
+    client.open.set()
+    assert settler.flush(DEADLINE)
+    assert len(client.named("delete")) == 2
 
 
 def test_flushing_waits_for_what_has_to_be_tried_again(
