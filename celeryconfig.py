@@ -6,6 +6,7 @@ from app/settings.py.
 
 from kombu import Exchange, Queue
 
+from app.mongo import control_options
 from app.settings import get_settings
 
 _settings = get_settings().require_queue()
@@ -33,7 +34,7 @@ broker_transport_options = {
     "backoff_base": _settings.sqs_backoff_base,
     "backoff_max": _settings.sqs_backoff_max,
     # Events and remote control live in MongoDB. A producer needs neither, and so no MongoDB.
-    "control": _settings.control,
+    "control": control_options(_settings),
 }
 
 # Routing by task name: globs of SQS_QUEUES first, the default queue for all else.

@@ -4,30 +4,25 @@ Each process connects when it first needs to and never uses a client that was op
 side of a fork. Indexes are made once, when a worker starts, and never on a write.
 """
 
+import hashlib
 import os
 import threading
+from time import monotonic
 from typing import Any, ClassVar
 
 import mongoengine as me
+from bson import ObjectId
 from pymongo import MongoClient
 
 from app.messages import Source
-from app.settings import DEFAULT_DATABASE as DEFAULT_DATABASE
+from app.mongo import OURS, address_of, open_client
 from app.settings import get_settings
 
-#: Milliseconds, used where MONGO_URI does not say: a task has to hear of a database that is away
-#: well within its soft time limit, and pymongo's own defaults are 30 s, never and 20 s. The third
-#: is also what its monitor waits beyond its 10 s before it gives up connections that are silent.
-DEFAULT_TIMEOUTS = {
-    "serverSelectionTimeoutMS": 5_000,
-    "timeoutMS": 10_000,
-    "connectTimeoutMS": 5_000,
-}
-
-#: Without a word on it MongoEngine takes one that pymongo has given up.
-UUID_REPRESENTATION = "standard"
+#: Seconds that a client has to find a primary before another one takes its place.
+PATIENCE = 5.0
 
 _connected_in: int | None = None
+_connected_at = 0.0
 _lock = threading.Lock()
 
 
@@ -81,32 +76,52 @@ class User(me.Document):
     }
 
 
+def id_of(stock_id: str, user_id: str) -> ObjectId:
+    """The `_id` of the user of this key: the same in every process.
+
+    So two inserts of one user meet in the index on `_id`, which nobody can drop, whatever has
+    become of the unique index on the key itself.
+    """
+    key = f"{len(stock_id)}:{stock_id}{user_id}"
+    return ObjectId(hashlib.sha256(key.encode()).digest()[:12])
+
+
 def connect() -> MongoClient[dict[str, Any]]:
     """The MongoDB client of this process, opened at the first call, behind all documents.
 
-    Thread-safe. Raises SettingsError where MONGO_URI is not set. It does not wait for the server.
+    A client that knows of no primary any more is replaced: one that has once seen a member leave
+    the replica set, or change its name, may look for it in vain for ever, where a new one begins
+    with the URI again. Thread-safe. Raises SettingsError if MONGO_URI is not set, or cannot be
+    used. It does not wait for the server.
     """
     with _lock:
-        if _connected_in != os.getpid():
+        if _connected_in != os.getpid() or _is_lost():
             _open()
     client: MongoClient[dict[str, Any]] = me.get_connection()
     return client
 
 
+def _is_lost() -> bool:
+    client: MongoClient[dict[str, Any]] = me.get_connection()
+    has_primary = client.topology_description.has_writable_server()
+    return not has_primary and monotonic() - _connected_at > PATIENCE
+
+
 def _open() -> None:
-    global _connected_in
+    global _connected_in, _connected_at
     if _connected_in is not None:
-        # This process was forked from one that had a client.
+        # Lost; or this process was forked from one that had a client.
         me.disconnect()
+        _connected_in = None
     uri = get_settings().require_mongo_uri()
+    client = open_client(uri)
     me.connect(
-        DEFAULT_DATABASE,
-        host=uri,
-        tz_aware=True,
-        uuidRepresentation=UUID_REPRESENTATION,
-        **_unsaid(DEFAULT_TIMEOUTS, uri),
+        address_of(uri).database,
+        # MongoEngine would read the URI in its own way.
+        mongo_client_class=lambda **_: client,
+        uuidRepresentation=OURS["uuidRepresentation"],
     )
-    _connected_in = os.getpid()
+    _connected_in, _connected_at = os.getpid(), monotonic()
 
 
 def disconnect() -> None:
@@ -114,7 +129,3 @@ def disconnect() -> None:
     global _connected_in
     me.disconnect()
     _connected_in = None
-
-
-def _unsaid(options: dict[str, int], uri: str) -> dict[str, int]:
-    return {name: value for name, value in options.items() if name.lower() not in uri.lower()}

@@ -20,7 +20,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import mongoengine as me
 import pymongo
@@ -43,6 +43,7 @@ from app.settings import get_settings
 #: What an effect returns and a duplicate is given: plain values that BSON and JSON can hold.
 Stored = dict[str, Any]
 Effect = Callable[[Any, Provenance, ClientSession], Stored]
+Result = TypeVar("Result")
 
 #: Seconds for the whole transaction, its retries included; less than a task's soft time limit.
 TRANSACTION_TIMEOUT = 5
@@ -113,19 +114,25 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
         ) from exc
 
 
+def in_transaction(session: ClientSession, work: Callable[[ClientSession], Result]) -> Result:
+    """What `work` returns, once a majority has its writes on disk.
+
+    It tries again on TransientTransactionError and repeats a commit whose fate is unknown, as
+    MongoDB prescribes: https://www.mongodb.com/docs/manual/core/transactions-in-applications/
+    """
+    result: Result = session.with_transaction(
+        work,
+        read_concern=ReadConcern("snapshot"),
+        write_concern=WriteConcern("majority", j=True),
+    )
+    return result
+
+
 def _committed(transaction: Callable[[ClientSession], Stored], session: ClientSession) -> Stored:
     deadline = monotonic() + TRANSACTION_TIMEOUT
     try:
         with pymongo.timeout(TRANSACTION_TIMEOUT):
-            # It tries again on TransientTransactionError and repeats a commit whose fate is
-            # unknown, as MongoDB prescribes:
-            # https://www.mongodb.com/docs/manual/core/transactions-in-applications/
-            result: Stored = session.with_transaction(
-                transaction,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern("majority"),
-            )
-            return result
+            return in_transaction(session, transaction)
     except Exception as exc:
         if monotonic() >= deadline and not isinstance(exc, ServerSelectionTimeoutError):
             _free_locks(session)

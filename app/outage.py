@@ -1,9 +1,10 @@
-"""Notices that MongoDB is away, and pauses the worker until it is back.
+"""Notices that MongoDB is away or takes no writes, and pauses the worker until it does.
 
 Else running tasks would burn deliveries, and good messages would fill the dead-letter queue. A
 failure that may come of an outage (`SUSPECT_ON`) is a hint; a probe that fails is the fact. Then
 nothing is received, what has not started is handed back, and what fails of it does not count. The
-probe goes on until MongoDB answers, and the worker resumes by itself.
+probe goes on until MongoDB takes writes, and the worker resumes by itself. The collections are also
+looked at while all is well: without its unique index, for one, `users` is paused for.
 
 Docs: docs/outage.md.
 """
@@ -12,21 +13,22 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from functools import partial
+from contextlib import closing
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery import bootsteps
-from pymongo import MongoClient
 from pymongo.errors import (
-    ConnectionFailure,
-    ExecutionTimeout,
-    NotPrimaryError,
-    WTimeoutError,
+    AutoReconnect,
+    InvalidOperation,
+    NetworkTimeout,
+    PyMongoError,
+    WaitQueueTimeoutError,
 )
 
 from app.broker.suspicion import Suspicion
+from app.probe import Probe
 from app.settings import get_settings
 
 if TYPE_CHECKING:
@@ -34,21 +36,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Failures of a task that an outage may have caused. A task that waits for a silent MongoDB may
-#: also be ended by a time limit.
-SUSPECT_ON = (
-    ConnectionFailure,
-    ExecutionTimeout,
-    WTimeoutError,
-    SoftTimeLimitExceeded,
-    TimeLimitExceeded,
-)
+#: Failures of a task that an outage may have caused: whatever MongoDB answers, since no list of its
+#: codes is complete. A task that waits for a silent MongoDB may also be ended by a time limit.
+SUSPECT_ON = (PyMongoError, SoftTimeLimitExceeded, TimeLimitExceeded)
 
 #: Why nothing is received.
 AWAY = "MongoDB is away"
 
-#: Milliseconds for each step of a probe.
-PROBE_TIMEOUT = 2_000
+#: Seconds between two looks at the collections while all is well.
+LOOK_EVERY = 10.0
 
 #: Seconds: the ceiling of the first pause between two probes, doubled by each one that fails.
 FIRST_PAUSE = 0.5
@@ -64,35 +60,35 @@ DEAD_CONNECTIONS = 15
 #: Seconds after which a message runs again that failed of an outage which is over.
 RUN_AGAIN_AFTER = 2
 
-Probe = Callable[[], str | None]
+Look = Callable[[], str | None]
 
 
 def probe(uri: str) -> str | None:
-    """Whether MongoDB takes writes: None, or the class of the error.
+    """Whether MongoDB takes what the tasks write: None, or why not."""
+    with closing(Probe(uri)) as made:
+        return made.find_error()
 
-    The client lives for this one call. The pool may fork at any time, and no client may be used on
-    both sides of a fork.
+
+def is_unreachable(exc: BaseException) -> bool:
+    """Whether a call did not get through to MongoDB, so that no message can be blamed for it.
+
+    One that did, and took too long, may be the message's own.
     """
-    try:
-        with MongoClient[dict[str, Any]](
-            uri,
-            serverSelectionTimeoutMS=PROBE_TIMEOUT,
-            connectTimeoutMS=PROBE_TIMEOUT,
-            socketTimeoutMS=PROBE_TIMEOUT,
-        ) as client:
-            hello = client.admin.command("hello")
-    except Exception as exc:
-        # Broad on purpose: what keeps the probe from MongoDB keeps the tasks from it too.
-        return type(exc).__name__
-    return None if hello.get("isWritablePrimary") else NotPrimaryError.__name__
+    if isinstance(exc, NetworkTimeout):
+        return False
+    # The second: another thread has replaced the client meanwhile.
+    return isinstance(exc, AutoReconnect | InvalidOperation | WaitQueueTimeoutError)
 
 
 class Outage:
     """Whether MongoDB is away, as this worker knows it: one thread, in the main process."""
 
-    def __init__(self, find_error: Probe, aftermath: float) -> None:
-        """`aftermath`: seconds after an outage in which runs may fail of what it left behind."""
+    def __init__(self, find_error: Look, aftermath: float, find_fault: Look = lambda: None) -> None:
+        """`find_error` writes as the tasks do and says why it cannot; `find_fault` only looks, also
+        while all is well. `aftermath`: seconds after an outage in which runs may fail of what it
+        left behind."""
         self._find_error = find_error
+        self._find_fault = find_fault
         self._aftermath = aftermath
         self._deliveries: Deliveries | None = None
         self._changed = threading.Condition()
@@ -136,14 +132,17 @@ class Outage:
                     self._endure(stopping)
                 elif suspicions := self._next(stopping):
                     self._look_into(suspicions)
+                elif not stopping.is_set() and (fault := self._find_fault()):
+                    self._begin(fault)
             except Exception:
                 # Broad on purpose: without this thread an outage would never end.
                 logger.exception("Looking for MongoDB failed.", extra={"event": "outage.broken"})
                 stopping.wait(FIRST_PAUSE)
 
     def _next(self, stopping: threading.Event) -> list[Suspicion]:
+        """What is suspected now; nothing if it is time to look at the collections, or to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._suspicions or stopping.is_set())
+            self._changed.wait_for(lambda: self._suspicions or stopping.is_set(), LOOK_EVERY)
             suspicions, self._suspicions = self._suspicions, []
             return [] if stopping.is_set() else suspicions
 
@@ -162,7 +161,7 @@ class Outage:
         assert self._deliveries is not None
         self._began_at = monotonic()
         logger.error(
-            "MongoDB is away (%s). Nothing is received until it is back.",
+            "MongoDB is away, or does not take writes (%s). Nothing is received until it does.",
             error,
             extra={"event": "outage.begins", "error": error},
         )
@@ -190,7 +189,7 @@ class Outage:
             self._over_at = monotonic()
         self._deliveries.resume(AWAY)
         logger.info(
-            "MongoDB is back; messages are received again.",
+            "MongoDB takes writes again; messages are received again.",
             extra={"event": "outage.ends", "seconds": round(self._over_at - self._began_at, 1)},
         )
 
@@ -209,8 +208,9 @@ class OutageWatch(bootsteps.StartStopStep):
         settings = get_settings()
         # A transaction that was cut off keeps its locks for this long.
         locks = settings.mongo_transaction_lifetime
+        self._probe = Probe(settings.require_mongo_uri())
         self._outage = Outage(
-            partial(probe, settings.require_mongo_uri()), aftermath=max(locks, DEAD_CONNECTIONS)
+            self._probe.find_error, max(locks, DEAD_CONNECTIONS), self._probe.find_fault
         )
 
     def start(self, consumer: Any) -> None:

@@ -1,18 +1,19 @@
 """A registration becomes a user, once. No Celery, no SQS, no web."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from mongoengine.errors import NotUniqueError
 from pymongo import UpdateOne
-from pymongo.errors import BulkWriteError
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.errors import BulkWriteError, PyMongoError, WriteConcernError, WriteError
 
-from app.errors import AppError, Conflict, TransientError
+from app.errors import AppError, Conflict, PermanentError, TransientError
 from app.messages import Provenance, Registration
-from app.models import RegistrationRecord, User, UserInfo, connect
+from app.models import RegistrationRecord, User, UserInfo, connect, id_of
 from app.settings import get_settings
 
 #: A registration and where it came from.
@@ -20,6 +21,11 @@ Pair = tuple[Registration, Provenance]
 
 #: MongoDB's code of a write that a unique index refuses.
 DUPLICATE_KEY = 11_000
+
+
+#: The fields of the indexes that refuse a second user of one key. Any other unique index is not
+#: this program's.
+OUR_KEYS = ({"_id"}, {"stock_id", "user_id"})
 
 
 class Result(StrEnum):
@@ -41,96 +47,148 @@ class Registered:
 
 
 def register(registration: Registration, provenance: Provenance) -> Registered:
-    """Store the user of this registration exactly once, in one round trip to MongoDB.
+    """Store the user of this registration exactly once, in one round trip to MongoDB; a second one
+    if it was there before.
 
-    The unique index on (stock_id, user_id) is the idempotency key: the upsert writes where there
-    is nobody and reads where there is somebody, whatever runs at the same instant. Raises
-    Conflict where another payload has registered this user; the first one stays.
+    It returns once a majority of MongoDB's members has the user on disk. The unique index on
+    (stock_id, user_id) is the idempotency key: the upsert writes if there is nobody and changes
+    nothing if there is somebody, whatever runs at the same instant. Raises Conflict if another
+    payload has registered this user; the first one stays. Raises PermanentError for a user that
+    somebody has changed by hand so that this cannot be told, and what pymongo raises.
     """
-    connect()
-    return _registered(registration, _insert_or_find(registration, provenance))
+    (outcome,) = register_many([(registration, provenance)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError]:
+def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongoError]:
     """Store the users of many registrations as `register` does, in one round trip; a second one
-    where any of them was there before. In order, for each its result or its own error.
+    if any of them was there before. In order, for each its result or its own error.
 
-    Raises what pymongo raises where none can be known: then each may be tried again.
+    Raises what pymongo raises if none can be known: then each may be tried again.
     """
     connect()
-    new, failed = _insert_new(pairs)
-    old = [pair for place, pair in enumerate(pairs) if place not in new and place not in failed]
-    before = _find(old) if old else {}
-    outcomes: list[Registered | AppError] = []
+    users = User._get_collection()
+    written = write(users, pairs)
+    before = _find(users, [pairs[place][0] for place in written.places_before(len(pairs))])
+    outcomes: list[Registered | AppError | PyMongoError] = []
     for place, (registration, _) in enumerate(pairs):
         try:
-            if place in failed:
-                raise TransientError("MongoDB refused the write")
-            found = None if place in new else _required(before.get(_key(registration)))
-            outcomes.append(_registered(registration, found))
-        except AppError as exc:
+            outcomes.append(_outcome(place, registration, written, before))
+        except (AppError, PyMongoError) as exc:
             outcomes.append(exc)
     return outcomes
 
 
-def _registered(registration: Registration, before: User | None) -> Registered:
-    if before is None:
-        result = Result.REGISTERED
-    elif before.registration.payload_hash == registration.payload_hash():
-        result = Result.ALREADY_REGISTERED
-    else:
-        raise Conflict("the user is registered already, with another payload")
-    return Registered(result, registration.stock_id, registration.user_id)
+@dataclass
+class Written:
+    """MongoDB's answer to many upserts, by their places."""
+
+    new: set[int] = field(default_factory=set)
+    refused: dict[int, PyMongoError] = field(default_factory=dict)
+
+    def places_before(self, total: int) -> list[int]:
+        """The places of those that were there before."""
+        return [p for p in range(total) if p not in self.new and p not in self.refused]
 
 
-def _insert_or_find(registration: Registration, provenance: Provenance) -> User | None:
-    stock_id, user_id = _key(registration)
-    values = _on_insert(registration, provenance)
-    try:
-        found: User | None = User.objects(stock_id=stock_id, user_id=user_id).modify(
-            upsert=True, new=False, **{f"set_on_insert__{name}": v for name, v in values.items()}
-        )
-    except NotUniqueError:
-        # Two upserts of one key at one instant: MongoDB lets one insert and may refuse the other.
-        found = _required(User.objects(stock_id=stock_id, user_id=user_id).first())
-    return found
-
-
-def _insert_new(pairs: Sequence[Pair]) -> tuple[set[int], set[int]]:
-    """Upsert all at once: the places of those that were new, and of those that failed."""
-    upserts = []
-    for registration, provenance in pairs:
-        stock_id, user_id = _key(registration)
-        user = User(**_on_insert(registration, provenance))
-        upserts.append(
-            UpdateOne(
-                {"stock_id": stock_id, "user_id": user_id},
-                {"$setOnInsert": user.to_mongo().to_dict()},
-                upsert=True,
-            )
-        )
+def write(
+    users: Collection[dict[str, Any]], pairs: Sequence[Pair], session: ClientSession | None = None
+) -> Written:
+    """Upsert all at once; what MongoDB says of each. Raises what pymongo raises if it says
+    nothing."""
+    upserts = [_upsert(registration, provenance) for registration, provenance in pairs]
     try:
         # Not in order: one that is refused does not keep back those after it.
-        answer = User._get_collection().bulk_write(upserts, ordered=False)
+        answer = users.bulk_write(upserts, ordered=False, session=session)
     except BulkWriteError as exc:
-        errors = exc.details["writeErrors"]
-        failed = {e["index"] for e in errors if e["code"] != DUPLICATE_KEY}
-        return {upserted["index"] for upserted in exc.details["upserted"]}, failed
-    return set(answer.upserted_ids or ()), set()
+        return _partly_written(exc.details, len(pairs))
+    return Written(new=set(answer.upserted_ids or ()))
 
 
-def _find(pairs: Sequence[Pair]) -> dict[tuple[str, str], User]:
-    keys = [
-        {"stock_id": registration.stock_id, "user_id": registration.user_id}
-        for registration, _ in pairs
-    ]
-    return {(user.stock_id, user.user_id): user for user in User.objects(__raw__={"$or": keys})}
+def _upsert(registration: Registration, provenance: Provenance) -> UpdateOne:
+    stock_id, user_id = _key(registration)
+    user = User(id=id_of(stock_id, user_id), **_on_insert(registration, provenance))
+    return UpdateOne(
+        {"stock_id": stock_id, "user_id": user_id},
+        {"$setOnInsert": user.to_mongo().to_dict()},
+        upsert=True,
+        # Without this index MongoDB refuses the write, instead of looking through all users.
+        hint=[("stock_id", 1), ("user_id", 1)],
+    )
 
 
-def _required(user: User | None) -> User:
-    if user is None:
-        raise TransientError("the user vanished between two reads")
-    return user
+def _partly_written(details: Mapping[str, Any], total: int) -> Written:
+    for error in details["writeConcernErrors"]:
+        # Of what is written nobody knows whether it lasts.
+        lost = WriteConcernError("no majority has acknowledged the write", error["code"])
+        return Written(refused=dict.fromkeys(range(total), lost))
+    written = Written(new={upserted["index"] for upserted in details["upserted"]})
+    for error in details["writeErrors"]:
+        if not _is_there(error):
+            refused = WriteError("MongoDB refused the write", error["code"])
+            written.refused[error["index"]] = refused
+    return written
+
+
+def _is_there(error: Mapping[str, Any]) -> bool:
+    """Whether a user of this key is stored: of two upserts at one instant MongoDB lets one insert,
+    and may refuse the other."""
+    return error["code"] == DUPLICATE_KEY and set(error["keyPattern"]) in OUR_KEYS
+
+
+@dataclass
+class _Before:
+    """The users that were there before, as MongoDB has them: what somebody has changed by hand may
+    be no document of MongoEngine's."""
+
+    by_key: dict[tuple[Any, Any], Mapping[str, Any]]
+    by_id: dict[Any, Mapping[str, Any]]
+
+
+def _find(users: Collection[dict[str, Any]], registrations: Sequence[Registration]) -> _Before:
+    keys = [_key(registration) for registration in registrations]
+    wanted: list[dict[str, Any]] = [{"stock_id": stock, "user_id": user} for stock, user in keys]
+    wanted += [{"_id": id_of(*key)} for key in keys]
+    found = list(users.find({"$or": wanted}, {"user_info": 0})) if keys else []
+    return _Before(
+        {(user.get("stock_id"), user.get("user_id")): user for user in found},
+        {user["_id"]: user for user in found},
+    )
+
+
+def _outcome(
+    place: int,
+    registration: Registration,
+    written: Written,
+    before: _Before,
+) -> Registered:
+    key = _key(registration)
+    if refused := written.refused.get(place):
+        raise refused
+    if place in written.new:
+        return Registered(Result.REGISTERED, *key)
+    if (user := before.by_key.get(key)) is not None:
+        return _registered_before(registration, user)
+    if id_of(*key) in before.by_id:
+        raise PermanentError(
+            "this user is stored under another key: its document in `users` was changed by hand"
+        )
+    raise TransientError("the user vanished between two calls of MongoDB")
+
+
+def _registered_before(registration: Registration, user: Mapping[str, Any]) -> Registered:
+    record = user.get("registration")
+    stored = record.get("payload_hash") if isinstance(record, Mapping) else None
+    if not isinstance(stored, str):
+        raise PermanentError(
+            "a user of this key is there without registration.payload_hash: its document in "
+            "`users` was not made by a registration, or was changed by hand"
+        )
+    if stored != registration.payload_hash():
+        raise Conflict("the user is registered already, with another payload")
+    return Registered(Result.ALREADY_REGISTERED, *_key(registration))
 
 
 def _key(registration: Registration) -> tuple[str, str]:

@@ -6,7 +6,7 @@ a producer calls `require_queue()`, a worker `require_worker()`.
 """
 
 from functools import cache
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -152,23 +152,6 @@ class Settings(BaseSettings):
         name = self.aws_sqs_queue_url.rstrip("/").rsplit("/", 1)[-1]
         default = QueueSettings(url=self.aws_sqs_queue_url, dead_letter_url=self.aws_sqs_dlq_url)
         return {name: default} | self.sqs_queues
-
-    @property
-    def control(self) -> dict[str, Any]:
-        """The broker's option `control`: the control plane, for all who share MONGO_URI."""
-        return {
-            "database_uri": self.mongo_uri,
-            "database": self.control_database or f"{self._database}_control",
-            "size_bytes": self.control_size_mib * 1024 * 1024,
-            "revokes_seconds": self.once_retention_days * 24 * 3600,
-            "how_to_set": f"MONGO_URI is not set. {HOW_TO_SET}",
-        }
-
-    @property
-    def _database(self) -> str:
-        uri = self.mongo_uri.get_secret_value() if self.mongo_uri else ""
-        # Not pymongo's parser, which asks the DNS about some addresses.
-        return uri.partition("://")[2].partition("/")[2].partition("?")[0] or DEFAULT_DATABASE
 
     @property
     def visibility_timeout(self) -> int:

@@ -1,23 +1,24 @@
 """What a worker makes sure of before it takes its first message: a fault stops it in one line."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+import pymongo
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import bootsteps
-from pymongo import MongoClient
-from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from app.broker.checks import Finding, Level, check_redrive_policy, check_visibility_timeout
 from app.broker.clients import new_client
+from app.broker.errors import label
 from app.broker.options import Options
 from app.broker.settler import error_code
-from app.counter import Increments
 from app.errors import SettingsError
-from app.models import DEFAULT_DATABASE, User
-from app.once import OnceRecord
+from app.mongo import Client, address_of, open_client
+from app.probe import try_writes
+from app.schema import Fault, find_faults, make_indexes
 from app.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,9 @@ QUEUE_TIMEOUT = 5
 #: How SQS speaks of a queue that is not there: boto3's class, and SQS's older word.
 NO_QUEUE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 
-#: Milliseconds to find the primary. A worker that is started while MongoDB is away is started
+#: Seconds for all that MongoDB is asked. A worker that is started while MongoDB is away is started
 #: again by whatever runs it.
-PRIMARY_TIMEOUT = 10_000
+MONGODB_TIMEOUT = 10
 
 
 class StartChecks(bootsteps.Step):
@@ -116,29 +117,41 @@ def _heed(finding: Finding) -> None:
 
 
 def prepare_database(settings: Settings) -> None:
-    """Make the indexes that are the idempotency keys; the client is closed before any fork.
+    """Make the indexes that are the idempotency keys, and write as the tasks do; the client is
+    closed before any fork.
 
-    Raises SettingsError where MongoDB is away, or is no replica set (transactions need one).
+    Raises SettingsError if MongoDB is away, is no replica set (transactions need one), has
+    collections in which a user could be lost or doubled, or does not take what the tasks write.
     """
     uri = settings.require_mongo_uri()
+    address = address_of(uri)
+    if address.replaced:
+        logger.warning(
+            "MONGO_URI: %s: not used; this program has its own (docs/mongodb.md).",
+            ", ".join(address.replaced),
+            extra={"event": "start.replaced", "reason": ", ".join(address.replaced)},
+        )
     try:
-        with MongoClient[dict[str, Any]](
-            uri, serverSelectionTimeoutMS=PRIMARY_TIMEOUT, timeoutMS=PRIMARY_TIMEOUT
-        ) as client:
+        with open_client(uri) as client, pymongo.timeout(MONGODB_TIMEOUT):
             require_replica_set(client)
-            database = client.get_default_database(DEFAULT_DATABASE)
-            for document in (User, OnceRecord, Increments):
-                _make_indexes(database, document._meta)
-    except ValueError:
-        raise SettingsError("MONGO_URI: this is no address of a MongoDB.") from None
+            database = client[address.database]
+            refuse(make_indexes(database, find_faults(database)))
+            try_writes(database)
     except PyMongoError as exc:
         raise SettingsError(
-            f"MONGO_URI: MongoDB does not answer as it should ({type(exc).__name__}). "
-            "Check that it runs, that the address is right, and that this user may create indexes."
+            f"MONGO_URI: MongoDB does not answer as it should ({label(exc)}). Check that it runs, "
+            "that a majority of its members does, that the address is right, and that this user "
+            "may read and write, and create indexes. `celery -A app sqs doctor` says more."
         ) from exc
 
 
-def require_replica_set(client: MongoClient[dict[str, Any]]) -> None:
+def refuse(faults: Sequence[Fault]) -> None:
+    """Raise SettingsError, with the first fault and its fix, if there is one."""
+    for fault in faults:
+        raise SettingsError(f"MONGO_URI: MongoDB: {fault}. {fault.fix}")
+
+
+def require_replica_set(client: Client) -> None:
     """Raise SettingsError where this MongoDB is standalone."""
     hello = client.admin.command("hello")
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
@@ -146,9 +159,3 @@ def require_replica_set(client: MongoClient[dict[str, Any]]) -> None:
             "MONGO_URI: this mongod is standalone, and transactions need a replica set. "
             "Start it with --replSet and run rs.initiate(); one node is enough."
         )
-
-
-def _make_indexes(database: Database[dict[str, Any]], meta: dict[str, Any]) -> None:
-    for index in meta["indexes"]:
-        options = {name: value for name, value in index.items() if name != "fields"}
-        database[meta["collection"]].create_index([(f, 1) for f in index["fields"]], **options)

@@ -10,7 +10,7 @@ from app.broker.batch import Call
 from app.broker.task import Task
 from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
-from app.outage import SUSPECT_ON
+from app.outage import SUSPECT_ON, is_unreachable
 
 #: Characters of one shown value.
 LONGEST_SHOWN = 128
@@ -65,6 +65,10 @@ class TypedTask(Task):
     def retry_delay(self, exc: Exception) -> float | None:
         """What a TransientError says of itself."""
         return exc.retry_after if isinstance(exc, TransientError) else None
+
+    def is_blameless(self, hint: BaseException) -> bool:
+        """Whether this process did not get through to MongoDB."""
+        return is_unreachable(hint)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task's function on the message its arguments make."""

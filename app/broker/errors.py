@@ -13,6 +13,17 @@ import click
 from botocore.exceptions import BotoCoreError
 
 
+def label(exc: object) -> str:
+    """The class of an exception, and its number where it has one: `WriteError(121)`.
+
+    Never its text, which can hold what a user typed.
+    """
+    # An exception that had to be wrapped on its way from the pool (billiard 4.3 einfo.py).
+    name = str(getattr(exc, "exc_cls_name", type(exc).__name__))
+    code = getattr(exc, "code", None)
+    return f"{name}({code})" if isinstance(code, int) and not isinstance(code, bool) else name
+
+
 class ConfigurationError(click.ClickException):
     """The settings contradict each other or the queue; the text names them and the way out.
 

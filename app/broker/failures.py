@@ -19,6 +19,7 @@ from celery.exceptions import (
 )
 
 from app.broker import outcomes
+from app.broker.errors import label
 from app.broker.outcomes import Happened
 from app.broker.task import Rejected, Suspected
 
@@ -49,7 +50,7 @@ def what_happened(exc: Any) -> Happened | None:
         case SystemExit() | KeyboardInterrupt():
             return outcomes.Failed(type(exc).__name__, "the pool process exited in each attempt")
         case _:
-            error = name_of(exc)
+            error = label(exc)
             return outcomes.Failed(error, _failed_in_each(error))
 
 
@@ -66,7 +67,7 @@ def unwrapped(exc_info: Any) -> Any:
 def error_of(retry: Any) -> str:
     """The class of the exception behind a retry."""
     if retry.exc is not None:
-        return name_of(retry.exc)
+        return label(retry.exc)
     return class_in(retry.excs) if retry.excs else "Retry"
 
 
@@ -74,13 +75,8 @@ def _reason(reject: Any) -> str:
     # The reason may be an exception, whose text can hold what a user typed.
     if isinstance(reject.reason, str) and reject.reason:
         return reject.reason
-    cause = f" ({name_of(reject.reason)})" if reject.reason else ""
+    cause = f" ({label(reject.reason)})" if reject.reason else ""
     return f"the task rejected the message{cause}"
-
-
-def name_of(exc: Any) -> str:
-    """The class of an exception, also of one that had to be wrapped on its way from the pool."""
-    return str(getattr(exc, "exc_cls_name", type(exc).__name__))
 
 
 def told(exc: Any) -> str:
@@ -88,7 +84,7 @@ def told(exc: Any) -> str:
     letter."""
     if isinstance(exc, Rejected) and not exc.requeue:
         return f"{exc.error}: {_reason(exc)}"
-    return exc.error if isinstance(exc, Suspected) else name_of(exc)
+    return exc.error if isinstance(exc, Suspected) else label(exc)
 
 
 def seconds_of(when: Any) -> float | None:

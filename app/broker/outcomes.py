@@ -23,6 +23,8 @@ class RetryAsked:
     """Seconds it asked for; None leaves it to the policy."""
     error: str
     """Class of the exception behind it."""
+    reason: str = "a retry was asked for in the last delivery SQS allows"
+    """A sentence without personal data, for the case that no delivery is left."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,10 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             if policy.is_last(deliveries):
                 return DeadLetter(reason, error)
             return Retry(policy.backoff(deliveries), error)
-        case RetryAsked(delay, error):
+        case RetryAsked(delay, error, reason):
             # The task has its own limit, kept where it asked; SQS's is the one left to keep here.
             if deliveries >= policy.max_receive_count:
-                return DeadLetter("a retry was asked for in the last delivery SQS allows", error)
+                return DeadLetter(reason, error)
             if delay is None or math.isnan(delay):
                 return Retry(policy.backoff(deliveries), error)
             return Retry(math.ceil(min(max(delay, 0), LONGEST_VISIBILITY)), error)

@@ -19,11 +19,11 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from app.broker import journal, outcomes
+from app.broker.errors import label
 from app.broker.failures import (
     class_in,
     error_of,
     frames_of,
-    name_of,
     seconds_of,
     told,
     unwrapped,
@@ -135,6 +135,7 @@ class Request(CeleryRequest):
                 retry_after=self._retry_after(exc),
                 otherwise=what_happened(exc) or outcomes.NotStarted(),
                 conclude=lambda happened: self._conclude(happened, exc_info),
+                is_blameless=isinstance(exc, Suspected) and exc.is_blameless,
             )
         )
         return True
@@ -203,8 +204,8 @@ class Request(CeleryRequest):
             # Broad on purpose: an event that cannot be sent costs the event and not the message.
             logger.warning(
                 "An event could not be sent (%s).",
-                name_of(broken),
-                extra={"event": "event.failed", "error": name_of(broken)},
+                label(broken),
+                extra={"event": "event.failed", "error": label(broken)},
             )
 
     def _note(self, happened: Happened) -> None:

@@ -8,7 +8,10 @@ what it is without an outage.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.broker.outcomes import Happened, Interrupted
+from app.broker.outcomes import Happened, Interrupted, RetryAsked
+
+#: The reason on a dead letter that nobody is to blame for.
+UNREACHABLE = "what the task depends on could not be reached in any delivery that SQS allows"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Suspicion:
     """What happened if it was no outage."""
     conclude: Callable[[Happened], None]
     """Ends the delivery."""
+    is_blameless: bool = False
+    """Whether no message can be blamed for it, outage or not."""
 
     def confirm(self, release_after: int) -> None:
         """An outage has caused it: the message is released, in `release_after` seconds or later,
@@ -32,5 +37,8 @@ class Suspicion:
         self.conclude(Interrupted(self.error, max(release_after, self.retry_after)))
 
     def dismiss(self) -> None:
-        """No outage has caused it: it is a failure as any other."""
-        self.conclude(self.otherwise)
+        """No outage has caused it: it is a failure as any other, unless nobody can be blamed."""
+        if self.is_blameless:
+            self.conclude(RetryAsked(self.retry_after, self.error, UNREACHABLE))
+        else:
+            self.conclude(self.otherwise)

@@ -12,7 +12,7 @@ from celery import Task as CeleryTask
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from app.broker.batch import Prepared
-from app.broker.errors import ConfigurationError
+from app.broker.errors import ConfigurationError, label
 from app.broker.options import Options
 from app.broker.policy import Policy
 
@@ -137,6 +137,12 @@ class Task(CeleryTask):
         """Seconds until a failure is tried again; None leaves it to the policy's backoff."""
         return None
 
+    def is_blameless(self, hint: BaseException) -> bool:
+        """Whether no message can be blamed for an exception of `suspect_on`, whatever is found out
+        about an outage: this process does not reach what others do. Then the message is tried
+        again until SQS allows no further delivery."""
+        return False
+
     def _delay(self, eta: datetime | None, countdown: float | None) -> float:
         if eta is not None:
             aware = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
@@ -155,7 +161,9 @@ class Task(CeleryTask):
             if hint is None or not self.acks_late:
                 raise
             delay = exc.when if isinstance(exc, Retry) else self.retry_delay(exc)
-            raise Suspected(type(hint).__name__, isinstance(exc, Retry), delay) from exc
+            raise Suspected(
+                label(hint), isinstance(exc, Retry), delay, self.is_blameless(hint)
+            ) from exc
 
     def _hint(self, exc: BaseException | None) -> BaseException | None:
         """What may mean an outage: the exception, or one that led to it."""
@@ -174,7 +182,7 @@ class Task(CeleryTask):
         except (Ignore, Reject, Retry):
             raise
         except self.dead_letter_on as exc:
-            raise Rejected(str(exc), type(exc).__name__) from exc
+            raise Rejected(str(exc), label(exc)) from exc
         except Exception as exc:
             if not self.acks_late:
                 raise  # Its message is deleted already.
@@ -194,14 +202,18 @@ class Rejected(Reject):
 class Suspected(Reject):
     """A failure that an outage may have caused; crosses to the main process, which finds out."""
 
-    def __init__(self, error: str, is_retry: bool, delay: float | None) -> None:
+    def __init__(
+        self, error: str, is_retry: bool, delay: float | None, is_blameless: bool = False
+    ) -> None:
         super().__init__(error, requeue=True)
-        self.args = (error, is_retry, delay)
+        self.args = (error, is_retry, delay, is_blameless)
         self.error = error
         #: Whether the task would run again if there were no outage.
         self.is_retry = is_retry
         #: Seconds after which it can run again; None leaves it to the policy's backoff.
         self.delay = delay
+        #: Whether it counts for nothing even if there is no outage.
+        self.is_blameless = is_blameless
 
 
 def _says_max_retries(cls: type[Task]) -> bool:

@@ -1,48 +1,69 @@
-"""What `sqs doctor` looks for in MongoDB: an answer, a replica set, the indexes."""
+"""What `sqs doctor` looks for in MongoDB: an answer, a replica set, the collections, a write."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pymongo import MongoClient
+import pymongo
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from app.broker.checks import Finding, Subject
-from app.counter import Increments
+from app.broker.errors import label
 from app.errors import SettingsError
-from app.models import DEFAULT_DATABASE, User
-from app.once import OnceRecord
+from app.mongo import Address, Client, address_of
+from app.probe import try_writes
+from app.schema import Fault, find_faults, subjects
 from app.startup import require_replica_set
 
-#: Milliseconds for MongoDB to answer.
-TIMEOUT = 5_000
+#: Milliseconds for MongoDB to answer all of it.
+TIMEOUT = 10_000
 
 MONGODB = "mongodb"
 
+REACHED = Subject(MONGODB, "reached")
+WRITES = Subject(MONGODB, "writes")
+
 
 def check_database(uri: str) -> Iterator[Finding]:
-    """Look at MongoDB, and change nothing there. The URI may hold a password and is not told."""
-    answers = Subject(MONGODB, "reached")
+    """Look at MongoDB with the worker's own client, and try what a worker writes; nothing of it
+    stays. The URI may hold a password and is not told."""
+    options = Subject(MONGODB, "options")
     try:
-        with MongoClient[dict[str, Any]](
-            uri, serverSelectionTimeoutMS=TIMEOUT, timeoutMS=TIMEOUT
-        ) as client:
-            version = client.server_info()["version"]
-            yield answers.ok(f"version {version}")
-            yield _replica_set(client)
-            database = client.get_default_database(DEFAULT_DATABASE)
-            for document in (User, OnceRecord, Increments):
-                yield from _indexes(database, document._meta)
-    except ValueError:
-        yield answers.fault("MONGO_URI is no address of a MongoDB", "Correct it.")
+        address = address_of(uri)
+    except SettingsError as exc:
+        yield options.fault("MONGO_URI cannot be used", exc.message)
+        return
+    yield options.ok(_told_options(address))
+    try:
+        with address.client() as client, pymongo.timeout(TIMEOUT / 1_000):
+            yield from _look(client, client[address.database])
     except PyMongoError as exc:
-        yield answers.fault(
-            f"it does not answer as it should: {type(exc).__name__}",
+        yield REACHED.fault(
+            f"it does not answer as it should: {label(exc)}",
             "Check that it runs, that MONGO_URI is right, and that this user may read there.",
         )
 
 
-def _replica_set(client: MongoClient[dict[str, Any]]) -> Finding:
+def _told_options(address: Address) -> str:
+    if not address.replaced:
+        return "writes wait for a majority and its journal"
+    names = ", ".join(address.replaced)
+    return f"writes wait for a majority and its journal; of MONGO_URI not used: {names}"
+
+
+def _look(client: Client, database: Database[dict[str, Any]]) -> Iterator[Finding]:
+    version = client.server_info()["version"]
+    yield REACHED.ok(f"version {version}")
+    replica_set = _replica_set(client)
+    yield replica_set
+    faults = {fault.subject: fault for fault in find_faults(database)}
+    for subject in dict.fromkeys((*subjects(), *faults)):
+        yield _collection(database, Subject(MONGODB, subject), faults.get(subject))
+    if replica_set.fix is None:
+        yield _writes(database, list(faults.values()))
+
+
+def _replica_set(client: Client) -> Finding:
     check = Subject(MONGODB, "replica set")
     try:
         require_replica_set(client)
@@ -51,27 +72,26 @@ def _replica_set(client: MongoClient[dict[str, Any]]) -> Finding:
     return check.ok("transactions can be used")
 
 
-def _indexes(database: Database[dict[str, Any]], meta: dict[str, Any]) -> Iterator[Finding]:
-    collection = database[meta["collection"]]
-    there = collection.index_information()
-    is_empty = collection.find_one({}, {"_id": 1}) is None
-    for index in meta["indexes"]:
-        check = Subject(MONGODB, f"index {collection.name}.{index['name']}")
-        found = there.get(index["name"])
-        if found is not None and _is_as_declared(found, index):
-            yield check.ok("there")
-        elif found is None and is_empty:
-            yield check.ok("not there yet; the first worker makes it")
-        else:
-            what = "missing" if found is None else "another than the code has"
-            yield check.fault(
-                f"{what}, and it is what keeps a message from being applied twice or for ever",
-                "Drop the one of that name, if there is one, and start a worker, which makes it.",
-            )
+def _collection(database: Database[dict[str, Any]], check: Subject, fault: Fault | None) -> Finding:
+    if fault is None:
+        return check.ok("as it should be")
+    collection = check.check.rpartition(" ")[2].partition(".")[0]
+    if fault.is_missing and database[collection].find_one({}, {"_id": 1}) is None:
+        return check.ok("not there yet; the first worker makes it")
+    return check.fault(fault.text, fault.fix)
 
 
-def _is_as_declared(found: dict[str, Any], declared: dict[str, Any]) -> bool:
-    fields = [(field, 1) for field in declared["fields"]]
-    options = {k: v for k, v in declared.items() if k not in ("name", "fields")}
-    has = [(name, int(direction)) for name, direction in found["key"]]
-    return has == fields and all(found.get(name) == value for name, value in options.items())
+def _writes(database: Database[dict[str, Any]], faults: Sequence[Fault]) -> Finding:
+    if faults and all(fault.is_missing for fault in faults):
+        return WRITES.ok("not tried: a worker makes the indexes when it starts, and tries it then")
+    if faults:
+        return WRITES.unknown("not tried, since the collections are not as they should be")
+    try:
+        try_writes(database)
+    except PyMongoError as exc:
+        return WRITES.fault(
+            f"MongoDB does not take what the tasks write: {label(exc)}",
+            "Check that a majority of its members runs, that its disk has room, that writes are "
+            "not blocked, that no validator refuses the documents, and that this user may write.",
+        )
+    return WRITES.ok("a majority has taken what a task writes")

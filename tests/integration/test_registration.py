@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 from pymongo import monitoring
+from pymongo.errors import WriteError
 
 from app import models
-from app.errors import Conflict, TransientError
+from app.errors import Conflict, PermanentError
 from app.messages import Provenance, Registration, Source
 from app.models import User
 from app.registration import Result, register, register_many
 from app.settings import get_settings
 from app.startup import prepare_database
+
+#: MongoDB's code of a document that a validator refuses.
+DOCUMENT_REFUSED = 121
 
 ENQUEUED = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -136,7 +140,7 @@ def test_a_registration_is_one_round_trip() -> None:
 
     sent = commands_of(lambda: register(registration(user_id="u2"), provenance()))
 
-    assert sent == ["findAndModify"]
+    assert sent == ["update"]
 
 
 def pairs(*users: str, **fields: Any) -> list[tuple[Registration, Provenance]]:
@@ -222,7 +226,8 @@ def test_a_write_that_mongodb_refuses_is_tried_again_and_the_others_are_done() -
     first, refused, last = register_many(pairs("a", "refused", "b"))
 
     assert results([first, last]) == [Result.REGISTERED] * 2
-    assert isinstance(refused, TransientError)
+    assert isinstance(refused, WriteError)
+    assert refused.code == DOCUMENT_REFUSED
     assert sorted(user.user_id for user in User.objects) == ["a", "b"]
 
 
@@ -232,3 +237,79 @@ def test_the_index_that_is_the_idempotency_key_is_unique() -> None:
 
     assert index["unique"] is True
     assert [name for name, _ in index["key"]] == ["stock_id", "user_id"]
+
+
+def test_without_the_index_nothing_is_written_and_with_it_there_is_no_second_document() -> None:
+    register(registration(), provenance())
+    users = User._get_collection()
+    users.drop_index("stock_id_user_id")
+
+    with pytest.raises(WriteError):
+        register(registration(user_id="u2"), provenance("m2"))
+
+    assert User.objects.count() == 1
+
+
+def test_even_an_index_that_is_not_unique_leaves_one_document_for_each_user() -> None:
+    models.connect()
+    users = User._get_collection()
+    users.drop_index("stock_id_user_id")
+    users.create_index([("stock_id", 1), ("user_id", 1)])
+    threads, rounds = 6, 30
+    barrier = Barrier(threads)
+
+    def run(_: int) -> list[Any]:
+        found: list[Any] = []
+        for number in range(rounds):
+            barrier.wait()
+            found += results(register_many(pairs(f"u{number}")))
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        per_thread = list(pool.map(run, range(threads)))
+
+    assert User.objects.count() == rounds
+    for outcomes in zip(*per_thread, strict=True):
+        assert sorted(outcomes) == [Result.ALREADY_REGISTERED] * (threads - 1) + [Result.REGISTERED]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"$unset": {"registration": 1}},
+        {"$set": {"registration": "by hand"}},
+        {"$set": {"registration": None}},
+        {"$unset": {"registration.payload_hash": 1}},
+        {"$set": {"registration.payload_hash": 7}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_user_that_was_changed_by_hand_gives_a_clear_reason(
+    change: dict[str, Any], alone: bool
+) -> None:
+    register(registration(), provenance())
+    User._get_collection().update_one({"user_id": "u1"}, change)
+
+    (outcome, *others) = register_many(pairs("u1") if alone else pairs("u1", "new"))
+
+    assert isinstance(outcome, PermanentError)
+    assert "payload_hash" in str(outcome)
+    assert "by hand" in str(outcome)
+    assert results(others) == ([] if alone else [Result.REGISTERED])
+
+
+def test_a_change_by_hand_beside_the_hash_does_not_matter() -> None:
+    register(registration(), provenance())
+    change = {"registration.source": "bogus", "money": "abc", "extra": 1, "user_info": "x"}
+    User._get_collection().update_one({"user_id": "u1"}, {"$set": change})
+
+    assert register(registration(), provenance()).result is Result.ALREADY_REGISTERED
+
+
+def test_a_user_whose_key_was_changed_by_hand_gives_a_clear_reason() -> None:
+    register(registration(), provenance())
+    User._get_collection().update_one({"user_id": "u1"}, {"$set": {"user_id": "renamed"}})
+
+    with pytest.raises(PermanentError, match="under another key"):
+        register(registration(), provenance())
