@@ -75,9 +75,14 @@ def find_faults(database: Database[dict[str, Any]]) -> list[Fault]:
 
 
 def make_indexes(database: Database[dict[str, Any]], faults: Sequence[Fault]) -> list[Fault]:
-    """Make the indexes that are missing; the faults that stay. Raises what pymongo raises."""
-    missing = {fault.subject for fault in faults if fault.is_missing}
+    """Make the indexes that are missing, unless there are other faults; those that stay.
+
+    Raises what pymongo raises.
+    """
     remaining = [fault for fault in faults if not fault.is_missing]
+    if remaining:
+        return remaining
+    missing = {fault.subject for fault in faults}
     for document in DOCUMENTS:
         for index in _declared(document):
             if (subject := f"index {_name(document)}.{index['name']}") in missing:
@@ -138,8 +143,9 @@ def _faults_of_indexes(
 ) -> Iterator[Fault]:
     for index in declared:
         yield from _faults_of_declared(f"index {name}.{index['name']}", index, indexes)
+    names = {"_id_", *(index["name"] for index in declared)}
     for found in indexes:
-        if found["name"] == "_id_" or any(_has_keys(found, index) for index in declared):
+        if found["name"] in names or any(_has_keys(found, index) for index in declared):
             continue
         subject = f"index {name}.{found['name']}"
         if found.get("unique"):
