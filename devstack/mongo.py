@@ -64,8 +64,8 @@ def running(
     data.mkdir(parents=True, exist_ok=True)
 
     taken = ports.preferred_or_any(port)
-    command = _command(binary, data, taken, test_commands)
-    with Process("mongod", command, log=log, grace=STOP_SECONDS, keep_open=keep_open) as process:
+    words = command(binary, data, taken, test_commands=test_commands)
+    with Process("mongod", words, log=log, grace=STOP_SECONDS, keep_open=keep_open) as process:
         _wait_for_primary(process, taken)
         initiated.touch()
         yield MongoServer(process, taken)
@@ -97,15 +97,25 @@ def _runs(binary: Path) -> bool:
     return tried.returncode == 0
 
 
-def _command(binary: Path, data: Path, port: int, test_commands: bool) -> list[str | Path]:
-    command: list[str | Path] = [binary, "--dbpath", data, "--port", str(port)]
-    command += ["--bind_ip", ports.HOST, "--nounixsocket", "--replSet", REPLICA_SET]
+def command(
+    binary: Path,
+    data: Path,
+    port: int,
+    *,
+    replica_set: str | None = REPLICA_SET,
+    test_commands: bool = False,
+) -> list[str | Path]:
+    """How a mongod is started on this machine: a member of a replica set, or standalone."""
+    words: list[str | Path] = [binary, "--dbpath", data, "--port", str(port)]
+    words += ["--bind_ip", ports.HOST, "--nounixsocket", "--quiet"]
+    if replica_set is not None:
+        words += ["--replSet", replica_set, "--oplogSize", "128"]
     # Small: it shares the machine with everything else.
-    command += ["--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "128", "--quiet"]
-    command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+    words += ["--wiredTigerCacheSizeGB", "0.25"]
+    words += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
     if test_commands:
-        command += ["--setParameter", "enableTestCommands=1"]
-    return command
+        words += ["--setParameter", "enableTestCommands=1"]
+    return words
 
 
 def _wait_for_primary(process: Process, port: int) -> None:

@@ -14,6 +14,8 @@ from devstack import mongo, sqs
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
 from tests.contract import Contract, from_environment
+from tests.deployments import deployment
+from tests.deployments.deployment import Deployment
 from tests.services import MakeQueues, Queues
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +97,49 @@ def mongo_uri(
     yield mongo_server.uri(database)
     mongo_client.drop_database(database)
     mongo_client.drop_database(f"{database}_control")
+
+
+@pytest.fixture(scope="module")
+def three_nodes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """A replica set of three members with data, for a module; whole again after each test."""
+    refuse_in_unit_tests(request)
+    with deployment.running(tmp_path_factory.mktemp("three"), members=3) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def with_arbiter(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """A primary, a secondary and an arbiter, for a module; whole again after each test."""
+    refuse_in_unit_tests(request)
+    directory = tmp_path_factory.mktemp("arbiter")
+    with deployment.running(directory, members=2, has_arbiter=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def secured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """One member that asks for a login and speaks TLS alone, for a module. The application has no
+    role but those that a test grants, and takes away again."""
+    refuse_in_unit_tests(request)
+    directory = tmp_path_factory.mktemp("secured")
+    with deployment.running(directory, authentication=True, tls=True) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _whole_deployments(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test did to a deployment is undone after it."""
+    names = {"three_nodes", "with_arbiter", "secured"} & set(request.fixturenames)
+    used: list[Deployment] = [request.getfixturevalue(name) for name in names]
+    yield
+    for each in used:
+        each.repair()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
