@@ -340,6 +340,10 @@ class Deployment:
 
     def _kept(self, host: str | None, user: User | None) -> Client:
         key = host, user
+        client = self._clients.get(key)
+        if client is not None and not client.topology_description.server_descriptions():
+            # It saw the last member leave the set, and looks for none any more.
+            self._clients.pop(key).close()
         if key not in self._clients:
             self._clients[key] = self._open.enter_context(self._new_client(host, user))
         return self._clients[key]
