@@ -6,8 +6,6 @@ spellings (`stock_id`, `stockId`). Fields that a model does not name are ignored
 producer may be newer than the worker.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -27,6 +25,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from app.broker import ForeignMessage, Undecodable
+from app.payload import Carrier, hash_of_version_1
 
 #: The largest integer that every JSON reader and BSON agree on.
 LARGEST_INTEGER = 2**53
@@ -36,7 +35,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[
 Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
 
 
-class Message(BaseModel):
+class Message(Carrier):
     """The base of every message model."""
 
     model_config = ConfigDict(
@@ -54,10 +53,10 @@ class Message(BaseModel):
     shown: ClassVar[frozenset[str]] = frozenset()
 
     def payload_hash(self) -> str:
-        """SHA-256, in hex, of what the producer gave: equal for equal payloads in any spelling."""
-        given = self.model_dump(mode="json", exclude_unset=False)
-        canonical = json.dumps(given, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        """SHA-256, in hex, of what the producer gave: equal for equal payloads in any spelling.
+
+        What every release can compare; app/payload.py has more beside it."""
+        return hash_of_version_1(self)
 
 
 class UserInfo(Message):
@@ -72,6 +71,10 @@ class Registration(Message):
     """A user registers for a session of the game."""
 
     shown = frozenset({"stock_id", "user_id"})
+    version_1 = (
+        "index=0 loan_count=0 money=null stock_id user_id user_info "
+        'user_info.gender="" user_info.introduction="" user_info.nickname'
+    )
 
     stock_id: Id
     user_id: Id
@@ -91,6 +94,7 @@ class Increment(Message):
     """Adds one to the running count; the smallest thing that may not happen twice."""
 
     shown = frozenset({"input"})
+    version_1 = "input"
 
     input: Annotated[StrictInt | StrictFloat, AfterValidator(_exact)]
 

@@ -54,6 +54,18 @@ class RegistrationRecord(me.EmbeddedDocument):
     payload_hash = me.StringField(required=True)
 
 
+class StoredPayload(me.EmbeddedDocument):
+    """What is compared with the payload of a later message (app/payload.py)."""
+
+    version = me.IntField(required=True)
+    hash = me.StringField(required=True)
+    known = me.StringField(required=True)
+    given = me.StringField()
+
+    # A later release may keep more of it.
+    meta: ClassVar[dict[str, Any]] = {"strict": False}
+
+
 class User(me.Document):
     """One user in one session of the game; exactly one for each registration."""
 
@@ -65,6 +77,8 @@ class User(me.Document):
     loan_count = me.LongField(required=True)
     last_activity_time = me.DateTimeField(required=True)
     registration = me.EmbeddedDocumentField(RegistrationRecord, required=True)
+    # Not in the record, which the releases before read strictly. Their users have none.
+    payload = me.EmbeddedDocumentField(StoredPayload)
 
     meta: ClassVar[dict[str, Any]] = {
         "collection": "users",

@@ -35,9 +35,11 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
+from app import payload
 from app.errors import Conflict, PermanentError, TransientError
 from app.messages import Message, Provenance
-from app.models import connect
+from app.models import StoredPayload, connect
+from app.payload import Comparison
 from app.settings import get_settings
 
 #: What an effect returns and a duplicate is given: plain values that BSON and JSON can hold.
@@ -54,6 +56,8 @@ class OnceRecord(me.Document):
 
     key = me.StringField(primary_key=True)
     payload_hash = me.StringField(required=True)
+    # The releases before store none.
+    payload = me.EmbeddedDocumentField(StoredPayload)
     stored = me.DictField()
     applied_at = me.DateTimeField(required=True)
     forget_at = me.DateTimeField(required=True)
@@ -85,14 +89,12 @@ def once(effect: Effect) -> Callable[[Any, Provenance], Stored]:
 
 
 def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -> Stored:
-    payload_hash = message.payload_hash()
-
     def transaction(session: ClientSession) -> Stored:
-        before = _stored_result(key, payload_hash, session)
+        before = _stored_result(key, message, session)
         if before is not None:
             return before
         stored = effect(message, provenance, session)
-        _record(key, payload_hash, stored, session)
+        _record(key, message, stored, session)
         return stored
 
     try:
@@ -100,7 +102,7 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
             return _committed(transaction, session)
     except DuplicateKeyError:
         # Another delivery committed between our read and our write.
-        committed = _stored_result(key, payload_hash, None)
+        committed = _stored_result(key, message, None)
         if committed is None:
             raise
         return committed
@@ -146,22 +148,29 @@ def _free_locks(session: ClientSession) -> None:
         OnceRecord._get_collection().find_one({"_id": ""}, session=session)
 
 
-def _stored_result(key: str, payload_hash: str, session: ClientSession | None) -> Stored | None:
+def _stored_result(key: str, message: Message, session: ClientSession | None) -> Stored | None:
     row = OnceRecord._get_collection().find_one({"_id": key}, session=session)
     if row is None:
         return None
-    if row["payload_hash"] != payload_hash:
-        raise Conflict("this message id was applied already, with another payload")
+    match payload.compare(row, message):
+        case Comparison.DIFFERENT:
+            raise Conflict("this message id was applied already, with another payload")
+        case Comparison.UNREADABLE:
+            raise PermanentError(
+                "this message id was applied already, and with which payload cannot be read: "
+                "payload_hash is missing or not as a worker writes it"
+            )
     stored: Stored = row["stored"]
     return stored
 
 
-def _record(key: str, payload_hash: str, stored: Stored, session: ClientSession) -> None:
+def _record(key: str, message: Message, stored: Stored, session: ClientSession) -> None:
     now = datetime.now(UTC)
     OnceRecord._get_collection().insert_one(
         {
             "_id": key,
-            "payload_hash": payload_hash,
+            "payload_hash": message.payload_hash(),
+            "payload": payload.record(message),
             "stored": stored,
             "applied_at": now,
             "forget_at": now + timedelta(days=get_settings().once_retention_days),

@@ -11,9 +11,11 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, PyMongoError, WriteConcernError, WriteError
 
+from app import payload
 from app.errors import AppError, Conflict, PermanentError, TransientError
 from app.messages import Provenance, Registration
-from app.models import RegistrationRecord, User, UserInfo, connect, id_of
+from app.models import RegistrationRecord, StoredPayload, User, UserInfo, connect, id_of
+from app.payload import Comparison
 from app.settings import get_settings
 
 #: A registration and where it came from.
@@ -179,16 +181,17 @@ def _outcome(
 
 
 def _registered_before(registration: Registration, user: Mapping[str, Any]) -> Registered:
-    record = user.get("registration")
-    stored = record.get("payload_hash") if isinstance(record, Mapping) else None
-    if not isinstance(stored, str):
-        raise PermanentError(
-            "a user of this key is there without registration.payload_hash: its document in "
-            "`users` was not made by a registration, or was changed by hand"
-        )
-    if stored != registration.payload_hash():
-        raise Conflict("the user is registered already, with another payload")
-    return Registered(Result.ALREADY_REGISTERED, *_key(registration))
+    match payload.compare(user, registration):
+        case Comparison.SAME:
+            return Registered(Result.ALREADY_REGISTERED, *_key(registration))
+        case Comparison.DIFFERENT:
+            raise Conflict("the user is registered already, with another payload")
+        case Comparison.UNREADABLE:
+            raise PermanentError(
+                "a user of this key is there, and with which payload it was registered cannot be "
+                "read: registration.payload_hash is missing, or not as a worker writes it. The "
+                "document in `users` was not made by a registration, or was changed by hand"
+            )
 
 
 def _key(registration: Registration) -> tuple[str, str]:
@@ -213,4 +216,5 @@ def _on_insert(registration: Registration, provenance: Provenance) -> dict[str, 
             registered_at=now,
             payload_hash=registration.payload_hash(),
         ),
+        "payload": StoredPayload(**payload.record(registration)),
     }

@@ -424,7 +424,7 @@ def assert_registered(
     assert len(record.pop("payload_hash")) == 64
     assert record == {"message_id": message_id, "source": source, "deliveries": 1}
 
-    del user["_id"]
+    del user["_id"], user["payload"]
     assert user == {"index": 0, "money": 1_000_000, "loan_count": 0} | given
     assert service.database["users"].count_documents({"stock_id": given["stock_id"]}) == 1
     assert service.dead_letters(given["stock_id"]) == []

@@ -1,5 +1,6 @@
 """Exactly-once effects against a real replica set."""
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -159,3 +160,69 @@ def test_a_record_outlives_queue_dead_letter_queue_and_redrive() -> None:
     assert record.forget_at - record.applied_at >= timedelta(days=3 * 14 + 1)
     index = OnceRecord._get_collection().index_information()["forget_at"]
     assert index["expireAfterSeconds"] == 0
+
+
+# Releases that know other fields
+
+
+class Newer(Increment):
+    """What the next release knows: an optional field more. Its messages have the same name."""
+
+    note: str = ""
+
+
+Newer.__name__ = Increment.__name__
+
+BODY = {"input": 4, "note": "hi"}
+
+
+@pytest.mark.parametrize("writer", [Increment, Newer])
+@pytest.mark.parametrize("reader", [Increment, Newer])
+def test_a_message_comes_again_in_another_release(
+    writer: type[Increment], reader: type[Increment]
+) -> None:
+    first = counter.increment(writer.model_validate(BODY), provenance())
+
+    assert counter.increment(reader.model_validate(BODY), provenance()) == first
+    with pytest.raises(Conflict):
+        counter.increment(reader.model_validate(BODY | {"input": 5}), provenance())
+    assert counter.count() == 1
+
+
+def test_a_field_of_a_newer_release_is_compared_after_the_way_back() -> None:
+    counter.increment(Newer.model_validate(BODY), provenance())
+
+    with pytest.raises(Conflict):
+        counter.increment(Increment.model_validate(BODY | {"note": "bye"}), provenance())
+
+
+@pytest.mark.parametrize("reader", [Increment, Newer])
+def test_a_record_of_the_release_before_is_compared_by_what_that_knew(
+    reader: type[Increment],
+) -> None:
+    counter.increment(Increment(input=4), provenance())
+    OnceRecord._get_collection().update_one({}, {"$unset": {"payload": 1}})
+
+    counter.increment(reader.model_validate(BODY), provenance())
+    with pytest.raises(Conflict):
+        counter.increment(reader.model_validate(BODY | {"input": 5}), provenance())
+    assert counter.count() == 1
+
+
+def test_the_release_before_reads_what_this_one_stores() -> None:
+    counter.increment(Newer.model_validate(BODY), provenance())
+
+    row = OnceRecord._get_collection().find_one({"_id": "Increment:m1"})
+    assert row["payload_hash"] == hashlib.sha256(b'{"input":4}').hexdigest()
+    assert row["stored"]["output"] == 5
+
+
+@pytest.mark.parametrize("name", ["payload_hash", "payload.hash"])
+def test_a_record_that_somebody_edited_is_no_conflict_but_says_so(name: str) -> None:
+    counter.increment(Increment(input=4), provenance())
+    OnceRecord._get_collection().update_one({}, {"$unset": {name: 1}})
+
+    with pytest.raises(PermanentError, match="cannot be read") as caught:
+        counter.increment(Increment(input=4), provenance())
+
+    assert not isinstance(caught.value, Conflict)

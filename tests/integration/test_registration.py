@@ -1,11 +1,14 @@
 """A registration against a real MongoDB: one user, whatever runs at the same instant."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Barrier
-from typing import Any
+from typing import Any, ClassVar
 
+import mongoengine as me
 import pytest
 from pymongo import monitoring
 from pymongo.errors import WriteError
@@ -14,7 +17,7 @@ from app import models
 from app.errors import Conflict, PermanentError
 from app.messages import Provenance, Registration, Source
 from app.models import User
-from app.registration import Result, register, register_many
+from app.registration import Registered, Result, register, register_many
 from app.settings import get_settings
 from app.startup import prepare_database
 
@@ -170,6 +173,7 @@ def test_many_make_the_same_users_as_one_by_one() -> None:
         assert record.pop("message_id") == f"m-{user.pop('user_id')}"
         assert all(user.pop(name) for name in ("_id", "last_activity_time"))
         assert all(record.pop(name) for name in ("registered_at", "payload_hash"))
+        assert user.pop("payload").keys() == {"version", "hash", "known", "given"}
     assert one == many
 
 
@@ -313,3 +317,120 @@ def test_a_user_whose_key_was_changed_by_hand_gives_a_clear_reason() -> None:
 
     with pytest.raises(PermanentError, match="under another key"):
         register(registration(), provenance())
+
+
+# Releases that know other fields
+
+
+class Newer(Registration):
+    """What the next release knows: an optional field more."""
+
+    referred_by: str = ""
+
+
+BODY = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}, "referredBy": "ann"}
+
+#: One way to register: alone, or in a batch.
+Way = Callable[[Registration], Result]
+
+
+def alone(message: Registration) -> Result:
+    return register(message, provenance()).result
+
+
+def in_a_batch(message: Registration) -> Result:
+    other = registration(user_id="other")
+    outcome, _ = register_many([(message, provenance()), (other, provenance("m2"))])
+    if isinstance(outcome, Registered):
+        return outcome.result
+    raise outcome
+
+
+ways = pytest.mark.parametrize("way", [alone, in_a_batch])
+
+
+@ways
+@pytest.mark.parametrize("writer", [Registration, Newer])
+@pytest.mark.parametrize("reader", [Registration, Newer])
+def test_a_registration_comes_again_in_another_release(
+    writer: type[Registration], reader: type[Registration], way: Way
+) -> None:
+    register(writer.model_validate(BODY), provenance())
+
+    assert way(reader.model_validate(BODY)) is Result.ALREADY_REGISTERED
+    with pytest.raises(Conflict):
+        way(reader.model_validate(BODY | {"index": 1}))
+
+
+@ways
+def test_a_field_of_a_newer_release_is_compared_after_the_way_back(way: Way) -> None:
+    register(Newer.model_validate(BODY), provenance())
+
+    with pytest.raises(Conflict):
+        way(Registration.model_validate(BODY | {"referredBy": "bob"}))
+
+
+@ways
+@pytest.mark.parametrize("reader", [Registration, Newer])
+def test_a_user_of_the_release_before_is_compared_by_what_that_knew(
+    reader: type[Registration], way: Way
+) -> None:
+    register(registration(), provenance())
+    User._get_collection().update_one({}, {"$unset": {"payload": 1}})
+
+    assert way(reader.model_validate(BODY)) is Result.ALREADY_REGISTERED
+    with pytest.raises(Conflict):
+        way(reader.model_validate(BODY | {"index": 1}))
+
+
+class RecordOfBefore(me.EmbeddedDocument):
+    """As the release before reads it: strictly."""
+
+    message_id = me.StringField(required=True)
+    source = me.StringField(required=True)
+    deliveries = me.IntField(required=True)
+    enqueued_at = me.DateTimeField(required=True)
+    registered_at = me.DateTimeField(required=True)
+    payload_hash = me.StringField(required=True)
+
+
+class UserOfBefore(me.Document):
+    """The same."""
+
+    registration = me.EmbeddedDocumentField(RecordOfBefore, required=True)
+
+    meta: ClassVar[dict[str, Any]] = {"collection": "users", "strict": False}
+
+
+def test_the_release_before_reads_what_this_one_stores() -> None:
+    register(Newer.model_validate(BODY), provenance())
+
+    content = {
+        "stock_id": "s1", "user_id": "u1", "index": 0, "money": None, "loan_count": 0,
+        "user_info": {"nickname": "kim", "gender": "", "introduction": ""},
+    }  # fmt: skip
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    hash_ = hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    assert UserOfBefore.objects.get().registration.payload_hash == hash_
+
+
+@ways
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"$unset": {"registration.payload_hash": 1}},
+        {"$unset": {"registration.payload_hash": 1, "payload": 1}},
+        {"$set": {"payload.known": None}},
+    ],
+    ids=str,
+)
+def test_a_user_that_somebody_edited_is_no_conflict_but_says_so(
+    edit: dict[str, Any], way: Way
+) -> None:
+    register(registration(), provenance())
+    User._get_collection().update_one({}, edit)
+
+    with pytest.raises(PermanentError, match="cannot be read") as caught:
+        way(registration())
+
+    assert not isinstance(caught.value, Conflict)

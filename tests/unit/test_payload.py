@@ -1,0 +1,561 @@
+"""A stored payload is compared across releases: in the terms of the worker that stored it."""
+
+import hashlib
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from app.messages import Increment, Message, Registration, UserInfo, fields_of
+from app.payload import Comparison, compare, known_to, record
+
+SAME, DIFFERENT, UNREADABLE = Comparison.SAME, Comparison.DIFFERENT, Comparison.UNREADABLE
+
+#: Stands where a user could have typed something.
+MARKER = "Kim-1f9c"
+
+LEAST = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}}
+
+
+# Releases
+
+
+class UserInfoOfBefore(BaseModel):
+    nickname: str
+    gender: str = ""
+    introduction: str = ""
+
+
+class RegistrationOfBefore(BaseModel):
+    """What the release knew that stored version 1 alone."""
+
+    stock_id: str
+    user_id: str
+    user_info: UserInfoOfBefore
+    index: int = 0
+    money: int | None = None
+    loan_count: int = 0
+
+
+class NewerInfo(UserInfo):
+    home_town: str = ""
+
+
+class Newer(Registration):
+    """The release after this one: an optional field more, and one more within another."""
+
+    user_info: NewerInfo
+    referred_by: str = ""
+    level: int | None = None
+
+
+class Newest(Newer):
+    """And the one after that: an optional model, and a default that has changed."""
+
+    class Wallet(Message):
+        currency: str = "KRW"
+        limit: int = 0
+
+    wallet: Wallet | None = None
+    index: int = 1
+
+
+class Reduced(Message):
+    """A release that has given up fields."""
+
+    version_1 = Registration.version_1
+
+    stock_id: str
+    user_id: str
+
+
+RELEASES = [Registration, Newer, Newest, Reduced]
+
+#: What producers of these releases send.
+BODIES = {
+    "the least": LEAST,
+    "all of today": LEAST
+    | {"index": 3, "money": 0, "loanCount": 2}
+    | {"userInfo": {"nickname": "kim", "gender": "F", "introduction": "hi"}},
+    "a new field": LEAST | {"referredBy": "ann"},
+    "a new field within another": LEAST | {"userInfo": {"nickname": "kim", "homeTown": "Seoul"}},
+    "all of the newest": LEAST
+    | {"referredBy": "ann", "level": 4, "wallet": {"limit": 5}, "index": 1}
+    | {"userInfo": {"nickname": "kim", "homeTown": "Seoul"}},
+    "what no release knows": LEAST | {"colour": "red", "userInfo": {"nickname": "kim", "x": [1]}},
+}
+
+
+def snake(content: Any) -> Any:
+    """The same in the other spelling."""
+    if not isinstance(content, dict):
+        return content
+    letters = {k: "".join(f"_{c.lower()}" if c.isupper() else c for c in k) for k in content}
+    return {letters[k]: snake(value) for k, value in content.items()}
+
+
+def read(model: type[Message], body: dict[str, Any]) -> Message:
+    """As a worker of that release reads it."""
+    return model.model_validate(fields_of(model, (), json.loads(json.dumps(body))))
+
+
+def stored_by(model: type[Message], body: dict[str, Any]) -> dict[str, Any]:
+    """The document of a worker of that release."""
+    message = read(model, body)
+    hash_ = message.payload_hash()
+    return {"registration": {"payload_hash": hash_}, "payload": record(message)}
+
+
+def stored_before(body: dict[str, Any]) -> dict[str, Any]:
+    """The document of a worker of the release that stored version 1 alone."""
+    content = RegistrationOfBefore.model_validate(snake(body)).model_dump(mode="json")
+    return {"registration": {"payload_hash": old_hash(content)}}
+
+
+def old_hash(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+# The same message again
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize("writer", [None, *RELEASES])
+def test_a_redelivery_is_the_same_in_every_release(
+    writer: type[Message] | None, reader: type[Message], body: dict[str, Any]
+) -> None:
+    stored = stored_before(body) if writer is None else stored_by(writer, body)
+    assert compare(stored, read(reader, body)) is SAME
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize("writer", RELEASES)
+def test_the_other_spelling_is_the_same_in_every_release(
+    writer: type[Message], reader: type[Message], body: dict[str, Any]
+) -> None:
+    assert compare(stored_by(writer, body), read(reader, snake(body))) is SAME
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("writer", RELEASES)
+def test_the_release_of_before_reads_what_a_newer_one_stored(
+    writer: type[Message], body: dict[str, Any]
+) -> None:
+    stored = stored_by(writer, body)["registration"]["payload_hash"]
+    assert stored == stored_before(body)["registration"]["payload_hash"]
+
+
+def test_version_1_is_what_the_release_of_before_has_made() -> None:
+    # Stored in databases: it must not change with the models.
+    body = LEAST | {"money": 0, "userInfo": {"nickname": "é", "gender": "F"}}
+    assert read(Registration, body).payload_hash() == (
+        "38f5c875376d5530a1b689b439cc4a95ff115c41e2035872c2a61cf88b7a0888"
+    )
+    assert Increment(input=1.5).payload_hash() == (
+        "507d34051aa5714dfc43fd74dd783b72e7d9d6a426e29b272599e02f4a05e352"
+    )
+
+
+# Another payload
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": 7},
+        {"money": 0},
+        {"loanCount": 1},
+        {"userInfo": {"nickname": "lee"}},
+        {"userInfo": {"nickname": "kim", "gender": "F"}},
+        {"userInfo": {"nickname": "kim", "introduction": "hi"}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize("writer", [None, *RELEASES[:-1]])
+def test_another_value_is_another_payload_in_every_release(
+    writer: type[Message] | None, reader: type[Message], change: dict[str, Any]
+) -> None:
+    for one, other in ((LEAST, LEAST | change), (LEAST | change, LEAST)):
+        stored = stored_before(one) if writer is None else stored_by(writer, one)
+        assert compare(stored, read(reader, other)) is DIFFERENT
+
+
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"referredBy": "bob"},
+        {"level": 0},
+        {"wallet": {}},
+        {"wallet": {"limit": 1}},
+        {"userInfo": {"nickname": "kim", "homeTown": "Busan"}},
+    ],
+    ids=str,
+)
+def test_another_value_of_a_new_field_is_another_payload_after_the_way_back_too(
+    reader: type[Message], change: dict[str, Any]
+) -> None:
+    new = BODIES["all of the newest"]
+    for one, other in ((new, new | change), (LEAST, LEAST | change)):
+        for spelt in (other, snake(other)):
+            assert compare(stored_by(Newest, one), read(reader, spelt)) is DIFFERENT
+
+
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize(
+    "name", ["referredBy", "level", "wallet", "index", "userInfo"], ids=lambda name: f"no {name}"
+)
+def test_a_new_field_that_is_missing_is_another_payload_after_the_way_back_too(
+    reader: type[Message], name: str
+) -> None:
+    new = BODIES["all of the newest"] | {"index": 3}
+    without = {k: v for k, v in new.items() if k != name} | (
+        {"userInfo": {"nickname": "kim"}} if name == "userInfo" else {}
+    )
+    assert compare(stored_by(Newest, new), read(reader, without)) is DIFFERENT
+
+
+# Neither more nor less than what the worker knew that stored it
+
+
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize("writer", RELEASES)
+def test_a_field_that_was_not_known_when_it_was_stored_is_not_compared(
+    writer: type[Message], reader: type[Message]
+) -> None:
+    one, other = LEAST | {"colour": "red"}, LEAST | {"colour": "blue"}
+    assert compare(stored_by(writer, one), read(reader, other)) is SAME
+    if writer is Registration:
+        later = LEAST | {"referredBy": "ann", "level": 3}
+        assert compare(stored_by(writer, one), read(reader, later)) is SAME
+
+
+@pytest.mark.parametrize("reader", RELEASES)
+@pytest.mark.parametrize(
+    "default",
+    [
+        {"index": 0, "loanCount": 0, "money": None},
+        {"userInfo": {"nickname": "kim", "gender": "", "introduction": ""}},
+        {"referredBy": "", "level": None},
+        {"userInfo": {"nickname": "kim", "homeTown": ""}},
+    ],
+    ids=str,
+)
+def test_a_default_that_is_given_is_one_that_is_not(
+    reader: type[Message], default: dict[str, Any]
+) -> None:
+    for one, other in ((LEAST, LEAST | default), (LEAST | default, LEAST)):
+        assert compare(stored_by(Newer, one), read(reader, other)) is SAME
+
+
+def test_a_default_is_that_of_the_worker_that_stored_it() -> None:
+    assert compare(stored_by(Registration, LEAST), read(Newest, LEAST | {"index": 0})) is SAME
+    assert compare(stored_by(Registration, LEAST), read(Newest, LEAST | {"index": 1})) is DIFFERENT
+
+
+values = {
+    "index": st.integers(0, 2),
+    "money": st.none() | st.integers(0, 1),
+    "referredBy": st.sampled_from(["", "ann"]),
+    "level": st.none() | st.integers(0, 1),
+    "wallet": st.none()
+    | st.fixed_dictionaries(
+        {}, optional={"limit": st.integers(0, 1), "currency": st.sampled_from(["KRW", "EUR"])}
+    ),
+    "colour": st.sampled_from(["red", "blue"]),
+}
+bodies = st.fixed_dictionaries(
+    {
+        "stockId": st.just("s1"),
+        "userId": st.just("u1"),
+        "userInfo": st.fixed_dictionaries(
+            {"nickname": st.sampled_from(["kim", "lee"])},
+            optional={"gender": st.sampled_from(["", "F"]), "homeTown": st.sampled_from(["", "S"])},
+        ),
+    },
+    optional=values,
+)
+
+
+@given(
+    writer=st.sampled_from(RELEASES),
+    reader=st.sampled_from(RELEASES),
+    one=bodies,
+    other=bodies,
+    is_snake=st.booleans(),
+)
+def test_two_payloads_are_the_same_if_they_are_to_the_worker_that_stored_one(
+    writer: type[Message],
+    reader: type[Message],
+    one: dict[str, Any],
+    other: dict[str, Any],
+    is_snake: bool,
+) -> None:
+    to_the_writer = read(writer, one).model_dump() == read(writer, other).model_dump()
+    compared = compare(stored_by(writer, one), read(reader, snake(other) if is_snake else other))
+    assert compared is (SAME if to_the_writer else DIFFERENT)
+
+
+# Fields of every shape
+
+
+class Reading(Message):
+    """A model whose fields are read as something else than what was given."""
+
+    name: str
+    read_at: datetime | None = None
+    score: float = 0
+    tags: set[str] = Field(default_factory=set)
+    price: Decimal | None = None
+
+
+class Unread(Message):
+    name: str
+
+
+@pytest.mark.parametrize("reader", [Reading, Unread])
+@pytest.mark.parametrize("writer", [Reading, Unread])
+def test_what_is_read_as_something_else_is_the_same_when_it_comes_again(
+    writer: type[Message], reader: type[Message]
+) -> None:
+    body = {"name": "n", "readAt": "2026-01-02T03:04:05+00:00", "score": 1, "tags": ["b", "a"] * 3}
+    body |= {"price": "1.50"}
+    assert compare(stored_by(writer, body), read(reader, body)) is SAME
+    other = body | {"name": "m"}
+    assert compare(stored_by(writer, body), read(reader, other)) is DIFFERENT
+
+
+class Item(Message):
+    sku: str
+    count: int = 1
+
+
+class Order(Message):
+    items: list[Item] = Field(default_factory=list)
+    by_name: dict[str, Item] = Field(default_factory=dict)
+    best: Item = Item(sku="none")
+
+
+class NewerItem(Item):
+    gift_wrap: bool = False
+
+
+class NewerOrder(Message):
+    items: list[NewerItem] = Field(default_factory=list)
+    by_name: dict[str, NewerItem] = Field(default_factory=dict)
+    best: NewerItem = NewerItem(sku="none")
+
+
+ORDER = {
+    "items": [{"sku": "a"}, {"sku": "b", "count": 2}],
+    "byName": {"x": {"sku": "c"}},
+    "best": {"sku": "d", "count": 1},
+}
+WRAPPED = {
+    "items": [{"sku": "a", "giftWrap": True}, {"sku": "b", "count": 2}],
+    "byName": {"x": {"sku": "c", "gift_wrap": True}},
+    "best": {"sku": "d", "count": 1},
+}
+
+
+@pytest.mark.parametrize("reader", [Order, NewerOrder])
+@pytest.mark.parametrize("writer", [Order, NewerOrder])
+def test_a_new_field_of_the_elements_of_a_field_is_no_other_payload(
+    writer: type[Message], reader: type[Message]
+) -> None:
+    stored = stored_by(writer, ORDER)
+    assert compare(stored, read(reader, {**ORDER, "best": {"sku": "d"}})) is SAME
+    assert compare(stored, read(reader, {**ORDER, "byName": {}})) is DIFFERENT
+    assert compare(stored, read(reader, {**ORDER, "items": ORDER["items"][::-1]})) is DIFFERENT
+    is_known = writer is NewerOrder
+    assert compare(stored, read(reader, WRAPPED)) is (DIFFERENT if is_known else SAME)
+    assert compare(stored_by(writer, WRAPPED), read(reader, snake(WRAPPED))) is SAME
+
+
+def test_a_field_that_is_left_out_is_its_default_also_where_that_is_a_model() -> None:
+    least = {k: v for k, v in ORDER.items() if k != "best"}
+    for best in ({"sku": "none"}, {"sku": "none", "count": 1}):
+        assert compare(stored_by(Order, least), read(Order, least | {"best": best})) is SAME
+    assert compare(stored_by(Order, least), read(Order, least | {"best": {"sku": ""}})) is DIFFERENT
+
+
+class Cat(Message):
+    kind: Literal["cat"] = "cat"
+    name: str = "Tom"
+
+
+class Dog(Message):
+    kind: Literal["dog"] = "dog"
+    name: str = "Rex"
+
+
+class Owner(Message):
+    pet: Cat | Dog
+
+
+def test_two_models_that_one_field_may_hold_are_told_apart() -> None:
+    cats = [{"name": "Max"}, {"kind": "cat", "name": "Rex"}, {"kind": "cat", "name": "Tom"}]
+    dogs = [{"kind": "dog", "name": "Max"}, {"kind": "dog"}, {"kind": "dog", "name": "Tom"}]
+    for one, other in [*zip(cats, dogs, strict=True), *zip(dogs, cats, strict=True)]:
+        stored = stored_by(Owner, {"pet": one})
+        assert compare(stored, read(Owner, {"pet": one})) is SAME
+        assert compare(stored, read(Owner, {"pet": other})) is DIFFERENT
+
+
+class Tree(Message):
+    name: str = ""
+    branches: tuple["Tree", ...] = ()
+
+
+def test_a_model_within_itself_is_compared_whole() -> None:
+    tree = {"name": "a", "branches": [{"name": "b", "branches": [{"name": "c"}]}]}
+    other = {"name": "a", "branches": [{"name": "b", "branches": [{"name": "d"}]}]}
+    assert compare(stored_by(Tree, tree), read(Tree, tree)) is SAME
+    assert compare(stored_by(Tree, tree), read(Tree, other)) is DIFFERENT
+
+
+class Anything(Message):
+    value: Any = 0
+    text: str = "two words = more"
+
+
+@pytest.mark.parametrize("value", [1, 1.0, True, "1", [1], {"1": 1}, None, False, 0.0, ""])
+def test_values_of_several_types_are_told_apart(value: Any) -> None:
+    assert compare(stored_by(Anything, {"value": value}), read(Anything, {})) is DIFFERENT
+    assert compare(stored_by(Anything, {}), read(Anything, {"value": value})) is DIFFERENT
+    assert compare(stored_by(Anything, {"value": [value]}), read(Anything, {"value": [0]})) is (
+        DIFFERENT
+    )
+
+
+def test_a_default_may_be_any_text() -> None:
+    explicit = {"text": "two words = more"}
+    assert compare(stored_by(Anything, explicit), read(Anything, {})) is SAME
+    assert compare(stored_by(Anything, explicit), read(Anything, {"text": "two"})) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    "value", [datetime(2026, 1, 2, tzinfo=UTC), date(2026, 1, 2), Decimal("1.5"), object()]
+)
+def test_what_a_producer_in_python_gives_beyond_json_is_compared(value: Any) -> None:
+    for body in ({"value": 1, "more": value}, {"more": [value]}):
+        message = Anything.model_validate(body)
+        stored = {"payload_hash": message.payload_hash(), "payload": record(message)}
+        assert compare(stored, Anything.model_validate(body)) is SAME
+
+
+# Models without a frozen version 1
+
+
+def test_a_model_of_later_is_compared_by_what_it_was_when_it_was_stored() -> None:
+    stored = stored_by(Item, {"sku": "a"})
+    assert compare(stored, read(NewerItem, {"sku": "a"})) is SAME
+    assert stored["registration"]["payload_hash"] == old_hash({"sku": "a", "count": 1})
+
+
+# What cannot be read
+
+GOOD = {"payload_hash": read(Registration, LEAST).payload_hash()} | {
+    "payload": record(read(Registration, LEAST))
+}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {},
+        {"payload_hash": None},
+        {"payload_hash": 5},
+        {"registration": None},
+        {"registration": "text"},
+        {"registration": {"message_id": "m1"}},
+        GOOD | {"payload_hash": None},
+        GOOD | {"payload": "text"},
+        GOOD | {"payload": []},
+        GOOD | {"payload": {}},
+        GOOD | {"payload": {"version": 2}},
+        GOOD | {"payload": GOOD["payload"] | {"hash": None}},
+        GOOD | {"payload": GOOD["payload"] | {"known": ["stock_id"], "given": 5}},
+        GOOD | {"payload": GOOD["payload"] | {"known": "stock_id={", "given": None}},
+    ],
+    ids=str,
+)
+def test_what_somebody_edited_is_neither_the_same_nor_another(stored: dict[str, Any]) -> None:
+    assert compare(stored, read(Registration, LEAST)) is UNREADABLE
+
+
+@pytest.mark.parametrize(("hash_", "expected"), [(None, SAME), ("x", DIFFERENT)])
+def test_of_a_later_release_version_1_is_read(hash_: str | None, expected: Comparison) -> None:
+    stored = {"payload_hash": hash_ or GOOD["payload_hash"], "payload": {"version": 3, "x": 1}}
+    assert compare(stored, read(Registration, LEAST)) is expected
+
+
+NAMES = ["version", "hash", "known", "given", "payload_hash", "payload", "registration"]
+documents = st.recursive(
+    st.none() | st.text(max_size=5) | st.integers(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner),
+)
+
+
+@given(documents)
+def test_no_document_makes_a_comparison_fail(content: Any) -> None:
+    for stored in ({"payload_hash": "x", "payload": content}, {"registration": content}):
+        assert compare(stored, read(Registration, LEAST)) in Comparison
+
+
+# What a message was made of changes nothing else
+
+
+def test_what_a_model_does_not_know_is_nowhere_to_be_seen() -> None:
+    body = LEAST | {"more": MARKER, "userInfo": {"nickname": "kim", "more": MARKER}}
+    message = read(Registration, body)
+    plain = read(Registration, LEAST)
+    assert MARKER not in f"{message!r} {message} {message.model_dump()} {dict(message)}"
+    assert (
+        MARKER not in f"{message.model_dump_json()} {vars(message)} {message.__pydantic_private__}"
+    )
+    assert message == plain
+    assert hash(message) == hash(plain)
+    assert message.model_fields_set == plain.model_fields_set
+    assert not hasattr(message, "more")
+
+
+def test_nothing_of_a_message_is_in_its_record() -> None:
+    body = LEAST | {"more": MARKER, "userInfo": {"nickname": MARKER, "introduction": MARKER}}
+    assert MARKER not in str(record(read(Registration, body)))
+
+
+def test_a_copy_with_another_value_is_another_payload() -> None:
+    message = read(Registration, LEAST)
+    stored = {"payload_hash": message.payload_hash(), "payload": record(message)}
+    assert compare(stored, message.model_copy()) is SAME
+    assert compare(stored, message.model_copy(update={"index": 5})) is DIFFERENT
+
+
+def test_a_message_that_was_made_in_python_is_compared_too() -> None:
+    made = Registration(stock_id="s1", user_id="u1", user_info=UserInfo(nickname="kim"))
+    constructed = Registration.model_construct(
+        stock_id="s1", user_id="u1", user_info=UserInfo(nickname="kim")
+    )
+    for message in (made, constructed):
+        stored = {"payload_hash": message.payload_hash(), "payload": record(message)}
+        assert compare(stored, read(Registration, LEAST)) is SAME
+        assert compare(stored, read(Registration, LEAST | {"index": 2})) is DIFFERENT
+    assert made == constructed == read(Registration, LEAST)
+
+
+def test_what_a_model_knows_is_told_in_one_line() -> None:
+    assert known_to(Newest) == (
+        'index=1 level=null loan_count=0 money=null referred_by="" stock_id user_id user_info '
+        'user_info.gender="" user_info.home_town="" user_info.introduction="" user_info.nickname '
+        'wallet=null wallet.currency="KRW" wallet.limit=0'
+    )
