@@ -88,10 +88,11 @@ class TypedTask(Task):
         outcomes = iter(super().run_many(pairs) if pairs else ())
         return [next(outcomes) if isinstance(pair, tuple) else pair for pair in read]
 
-    def _read(self, call: Call) -> tuple[Message, Provenance] | InvalidMessage:
+    def _read(self, call: Call) -> tuple[Message, Provenance] | Exception:
         try:
             return self._message(tuple(call.args), call.kwargs), _provenance(call.request)
-        except InvalidMessage as exc:
+        except Exception as exc:
+            # Broad on purpose: a check of a model may raise anything, and that is no other's fault.
             return exc
 
     def _run_typed(self, /, *args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,9 @@ AWKWARD = (
     "2026-02-30",
     [], {}, [[]], [None, None], [0, 0], [1e308, 1e308], [-1, 5], {"task": "registerUser"},
     {"task": "increment", "args": [1], "kwargs": {}, "options": {}},
+    {"__type__": "nosuch", "__value__": "Kim"}, {"__type__": "decimal", "__value__": "Kim"},
+    {"__type__": "datetime", "__value__": "2026-01-02T03:04:05"}, {"__type__": [], "__value__": 0},
+    [1e-9, 1e-9],
 )  # fmt: skip
 
 #: In place of a value: there is none.

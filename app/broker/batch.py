@@ -5,14 +5,17 @@ Celery's own trace with the outcome that is its own: so signals, links, chains, 
 dead letters are what they are for a message that runs alone.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery import current_app
 from celery.app.task import Context
-from kombu.utils.json import loads
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.serialization import get_pickleable_exception
 
 #: What Celery's trace answers of a run: whether it failed, its result or failure, its seconds.
 Traced = tuple[int, Any, float | None]
@@ -34,9 +37,12 @@ class Prepared:
     outcome: Any
 
     def __call__(self, /, *_: Any, **__: Any) -> Any:
-        """The result. Raises the error."""
+        """The result. Raises the error, and TypeError for what is neither."""
         if isinstance(self.outcome, Exception):
             raise self.outcome
+        if isinstance(self.outcome, BaseException | type):
+            # Raised, SystemExit would end the process with all messages; a class is a slip.
+            raise TypeError("the outcome of a message is its result or an Exception")
         return self.outcome
 
 
@@ -46,40 +52,98 @@ class Job:
 
     id: str
     request: dict[str, Any]
-    body: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    embed: dict[str, Any] | None
 
 
 def run(trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> list[Traced]:
     """Run the task for all messages at once; what came of each, in order.
 
-    An exception of the work itself is each message's own: none of them is done.
+    An exception of the work itself is each message's own: none of them is done. One that comes
+    between two messages, as a time limit does, leaves those that have ended; the others fail. No
+    Exception is raised.
     """
     started = monotonic()
-    task = current_app.tasks[name]
-    bodies = [loads(job.body) for job in jobs]
-    calls = [
-        Call(args, kwargs, Context(job.request))
-        for job, (args, kwargs, _) in zip(jobs, bodies, strict=True)
-    ]
-    outcomes = _outcomes(task, calls)
-    shared = (monotonic() - started) / len(jobs)
     traced: list[Traced] = []
-    for job, body, outcome in zip(jobs, bodies, outcomes, strict=True):
-        job.request["prepared"] = Prepared(outcome)
-        # Without a content type Celery takes the body as it is (celery 5.7 app/trace.py).
-        failed, result, seconds = trace(name, job.id, job.request, body, None, None)
-        # Celery gives no time for what has failed.
-        traced.append((failed, result, shared + (seconds or 0.0)))
+    try:
+        outcomes = _outcomes(name, jobs)
+        shared = (monotonic() - started) / len(jobs)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            traced.append(_traced(trace, name, job, outcome, shared))
+    except Exception as exc:
+        # Broad on purpose: it is nobody's own, and each message has to end.
+        for job in jobs[len(traced) :]:
+            traced.append(_traced(trace, name, job, exc, 0.0, passing=()))
     return traced
 
 
-def _outcomes(task: Any, calls: Sequence[Call]) -> Sequence[Any]:
+def _outcomes(name: str, jobs: Sequence[Job]) -> list[Any]:
+    task = current_app.tasks[name]
+    read = [_read(job) for job in jobs]
+    calls = [call for call in read if isinstance(call, Call)]
+    outcomes = iter(_worked(task, calls) if calls else ())
+    return [next(outcomes) if isinstance(call, Call) else call for call in read]
+
+
+def _read(job: Job) -> Call | Exception:
     try:
-        outcomes: Sequence[Any] = task.run_many(calls)
-        if len(outcomes) != len(calls):
-            raise RuntimeError(f"{task.name}: {len(outcomes)} outcomes for {len(calls)} messages")
+        return Call(job.args, job.kwargs, Context(job.request))
+    except Exception as exc:
+        # Broad on purpose: the others' calls are made all the same.
+        return exc
+
+
+def _worked(task: Any, calls: Sequence[Call]) -> Sequence[Any]:
+    try:
+        return outcomes_of(task.name, task.run_many(calls), len(calls))
     except Exception as exc:
         # Broad on purpose: whatever the work died of, each message is retried or given up by its
         # own number of deliveries.
         return [exc] * len(calls)
+
+
+def outcomes_of(name: str, outcomes: Any, count: int) -> Sequence[Any]:
+    """The outcomes, where they are that: one for each message, in order. Raises RuntimeError."""
+    if not isinstance(outcomes, list | tuple):
+        raise RuntimeError(f"{name}: many gives a list of outcomes, no {type(outcomes).__name__}")
+    if len(outcomes) != count:
+        raise RuntimeError(f"{name}: {len(outcomes)} outcomes for {count} messages")
     return outcomes
+
+
+def _traced(
+    trace: Callable[..., Traced],
+    name: str,
+    job: Job,
+    outcome: Any,
+    seconds: float,
+    # A time limit is every message's. Celery's trace lets it out only where it came between two.
+    passing: tuple[type[Exception], ...] = (SoftTimeLimitExceeded,),
+) -> Traced:
+    job.request["prepared"] = Prepared(outcome)
+    # Without a content type Celery takes the body as it is (celery 5.7 app/trace.py).
+    body = job.args, job.kwargs, job.embed
+    try:
+        failed, result, its_own = trace(name, job.id, job.request, body, None, None)
+    except passing:
+        raise
+    except Exception:
+        # Broad on purpose: for this message memory was short, say, and for the next it may do.
+        failed, result, its_own = 1, ExceptionInfo(), None
+    # Celery gives no time for what has failed.
+    return failed, _sendable(result) if failed else result, seconds + (its_own or 0.0)
+
+
+def _sendable(failure: Any) -> Any:
+    """A failure that survives its way to the main process; another would take all of them along."""
+    try:
+        pickle.loads(pickle.dumps(failure))
+    except Exception:
+        # Broad on purpose: any class may have its own way to be pickled.
+        exc = getattr(failure.exception, "exc", failure.exception)
+        try:
+            raise get_pickleable_exception(exc)
+        except Exception:
+            return ExceptionInfo()
+    return failure

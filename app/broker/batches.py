@@ -8,13 +8,14 @@ most.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task, trace_task_ret
 
 from app.broker import journal
-from app.broker.batch import Job, Traced, run
+from app.broker.batch import Job, run
 from app.broker.leases import BATCH
 from app.broker.request import HandedBack
 
@@ -76,7 +77,7 @@ class Batches:
         waiting = self._waiting.get(name, deque())
         requests = [waiting.popleft() for _ in range(self._size(len(waiting)))]
         # Celery settles and announces what was revoked when it is asked.
-        requests = [request for request in requests if not request.revoked()]
+        requests = [request for request in requests if _may_start(request)]
         if len(requests) == 1:
             self._process(requests[0])
         elif requests:
@@ -99,7 +100,7 @@ class Batches:
         try:
             result = self._pool.apply_async(
                 run,
-                args=(trace, task.name, [Job(r.id, r.request_dict, r.body) for r in requests]),
+                args=(trace, task.name, [Job(r.id, r.request_dict, *r.body) for r in requests]),
                 accept_callback=shared.on_accepted,
                 timeout_callback=shared.on_timeout,
                 callback=shared.on_success,
@@ -114,6 +115,8 @@ class Batches:
             # Broad on purpose: in the solo pool the job runs here, and an exception on the loop
             # ends the worker.
             shared.on_failure(ExceptionInfo())
+            if self._semaphore is not None:
+                self._semaphore.release()
             return
         for request in requests:
             request.shares(result)
@@ -127,11 +130,7 @@ class _Shared:
         self._handed_back: set[Any] = set()
 
     def on_accepted(self, *args: Any, **kwargs: Any) -> None:
-        for request in self._requests:
-            try:
-                request.on_accepted(*args, **kwargs)
-            except HandedBack:
-                self._handed_back.add(request)
+        self._each(lambda request: request.on_accepted(*args, **kwargs))
         if len(self._handed_back) == len(self._requests):
             # As a request by itself does: the threads pool starts nothing then.
             raise HandedBack(self._requests[0].id)
@@ -140,23 +139,46 @@ class _Shared:
         self._each(lambda request: request.on_timeout(*args, **kwargs))
 
     def on_failure(self, *args: Any, **kwargs: Any) -> None:
-        self._each(lambda request: request.on_failure(*args, **kwargs))
+        self._each(lambda request: request.on_failure(*args, **kwargs), is_end=True)
 
-    def on_success(self, traced: Sequence[Traced], **kwargs: Any) -> None:
+    def on_success(self, traced: Any, **kwargs: Any) -> None:
+        if isinstance(traced, ExceptionInfo):
+            # A pool of threads, or solo, whose job ended in a SystemExit (celery 5.7
+            # concurrency/base.py, `apply_target`).
+            self.on_failure(traced)
+            return
         results = dict(zip(self._requests, traced, strict=True))
-        self._each(lambda request: request.on_success(results[request], **kwargs))
+        self._each(lambda request: request.on_success(results[request], **kwargs), is_end=True)
 
-    def _each(self, call: Callable[[Any], None]) -> None:
+    def _each(self, call: Callable[[Any], None], *, is_end: bool = False) -> None:
         for request in self._requests:
             if request in self._handed_back:
                 continue
             try:
                 call(request)
-            except MemoryError:
-                raise
+            except HandedBack:
+                self._handed_back.add(request)
             except Exception as exc:
-                # Broad on purpose: the messages after this one have to hear of their end too.
-                journal.unreported(request.name, request.id, exc)
+                # Broad on purpose, and MemoryError is one: the messages after this one have to
+                # hear of it too.
+                _unreported(request, exc, is_end=is_end)
+
+
+def _may_start(request: Any) -> bool:
+    try:
+        return not request.revoked()
+    except Exception as exc:
+        # Broad on purpose: it was revoked or is expired, and that could not be stored.
+        _unreported(request, exc, is_end=True)
+        return False
+
+
+def _unreported(request: Any, exc: Exception, *, is_end: bool) -> None:
+    with suppress(Exception):
+        journal.unreported(request.name, request.id, exc)
+        if is_end:
+            # Else it would keep its slot as long as its lease may last.
+            request.reject(requeue=True)
 
 
 def _may_share(request: Any) -> bool:

@@ -9,13 +9,14 @@ what it can run, since a malformed header ends a stock worker (celery 5.7 worker
 import base64
 import binascii
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from celery.app.task import Context
-from kombu.utils.json import loads
+from kombu.utils.json import loads, object_hook
 from pydantic import ValidationError
 
 from app.broker.envelope import Embed, Envelope, Headers, Properties
@@ -50,9 +51,14 @@ class _Told:
 def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]:
     """The delivery as a payload of kombu's `virtual.Message`.
 
+    This is the one reading of a body: `body` is [args, kwargs, embed] as the task gets them, and
+    goes to the pool's process like that. In plain JSON everything is data; in Celery's envelope
+    kombu makes dates and the like of what is written as such.
+
     Headers from outside that describe the delivery (`retries`, `redelivered`) are overwritten with
     what SQS says; the header `delivery` tells the task where the message came from. Raises
-    Undecodable, whose reason holds nothing of the body.
+    Undecodable, whose reason holds nothing of the body; MemoryError and OSError are no fault of a
+    body and are raised as they are.
     """
     content = _json_object(delivery.body)
     source = "json"
@@ -131,14 +137,13 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
     }
     _check_times(headers)
     told = _Told("celery", has_producer_id=True)
-    return _payload(body, payload, headers, delivery, told, envelope.properties)
+    return _payload(payload, headers, delivery, told, envelope.properties)
 
 
 def _read_payload(body: str) -> Payload:
     what = "the Celery envelope: body"
     try:
-        # Celery's own way, which makes dates and the like of what names them so.
-        args, kwargs, embed = loads(body)
+        args, kwargs, embed = _read(body, what)
     except (ValueError, TypeError, RecursionError) as exc:
         raise Undecodable(f"{what} is not [args, kwargs, embed]") from exc
     _check_depth([args, kwargs, embed])
@@ -147,6 +152,37 @@ def _read_payload(body: str) -> Payload:
     if embed is not None:
         _checked(Embed.model_validate, embed, f"{what}: embed")
     return [args, kwargs, embed]
+
+
+def _read(body: str, what: str) -> Any:
+    """Celery's own way, which makes dates and the like of what names them so."""
+    made, unmade = [], f"{what} has a value that kombu cannot make"
+
+    def make(value: dict[str, Any]) -> Any:
+        it = _tried(object_hook, value, unmade)
+        if it is not value:
+            made.append(it)
+        return it
+
+    content = loads(body, object_hook=make)
+    if made:
+        # One that does not survive the way to a process would take the others of its job along.
+        _tried(_sent, made, f"{what} has a value that cannot go to another process")
+    return content
+
+
+def _sent(values: list[Any]) -> Any:
+    return pickle.loads(pickle.dumps(values, pickle.HIGHEST_PROTOCOL))
+
+
+def _tried(function: Callable[[Any], Any], value: Any, blame: str) -> Any:
+    try:
+        return function(value)
+    except (MemoryError, OSError):
+        raise
+    except Exception as exc:
+        # Broad on purpose: what makes a value is any code that somebody registered with kombu.
+        raise Undecodable(f"{blame} ({type(exc).__name__})") from exc
 
 
 def _check_times(headers: Mapping[str, Any]) -> None:
@@ -168,11 +204,10 @@ def _from_foreign(
     headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
     payload = [[], foreign.kwargs, {}]
     told = _Told(source, has_producer_id=foreign.id is not None)
-    return _payload(json.dumps(payload), payload, headers, delivery, told, Properties())
+    return _payload(payload, headers, delivery, told, Properties())
 
 
 def _payload(
-    body: str,
     payload: Payload,
     headers: dict[str, Any],
     delivery: Delivery,
@@ -188,11 +223,10 @@ def _payload(
         "enqueued_at": delivery.enqueued_at.astimezone(UTC).isoformat(),
     }
     return {
-        "body": body,
-        # Read once, here on the receiver's thread; app/broker/message.py hands it on.
-        "payload": payload,
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
+        "body": payload,
+        # kombu's words for data that is there as it is (kombu 5.7 serialization.py, `loads`).
+        "content-type": "application/data",
+        "content-encoding": "binary",
         "headers": headers,
         "properties": {
             "correlation_id": properties.correlation_id or headers["id"],

@@ -17,8 +17,6 @@ class Message(virtual.Message):
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         super().__init__(payload, channel=channel, **kwargs)
-        # Else kombu would read the body again, on the event loop.
-        self._decoded_cache = payload.get("payload")
         #: What happened; the first word counts. None means what ack or reject says by itself.
         self.happened: Happened | None = None
         #: The policy of the message's task, where it differs from the queue's.

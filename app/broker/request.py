@@ -30,6 +30,7 @@ from app.broker.failures import (
     what_happened,
 )
 from app.broker.lease import Lease
+from app.broker.message import Message
 from app.broker.outcomes import Happened
 from app.broker.suspicion import Suspicion
 from app.broker.task import Rejected, Suspected
@@ -48,6 +49,10 @@ class Request(CeleryRequest):
     _error: str | None = None
     _lease: Lease | None = None
     _is_suspected = False
+
+    def __init__(self, message: Message, **options: Any) -> None:
+        # `decoded`: the pool is given what the receiver has read of the body, and reads no text.
+        super().__init__(message, **options | {"body": message.payload, "decoded": True})
 
     def shares(self, job: Any) -> None:
         """The request runs in a job with others: what `terminate` and `cancel` end is that one."""
@@ -112,13 +117,16 @@ class Request(CeleryRequest):
         """Let Celery end the run, with its signals, events and errbacks."""
         try:
             super().on_failure(exc_info, *rest)
-        except MemoryError:
-            raise
         except Exception as broken:
             # Broad on purpose: the pool would print the text of what is raised here, and the
             # message would keep its slot for ever.
+            if isinstance(broken, MemoryError) and not self._has_process():
+                raise  # It is this process that is short of memory.
             journal.unreported(self.name, self.id, broken)
             self.reject(requeue=False)
+
+    def _has_process(self) -> bool:
+        return bool(self._message.channel.deliveries.pool_has_processes)
 
     def _suspect(self, exc: Any, exc_info: Any) -> bool:
         """Whether an outage may have caused this failure. Then its end waits for the verdict."""

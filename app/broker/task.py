@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from celery import Task as CeleryTask
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
-from app.broker.batch import Prepared
+from app.broker.batch import Prepared, outcomes_of
 from app.broker.errors import ConfigurationError, label
 from app.broker.options import Options
 from app.broker.policy import Policy
@@ -127,11 +127,14 @@ class Task(CeleryTask):
         raise Retry(exc=exc, when=self._delay(eta, countdown))
 
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
-        """The outcome of each call of a batch, in order."""
+        """The outcome of each call of a batch, in order.
+
+        Raises what `many` raises, and RuntimeError where it gives no list of outcomes.
+        """
         # From the class: on the task it would be a method.
         many = type(self).many
         assert many is not None
-        return many(calls)
+        return outcomes_of(self.name, many(calls), len(calls))
 
     def retry_delay(self, exc: Exception) -> float | None:
         """Seconds until a failure is tried again; None leaves it to the policy's backoff."""

@@ -111,7 +111,7 @@ class Checker:
         if payload["headers"]["delivery"]["source"] != "json":
             raise Unfit("this is no plain JSON message, but Celery's or SNS's own")
         task = payload["headers"]["task"]
-        self._check_arguments(task, json.loads(payload["body"])[1])
+        self._check_arguments(task, payload["body"][1])
         if (bytes_ := size(text, {})) > self._options.max_message_bytes:
             raise Unfit(f"{bytes_} bytes; the queue takes {self._options.max_message_bytes}")
         return Line(number, id_, self._queue or self._route(task), text)

@@ -1,14 +1,19 @@
 """Batches: what waits for the pool shares a job, and each message ends by itself."""
 
+import pickle
+import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from app.broker.batch import Job, Prepared, Traced, run
 from app.broker.batches import Batches
+from app.broker.failures import unwrapped
 from app.broker.request import HandedBack
 
 
@@ -78,33 +83,45 @@ class Request:
         self.message = Message(deliveries)
         self.time_limits = limits
         self.request_dict = {"id": id_}
-        self.body = "[[], {}, {}]"
+        self.body = [[], {"of": id_}, {}]
         self.is_revoked = False
-        self.breaks = False
+        #: What is raised when it is told anything.
+        self.fault: Exception | None = None
+        self.rejected: list[bool] = []
         self.is_handed_back = False
         self.heard: list[tuple[str, Any]] = []
 
     def shares(self, job: Any) -> None:
         self.job = job
 
+    def reject(self, requeue: bool = False) -> None:
+        self.rejected.append(requeue)
+
     def revoked(self) -> bool:
+        self.break_()
         return self.is_revoked
 
     def on_accepted(self, *args: Any) -> None:
         if self.is_handed_back:
             raise HandedBack(self.id)
-        self.heard.append(("accepted", args))
+        self.hear("accepted", args)
 
     def on_success(self, traced: Any, **_: Any) -> None:
-        if self.breaks:
-            raise ValueError("broken")
-        self.heard.append(("success", traced))
+        self.hear("success", traced)
 
     def on_failure(self, exc_info: Any) -> None:
-        self.heard.append(("failure", exc_info))
+        self.hear("failure", exc_info)
 
     def on_timeout(self, *args: Any) -> None:
-        self.heard.append(("timeout", args))
+        self.hear("timeout", args)
+
+    def hear(self, what: str, said: Any) -> None:
+        self.break_()
+        self.heard.append((what, said))
+
+    def break_(self) -> None:
+        if self.fault is not None:
+            raise self.fault
 
 
 class Worker:
@@ -129,9 +146,11 @@ class Worker:
             callback, args = self.due.pop(0)
             callback(*args)
 
+    def make(self, count: int, **how: Any) -> list[Request]:
+        return [Request(f"id-{n}", Task(), **how) for n in range(count)]
+
     def take(self, count: int, **how: Any) -> list[Request]:
-        requests = [Request(f"id-{n}", Task(), **how) for n in range(count)]
-        for request in requests:
+        for request in (requests := self.make(count, **how)):
             self.batches.take(request)
         return requests
 
@@ -272,17 +291,50 @@ def test_each_message_hears_of_its_own_end() -> None:
     ]
 
 
-def test_a_message_whose_end_breaks_leaves_the_others() -> None:
+@pytest.mark.parametrize("fault", [ValueError("broken"), MemoryError()], ids=repr)
+@pytest.mark.parametrize(
+    ("callback", "said", "is_end"),
+    [
+        ("accept_callback", (7, 1.5), False),
+        ("callback", ([(0, n, 0.1) for n in range(3)],), True),
+        ("error_callback", ("lost",), True),
+        ("timeout_callback", (False, 9), False),
+    ],
+)
+def test_a_message_that_breaks_leaves_the_others(
+    callback: str, said: Any, is_end: bool, fault: Exception
+) -> None:
     worker = Worker()
     requests = worker.take(3)
     worker.turn()
-    requests[0].breaks = True
-    worker.pool.jobs[0]["callback"]([(0, n, 0.1) for n in range(3)])
-    assert [request.heard for request in requests] == [
-        [],
-        [("success", (0, 1, 0.1))],
-        [("success", (0, 2, 0.1))],
-    ]
+    requests[0].fault = fault
+    worker.pool.jobs[0][callback](*said)
+    assert [len(request.heard) for request in requests] == [0, 1, 1]
+    # At its end it is handed back: nobody would tell of it again.
+    assert [request.rejected for request in requests] == [[True] if is_end else [], [], []]
+
+
+def test_what_cannot_be_told_of_being_revoked_does_not_keep_the_others_back() -> None:
+    worker = Worker(free=0)
+    requests = worker.take(3)
+    worker.turn()
+    requests[1].fault = OSError()
+    worker.semaphore.release()
+    assert [job.id for job in worker.pool.jobs[0]["args"][2]] == ["id-0", "id-2"]
+    assert requests[1].rejected == [True]
+
+
+def test_a_job_that_ended_its_thread_has_failed_for_each_message() -> None:
+    # So a pool of threads tells of a SystemExit (celery 5.7 concurrency/base.py).
+    worker = Worker(free=None)
+    requests = worker.take(2)
+    worker.turn()
+    try:
+        raise SystemExit
+    except SystemExit:
+        lost = ExceptionInfo()
+    worker.pool.jobs[0]["callback"](lost)
+    assert [request.heard for request in requests] == [[("failure", lost)]] * 2
 
 
 def test_a_message_that_was_handed_back_is_told_nothing_more() -> None:
@@ -316,6 +368,7 @@ def test_a_job_that_the_pool_does_not_take_has_failed_for_each_message() -> None
     requests = worker.take(2)
     worker.turn()
     assert [what for request in requests for what, _ in request.heard] == ["failure"] * 2
+    assert worker.semaphore.free == 1
 
 
 def test_a_lost_process_and_a_time_limit_are_told_to_every_message() -> None:
@@ -343,14 +396,39 @@ def test_every_message_of_a_batch_can_end_its_job() -> None:
     assert [request.job for request in requests] == [worker.pool] * 2
 
 
+def test_a_job_carries_what_was_read_of_each_body_once() -> None:
+    text = "x" * 100_000
+    worker = Worker()
+    for request in (requests := worker.make(2)):
+        request.body = [[], {"introduction": text}, None]
+        # As Celery's request has it (celery 5.7 worker/request.py).
+        request.request_dict |= {"args": request.body[0], "kwargs": request.body[1]}
+        worker.batches.take(request)
+    worker.turn()
+    sent = pickle.dumps(worker.pool.jobs[0]["args"][2])
+    assert len(sent) < 1.1 * len(requests) * len(text)
+    assert [(job.args, job.kwargs, job.embed) for job in pickle.loads(sent)] == [
+        ([], {"introduction": text}, None)
+    ] * 2
+
+
 # In the pool's process
+
+
+class Broken(dict[str, Any]):
+    """A request that cannot even be looked into."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise KeyError
+
+    keys = __iter__  # type: ignore[assignment]
 
 
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Registers a task whose work for many is the given function; runs it on so many messages."""
 
-    def ran(work: Callable[[Sequence[Any]], Sequence[Any]], count: int = 3) -> list[Any]:
+    def ran(work: Callable[[Sequence[Any]], Any], count: int = 3, **how: Any) -> list[Any]:
         class Many:
             name = "many"
             run_many = staticmethod(work)
@@ -359,30 +437,48 @@ def many(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             tasks = {"many": Many}  # noqa: RUF012 - a stand-in
 
         monkeypatch.setattr("app.broker.batch.current_app", App)
+        broken = how.get("broken")
         jobs = [
-            Job(f"id-{n}", {"id": f"id-{n}"}, f'[[], {{"n": {n}}}, {{}}]') for n in range(count)
+            Job(f"id-{n}", (Broken if n == broken else dict)(id=f"id-{n}"), [], {"n": n}, {})
+            for n in range(count)
         ]
-        return run(trace, "many", jobs)
+        return run(how.get("trace", trace), "many", jobs)
 
     return ran
+
+
+Many = Callable[..., list[Traced]]
 
 
 def trace(name: str, id_: str, request: Any, body: Any, *types: Any) -> Traced:
     """Celery's, as far as it matters here."""
     assert types == (None, None)
     try:
-        return 0, (id_, request["prepared"]()), 0.0
+        return 0, (id_, request["prepared"](*body[0], **body[1])), 0.0
     except Exception as exc:
         return 1, (id_, type(exc).__name__), None
+
+
+def fine(calls: Sequence[Any]) -> list[Any]:
+    return ["fine" for _ in calls]
+
+
+def ends(traced: Sequence[Traced]) -> list[str]:
+    """The result of each message, or the class of its failure."""
+    told = []
+    for failed, result, _ in traced:
+        assert failed == isinstance(result, ExceptionInfo) or isinstance(result, tuple)
+        told.append(
+            type(unwrapped(result)).__name__ if isinstance(result, ExceptionInfo) else result[1]
+        )
+    return told
 
 
 def test_an_outcome_is_the_same_whatever_the_arguments_are_called() -> None:
     assert Prepared("fine")(1, self=2, outcome=3) == "fine"
 
 
-def test_the_work_for_all_is_done_once_and_each_message_has_its_outcome(
-    many: Callable[..., Any],
-) -> None:
+def test_the_work_for_all_is_done_once_and_each_message_has_its_outcome(many: Many) -> None:
     worked: list[Any] = []
 
     def work(calls: Sequence[Any]) -> list[Any]:
@@ -399,14 +495,134 @@ def test_the_work_for_all_is_done_once_and_each_message_has_its_outcome(
     ]
 
 
-def test_work_that_fails_has_failed_for_each_message(many: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("fault", [ConnectionError(), MemoryError(), SoftTimeLimitExceeded()])
+def test_work_that_fails_has_failed_for_each_message(many: Many, fault: Exception) -> None:
     def work(calls: Sequence[Any]) -> list[Any]:
-        raise ConnectionError
+        raise fault
 
-    assert [result for _, result, _ in many(work)] == [
-        (f"id-{n}", "ConnectionError") for n in range(3)
-    ]
+    assert ends(many(work)) == [type(fault).__name__] * 3
 
 
-def test_an_outcome_too_few_is_a_failure_of_each_message(many: Callable[..., Any]) -> None:
-    assert [failed for failed, _, _ in many(lambda calls: ["fine"] * (len(calls) - 1))] == [1] * 3
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        pytest.param(outcomes, id=what)
+        for what, outcomes in {
+            "one too few": ["fine"] * 2,
+            "one too many": ["fine"] * 4,
+            "an empty list": [],
+            "nothing": None,
+            "a number": 7,
+            "a string": "abc",
+            "bytes": b"abc",
+            "a mapping": {"a": 1, "b": 2, "c": 3},
+            "a set": {1, 2, 3},
+            "a generator": (n for n in range(3)),
+            "a class": SystemExit,
+        }.items()
+    ],
+)
+def test_what_is_no_list_of_an_outcome_for_each_is_a_failure_of_each(
+    many: Many, outcomes: Any
+) -> None:
+    assert ends(many(lambda _: outcomes)) == ["RuntimeError"] * 3
+
+
+@pytest.mark.parametrize("odd", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), ValueError])
+def test_an_outcome_that_is_neither_result_nor_exception_is_a_failure_of_its_message(
+    many: Many, odd: Any
+) -> None:
+    assert ends(many(lambda _: ["fine", odd, "fine"])) == ["fine", "TypeError", "fine"]
+
+
+def test_a_message_whose_call_cannot_be_made_keeps_no_other_back(many: Many) -> None:
+    def work(calls: Sequence[Any]) -> list[Any]:
+        return [call.request.id for call in calls]
+
+    assert ends(many(work, broken=1)) == ["id-0", "KeyError", "id-2"]
+
+
+def test_a_message_that_cannot_be_traced_keeps_no_other_back(many: Many) -> None:
+    def short_of_memory(name: str, id_: str, *rest: Any) -> Traced:
+        if id_ == "id-1":
+            raise MemoryError
+        return trace(name, id_, *rest)
+
+    assert ends(many(fine, trace=short_of_memory)) == ["fine", "MemoryError", "fine"]
+
+
+def test_a_time_limit_between_two_messages_leaves_those_that_have_ended(many: Many) -> None:
+    traces: list[str] = []
+
+    def too_long(name: str, id_: str, *rest: Any) -> Traced:
+        traces.append(id_)
+        if len(traces) == 2:
+            raise SoftTimeLimitExceeded
+        return trace(name, id_, *rest)
+
+    traced = many(fine, count=4, trace=too_long)
+
+    assert ends(traced) == ["fine", *["SoftTimeLimitExceeded"] * 3]
+    # Each by its own trace, which tells whoever has to hear of it.
+    assert [result[0] for _, result, _ in traced] == [f"id-{n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("fault", [SoftTimeLimitExceeded(), MemoryError(), RecursionError()])
+def test_where_nothing_can_be_traced_each_message_has_failed(many: Many, fault: Exception) -> None:
+    def trace_nothing(*_: Any) -> Traced:
+        raise fault
+
+    assert ends(many(fine, trace=trace_nothing)) == [type(fault).__name__] * 3
+
+
+def test_the_time_limit_of_a_process_is_every_messages_where_it_falls_between_two(
+    many: Many,
+) -> None:
+    def told_to_stop(name: str, id_: str, *rest: Any) -> Traced:
+        traced = trace(name, id_, *rest)
+        if id_ == "id-1":
+            signal.raise_signal(signal.SIGUSR1)
+        return traced
+
+    def stop(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        traced = many(fine, trace=told_to_stop)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ends(traced) == ["fine", *["SoftTimeLimitExceeded"] * 2]
+
+
+class Unsendable(Reject):
+    """Cannot be read in another process."""
+
+    def __init__(self) -> None:
+        super().__init__("no")
+
+
+class Local(Exception):
+    """Has what cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("exc", "told"),
+    [(Unsendable(), "Reject"), (Local(), "UnpickleableExceptionWrapper")],
+    ids=["Reject", "Exception"],
+)
+def test_a_failure_that_cannot_be_sent_takes_no_other_along(
+    many: Many, exc: Exception, told: str
+) -> None:
+    def as_it_is(name: str, id_: str, request: Any, *rest: Any) -> Traced:
+        try:
+            return 0, (id_, request["prepared"]()), 0.0
+        except Exception:
+            return 1, ExceptionInfo(), None
+
+    traced = many(lambda _: ["fine", exc, "fine"], trace=as_it_is)
+
+    assert ends(pickle.loads(pickle.dumps(traced))) == ["fine", told, "fine"]

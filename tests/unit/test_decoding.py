@@ -3,8 +3,10 @@
 import base64
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from decimal import Decimal, InvalidOperation
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery import chain, group, signature
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.asynchronous.aws.sqs.message import AsyncMessage
 from kombu.transport import virtual
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps, register_type
 
 from app.broker.decoding import DEEPEST, decode
 from app.broker.errors import Undecodable
@@ -122,23 +124,127 @@ Decoded = Callable[..., dict[str, Any]]
 
 def test_our_envelope_arrives_as_it_was_sent(decoded: Decoded) -> None:
     payload = decoded(envelope())
-    assert json.loads(payload["body"])[1] == FIELDS
+    assert payload["body"][1] == FIELDS
     assert payload["headers"]["task"] == "registerUser"
     assert payload["headers"]["lang"] == "py"
     assert payload["properties"]["correlation_id"] == "id-1"
     assert payload["properties"]["reply_to"] == "reply-1"
 
 
-def test_what_was_read_of_a_body_is_what_a_task_gets_of_it(decoded: Decoded) -> None:
+def test_a_body_is_read_once_and_kombu_has_it_as_it_is(decoded: Decoded) -> None:
     for body in (envelope(), plain()):
         payload = decoded(body)
-        assert payload["payload"] == loads(payload["body"])
+        message = virtual.Message(payload, channel=object.__new__(virtual.Channel))
+        message.accept = {"application/json"}
+        assert message.decode() is payload["body"]
 
 
-def test_dates_in_an_envelope_are_read_as_celery_reads_them(decoded: Decoded) -> None:
-    day = datetime(2026, 11, 24, tzinfo=UTC)
-    payload = decoded(envelope() | {"body": dumps([[], {"day": day}, {}])})
-    assert payload["payload"][1] == {"day": day}
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime(2026, 11, 24, tzinfo=UTC),
+        date(2026, 11, 24),
+        time(1, 2),
+        UUID(int=7),
+        Decimal("1.5"),
+        b"\xff",
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_in_an_envelope_values_are_read_as_celery_reads_them(decoded: Decoded, value: Any) -> None:
+    assert decoded(envelope(body=dumps([[], {"it": value}, {}])))["body"][1] == {"it": value}
+
+
+#: What kombu's JSON would make of values: it cannot, or it makes no JSON of them.
+TYPED = [
+    {"__type__": type_, "__value__": value}
+    for type_, value in [
+        ("nosuch", MARKER),
+        ("decimal", MARKER),
+        ("datetime", MARKER),
+        ("datetime", "2026-01-02T03:04:05"),
+        ("date", 7),
+        ("time", "25:00"),
+        ("uuid", {"hex": "0", "more": 1}),
+        ("uuid", [MARKER]),
+        ("base64", 7),
+        ("base64", "x"),
+        ("bytes", None),
+        ([], MARKER),
+        ({}, MARKER),
+        (None, None),
+    ]
+]
+
+
+@pytest.mark.parametrize("value", TYPED, ids=json.dumps)
+@pytest.mark.parametrize("door", ["json", "sns"])
+def test_in_plain_json_every_value_is_data(decoded: Decoded, value: Any, door: str) -> None:
+    data = {**plain()["data"], "note": value, "more": [[value]]}
+    body = plain(data=data)
+    given = decoded(notification(json.dumps(body)) if door == "sns" else body)
+    assert given["body"] == [[], data, {}]
+    assert json.dumps(given["body"])
+
+
+class Unsendable:
+    """Has no way to another process."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError(MARKER)
+
+
+class Unreadable:
+    """Can be sent to another process, which cannot read it."""
+
+    def __reduce__(self) -> Any:
+        return int, (MARKER,)
+
+
+def register(make: Callable[[Any], Any]) -> None:
+    """Let kombu make a value of the type `ours` as the function does. It cannot forget a type."""
+    register_type(type("Ours", (), {}), "ours", str, make)
+
+
+def raises(exc: BaseException) -> Callable[[Any], Any]:
+    def make(_: Any) -> Any:
+        raise exc
+
+    return make
+
+
+OF_A_TYPE = [{"__type__": "ours", "__value__": MARKER}]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        *[
+            (raises(exc), f"kombu cannot make ({type(exc).__name__})")
+            for exc in (ValueError(MARKER), InvalidOperation(), KeyError(MARKER), RecursionError())
+        ],
+        (raises(AssertionError(MARKER)), "kombu cannot make (AssertionError)"),
+        (lambda _: Unsendable(), "cannot go to another process (TypeError)"),
+        (lambda _: Unreadable(), "cannot go to another process (ValueError)"),
+        (lambda _: lambda: None, "cannot go to another process"),
+    ],
+)
+def test_a_value_that_cannot_be_made_or_sent_to_a_process_is_the_fault_of_the_body(
+    decoded: Decoded, make: Any, reason: str
+) -> None:
+    register(make)
+    with pytest.raises(Undecodable) as raised:
+        decoded(envelope(body=json.dumps([OF_A_TYPE, {}, {}])))
+    assert reason in raised.value.reason
+    assert MARKER not in raised.value.reason
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OSError(24, "Too many open files")], ids=repr)
+def test_a_fault_of_the_machine_is_not_the_bodys(decoded: Decoded, fault: Exception) -> None:
+    register(raises(fault))
+    with pytest.raises(type(fault)) as raised:
+        decoded(envelope(body=json.dumps([OF_A_TYPE, {}, {}])))
+    assert raised.value is fault
 
 
 def test_a_message_of_kombu_reads_the_payload(decoded: Decoded) -> None:
@@ -169,14 +275,14 @@ def test_without_a_word_the_id_correlates_and_no_priority_is_given(
     ids=["none", "outer", "inner", "both", "outer twice", "both, in white space"],
 )
 def test_a_stock_producer_may_wrap_in_any_layers_of_base64(decoded: Decoded, body: str) -> None:
-    assert json.loads(decoded(body)["body"])[1] == FIELDS
+    assert decoded(body)["body"][1] == FIELDS
 
 
 @pytest.mark.parametrize("given", ["action", "type"])
 def test_plain_json_names_its_task_by_action_or_by_type(decoded: Decoded, given: str) -> None:
     payload = decoded(without("action", plain()) | {given: "registerUser"})
     assert payload["headers"]["task"] == "registerUser"
-    assert json.loads(payload["body"]) == [[], plain()["data"], {}]
+    assert payload["body"] == [[], plain()["data"], {}]
 
 
 def test_plain_json_keeps_the_id_of_its_producer(decoded: Decoded) -> None:
@@ -308,7 +414,7 @@ def test_the_embed_cannot_say_what_the_request_says(decoded: Decoded, name: str)
     # Celery updates the request with all that the embed holds (celery 5.7 app/trace.py).
     body = with_embed({name: 99})
     try:
-        _, _, embed = json.loads(decoded(body)["body"])
+        _, _, embed = decoded(body)["body"]
     except Undecodable:
         return
     assert name not in embed
@@ -458,6 +564,11 @@ BODIES = {
     "body of a huge integer": envelope(body=f"[[{'1' * 5_000}], {{}}, {{}}]"),
     "body said to be base64": with_properties(body_encoding="base64"),
     "body base64 of no UTF-8": with_properties(body_encoding="base64") | {"body": NOT_UTF8},
+    **{
+        f"body of {json.dumps(value)}": envelope(body=json.dumps([[], {"it": value}, {}]))
+        for value in TYPED
+        if value["__value__"] != "2026-01-02T03:04:05"
+    },
     "body a pickle": with_properties(body_encoding="base64") | {"body": "gASVBQAAAAAAAABdlC4="},
 }
 
@@ -620,7 +731,7 @@ def test_any_text_is_a_payload_or_undecodable(make_delivery: MakeDelivery, body:
     except Undecodable:
         return
     # Celery unpacks the one and hashes the other two; a failure of either ends a stock worker.
-    args, kwargs, _ = json.loads(payload["body"])
+    args, kwargs, _ = payload["body"]
     assert isinstance(args, list)
     assert isinstance(kwargs, dict)
     assert isinstance(payload["headers"]["task"], str)
@@ -634,4 +745,4 @@ def test_a_decoder_of_another_application_is_asked(make_delivery: MakeDelivery) 
     body = json.dumps({"do": "pay", "with": {"sum": 3}})
     payload = decode(make_delivery(body=body), its_own)
     assert payload["headers"]["task"] == "pay"
-    assert json.loads(payload["body"]) == [[], {"sum": 3}, {}]
+    assert payload["body"] == [[], {"sum": 3}, {}]

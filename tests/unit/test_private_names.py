@@ -28,7 +28,6 @@ from flower.api.tasks import GetQueueLengths
 from flower.views.broker import BrokerView
 from flower.views.monitor import Metrics
 from kombu import Connection
-from kombu.message import Message as KombuMessage
 from kombu.transport import virtual
 
 import app
@@ -45,7 +44,6 @@ TOUCHED: list[tuple[type, str, str]] = [
     (virtual.Channel, "_get", "overridden: nothing polls message by message"),
     (virtual.Channel, "_tag_to_queue", "read: the queue of a consumer that is cancelled"),
     (virtual.QoS, "_delivered", "read: the message of a delivery tag, to see what happened to it"),
-    (KombuMessage, "_decoded_cache", "written: what the receiver has read of the body already"),
     (virtual.Transport, "_callbacks", "read: who consumes a queue"),
     (WorkController, "_process_task", "called: one request becomes a job of the pool"),
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),

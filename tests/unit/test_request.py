@@ -192,6 +192,8 @@ class Run:
 
 MakeRun = Callable[..., Run]
 
+BODY = ([], {"name": MARKER}, {})
+
 
 @pytest.fixture
 def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
@@ -219,17 +221,17 @@ def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
     @app.task(shared=False, name="patient", time_limit=300)
     def patient() -> None: ...
 
-    def make(deliveries: int = 1, **headers: Any) -> Run:
-        body = json.dumps(
+    def make(deliveries: int = 1, body: Any = BODY, **headers: Any) -> Run:
+        text = json.dumps(
             {
-                "body": json.dumps([[], {"name": MARKER}, {}]),
+                "body": json.dumps(body),
                 "headers": {"task": "job", "id": "id-1"} | headers,
                 "properties": {},
                 "content-type": "application/json",
                 "content-encoding": "utf-8",
             }
         )
-        delivery = make_delivery(body=body, count=deliveries)
+        delivery = make_delivery(body=text, count=deliveries)
         message = Message(decode(delivery, None), channel=Channel())
         message.channel.lease = Lease(delivery, delivery.received_at + VISIBILITY_TIMEOUT)
         eventer, settled = Eventer(), list[str]()
@@ -249,6 +251,18 @@ def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
     state.active_requests.clear()
     state.reserved_requests.clear()
     state.requests.clear()
+
+
+@pytest.mark.parametrize("embed", [{}, None, {"errbacks": None}])
+def test_the_pool_is_given_what_was_read_of_the_body_and_no_text(
+    make_run: MakeRun, embed: Any
+) -> None:
+    request = make_run(body=[[], {"name": MARKER}, embed]).request
+    assert request.body == [[], {"name": MARKER}, embed]
+    assert (request.content_type, request.content_encoding) == (None, None)
+    assert (request.args, request.kwargs) == ([], {"name": MARKER})
+    # The same objects, which pickle writes once.
+    assert request.request_dict["kwargs"] is request.body[1]
 
 
 def naive(time: datetime) -> datetime:
@@ -518,6 +532,16 @@ def test_an_event_that_cannot_be_sent_costs_the_event_and_not_the_message(
     assert run.settled == ["reject"]
     assert {vars(record)["event"] for record in caplog.records} == {"event.failed"}
     assert MARKER not in caplog.text
+
+
+def test_a_process_of_the_pool_that_is_short_of_memory_costs_its_message_an_attempt(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    run.message.channel.pool_has_processes = True
+    run.request.on_failure(info_of(MemoryError()), return_ok=True)
+    assert isinstance(run.message.happened, Failed)
+    assert run.settled == ["reject"]
 
 
 def test_where_memory_is_short_the_process_is_told(make_run: MakeRun) -> None:

@@ -10,6 +10,7 @@ from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import Retry
 from kombu import Connection
+from pydantic import field_validator
 
 from app.broker.batch import Call
 from app.broker.task import Rejected
@@ -376,6 +377,32 @@ def test_a_message_that_its_model_refuses_keeps_no_other_back(greet_many: Any) -
     assert (first, last) == ("kim by sns", "lee by sns")
     assert isinstance(bad, InvalidMessage)
     assert "name: Field required" in str(bad)
+
+
+def test_a_check_that_breaks_keeps_no_other_back(celery_app: Celery) -> None:
+    class Picky(Greeting):
+        @field_validator("name")
+        @classmethod
+        def known(cls, name: str) -> str:
+            return {"kim": "kim", "lee": "lee"}[name]
+
+    @celery_app.task(shared=False, name="picky", model=Picky, many=list)
+    def picky(*_: Any) -> None: ...
+
+    first, bad, last = picky.run_many([call(place="p", name=n) for n in ("kim", "eve", "lee")])
+    assert (first[0].name, last[0].name) == ("kim", "lee")
+    assert isinstance(bad, KeyError)
+
+
+@pytest.mark.parametrize("outcomes", [[], ["a", "b"], {"a": 1}, "a", None])
+def test_work_that_gives_no_list_of_an_outcome_for_each_has_failed(
+    celery_app: Celery, outcomes: Any
+) -> None:
+    @celery_app.task(shared=False, name="odd", model=Greeting, many=lambda _: outcomes)
+    def odd(*_: Any) -> None: ...
+
+    with pytest.raises(RuntimeError, match="odd: "):
+        odd.run_many([call(place="p", name="kim")])
 
 
 def test_there_is_no_work_where_every_message_is_refused(greet_many: Any) -> None:
