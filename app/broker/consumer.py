@@ -13,7 +13,7 @@ from celery import signals
 from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from app.broker import outcomes
+from app.broker import outcomes, time_limits
 from app.broker.batches import Batches
 from app.broker.errors import ConfigurationError
 from app.broker.mailbox import worker as control_plane
@@ -122,6 +122,8 @@ class Consumer(CeleryConsumer):
         if headers["delivery"]["source"] != "celery" and getattr(task, "model", None) is None:
             self._refuse(message, f"task {task.name} cannot be reached by plain JSON", None)
             return False
+        own = task.time_limit, task.soft_time_limit
+        headers["timelimit"] = list(time_limits.of_message(headers["timelimit"], own))
         args, kwargs, _ = message.payload
         if hasattr(task, "shown"):
             headers["argsrepr"], headers["kwargsrepr"] = task.shown(args, kwargs)

@@ -73,7 +73,11 @@ class Task(CeleryTask):
         return f"({len(args)} hidden)" if args else "()", f"{{{len(kwargs)} hidden}}"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
-        """Send the task. The message shows no argument that `shown` hides."""
+        """Send the task. The message shows no argument that `shown` hides, and names no time limit
+        but those of this call: the worker has the task's own."""
+        # Else Celery adds what the task has here, and the worker could not tell who asked for it.
+        options.setdefault("time_limit", None)
+        options.setdefault("soft_time_limit", None)
         shown = self.shown(args or (), kwargs or {})
         options.setdefault("argsrepr", shown[0])
         options.setdefault("kwargsrepr", shown[1])

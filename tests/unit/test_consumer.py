@@ -76,6 +76,8 @@ def celery_app() -> Celery:
     @app.task(shared=False, name="typed", model=Registration)
     def typed(*_: Any) -> None: ...
 
+    app.conf.update(task_time_limit=30, task_soft_time_limit=25)
+
     @app.task(shared=False, name="plain")
     def plain(*_: Any) -> None: ...
 
@@ -152,6 +154,30 @@ def test_what_events_show_of_the_arguments_is_ours_and_not_of_the_wire(
     consumer.create_task_handler()(message)
     assert MARKER not in message.headers["argsrepr"] + message.headers["kwargsrepr"]
     assert message.headers["kwargsrepr"]
+
+
+@pytest.mark.parametrize(
+    ("door", "asked", "its"),
+    [
+        ("envelope", {"timelimit": [30, 25]}, [None, None]),
+        ("envelope", {"timelimit": [3000, None]}, [None, None]),
+        ("envelope", {"timelimit": [10, 5]}, [10, 5]),
+        ("envelope", {"timelimit": [1e-9, 1e-9]}, [1, None]),
+        ("envelope", {}, [None, None]),
+        ("plain JSON", {}, [None, None]),
+    ],
+)
+def test_a_message_has_the_time_limits_of_its_own_that_its_task_allows(
+    consumer: Consumer,
+    strategy: Strategy,
+    make_message: MakeMessage,
+    door: str,
+    asked: Any,
+    its: list[float | None],
+) -> None:
+    consumer.create_task_handler()(make_message("typed", door, **asked))
+    (taken,) = strategy.taken
+    assert taken.headers["timelimit"] == its
 
 
 @pytest.mark.parametrize(

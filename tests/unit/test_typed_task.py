@@ -163,6 +163,27 @@ def test_a_sent_message_shows_no_value_but_those_that_may_be_shown(greet: Any) -
     assert MARKER not in json.dumps(sent["headers"])
 
 
+@pytest.mark.parametrize("way", ["apply_async", "signature"])
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, [None, None]),
+        ({"time_limit": 10}, [10, None]),
+        ({"soft_time_limit": 5}, [None, 5]),
+        ({"time_limit": 10, "soft_time_limit": 5}, [10, 5]),
+        ({"time_limit": 30, "soft_time_limit": 25}, [30, 25]),
+    ],
+)
+def test_a_message_names_the_time_limits_of_its_call_and_not_those_of_its_task(
+    celery_app: Celery, greet: Any, asked: dict[str, int], sent: Any, way: str
+) -> None:
+    greet.time_limit, greet.soft_time_limit = 30, 25
+    send = greet.apply_async if way == "apply_async" else greet.s("here", MARKER).apply_async
+    args = ("here", MARKER) if way == "apply_async" else ()
+    message = sent_by(lambda to: send(args, **asked, connection=to))
+    assert message["headers"]["timelimit"] == sent
+
+
 def test_what_a_task_sends_is_checked_where_it_arrives(greet: Any) -> None:
     # To raise here would fail the task before it, which has done its work.
     sent = sent_by(
