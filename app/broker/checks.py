@@ -16,6 +16,9 @@ from app.broker.policy import SPARE_DELIVERIES
 #: Seconds SQS keeps a message at the longest.
 LONGEST_RETENTION = 14 * 86_400
 
+#: A visibility timeout of so many long polls leaves no doubt about how old a lease is on arrival.
+POLLS_PER_LEASE = 3
+
 #: What is said of an attribute that the answer does not have.
 NOT_SAID = "the server does not say"
 
@@ -70,6 +73,7 @@ def check_queue(name: str, options: Options, attributes: Attributes) -> Iterator
     """Compare a queue's attributes with the options."""
     yield from check_redrive_policy(name, options, attributes)
     yield check_visibility_timeout(name, options, attributes)
+    yield _long_poll(name, options)
     yield _message_size(name, options.max_message_bytes, attributes)
     yield encryption(name, attributes)
 
@@ -111,6 +115,18 @@ def check_visibility_timeout(name: str, options: Options, attributes: Attributes
         )
     longer = f", longer than visibility_timeout ({ours} s): a lost message waits for it"
     return check.ok(f"{its} s{longer if its > ours else ''}")
+
+
+def _long_poll(name: str, options: Options) -> Finding:
+    """Compare the length of a poll with that of a lease: neither is wrong by the other."""
+    check = Subject(name, "long poll")
+    poll, lease = options.wait_time_seconds, options.policy.visibility_timeout
+    if lease < POLLS_PER_LEASE * poll:
+        return check.ok(
+            f"{poll} s, more than a third of visibility_timeout ({lease} s): messages that come "
+            "late in a poll cost one more call, which extends their leases on arrival"
+        )
+    return check.ok(f"{poll} s, within a third of visibility_timeout ({lease} s)")
 
 
 def check_dead_letters(

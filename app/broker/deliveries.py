@@ -14,6 +14,7 @@ from typing import Any
 
 from app.broker import arrivals, journal, outcomes
 from app.broker.clients import new_client
+from app.broker.extension import OVER
 from app.broker.heartbeat import Heartbeat
 from app.broker.inbox import Inbox
 from app.broker.lease import Delivery, Lease
@@ -178,7 +179,7 @@ class Deliveries:
         if self._settler is None:
             return
         if lease.expires_at <= monotonic():
-            journal.lease_lost(lease, "its time ran out")
+            journal.lease_lost(lease.delivery, OVER)
             return
         delivery = lease.delivery
         outcome = decide(happened, delivery.count, policy or self._options.policy)
@@ -205,7 +206,7 @@ class Deliveries:
 
     def _on_lost(self, lease: Lease, why: str) -> None:
         if self._leases.take(lease.delivery.tag) is not None:
-            journal.lease_lost(lease, why)
+            journal.lease_lost(lease.delivery, why)
             self.on_lease_lost(lease.delivery.tag)
 
     @property

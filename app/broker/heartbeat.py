@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from app.broker.extension import OVER, REFUSED, extend
 from app.broker.lease import Lease
 from app.broker.leases import BATCH, Leases
 from app.broker.options import Options
-from app.broker.settler import bare, error_code
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -23,10 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: A lease is extended when this part of its time has passed.
 BEATS_PER_LEASE = 3
-
-#: Codes by which SQS says that a receipt handle has lost its right.
-#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
-LOST_CODES = frozenset({"InvalidParameterValue", "MessageNotInflight", "ReceiptHandleIsInvalid"})
 
 
 class Heartbeat:
@@ -78,7 +74,7 @@ class Heartbeat:
         due: list[Lease] = []
         for lease in self._leases.all():
             if lease.expires_at <= now:
-                self._on_lost(lease, "its time ran out")
+                self._on_lost(lease, OVER)
             elif self._is_due(lease, now):
                 due.append(lease)
         by_queue: dict[str, list[Lease]] = {}
@@ -90,43 +86,26 @@ class Heartbeat:
 
     def _is_due(self, lease: Lease, now: float) -> bool:
         age = now - (lease.expires_at - self._leases.visibility_timeout)
-        reaches_further = _seconds(lease, now, self._leases.visibility_timeout) + now
+        reaches_further = seconds_for(lease, now, self._leases.visibility_timeout) + now
         return age >= self._interval / 2 and reaches_further > lease.expires_at
 
     def _extend(self, url: str, leases: Sequence[Lease]) -> None:
-        asked_at = monotonic()
-        try:
-            answer = self._client.change_message_visibility_batch(
-                QueueUrl=url,
-                Entries=[
-                    {
-                        "Id": str(number),
-                        "ReceiptHandle": lease.delivery.receipt_handle,
-                        "VisibilityTimeout": _seconds(
-                            lease, asked_at, self._leases.visibility_timeout
-                        ),
-                    }
-                    for number, lease in enumerate(leases)
-                ],
-            )
-        except Exception as exc:
-            # Broad on purpose: whatever went wrong, the next beat tries again before a lease ends.
-            logger.warning(
-                "Leases could not be extended (%s); trying again.",
-                error_code(exc),
-                extra={"event": "lease.failed", "error": error_code(exc), "count": len(leases)},
-            )
+        now, timeout = monotonic(), self._leases.visibility_timeout
+        # What ended while others were extended would be hidden for a whole lease.
+        held = [lease for lease in leases if self._leases.holds(lease.delivery.tag)]
+        leases = [lease for lease in held if self._is_due(lease, now)]
+        if not leases:
             return
-        failed = {int(entry["Id"]): entry["Code"] for entry in answer.get("Failed", ())}
-        for number, lease in enumerate(leases):
-            if number not in failed:
-                seconds = _seconds(lease, asked_at, self._leases.visibility_timeout)
-                self._leases.extended(lease.delivery.tag, asked_at + seconds)
-            elif bare(failed[number]) in LOST_CODES:
-                self._on_lost(lease, "SQS refused its receipt handle")
+        wanted = [(lease.delivery, seconds_for(lease, now, timeout)) for lease in leases]
+        extension = extend(self._client, url, wanted)
+        for tag, until in extension.until.items():
+            self._leases.extended(tag, until)
+        for lease in leases:
+            if lease.delivery.tag in extension.lost:
+                self._on_lost(lease, REFUSED)
 
 
-def _seconds(lease: Lease, asked_at: float, visibility_timeout: int) -> int:
+def seconds_for(lease: Lease, now: float, visibility_timeout: int) -> int:
     """Whole seconds an extension may have: a lease's time, and no further than its bound, which is
     within the 12 hours that SQS counts from the receive."""
-    return max(0, min(visibility_timeout, int(lease.may_last_until - asked_at)))
+    return max(0, min(visibility_timeout, int(lease.may_last_until - now)))

@@ -5,12 +5,12 @@ from time import monotonic
 from typing import Any
 
 from app.broker import outcomes
-from app.broker.lease import Delivery, Lease
+from app.broker.lease import Delivery
 
 logger = logging.getLogger(__name__)
 
 
-def lease_lost(lease: Lease, why: str) -> None:
+def lease_lost(delivery: Delivery, why: str) -> None:
     """A lease was lost: what happens to the message is another worker's now."""
     logger.warning(
         "The lease of a message was lost: %s. Nothing is settled; SQS delivers it again.",
@@ -18,9 +18,9 @@ def lease_lost(lease: Lease, why: str) -> None:
         extra={
             "event": "lease.lost",
             "reason": why,
-            "sqs_message_id": lease.delivery.message_id,
-            "queue": lease.delivery.queue,
-            "deliveries": lease.delivery.count,
+            "sqs_message_id": delivery.message_id,
+            "queue": delivery.queue,
+            "deliveries": delivery.count,
         },
     )
 

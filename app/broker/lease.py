@@ -32,7 +32,14 @@ class Delivery:
     """ApproximateReceiveCount: how often SQS has delivered the message, this one included."""
     enqueued_at: datetime
     received_at: float
-    """Monotonic seconds when the receive call was sent: the lease cannot be younger."""
+    """Monotonic seconds when the answer came that brought it."""
+    waited: float = 0.0
+    """Seconds for which the receive call was open: SQS handed the message out within them."""
+
+    @property
+    def asked_at(self) -> float:
+        """Monotonic seconds when the receive call was sent: the lease began no earlier."""
+        return self.received_at - self.waited
 
 
 @dataclass
@@ -64,7 +71,7 @@ class Lease:
     def started(self, time_limit: float | None) -> None:
         """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
         self.started_at = monotonic()
-        longest = self.delivery.received_at + LONGEST_VISIBILITY - 1
+        longest = self.delivery.asked_at + LONGEST_VISIBILITY - 1
         if time_limit is None:
             self.may_last_until = longest
         else:

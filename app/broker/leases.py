@@ -4,7 +4,7 @@ Keyed by tag and never by message id: one worker can hold two deliveries of one 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
 from app.broker.lease import Delivery, Lease
@@ -138,12 +138,19 @@ class Leases:
         with self._changed:
             self._changed.notify_all()
 
-    def fill(self, slots: int, deliveries: list[Delivery]) -> None:
-        """Give `slots` reserved ones back and hold the deliveries that came."""
+    def fill(
+        self, slots: int, deliveries: Iterable[Delivery], until: Mapping[str, float] | None = None
+    ) -> None:
+        """Give `slots` reserved ones back and hold the deliveries that came.
+
+        `until` has the end of each lease, by its tag; without it they count from the receive call.
+        """
         with self._changed:
             self._reserved -= slots
             for delivery in deliveries:
-                expires_at = delivery.received_at + self.visibility_timeout
+                expires_at = delivery.asked_at + self.visibility_timeout
+                if until is not None:
+                    expires_at = until[delivery.tag]
                 self._held[delivery.tag] = Lease(delivery, expires_at)
             self._wake_if_worth_it()
             self._tell_if_empty()

@@ -8,13 +8,15 @@ long poll for an answer, and back off, for ever.
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from app.broker import journal
 from app.broker.clients import CONNECT_TIMEOUT
+from app.broker.extension import OVER, REFUSED, extend
 from app.broker.lease import Delivery
 from app.broker.leases import Leases
 from app.broker.options import Options
@@ -39,6 +41,10 @@ FIRST_PAUSE = 0.5
 
 #: Seconds that a call may be late, with all its timeouts and its pause, before it hangs for good.
 FAULT_MARGIN = 10
+
+#: The part of a lease that a receive call may take without a doubt about what is left of it. A
+#: third, and what an answer may be late: so polls of a third of a lease cost no further call.
+MOST_DOUBT = 0.35
 
 #: Seconds between two log lines about one kind of failure.
 QUIET = 60.0
@@ -149,10 +155,38 @@ class Receiver:
             self._outlive(exc)
         finally:
             self._asked_at.pop(threading.get_ident(), None)
-            self._leases.fill(slots, received)
-        if received:
-            self._hand_over(received)
+            held = self._hold(slots, received)
+        if held:
+            self._hand_over(held)
         return len(received)
+
+    def _hold(self, slots: int, received: Sequence[Delivery]) -> list[Delivery]:
+        """Give the slots back, and hold what came: but for those whose lease is over by now."""
+        until: dict[str, float] = {}
+        try:
+            until = self._ends(received)
+        finally:
+            held = [delivery for delivery in received if delivery.tag in until]
+            self._leases.fill(slots, held, until)
+        return held
+
+    def _ends(self, received: Sequence[Delivery]) -> dict[str, float]:
+        """When the lease of each ends, by its tag. Those that are over are said to be lost."""
+        timeout = self._leases.visibility_timeout
+        until = {delivery.tag: delivery.asked_at + timeout for delivery in received}
+        why: dict[str, str] = {}
+        # Nobody knows when in a long call SQS handed a message out: it does.
+        if doubtful := [d for d in received if d.waited > timeout * MOST_DOUBT]:
+            extension = extend(self._client, self._url, [(d, timeout) for d in doubtful])
+            until |= extension.until
+            why = dict.fromkeys(extension.lost, REFUSED)
+        now = monotonic()
+        why = {tag: OVER for tag, end in until.items() if end <= now} | why
+        for delivery in received:
+            if delivery.tag in why:
+                journal.lease_lost(delivery, why[delivery.tag])
+                del until[delivery.tag]
+        return until
 
     def _hand_over(self, received: list[Delivery]) -> None:
         try:
@@ -166,15 +200,17 @@ class Receiver:
 
     def _receive(self, slots: int, wait: int) -> list[Delivery]:
         asked_at = monotonic()
-        answer = self._client.receive_message(
+        answer: Any = self._client.receive_message(
             QueueUrl=self._url,
             MaxNumberOfMessages=slots,
             WaitTimeSeconds=wait,
             MessageAttributeNames=["All"],
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
         )
+        received_at = monotonic()
         return [
-            delivery_of(message, self._queue, asked_at) for message in answer.get("Messages", ())
+            delivery_of(message, self._queue, received_at, received_at - asked_at)
+            for message in answer.get("Messages", ())
         ]
 
     def _outlive(self, exc: Exception) -> None:
@@ -212,8 +248,9 @@ class Receiver:
             )
 
 
-def delivery_of(message: Any, queue: str, asked_at: float) -> Delivery:
-    """The delivery that a message of ReceiveMessage's answer is; `asked_at` in monotonic seconds.
+def delivery_of(message: Any, queue: str, received_at: float, waited: float = 0.0) -> Delivery:
+    """The delivery that a message of ReceiveMessage's answer is, which came at `received_at`, in
+    monotonic seconds, after a call of `waited` seconds.
 
     Raises KeyError for a message without what the call asks for.
     """
@@ -229,7 +266,8 @@ def delivery_of(message: Any, queue: str, asked_at: float) -> Delivery:
         },
         count=int(facts["ApproximateReceiveCount"]),
         enqueued_at=datetime.fromtimestamp(int(facts["SentTimestamp"]) / 1000, UTC),
-        received_at=asked_at,
+        received_at=received_at,
+        waited=waited,
     )
 
 

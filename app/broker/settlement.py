@@ -37,7 +37,7 @@ def visibility_of(settlement: Settlement) -> int:
     """Seconds, within what is left of SQS's 12 hours from the receive."""
     if not isinstance(settlement.outcome, Retry | Released):
         return 0
-    age = math.ceil(monotonic() - settlement.delivery.received_at)
+    age = math.ceil(monotonic() - settlement.delivery.asked_at)
     return max(0, min(settlement.outcome.delay, LONGEST_VISIBILITY - age - 1))
 
 

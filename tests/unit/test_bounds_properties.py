@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.heartbeat import _seconds
+from app.broker.heartbeat import seconds_for
 from app.broker.lease import Delivery, Lease
 from app.broker.outcomes import (
     LONGEST_DELAY,
@@ -116,7 +116,7 @@ def test_an_extension_stays_within_the_twelve_hours_and_the_bound_of_its_lease(
         lease = Lease(delivery, delivery.received_at + visibility_timeout)
         if is_started:
             lease.started(limit)
-        extension = _seconds(lease, now, visibility_timeout)
+        extension = seconds_for(lease, now, visibility_timeout)
         assert isinstance(extension, int)
         assert 0 <= extension <= visibility_timeout
         assert extension == 0 or now + extension <= lease.may_last_until

@@ -9,6 +9,7 @@ import pytest
 from app.broker.checks import Finding, Level, check_dead_letters, check_queue
 from app.broker.options import Options, QueueAddress
 from app.broker.permissions import permission
+from app.broker.policy import Policy
 
 JOBS = "https://sqs.us-east-1.amazonaws.com/123456789012/jobs"
 DEAD = "https://sqs.us-east-1.amazonaws.com/123456789012/dead"
@@ -97,6 +98,23 @@ def test_a_lower_setting_is_offered_only_where_attempts_fit_below_it(
 )
 def test_what_is_more_than_asked_for_is_no_fault(changes: dict[str, Any]) -> None:
     assert faults(check_queue("jobs", OPTIONS, queue(**changes))) == []
+
+
+@pytest.mark.parametrize(
+    ("timeout", "poll", "is_short"),
+    [(60, 20, False), (59, 20, True), (15, 20, True), (15, 5, False), (1, 0, False)],
+)
+def test_a_visibility_timeout_of_less_than_three_polls_is_said_with_its_price_and_is_no_fault(
+    timeout: int, poll: int, is_short: bool
+) -> None:
+    policy = Policy(visibility_timeout=timeout)
+    options = replace(OPTIONS, wait_time_seconds=poll, policy=policy)
+    found = list(check_queue("jobs", options, queue(VisibilityTimeout=timeout)))
+    assert faults(found) == []
+    [said] = [finding.text for finding in found if finding.check == "long poll"]
+    assert f"{poll} s" in said
+    assert f"({timeout} s)" in said
+    assert ("one more call" in said) is is_short
 
 
 def test_only_a_missing_redrive_policy_keeps_a_worker_from_running() -> None:

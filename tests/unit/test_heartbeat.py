@@ -36,9 +36,11 @@ class Client:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.faults: list[Any] = []
+        self.before_each: Callable[[], Any] = lambda: None
 
     def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
         self.calls.append(call)
+        self.before_each()
         fault = self.faults.pop(0) if self.faults else {}
         if isinstance(fault, Exception):
             raise fault
@@ -86,7 +88,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the clock to so many seconds after the receive."""
 
     def set_to(seconds: float) -> None:
-        for module in ("heartbeat", "lease"):
+        for module in ("extension", "heartbeat", "lease"):
             monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: RECEIVED + seconds)
 
     set_to(0)
@@ -181,6 +183,30 @@ def test_each_queue_is_asked_by_its_own_url(
     heartbeat.beat()
     asked = {call["QueueUrl"]: len(call["Entries"]) for call in client.calls}
     assert asked == {"https://sqs.test/jobs": 2, "https://sqs.test/mail": 1}
+
+
+def test_what_ends_while_others_are_extended_is_not_extended(
+    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At
+) -> None:
+    # Its settler has told SQS when it is to be seen again, or that it is done.
+    held = [hold() for _ in range(11)]
+    client.before_each = lambda: leases.take(held[-1].delivery.tag)
+    at(20)
+    heartbeat.beat()
+    assert [len(call["Entries"]) for call in client.calls] == [10]
+
+
+def test_a_lease_lasts_as_long_as_sqs_was_asked_for_although_its_task_starts_meanwhile(
+    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At
+) -> None:
+    lease = hold()
+    leases.started(lease.delivery.tag, 0.5)
+    client.before_each = lambda: leases.started(lease.delivery.tag, 600)
+    lease.expires_at = RECEIVED + 5
+    at(4)
+    heartbeat.beat()
+    (seconds,) = client.extended().values()
+    assert lease.expires_at == RECEIVED + 4 + seconds
 
 
 # Within bounds

@@ -7,7 +7,7 @@ import pytest
 
 from app.broker import journal
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from tests.unit.conftest import MakeDelivery, MakeLease
+from tests.unit.conftest import MakeDelivery
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -66,6 +66,13 @@ def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(
     assert MARKER not in str(line)
 
 
+def test_the_time_of_a_delivery_counts_from_when_it_came_and_not_from_when_it_was_asked_for(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.ended(make_delivery(waited=1_000.0), Done(), "registerUser", "id-1")
+    assert 0 <= the_line(caplog)["seconds"] < 60
+
+
 def test_a_message_that_was_never_decoded_is_told_by_the_id_of_sqs(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,10 +81,10 @@ def test_a_message_that_was_never_decoded_is_told_by_the_id_of_sqs(
 
 
 def test_a_lost_lease_is_told_with_why(
-    make_lease: MakeLease, caplog: pytest.LogCaptureFixture
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lease = make_lease(message_id="sqs-7", count=3, body=MARKER)
-    journal.lease_lost(lease, "its time ran out")
+    delivery = make_delivery(message_id="sqs-7", count=3, body=MARKER)
+    journal.lease_lost(delivery, "its time ran out")
     line = the_line(caplog)
     assert (line["event"], line["reason"]) == ("lease.lost", "its time ran out")
     assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)

@@ -5,7 +5,7 @@ import queue
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -66,6 +66,11 @@ class Client:
         self.ended = threading.Event()
         self.before_each: Callable[[], None] = lambda: None
         self.at_last: list[dict[str, Any]] = []
+        #: What is asked of leases, and how each is answered: by receipt handle the code of an entry
+        #: that fails, or an exception.
+        self.extensions: list[dict[str, Any]] = []
+        self.answer: Any = {}
+        self.before_extension: Callable[[], None] = lambda: None
 
     def receive_message(self, **call: Any) -> dict[str, Any]:
         self.calls.append(call)
@@ -78,6 +83,14 @@ class Client:
         if isinstance(step, Exception):
             raise step
         return {"Messages": step} if step else {}
+
+    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
+        self.extensions.append(call)
+        self.before_extension()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        codes = {entry["Id"]: self.answer.get(entry["ReceiptHandle"]) for entry in call["Entries"]}
+        return {"Failed": [{"Id": id_, "Code": code} for id_, code in codes.items() if code]}
 
 
 def wide() -> Leases:
@@ -161,17 +174,6 @@ def test_a_delivery_holds_what_sqs_says_of_it(receive: Receive) -> None:
         "b": {"DataType": "Binary", "BinaryValue": b"\x00"},
         "s": {"DataType": "String", "StringValue": "text"},
     }
-
-
-def test_the_age_of_a_lease_is_counted_from_before_the_call(
-    receive: Receive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("app.broker.receiver.monotonic", lambda: now[0])
-    client = Client([message(1)])
-    client.before_each = lambda: now.__setitem__(0, now[0] + 7)
-    (delivery,) = receive(client).get(timeout=DEADLINE)
-    assert delivery.received_at == 100.0
 
 
 def test_every_delivery_has_a_tag_of_its_own(receive: Receive) -> None:
@@ -304,6 +306,152 @@ def test_a_fault_is_logged_without_its_text(
         assert client.polling.wait(DEADLINE)
     assert len(caplog.records) == 2
     assert "Kim-1f9c" not in caplog.text
+
+
+# How old a lease is
+
+
+@dataclass
+class Late:
+    """A receiver whose first call brings messages after so many seconds."""
+
+    client: Client
+    leases: Leases
+    handed_over: "queue.SimpleQueue[list[Delivery]]"
+
+    def ids(self) -> list[str]:
+        """Of what was handed over, once the next poll is open."""
+        assert self.client.polling.wait(DEADLINE)
+        if self.handed_over.empty():
+            return []
+        return [delivery.message_id for delivery in self.handed_over.get_nowait()]
+
+    def ends(self) -> list[float]:
+        """When each lease ends, in seconds since the call."""
+        return [lease.expires_at - ASKED for lease in self.leases.all()]
+
+
+#: When the receive call was sent.
+ASKED = 1_000.0
+
+ReceiveLate = Callable[..., Late]
+
+
+@pytest.fixture
+def receive_late(receive: Receive, monkeypatch: pytest.MonkeyPatch) -> ReceiveLate:
+    def start(
+        seconds: float, *, answer: Any = None, extension_takes: float = 0, came: int = 1
+    ) -> Late:
+        now = [ASKED]
+        for module in ("extension", "receiver"):
+            monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: now[0])
+        client = Client([message(number) for number in range(came)])
+        client.before_each = lambda: now.__setitem__(0, now[0] + seconds)
+        client.before_extension = lambda: now.__setitem__(0, now[0] + extension_takes)
+        client.answer = answer or {}
+        leases = wide()
+        return Late(client, leases, receive(client, leases))
+
+    return start
+
+
+def test_a_delivery_knows_when_it_was_asked_for_and_when_it_came(
+    receive_late: ReceiveLate,
+) -> None:
+    (delivery,) = receive_late(7).handed_over.get(timeout=DEADLINE)
+    assert (delivery.asked_at, delivery.received_at) == (ASKED, ASKED + 7)
+
+
+@pytest.mark.parametrize("seconds", [0, 7, 20, 20.9])
+def test_with_the_default_settings_no_answer_within_its_poll_costs_a_further_call(
+    receive_late: ReceiveLate, seconds: float
+) -> None:
+    assert (OPTIONS.wait_time_seconds, VISIBILITY_TIMEOUT) == (20, 60)
+    late = receive_late(seconds)
+    assert late.ids() == ["sqs-0"]
+    assert late.client.extensions == []
+    assert late.ends() == [VISIBILITY_TIMEOUT]
+
+
+@pytest.mark.parametrize("seconds", [22, 59, 61, 1_000])
+def test_a_lease_of_an_unknown_age_is_extended_before_its_message_is_handed_over(
+    receive_late: ReceiveLate, seconds: float
+) -> None:
+    # A long poll, an answer that drips, a process that was stopped: the message may have been
+    # handed out at any time in it.
+    late = receive_late(seconds, extension_takes=2, came=10)
+    assert late.ids() == [f"sqs-{number}" for number in range(10)]
+    (call,) = late.client.extensions
+    assert call["QueueUrl"] == "https://sqs.test/jobs"
+    assert [(e["ReceiptHandle"], e["VisibilityTimeout"]) for e in call["Entries"]] == [
+        (f"receipt-{number}", VISIBILITY_TIMEOUT) for number in range(10)
+    ]
+    # From when the extension was sent, and not from its answer.
+    assert late.ends() == [seconds + VISIBILITY_TIMEOUT] * 10
+
+
+def lost(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """The message and the reason of each lease that was said to be lost."""
+    lines = [vars(record) for record in caplog.records]
+    said = [line for line in lines if line.get("event") == "lease.lost"]
+    return [(line["sqs_message_id"], line["reason"]) for line in said]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight", "ReceiptHandleIsInvalid"],
+)
+def test_a_message_whose_lease_sqs_says_is_gone_is_not_handed_over(
+    receive_late: ReceiveLate, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    late = receive_late(70, answer={"receipt-1": code}, came=3)
+    assert late.ids() == ["sqs-0", "sqs-2"]
+    assert lost(caplog) == [("sqs-1", "SQS refused its receipt handle")]
+    assert late.ends() == [70 + VISIBILITY_TIMEOUT] * 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"receipt-0": "InternalError"},
+        ClientError({"Error": {"Code": "AccessDenied"}}, "ChangeMessageVisibilityBatch"),
+        ReadTimeoutError(endpoint_url="https://sqs.test"),
+        RuntimeError("Kim-1f9c"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(("seconds", "is_over"), [(40, False), (59.9, False), (60, True)])
+def test_where_sqs_cannot_say_a_lease_counts_from_the_receive_call(
+    receive_late: ReceiveLate,
+    caplog: pytest.LogCaptureFixture,
+    answer: Any,
+    seconds: float,
+    is_over: bool,
+) -> None:
+    late = receive_late(seconds, answer=answer)
+    assert late.ids() == ([] if is_over else ["sqs-0"])
+    assert late.ends() == ([] if is_over else [VISIBILITY_TIMEOUT])
+    assert lost(caplog) == ([("sqs-0", "its time ran out")] if is_over else [])
+    assert "Kim-1f9c" not in caplog.text
+
+
+def test_an_extension_whose_answer_comes_after_its_own_time_is_no_lease(
+    receive_late: ReceiveLate, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = receive_late(30, extension_takes=VISIBILITY_TIMEOUT)
+    assert late.ids() == []
+    assert lost(caplog) == [("sqs-0", "its time ran out")]
+
+
+def test_what_is_lost_on_arrival_gives_its_slot_back(receive_late: ReceiveLate) -> None:
+    late = receive_late(
+        70, answer={f"receipt-{n}": "MessageNotInflight" for n in range(10)}, came=10
+    )
+    assert late.ids() == []
+    assert (
+        late.client.calls[1]["MaxNumberOfMessages"] == late.client.calls[0]["MaxNumberOfMessages"]
+    )
+    assert len(late.leases) == 0
 
 
 # Help

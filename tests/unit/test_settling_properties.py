@@ -34,7 +34,8 @@ URL, DEAD_LETTER_URL = "https://sqs.test/jobs", "https://sqs.test/jobs-dlq"
 
 #: The modules that look at a clock.
 CLOCKS = (
-    "deliveries", "heartbeat", "journal", "lease", "receiver", "settlement", "settler", "transport",
+    "deliveries", "extension", "heartbeat", "journal", "lease", "receiver", "settlement", "settler",
+    "transport",
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ faults = st.sampled_from(
         Fault(failing=frozenset({1})),
         Fault(failing=frozenset({0, 2})),
         Fault(seconds=10),
+        Fault(seconds=20),
         Fault(seconds=VISIBILITY + 5),
         Fault(seconds=10, loses_answer=True),
     ]
@@ -220,11 +222,12 @@ class Sqs:
             raise ReadTimeoutError(endpoint_url=URL)
 
 
-class HeartbeatOf:
-    """SQS as the heartbeat's own client sees it: a change there is an extension."""
+class Extending:
+    """SQS as the heartbeat and the receiver see it: a change there is an extension."""
 
     def __init__(self, sqs: Sqs) -> None:
         self.sqs = sqs
+        self.receive_message = sqs.receive_message
 
     def change_message_visibility_batch(self, Entries: list[Any], **_: Any) -> dict[str, Any]:
         sqs = self.sqs
@@ -294,7 +297,7 @@ class Settling(RuleBasedStateMachine):
         )
         self.heartbeat = Heartbeat(
             options,
-            HeartbeatOf(self.sqs),  # type: ignore[arg-type]
+            Extending(self.sqs),  # type: ignore[arg-type]
             self.leases,
             self.deliveries._on_lost,
             self.deliveries._watch_the_loop,
@@ -302,7 +305,7 @@ class Settling(RuleBasedStateMachine):
         self.receiver = Receiver(
             "jobs",
             options,
-            self.sqs,  # type: ignore[arg-type]
+            Extending(self.sqs),  # type: ignore[arg-type]
             self.leases,
             self.deliveries._on_received,
         )
@@ -426,6 +429,11 @@ class Settling(RuleBasedStateMachine):
     @invariant()
     def sqs_is_told_nothing_wrong(self) -> None:
         assert self.sqs.wrong == []
+
+    @invariant()
+    def no_lease_is_believed_to_last_longer_than_it_does(self) -> None:
+        for lease in self.leases.all():
+            assert lease.expires_at <= self.sqs.leased_until[lease.delivery.receipt_handle]
 
     @invariant()
     def nothing_is_deleted_that_was_not_done_or_copied(self) -> None:
