@@ -106,21 +106,30 @@ limits = st.none() | st.floats(0, allow_infinity=False)
 
 
 @MANY
-@given(visibility_timeout=st.integers(1, LONGEST_VISIBILITY), age=ages, limit=limits)
+@given(
+    visibility_timeout=st.integers(1, LONGEST_VISIBILITY),
+    age=ages,
+    waited=st.floats(0, 100),
+    limit=limits,
+)
 def test_an_extension_stays_within_the_twelve_hours_and_the_bound_of_its_lease(
-    make_delivery: MakeDelivery, visibility_timeout: int, age: float, limit: float | None
+    make_delivery: MakeDelivery,
+    visibility_timeout: int,
+    age: float,
+    waited: float,
+    limit: float | None,
 ) -> None:
     now = monotonic()
-    delivery = make_delivery(received_at=now - age)
+    delivery = make_delivery(received_at=now - age + waited, waited=waited)
     for is_started in (False, True):
-        lease = Lease(delivery, delivery.received_at + visibility_timeout)
+        lease = Lease(delivery, delivery.asked_at + visibility_timeout)
         if is_started:
             lease.started(limit)
         extension = seconds_for(lease, now, visibility_timeout)
         assert isinstance(extension, int)
         assert 0 <= extension <= visibility_timeout
         assert extension == 0 or now + extension <= lease.may_last_until
-        assert now + extension <= delivery.received_at + LONGEST_VISIBILITY
+        assert now + extension <= delivery.asked_at + LONGEST_VISIBILITY
 
 
 zones = (
