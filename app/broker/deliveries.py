@@ -56,7 +56,7 @@ class Deliveries:
         self._options = options
         self._message_of = message_of
         self._silence = silence
-        self._leases = Leases(options.policy.visibility_timeout)
+        self._leases = Leases(options.policy.visibility_timeout, options.policy.longest_wait)
         self._receivers: dict[str, Receiver] = {}
         self._leaving: list[Receiver] = []
         self._settler: Settler | None = None
@@ -112,6 +112,7 @@ class Deliveries:
                 self._leases,
                 self._on_lost,
                 self._watch_the_loop,
+                self._on_waited,
             )
             self._heartbeat.start()
 
@@ -204,6 +205,17 @@ class Deliveries:
             for lease in leases:
                 self.end(lease.delivery.tag, outcomes.NotStarted())
 
+    def _on_waited(self, lease: Lease) -> None:
+        """Hand back a message that has waited for as long as it may. No process of the pool takes
+        it at this instant: the table gives it to the one or to the other."""
+        if (taken := self._leases.keep_back(lease.delivery.tag)) is not None:
+            self._hand_back(taken)
+
+    def _hand_back(self, lease: Lease) -> None:
+        message = self._message_of(lease.delivery.tag)
+        headers = message.headers if message else None
+        self._conclude(lease, outcomes.NotStarted(self._release_after), headers)
+
     def _on_lost(self, lease: Lease, why: str) -> None:
         if self._leases.take(lease.delivery.tag) is not None:
             journal.lease_lost(lease.delivery, why)
@@ -232,9 +244,7 @@ class Deliveries:
         self._release_after = max(math.ceil(release_after), longest_poll)
         self._leases.pause(reason)
         for lease in self._leases.take_waiting():
-            message = self._message_of(lease.delivery.tag)
-            headers = message.headers if message else None
-            self._conclude(lease, outcomes.NotStarted(self._release_after), headers)
+            self._hand_back(lease)
 
     def resume(self, reason: str) -> None:
         """End the pause for this reason. Thread-safe."""

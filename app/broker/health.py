@@ -21,8 +21,9 @@ from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from app.broker.lease import LIMIT_MARGIN, LONGEST_WAIT
+from app.broker.lease import LIMIT_MARGIN
 from app.broker.options import Options
+from app.broker.policy import LONGEST_WAIT
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ STALE = 30.0
 
 #: Seconds for which what should go on may stand still.
 STALL = 60.0
+
+#: The part of its longest wait after which a message that waits, while nothing runs, says that the
+#: pool is stuck. Less than all of it: then it is handed back, and the next one has not waited yet.
+STUCK = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ class Report:
 class Judge:
     """Judges vitals that are taken one after the other: some are a fault only if they last."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_wait: float = LONGEST_WAIT) -> None:
+        """`longest_wait`: seconds after which what waits is handed back."""
+        self._longest_wait = longest_wait
         self._since: dict[str, float] = {}
         self._started = 0
 
@@ -98,7 +105,7 @@ class Judge:
             yield "there is room for messages, and nobody asks SQS"
         progress, self._started = vitals.started > self._started, vitals.started
         waits = vitals.held > 0 and not (vitals.running or vitals.overrun or progress)
-        if self._lasts("stuck", waits, now, LONGEST_WAIT):
+        if self._lasts("stuck", waits, now, STUCK * self._longest_wait):
             yield f"{vitals.held} messages are here, and no task starts"
 
     def _lasts(self, name: str, holds: bool, now: float, patience: float) -> bool:
@@ -144,8 +151,9 @@ class HealthFile(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        given = Options.read(consumer.app.conf.broker_transport_options).health_file
-        self._path = Path(given) if given else None
+        given = Options.read(consumer.app.conf.broker_transport_options)
+        self._path = Path(given.health_file) if given.health_file else None
+        self._longest_wait = given.policy.longest_wait
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._last = Report(True, "")
@@ -172,7 +180,7 @@ class HealthFile(bootsteps.StartStopStep):
         self._path.unlink(missing_ok=True)
 
     def _run(self, consumer: Any, path: Path, stopping: threading.Event) -> None:
-        judge = Judge()
+        judge = Judge(self._longest_wait)
         while not stopping.is_set():
             try:
                 vitals = look(consumer)

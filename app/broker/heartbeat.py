@@ -1,8 +1,10 @@
 """Extends the leases of all deliveries in flight, waiting ones too, within bounds.
 
 On a thread of its own in the main process, so that neither a blocked event loop nor a busy pool
-costs a lease. The bounds (app/broker/leases.py) give messages back that a hung task, a pool that
-cannot enforce time limits, or a stuck worker would hold for half a day.
+costs a lease. The bounds (app/broker/lease.py) give messages back that a hung task, a pool that
+cannot enforce time limits, or a stuck worker would hold for half a day. What only waits is handed
+back before its bound: a lease that ran out would be a delivery spent, and the last one that SQS
+allows would be a dead letter without a reason.
 """
 
 import logging
@@ -26,8 +28,8 @@ BEATS_PER_LEASE = 3
 
 
 class Heartbeat:
-    """The thread. `on_lost` is called on it, once for each lease that was lost, and `on_beat` after
-    each beat."""
+    """The thread. `on_lost` is called on it, once for each lease that was lost, `on_waited` for one
+    whose message has waited for as long as it may, and `on_beat` after each beat."""
 
     def __init__(
         self,
@@ -36,13 +38,17 @@ class Heartbeat:
         leases: Leases,
         on_lost: Callable[[Lease, str], None],
         on_beat: Callable[[], None],
+        on_waited: Callable[[Lease], None] = lambda _: None,
     ) -> None:
         self._options = options
         self._client = client
         self._leases = leases
         self._on_lost = on_lost
         self._on_beat = on_beat
+        self._on_waited = on_waited
         self._interval = options.policy.visibility_timeout / BEATS_PER_LEASE
+        # Half an interval: a lease that was just too young at one beat is not late at the next.
+        self._pause = min(self._interval, options.policy.longest_wait / BEATS_PER_LEASE) / 2
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sqs-heartbeat", daemon=True)
 
@@ -57,8 +63,7 @@ class Heartbeat:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        # Half an interval: a lease that was just too young at one beat is not late at the next.
-        while not self._stopping.wait(self._interval / 2):
+        while not self._stopping.wait(self._pause):
             try:
                 self.beat()
                 self._on_beat()
@@ -69,12 +74,15 @@ class Heartbeat:
                 )
 
     def beat(self) -> None:
-        """Extend what is due, and find out what is lost."""
+        """Extend what is due, hand back what has waited for long, and find out what is lost."""
         now = monotonic()
         due: list[Lease] = []
         for lease in self._leases.all():
             if lease.expires_at <= now:
                 self._on_lost(lease, OVER)
+            elif lease.can_be_kept_back and lease.waits_until <= now + 2 * self._pause:
+                # The next beat, or the one after it, would be too late.
+                self._on_waited(lease)
             elif self._is_due(lease, now):
                 due.append(lease)
         by_queue: dict[str, list[Lease]] = {}

@@ -1,16 +1,16 @@
 """A delivery of a message, and the lease it has: for how long, and how far it may be extended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from app.broker.policy import LONGEST_VISIBILITY
+from app.broker.policy import LONGEST_VISIBILITY, LONGEST_WAIT
 
-#: Seconds a message may wait here for a free process of the pool. Then its lease is not extended
-#: any more, so that a pool that is stuck does not keep messages from other workers.
-LONGEST_WAIT = 900
+#: Seconds beyond its longest wait for which the lease of a message is still extended: to hand it
+#: back in, or for the process to start it that it was promised to at the last moment.
+WAIT_MARGIN = 30
 
 #: Seconds beyond the hard time limit of a running task for which its lease is still extended.
 LIMIT_MARGIN = 10
@@ -48,6 +48,9 @@ class Lease:
 
     delivery: Delivery
     expires_at: float
+    longest_wait: InitVar[float] = LONGEST_WAIT
+    waits_until: float = field(init=False)
+    """When it is handed back, where no process of the pool has taken it."""
     may_last_until: float = field(init=False)
     """No extension reaches further."""
     started_at: float | None = None
@@ -55,8 +58,9 @@ class Lease:
     is_promised: bool = False
     """Whether a process of the pool will take it, and cannot be kept from it any more."""
 
-    def __post_init__(self) -> None:
-        self.may_last_until = self.delivery.received_at + LONGEST_WAIT
+    def __post_init__(self, longest_wait: float) -> None:
+        self.waits_until = self.delivery.received_at + longest_wait
+        self.may_last_until = min(self.waits_until + WAIT_MARGIN, self._longest)
 
     @property
     def is_running(self) -> bool:
@@ -71,8 +75,11 @@ class Lease:
     def started(self, time_limit: float | None) -> None:
         """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
         self.started_at = monotonic()
-        longest = self.delivery.asked_at + LONGEST_VISIBILITY - 1
         if time_limit is None:
-            self.may_last_until = longest
+            self.may_last_until = self._longest
         else:
-            self.may_last_until = min(self.started_at + time_limit + LIMIT_MARGIN, longest)
+            self.may_last_until = min(self.started_at + time_limit + LIMIT_MARGIN, self._longest)
+
+    @property
+    def _longest(self) -> float:
+        return self.delivery.asked_at + LONGEST_VISIBILITY - 1

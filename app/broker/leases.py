@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
 from app.broker.lease import Delivery, Lease
+from app.broker.policy import LONGEST_WAIT
 
 #: Messages SQS gives in one receive call, and takes in one batch call.
 BATCH = 10
@@ -59,8 +60,9 @@ class Leases:
     for, and waits here, not in a sleep, for a settlement to make room.
     """
 
-    def __init__(self, visibility_timeout: int) -> None:
+    def __init__(self, visibility_timeout: int, longest_wait: float = LONGEST_WAIT) -> None:
         self.visibility_timeout = visibility_timeout
+        self._longest_wait = longest_wait
         self._changed = threading.Condition()
         self._held: dict[str, Lease] = {}
         self._reserved = 0
@@ -151,7 +153,7 @@ class Leases:
                 expires_at = delivery.asked_at + self.visibility_timeout
                 if until is not None:
                     expires_at = until[delivery.tag]
-                self._held[delivery.tag] = Lease(delivery, expires_at)
+                self._held[delivery.tag] = Lease(delivery, expires_at, self._longest_wait)
             self._wake_if_worth_it()
             self._tell_if_empty()
 
@@ -166,6 +168,12 @@ class Leases:
             self._wake_if_worth_it()
             self._tell_if_empty()
             return lease
+
+    def keep_back(self, tag: str) -> Lease | None:
+        """End a delivery whose task can still be kept from starting; None where it cannot."""
+        with self._changed:
+            lease = self._held.get(tag)
+            return self.take(tag) if lease is not None and lease.can_be_kept_back else None
 
     def take_waiting(self) -> list[Lease]:
         """End every delivery whose task can still be kept from starting."""

@@ -11,6 +11,9 @@ from app.broker.errors import ConfigurationError
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
 LONGEST_VISIBILITY = 43_200
 
+#: Seconds a message may wait here for a free process of the pool.
+LONGEST_WAIT = 900
+
 #: Deliveries kept between our own limit and SQS's: redeliveries after a lost worker or lease, a
 #: release and a pause count for SQS but are no failures.
 SPARE_DELIVERIES = 3
@@ -37,6 +40,9 @@ class Policy:
     """Whether a task is stopped whose lease was lost. Its redelivery runs either way."""
     backoff_max: int = 600
     """Seconds no retry waits longer than."""
+    longest_wait: float = LONGEST_WAIT
+    """Seconds after which a message that still waits here is handed back, so that another worker
+    may have it, and a pool that is stuck keeps none."""
 
     def check(self, time_limit: float | None) -> None:
         """Raise ConfigurationError, with the two names, where the numbers contradict each other.

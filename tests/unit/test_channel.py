@@ -594,6 +594,58 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
 
 
 @pytest.mark.usefixtures("_beats_fast")
+def test_a_message_that_waits_for_too_long_is_released_and_cannot_start_any_more(
+    connection: Connection, sqs: Sqs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    connection.transport_options["longest_wait"] = 0.2
+    runs, waits = sqs.put(1, task(1)), sqs.put(2, task(2))
+    worker = Worker(connection, "jobs")
+    deliveries = worker.channel.deliveries
+    started, waiting = worker.get(), worker.get()
+    deliveries.started(started.delivery_tag, 600)
+    wait_until(lambda: sqs.visible.get(waits) == 0, DEADLINE, "the release")
+    for processes in (True, False):
+        deliveries.pool_has_processes = processes
+        assert not deliveries.hand_over(waiting.delivery_tag)
+    assert deliveries.started(waiting.delivery_tag, 600) is None
+    # What Celery says when it finds out, and it ends nothing.
+    waiting.ack()
+    started.ack()
+    worker.close(sqs)
+    assert sqs.deleted == [runs]
+    lines = [vars(record) for record in caplog.records]
+    (line,) = (line for line in lines if line.get("event") == "message.released")
+    assert (line["task"], line["message_id"], line["delay"]) == ("job", "id-2", 0)
+    assert not [line for line in lines if line.get("event") == "lease.lost"]
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_a_message_that_waits_on_its_way_to_the_worker_is_released_and_not_delivered(
+    connection: Connection, sqs: Sqs
+) -> None:
+    connection.transport_options["longest_wait"] = 0.2
+    receipt = sqs.put(1, task(1))
+    worker = Worker(connection, "jobs")
+    wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
+    connection.drain_events(timeout=DEADLINE)
+    assert worker.received == []
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_what_waits_for_too_long_in_the_last_delivery_that_sqs_allows_is_sent_on(
+    connection: Connection, sqs: Sqs
+) -> None:
+    # Else SQS would dead-letter it, without a reason, and it never ran.
+    connection.transport_options["longest_wait"] = 0.2
+    receipt = sqs.put(1, task(1), count=10)
+    worker = Worker(connection, "jobs")
+    worker.get()
+    wait_until(lambda: sqs.deleted == [receipt], DEADLINE, "the delete")
+    assert [call["QueueUrl"] for call in sqs.sent] == [JOBS]
+
+
+@pytest.mark.usefixtures("_beats_fast")
 def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
     connection: Connection, sqs: Sqs, later: Later
 ) -> None:

@@ -13,8 +13,8 @@ from celery import Celery
 from click.testing import CliRunner
 
 from app.broker import health
-from app.broker.health import STALE, STALL, Judge, Report, Vitals, read, write
-from app.broker.lease import LONGEST_WAIT
+from app.broker.health import STALE, STALL, STUCK, Judge, Report, Vitals, read, write
+from app.broker.policy import LONGEST_WAIT
 from app.commands.health import command
 
 POLLING = Vitals(is_polling=True)
@@ -66,7 +66,7 @@ def test_a_stall_is_not_healthy_and_is_named(vitals: Vitals, text: str) -> None:
     ("vitals", "patience", "text"),
     [
         (Vitals(is_due=True), STALL, "there is room for messages, and nobody asks SQS"),
-        (Vitals(held=22), LONGEST_WAIT, "22 messages are here, and no task starts"),
+        (Vitals(held=22), STUCK * LONGEST_WAIT, "22 messages are here, and no task starts"),
     ],
 )
 def test_what_may_be_for_an_instant_is_a_fault_where_it_lasts(
@@ -79,6 +79,15 @@ def test_what_may_be_for_an_instant_is_a_fault_where_it_lasts(
     # Once it was otherwise, its time begins anew.
     assert judge(Vitals(is_polling=True), 1_002 + patience).healthy
     assert judge(vitals, 1_003 + patience).healthy
+
+
+@pytest.mark.parametrize("longest_wait", [30, LONGEST_WAIT])
+def test_a_pool_that_is_stuck_is_seen_before_what_waits_for_it_is_handed_back(
+    longest_wait: float,
+) -> None:
+    judge = Judge(longest_wait)
+    assert judge(Vitals(held=22), 0).healthy
+    assert not judge(Vitals(held=22), 0.75 * longest_wait).healthy
 
 
 def test_tasks_that_start_and_end_between_two_looks_are_work_that_is_done() -> None:

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutE
 from botocore.parsers import ResponseParserError
 
 from app.broker.heartbeat import Heartbeat
-from app.broker.lease import LIMIT_MARGIN, LONGEST_WAIT, Lease
+from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN, Lease
 from app.broker.leases import Leases
 from app.broker.options import Options, QueueAddress
-from app.broker.policy import LONGEST_VISIBILITY, Policy
+from app.broker.policy import LONGEST_VISIBILITY, LONGEST_WAIT, Policy
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
 
 #: Seconds that nothing here comes near to.
@@ -73,14 +74,27 @@ def lost() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def heartbeat(client: Client, leases: Leases, lost: list[tuple[str, str]]) -> Heartbeat:
-    """Not started: the tests beat. What is lost is taken from the table, as the channel does."""
+def handed_back() -> list[Lease]:
+    """Each lease that was handed back, since its message had waited for so long."""
+    return []
+
+
+@pytest.fixture
+def heartbeat(
+    client: Client, leases: Leases, lost: list[tuple[str, str]], handed_back: list[Lease]
+) -> Heartbeat:
+    """Not started: the tests beat. What is lost or handed back is taken from the table, as the
+    channel does."""
 
     def on_lost(lease: Lease, why: str) -> None:
         if leases.take(lease.delivery.tag):
             lost.append((lease.delivery.receipt_handle, why))
 
-    return Heartbeat(OPTIONS, client, leases, on_lost, lambda: None)  # type: ignore[arg-type]
+    def on_waited(lease: Lease) -> None:
+        if leases.keep_back(lease.delivery.tag):
+            handed_back.append(lease)
+
+    return Heartbeat(OPTIONS, client, leases, on_lost, lambda: None, on_waited)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -218,13 +232,61 @@ def beat_until(heartbeat: Heartbeat, at: At, *, end: int, step: int = 10) -> Non
         heartbeat.beat()
 
 
-def test_a_waiting_message_is_given_back_after_its_longest_wait(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At, lost: list[tuple[str, str]]
+@pytest.mark.parametrize("step", [5, 10, 14])
+def test_a_waiting_message_is_handed_back_before_its_longest_wait_with_time_to_tell_sqs(
+    heartbeat: Heartbeat,
+    hold: Hold,
+    at: At,
+    lost: list[tuple[str, str]],
+    handed_back: list[Lease],
+    step: int,
 ) -> None:
     lease = hold()
+    for age in range(0, LONGEST_WAIT + 1, step):
+        at(age)
+        heartbeat.beat()
+        if handed_back:
+            break
+    assert (handed_back, lost) == ([lease], [])
+    assert LONGEST_WAIT * 0.9 < age <= LONGEST_WAIT
+    assert lease.expires_at - (RECEIVED + age) >= 10
+
+
+def test_a_message_that_a_process_has_taken_is_not_handed_back(
+    heartbeat: Heartbeat, leases: Leases, hold: Hold, at: At, handed_back: list[Lease]
+) -> None:
+    running, promised = hold(), hold()
+    leases.started(running.delivery.tag, None)
+    leases.promise(promised.delivery.tag)
+    beat_until(heartbeat, at, end=2 * LONGEST_WAIT)
+    assert handed_back == []
+    assert [lease.delivery for lease in leases.all()] == [running.delivery]
+
+
+def test_a_message_that_is_promised_to_a_process_at_the_last_moment_has_time_to_start(
+    heartbeat: Heartbeat, leases: Leases, hold: Hold, at: At, lost: list[tuple[str, str]]
+) -> None:
+    lease = hold()
+    beat_until(heartbeat, at, end=LONGEST_WAIT - 30)
+    leases.promise(lease.delivery.tag)
+    for age in range(LONGEST_WAIT - 30, LONGEST_WAIT + WAIT_MARGIN, 10):
+        at(age)
+        heartbeat.beat()
+    assert leases.started(lease.delivery.tag, 600)
+    for age in range(LONGEST_WAIT + WAIT_MARGIN - 1, LONGEST_WAIT + 600, 10):
+        at(age)
+        heartbeat.beat()
+    assert lost == []
+
+
+def test_a_promised_message_that_never_starts_is_given_back_in_the_end(
+    heartbeat: Heartbeat, leases: Leases, hold: Hold, at: At, lost: list[tuple[str, str]]
+) -> None:
+    lease = hold()
+    leases.promise(lease.delivery.tag)
     beat_until(heartbeat, at, end=2_000)
     assert lost == [(lease.delivery.receipt_handle, "its time ran out")]
-    assert lease.expires_at <= RECEIVED + LONGEST_WAIT + VISIBILITY_TIMEOUT
+    assert lease.expires_at <= RECEIVED + LONGEST_WAIT + WAIT_MARGIN + VISIBILITY_TIMEOUT
 
 
 @pytest.mark.parametrize("limit", [30, 7_200])
@@ -391,6 +453,28 @@ def test_the_thread_beats_until_it_is_stopped(
     assert all(beats.acquire(timeout=DEADLINE) for _ in range(3))
     heartbeat.stop(DEADLINE)
     assert not any(thread.name == "sqs-heartbeat" for thread in threading.enumerate())
+
+
+def test_a_wait_that_is_shorter_than_a_beat_of_a_long_lease_is_noticed_in_time(
+    client: Client, make_delivery: MakeDelivery
+) -> None:
+    policy = Policy(visibility_timeout=LONGEST_VISIBILITY, longest_wait=0.3)
+    leases = Leases(policy.visibility_timeout, policy.longest_wait)
+    waited = threading.Event()
+    heartbeat = Heartbeat(
+        replace(OPTIONS, policy=policy),
+        client,  # type: ignore[arg-type]
+        leases,
+        print,
+        lambda: None,
+        lambda _: waited.set(),
+    )
+    leases.fill(0, [make_delivery()])
+    heartbeat.start()
+    try:
+        assert waited.wait(DEADLINE)
+    finally:
+        heartbeat.stop(DEADLINE)
 
 
 def test_the_thread_outlives_a_fault_of_who_is_told(

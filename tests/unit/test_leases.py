@@ -1,12 +1,13 @@
 """Leases: a receive is asked for when it is worth its call, and never for more than fits."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.broker.lease import LIMIT_MARGIN
+from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN
 from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
 from devstack.waiting import wait_until
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease
@@ -430,7 +431,15 @@ def test_an_extension_lasts_until_the_time_that_was_asked_for(
 def test_a_waiting_message_is_kept_for_a_quarter_of_an_hour(make_lease: MakeLease) -> None:
     lease = make_lease(received_at=1_000.0)
     assert lease.is_running is False
-    assert lease.may_last_until == 1_000.0 + 900
+    assert lease.waits_until == 1_000.0 + 900
+    # Time to hand it back in.
+    assert lease.may_last_until == 1_000.0 + 900 + WAIT_MARGIN
+
+
+def test_how_long_a_message_may_wait_can_be_told(make_delivery: MakeDelivery) -> None:
+    leases = Leases(VISIBILITY_TIMEOUT, longest_wait=5)
+    leases.fill(0, [make_delivery(received_at=1_000.0)])
+    assert leases.all()[0].waits_until == 1_005.0
 
 
 @pytest.mark.parametrize(
@@ -479,6 +488,47 @@ def test_what_was_promised_to_a_process_or_runs_is_not_taken_back(
     assert [lease.delivery for lease in leases.take_waiting()] == [waiting]
     assert not leases.promise(waiting.tag)
     assert [lease.delivery for lease in leases.take_all()] == [promised, running]
+
+
+def test_a_message_is_kept_back_only_where_no_process_has_taken_it(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    waiting, promised, running = (make_delivery(tag=tag) for tag in "abc")
+    leases.fill(0, [waiting, promised, running])
+    leases.promise(promised.tag)
+    leases.started(running.tag, 30)
+    kept = [leases.keep_back(tag) for tag in ("a", "b", "c", "ended")]
+    assert [lease and lease.delivery for lease in kept] == [waiting, None, None, None]
+    assert not leases.promise(waiting.tag)
+    assert leases.started(waiting.tag, 30) is None
+    assert [lease.delivery for lease in leases.all()] == [promised, running]
+
+
+@pytest.fixture
+def threads_in_turn() -> Iterator[None]:
+    """Threads take turns as often as Python lets them."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("threads_in_turn")
+@pytest.mark.parametrize("take", [Leases.promise, lambda leases, tag: leases.started(tag, 30)])
+def test_at_one_instant_a_message_is_either_taken_or_kept_back(
+    leases: Leases, hold: Hold, take: Callable[[Leases, str], object]
+) -> None:
+    tags = hold(2_000)
+    together = threading.Barrier(2)
+
+    def go(each: Callable[[str], object]) -> list[bool]:
+        together.wait(DEADLINE)
+        return [bool(each(tag)) for tag in tags]
+
+    with ThreadPoolExecutor() as executor:
+        taken = executor.submit(go, lambda tag: take(leases, tag))
+        kept = executor.submit(go, leases.keep_back)
+    assert all(a != b for a, b in zip(taken.result(DEADLINE), kept.result(DEADLINE), strict=True))
 
 
 def test_it_is_told_when_nothing_is_in_flight_and_no_receive_is_open(

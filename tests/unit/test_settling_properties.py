@@ -283,6 +283,7 @@ class Settling(RuleBasedStateMachine):
                 "max_attempts": MAX_ATTEMPTS,
                 "max_receive_count": MAX_RECEIVES,
                 "receive_pause_max": 0,
+                "longest_wait": 2 * VISIBILITY,
             },
         )
         self.channel: Channel = self.connection.channel()
@@ -301,6 +302,7 @@ class Settling(RuleBasedStateMachine):
             self.leases,
             self.deliveries._on_lost,
             self.deliveries._watch_the_loop,
+            self.deliveries._on_waited,
         )
         self.receiver = Receiver(
             "jobs",
