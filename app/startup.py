@@ -10,10 +10,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 from celery import bootsteps
 from pymongo.errors import PyMongoError
 
-from app.broker.checks import Finding, Level, check_redrive_policy, check_visibility_timeout
+from app.broker.checks import (
+    Finding,
+    Level,
+    check_redrive_policy,
+    check_routes,
+    check_visibility_timeout,
+)
 from app.broker.clients import new_client
 from app.broker.errors import label
 from app.broker.options import Options
+from app.broker.routes import circle, told
 from app.broker.settler import error_code
 from app.errors import SettingsError
 from app.mongo import Client, address_of, open_client
@@ -41,7 +48,9 @@ class StartChecks(bootsteps.Step):
         super().__init__(worker, **options)
         settings = get_settings().require_worker()
         check_numbers(worker.app)
-        check_queues(Options.read(worker.app.conf.broker_transport_options))
+        broker = Options.read(worker.app.conf.broker_transport_options)
+        check_dead_letter_urls(broker)
+        check_queues(broker)
         prepare_database(settings)
 
 
@@ -70,14 +79,25 @@ def _check_order(task: str | None, soft: float | None, hard: float | None) -> No
     )
 
 
+def check_dead_letter_urls(options: Options) -> None:
+    """Raise SettingsError, with the variables, where dead letters come back to where they began."""
+    if found := circle(options):
+        more = get_settings().sqs_queues
+        variables = {"SQS_QUEUES" if r.configured in more else "AWS_SQS_DLQ_URL" for r in found}
+        names = " and ".join(sorted(variables))
+        raise SettingsError(f"{names}: {told(found)}. Name a queue there that no worker receives.")
+
+
 def check_queues(options: Options) -> None:
     """Ask SQS once for each queue; the client is closed before any fork.
 
     Raises SettingsError for a queue that is not there or has no redrive policy, since a message
-    whose worker dies each time would go round for ever. What else is wrong with it is logged, and
+    whose worker dies each time would go round for ever, and where these policies lead dead letters
+    back to where they began. What else is wrong with it is logged, and
     `celery -A app sqs doctor` says more. Where SQS does not answer, or these credentials may not
     ask, the worker starts: neither says that anything is wrong with the queue.
     """
+    policies: dict[str, str] = {}
     with closing(new_client(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as client:
         for name, address in options.queues.items():
             try:
@@ -88,12 +108,14 @@ def check_queues(options: Options) -> None:
                 _not_checked(name, address.url, error_code(exc))
             except BotoCoreError as exc:
                 _not_checked(name, address.url, error_code(exc))
-                return  # No answer at all: the other queues would only take as long again.
+                break  # No answer at all: the other queues would only take as long again.
             else:
                 attributes = answer.get("Attributes", {})
+                policies[address.url] = attributes.get("RedrivePolicy", "")
                 for finding in check_redrive_policy(name, options, attributes):
                     _heed(finding)
                 _heed(check_visibility_timeout(name, options, attributes))
+    _heed(check_routes(options, policies))
 
 
 def _not_checked(name: str, url: str, code: str) -> None:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from app.broker.letters import name_of
 from app.broker.options import Options, QueueAddress
 from app.broker.policy import SPARE_DELIVERIES
+from app.broker.routes import circle, told
 
 #: Seconds SQS keeps a message at the longest.
 LONGEST_RETENTION = 14 * 86_400
@@ -144,6 +145,18 @@ def check_dead_letters(
         yield check.ok("letters stay here, however often they are looked at")
     yield _room(its, name, queue, dead_letters)
     yield encryption(its, dead_letters)
+
+
+def check_routes(options: Options, policies: Mapping[str, str]) -> Finding:
+    """Whether the dead letters of all queues end somewhere. `policies`: the RedrivePolicy of each
+    queue that is known, by its URL."""
+    found = circle(options, policies)
+    check = Subject(found[0].source if found else "queues", "dead letters")
+    if found:
+        return check.fault(
+            told(found), "Let them end in a queue that leads to none of these.", is_fatal=True
+        )
+    return check.ok("those of each queue end somewhere")
 
 
 def encryption(name: str, attributes: Attributes) -> Finding:

@@ -18,6 +18,8 @@ from app.broker.batches import Batches
 from app.broker.errors import ConfigurationError
 from app.broker.mailbox import worker as control_plane
 from app.broker.message import Message
+from app.broker.options import Options
+from app.broker.routes import circle, told
 from app.broker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,11 @@ class Consumer(CeleryConsumer):
             raise ConfigurationError(
                 "This pool has no event loop for the SQS transport (gevent, eventlet). "
                 "Use --pool=prefork, threads or solo."
+            )
+        if found := circle(Options.read(self.app.conf.broker_transport_options)):
+            raise ConfigurationError(
+                f"predefined_queues: {told(found)}. "
+                "Name a queue as dead_letter_url that no worker receives."
             )
         # Before the pool makes its processes, which then share this memory for good.
         _keep_from_collections()

@@ -11,7 +11,14 @@ import click
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.broker.arrivals import CLOCK_TOLERANCE
-from app.broker.checks import Finding, Level, Subject, check_dead_letters, check_queue
+from app.broker.checks import (
+    Finding,
+    Level,
+    Subject,
+    check_dead_letters,
+    check_queue,
+    check_routes,
+)
 from app.broker.clients import new_session
 from app.broker.errors import ConfigurationError
 from app.broker.letters import date_of, name_of
@@ -23,13 +30,14 @@ from app.broker.permissions import (
     check_permissions,
     permission,
 )
+from app.broker.routes import circle
 from app.broker.settler import error_code
 from app.commands.broker import client_of, options_of, refusal
 from app.commands.database import check_database
 from app.commands.output import print_json, printable, say
 from app.commands.queues import QUICK, is_aws
 from app.settings import get_settings
-from app.startup import check_numbers
+from app.startup import check_dead_letter_urls, check_numbers
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -86,8 +94,11 @@ def examine(celery_app: Any) -> Iterator[Finding]:
     if is_aws(options.endpoint_url):
         yield check_identity(new_session(options).client("sts", config=QUICK))
     yield check_clock(client, next(iter(options.queues.values())).url)
+    policies: dict[str, str] = {}
     for name in options.queues:
-        yield from _check_queue_pair(client, name, options)
+        yield from _check_queue_pair(client, name, options, policies)
+    if not circle(options):  # Else it was said of the settings.
+        yield check_routes(options, policies)
     if (uri := get_settings().mongo_uri) is not None:
         yield from check_database(uri.get_secret_value())
 
@@ -96,6 +107,7 @@ def check_settings(celery_app: Any) -> Iterator[Finding]:
     """Compare the settings with each other, as a worker does when it starts."""
     checks: dict[str, Callable[[], Any]] = {
         "complete": lambda: get_settings().require_worker(),
+        "dead letters": lambda: check_dead_letter_urls(options_of(celery_app)),
         "tasks": lambda: celery_app.loader.import_default_modules(),
         "numbers": lambda: check_numbers(celery_app),
     }
@@ -159,11 +171,15 @@ def check_clock(client: "SQSClient", url: str, now: Callable[[], float] = time.t
     return check.ok(f"this machine's clock agrees within {CLOCK_TOLERANCE} s")
 
 
-def _check_queue_pair(client: "SQSClient", name: str, options: Options) -> Iterator[Finding]:
+def _check_queue_pair(
+    client: "SQSClient", name: str, options: Options, policies: dict[str, str]
+) -> Iterator[Finding]:
+    """Adds the redrive policies of both to `policies`."""
     address = options.queue(name)
     attributes, finding = _attributes_of(client, address.url)
     yield finding
     if attributes is not None:
+        policies[address.url] = attributes.get("RedrivePolicy", "")
         yield from check_queue(name, options, attributes)
     if finding.check != REACHED:
         yield from check_permissions(client, address.url, ON_QUEUE)
@@ -171,6 +187,8 @@ def _check_queue_pair(client: "SQSClient", name: str, options: Options) -> Itera
         return
     dead_letters, finding = _attributes_of(client, address.dead_letter_url, is_needed=False)
     yield finding
+    if dead_letters is not None:
+        policies[address.dead_letter_url] = dead_letters.get("RedrivePolicy", "")
     if attributes is not None and dead_letters is not None:
         yield from check_dead_letters(name, address.dead_letter_url, attributes, dead_letters)
     if finding.check != REACHED:

@@ -7,7 +7,7 @@ import pytest
 from celery import chain, group
 
 from tests.probe.project import PATIENCE, MakeProject
-from tests.services import wait_until
+from tests.services import Queues, wait_until
 
 POOLS = ("prefork", "threads", "solo")
 
@@ -181,3 +181,20 @@ def test_call_sends_a_task(make_project: MakeProject) -> None:
     project.run("call", "probe.work")
 
     wait_until(lambda: project.events(event="end"), PATIENCE, "the end")
+
+
+def test_a_worker_whose_dead_letters_come_back_says_so_and_receives_nothing(
+    make_project: MakeProject, queues: Queues
+) -> None:
+    own = {"url": queues.url, "dead_letter_url": f"{queues.url}/"}
+    project = make_project(transport={"predefined_queues": {queues.name: own}})
+    project.send("work")
+
+    ran = project.run("worker", "--pool", "solo", check=False)
+
+    assert ran.returncode == 1
+    *_, line = ran.stderr.decode().strip().splitlines()  # Celery warns root before it.
+    assert "Traceback" not in ran.stderr.decode()
+    assert "predefined_queues: dead letters come back" in line
+    assert project.events() == []
+    assert queues.counts() == (1, 0, 0)

@@ -131,6 +131,33 @@ def test_a_queue_without_a_redrive_policy_is_refused_in_one_line(
     assert queues.dead_letter_url in said
 
 
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}?x"])
+def test_a_dead_letter_url_that_is_the_queue_is_refused_and_nothing_is_received(
+    environment: dict[str, str], queues: Queues, start_worker: StartWorker, spelling: str
+) -> None:
+    queues.client.send_message(QueueUrl=queues.url, MessageBody=registration("s1"))
+
+    said = refusal(
+        start_worker, environment | {"AWS_SQS_DLQ_URL": spelling.format(queues.url)}, status=1
+    )
+
+    assert "AWS_SQS_DLQ_URL" in said
+    assert queues.name in said
+    assert_never_received(queues)
+
+
+def test_dead_letters_that_come_back_by_another_queue_are_refused(
+    environment: dict[str, str], queues: Queues, start_worker: StartWorker
+) -> None:
+    queues.client.send_message(QueueUrl=queues.url, MessageBody=registration("s1"))
+    back = {"mail": {"url": queues.dead_letter_url, "dead_letter_url": queues.url}}
+
+    said = refusal(start_worker, environment | {"SQS_QUEUES": json.dumps(back)}, status=1)
+
+    assert "AWS_SQS_DLQ_URL and SQS_QUEUES" in said
+    assert_never_received(queues)
+
+
 @pytest.mark.slow
 def test_a_mongod_that_is_away_is_named_in_one_line(
     environment: dict[str, str], start_worker: StartWorker
@@ -202,10 +229,21 @@ def test_a_worker_that_stops_leaves_every_message_done_or_in_the_queue(
     assert queues.dead_letters() == []
 
 
-def refusal(start_worker: StartWorker, environment: dict[str, str]) -> str:
+def assert_never_received(queues: Queues) -> None:
+    """The one message of the queue is delivered for the first time now."""
+    [message] = queues.client.receive_message(
+        QueueUrl=queues.url, MessageSystemAttributeNames=["ApproximateReceiveCount"]
+    )["Messages"]
+    assert message["Attributes"]["ApproximateReceiveCount"] == "1"
+
+
+def refusal(
+    start_worker: StartWorker, environment: dict[str, str], status: int | None = None
+) -> str:
     """The one line that a worker says which does not start with this environment."""
     worker = start_worker(environment | AS_ANY_USER, ready=False)
-    assert worker.wait(REFUSE_SECONDS) not in (0, None)
+    ended = worker.wait(REFUSE_SECONDS)
+    assert ended == status if status else ended not in (0, None)
     assert worker.processes() == []
     [line] = worker.log_text().strip().splitlines()
     return line

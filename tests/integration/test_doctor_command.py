@@ -24,7 +24,7 @@ from devstack import ports, sqs
 from tests.faults import proxy as faults
 from tests.faults.proxy import FaultProxy
 from tests.integration.conftest import transport_options
-from tests.services import Queues
+from tests.services import MakeQueues, Queues
 
 Doctor = Callable[..., Result]
 
@@ -175,6 +175,42 @@ def test_settings_that_contradict_each_other_are_a_fault(queues: Queues, doctor:
     assert found(told, "fault") == [("settings", "numbers")]
 
 
+def lead_to(queues: Queues, source: str, target: str) -> None:
+    """Let SQS itself move the dead letters of one queue to another."""
+    answer = queues.client.get_queue_attributes(QueueUrl=target, AttributeNames=["QueueArn"])
+    policy = {
+        "deadLetterTargetArn": answer["Attributes"]["QueueArn"],
+        "maxReceiveCount": "10",
+    }
+    queues.client.set_queue_attributes(
+        QueueUrl=source, Attributes={"RedrivePolicy": json.dumps(policy)}
+    )
+
+
+def test_dead_letters_that_sqs_sends_back_are_a_fault(either: Queues, doctor: Doctor) -> None:
+    lead_to(either, either.dead_letter_url, either.url)
+
+    told = doctor(either, "--json")
+
+    assert told.exit_code == 1
+    assert (either.name, "dead letters") in found(told, "fault")
+    assert f"those of {either.name}-dlq to {either.name} (its redrive policy)" in told.stdout
+
+
+def test_a_dead_letter_url_that_is_the_queue_s_own_is_a_fault_that_is_said_once(
+    queues: Queues, doctor: Doctor
+) -> None:
+    own = Queues(queues.client, queues.endpoint_url, queues.url, queues.url + "/")
+
+    told = doctor(own, "--json")
+
+    assert told.exit_code == 1
+    assert [f for f in found(told, "fault") if f[1] == "dead letters"] == [
+        ("settings", "dead letters")
+    ]
+    assert "AWS_SQS_DLQ_URL: dead letters come back" in told.stdout
+
+
 # MongoDB
 
 
@@ -275,6 +311,24 @@ def test_a_worker_refuses_a_queue_that_is_not_there(either: Queues) -> None:
 
     with pytest.raises(SettingsError, match="no such queue"):
         check_queues(options(gone))
+
+
+def test_a_worker_refuses_dead_letters_that_sqs_sends_back(
+    queues: Queues, make_queues: MakeQueues, proxy: FaultProxy
+) -> None:
+    mail = make_queues()
+    lead_to(queues, queues.url, mail.url)
+    both = {
+        queues.name: {"url": queues.url, "dead_letter_url": queues.dead_letter_url},
+        "mail": {"url": mail.url, "dead_letter_url": queues.url},
+    }
+
+    with pytest.raises(SettingsError, match="dead letters come back") as raised:
+        check_queues(options(queues, endpoint_url=proxy.url, predefined_queues=both))
+
+    assert f"those of {queues.name} to {mail.name} (its redrive policy)" in raised.value.message
+    assert "\n" not in raised.value.message
+    assert proxy.calls == {"GetQueueAttributes": 2}
 
 
 @pytest.mark.parametrize("fault", [DENIED, faults.SERVER_ERROR, faults.RESET], ids=lambda f: f.name)

@@ -64,14 +64,15 @@ class ProbeProject:
         wait_until(lambda: " ready." in log.read_text(), PATIENCE, f"worker ready: {log}")
         return worker
 
-    def run(self, *arguments: str) -> None:
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
         """Run a command of Celery in the project."""
-        subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "celery", "-A", "probe", *arguments],
             cwd=self.directory,
             env={"PATH": os.environ["PATH"], "HOME": str(self.directory)},
-            check=True,
+            check=check,
             capture_output=True,
+            timeout=PATIENCE,
         )
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:
