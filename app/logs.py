@@ -16,7 +16,7 @@ from typing import Any
 
 from celery.signals import setup_logging
 
-from app.broker.errors import ConfigurationError, PublishError
+from app.broker.errors import ConfigurationError, NoThread, PublishError
 from app.errors import AppError
 from app.log_stream import GatheringHandler
 from app.settings import get_settings
@@ -37,7 +37,7 @@ UNMARKED = "Failed to mark task"
 _WARNING = re.compile(r"^[^\n]*?:\d+: \w+")
 
 #: Exceptions whose text is ours.
-SPEAKABLE = (AppError, ConfigurationError, PublishError)
+SPEAKABLE = (AppError, ConfigurationError, NoThread, PublishError)
 
 
 #: Made once: a call of `json.dumps` makes one.

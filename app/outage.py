@@ -27,6 +27,7 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
 )
 
+from app.broker import threads
 from app.broker.suspicion import Suspicion
 from app.probe import Probe
 from app.settings import get_settings
@@ -99,16 +100,16 @@ class Outage:
         self._stopping = threading.Event()
 
     def watch(self, deliveries: "Deliveries") -> None:
-        """Look into what is suspected of these, on a thread that ends with `stop`."""
+        """Look into what is suspected of these, on a thread that ends with `stop`.
+
+        Raises NoThread: without it no suspicion would ever get its verdict.
+        """
         self._deliveries = deliveries
         self._stopping = threading.Event()
         deliveries.on_suspicion = self.suspect
         if self._is_away:
             deliveries.pause(AWAY, LONGEST_PAUSE)
-        thread = threading.Thread(
-            target=self._run, args=(self._stopping,), name="outage-watch", daemon=True
-        )
-        thread.start()
+        threads.insist(self._run, "outage-watch", self._stopping)
 
     def stop(self) -> None:
         """Look no more. Whoever closes them releases what waits for a verdict."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from app.broker import arrivals, journal, outcomes
 from app.broker.clients import new_client
+from app.broker.errors import NoThread
 from app.broker.extension import OVER
 from app.broker.heartbeat import Heartbeat
 from app.broker.inbox import Inbox
@@ -78,7 +79,10 @@ class Deliveries:
         self._leases.resize(concurrency)
 
     def receive(self, queue: str, inbox: Inbox) -> None:
-        """Bring what comes in a configured queue to the inbox, decoded."""
+        """Bring what comes in a configured queue to the inbox, decoded.
+
+        Raises NoThread; what is there then goes on, and the next call tries for the rest.
+        """
         self._start_threads(inbox)
         if queue not in self._receivers:
             wait = self._options.wait_time_seconds
@@ -87,7 +91,12 @@ class Deliveries:
             receiver = Receiver(queue, self._options, client, self._leases, self._on_received)
             self._receivers[queue] = receiver
             self._leases.share_among(len(self._receivers))
-            receiver.start()
+            try:
+                receiver.start()
+            except NoThread:
+                del self._receivers[queue]
+                self._leases.share_among(len(self._receivers))
+                raise
 
     def leave(self, queue: str) -> None:
         """Receive no more from a queue. What an open poll still brings is released."""
@@ -98,15 +107,16 @@ class Deliveries:
             self._leases.share_among(len(self._receivers))
 
     def _start_threads(self, inbox: Inbox) -> None:
-        if self._settler is not None:
-            return
         self._inbox = inbox
-        self._settler = Settler(
-            self._options, new_client(self._options), lambda told: self._leases.telling(-told)
-        )
-        self._settler.start()
-        if self._options.policy.heartbeat:
-            self._heartbeat = Heartbeat(
+        # Each is kept once it runs, so that the next call tries for what does not.
+        if self._settler is None:
+            settler = Settler(
+                self._options, new_client(self._options), lambda told: self._leases.telling(-told)
+            )
+            settler.start()
+            self._settler = settler
+        if self._heartbeat is None and self._options.policy.heartbeat:
+            heartbeat = Heartbeat(
                 self._options,
                 new_client(self._options, tries=1),
                 self._leases,
@@ -114,7 +124,8 @@ class Deliveries:
                 self._watch_the_loop,
                 self._on_waited,
             )
-            self._heartbeat.start()
+            heartbeat.start()
+            self._heartbeat = heartbeat
 
     def _on_received(self, deliveries: list[Delivery]) -> None:
         """Runs on a receiver's thread: decode there, deliver on the loop."""

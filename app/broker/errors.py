@@ -6,6 +6,7 @@ PublishError         raised at the caller of `.delay`; nothing was sent
 └── MessageTooLarge
 ControlPlaneDown     raised at the caller of a command: MongoDB did not take it
 Undecodable          a body that can never become a task: dead-letter it
+NoThread             this machine has no room for a thread that a worker cannot live without
 UnreadableAnswer     half an answer of SQS, or somebody else's: the call failed
 """
 
@@ -54,6 +55,16 @@ class Undecodable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class NoThread(click.ClickException, RuntimeError):
+    """This machine has no room for one more thread; who asked for it is as before."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"This machine has no room for the thread {name}. Raise its limit of processes and "
+            "threads (ulimit -u, TasksMax, pids.max), or run less beside it."
+        )
 
 
 class UnreadableAnswer(BotoCoreError):

@@ -21,6 +21,7 @@ from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
+from app.broker import threads
 from app.broker.lease import LIMIT_MARGIN
 from app.broker.options import Options
 from app.broker.policy import LONGEST_WAIT
@@ -159,17 +160,11 @@ class HealthFile(bootsteps.StartStopStep):
         self._last = Report(True, "")
 
     def start(self, consumer: Any) -> None:
-        """Begin."""
+        """Begin. Raises NoThread: without the file a healthy worker would look dead."""
         if self._path is None:
             return
         self._stopping = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run,
-            args=(consumer, self._path, self._stopping),
-            name="sqs-health",
-            daemon=True,
-        )
-        self._thread.start()
+        self._thread = threads.insist(self._run, "sqs-health", consumer, self._path, self._stopping)
 
     def stop(self, consumer: Any) -> None:
         """End; a worker that stops in order leaves no file."""

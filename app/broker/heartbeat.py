@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from app.broker import threads
 from app.broker.extension import OVER, REFUSED, extend
 from app.broker.lease import Lease
 from app.broker.leases import BATCH, Leases
@@ -50,16 +51,16 @@ class Heartbeat:
         # Half an interval: a lease that was just too young at one beat is not late at the next.
         self._pause = min(self._interval, options.policy.longest_wait / BEATS_PER_LEASE) / 2
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sqs-heartbeat", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread. Raises NoThread."""
+        self._thread = threads.insist(self._run, "sqs-heartbeat")
 
     def stop(self, timeout: float) -> None:
         """End the thread; give up waiting after `timeout` seconds."""
         self._stopping.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout)
 
     def _run(self) -> None:

@@ -14,7 +14,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from app.broker import journal
+from app.broker import journal, threads
 from app.broker.clients import CONNECT_TIMEOUT
 from app.broker.extension import OVER, REFUSED, extend
 from app.broker.lease import Delivery
@@ -75,18 +75,22 @@ class Receiver:
         self._failures = 0
         self._said_at: dict[str, float] = {}
         self._is_said = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"sqs-receiver-{queue}", daemon=True)
-        ]
-        self._first = self._threads[0]
+        self._name = f"sqs-receiver-{queue}"
+        self._threads: list[threading.Thread] = []
+        self._first: threading.Thread | None = None
         self._lock = threading.Lock()
         #: When each call that is open was made, by its thread.
         self._asked_at: dict[int, float] = {}
         self._longest = self._wait + ANSWER_MARGIN + CONNECT_TIMEOUT + self._longest_pause
 
     def start(self) -> None:
-        """Start the first thread; it starts others while full batches keep coming."""
-        self._threads[0].start()
+        """Start the first thread; it starts others while full batches keep coming.
+
+        Raises NoThread.
+        """
+        with self._lock:
+            self._first = threads.insist(self._run, self._name)
+            self._threads = [self._first]
 
     @property
     def is_polling(self) -> bool:
@@ -97,7 +101,7 @@ class Receiver:
         """Why nothing will be received from this queue any more; None where it works, or stops."""
         if self._stopping.is_set():
             return None
-        if not self._first.is_alive():
+        if self._first is None or not self._first.is_alive():
             return f"the receiver of {self._queue} has ended"
         # A copy, in one step: threads add and remove theirs.
         asked_at = min(self._asked_at.copy().values(), default=None)
@@ -108,9 +112,9 @@ class Receiver:
     def join(self, timeout: float) -> None:
         """Wait for the threads to end, `timeout` seconds for all of them at the most."""
         with self._lock:
-            threads = list(self._threads)
+            running = list(self._threads)
         deadline = monotonic() + timeout
-        for thread in threads:
+        for thread in running:
             thread.join(max(0.0, deadline - monotonic()))
 
     def stop(self) -> None:
@@ -132,10 +136,12 @@ class Receiver:
             slots = self._leases.try_reserve()
             if not slots:
                 return
-            name = f"{self._threads[0].name}-{len(self._threads) + 1}"
-            helper = threading.Thread(target=self._help, args=(slots,), name=name, daemon=True)
-            self._threads.append(helper)
-            helper.start()
+            name = f"{self._name}-{len(self._threads) + 1}"
+            helper = threads.start(self._help, name, slots)
+            if helper is None:
+                self._leases.fill(slots, [])  # The next full batch asks for help again.
+            else:
+                self._threads.append(helper)
 
     def _help(self, slots: int) -> None:
         while slots and self._poll(slots, HELPER_WAIT) == slots:

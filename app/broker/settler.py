@@ -6,6 +6,7 @@ long as the lease lasts, and logged when it is given up. SQS delivers such a mes
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from app.broker import threads
 from app.broker.copies import Copies
 from app.broker.lease import Lease
 from app.broker.leases import BATCH
@@ -35,6 +37,9 @@ LONGEST_LINGER = 0.1
 
 #: Calls at a time: one alone would bound the worker at ten messages a round trip.
 THREADS = 3
+
+#: Seconds after which a thread is tried again that this machine had no room for.
+GROW_PAUSE = 5.0
 
 #: Seconds between two tries of what failed; the lease bounds how many there are.
 RETRY_PAUSE = 1.0
@@ -80,15 +85,13 @@ class Settler:
         self._at_work = 0
         self._stopping = False
         # Held, not inherited: Thread has private names of its own, `_delete` among them.
-        self._threads = [
-            threading.Thread(target=self._run, name=f"sqs-settler-{number}", daemon=True)
-            for number in range(THREADS)
-        ]
+        self._threads: list[threading.Thread] = []
+        self._grows_at = math.inf
 
     def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        """Start the threads. One is enough to go on with; raises NoThread where there is none."""
+        self._threads = [threads.insist(self._run, "sqs-settler-0")]
+        self._grow()
 
     def settle(
         self, lease: Lease, outcome: Outcome, task: str | None = None, id_: str | None = None
@@ -130,6 +133,18 @@ class Settler:
     def _run(self) -> None:
         while batch := self._next_batch():
             self._work(batch)
+            if len(self._threads) < THREADS and self._grows_at <= monotonic():
+                self._grow()
+
+    def _grow(self) -> None:
+        """Start the threads that are still missing; what there is no room for is tried again."""
+        with self._lock:
+            self._grows_at = monotonic() + GROW_PAUSE
+            while len(self._threads) < THREADS and not self._stopping:
+                thread = threads.start(self._run, f"sqs-settler-{len(self._threads)}")
+                if thread is None:
+                    return
+                self._threads.append(thread)
 
     def _work(self, batch: Sequence[Settlement]) -> None:
         try:

@@ -22,6 +22,7 @@ from celery import signals
 from celery.apps.worker import Worker
 from celery.worker import state
 
+from app.broker import threads
 from app.broker.drain import Drain, children, kill
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,11 @@ class Shutdown:
         self._timeout = 0.0
 
     def listen(self) -> None:
-        """Wait for signals. May be called again, after a reconnect."""
+        """Wait for signals. May be called again, after a reconnect. Raises NoThread."""
         if self._thread is not None:
             return
         self._timeout = self._consumer.connection.transport.options.shutdown_timeout
-        self._thread = threading.Thread(target=self._run, name="sqs-shutdown", daemon=True)
-        self._thread.start()
+        self._thread = threads.insist(self._run, "sqs-shutdown")
         signals.worker_shutting_down.connect(self._on_signal)
         if threading.current_thread() is threading.main_thread():
             self._replace_cold_shutdown()

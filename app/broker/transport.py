@@ -88,6 +88,7 @@ class Transport(virtual.Transport):
 
     def _beat(self) -> None:
         self._beat_at = monotonic()
+        self.mailbox.hear_all()
 
     def _deliver_arrived(self) -> None:
         for queue, arrived in self.inbox.take_all():

@@ -1,8 +1,10 @@
 """What several unit tests build."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -49,3 +51,41 @@ def make_lease(make_delivery: MakeDelivery) -> MakeLease:
         return Lease(delivery, delivery.received_at + VISIBILITY_TIMEOUT)
 
     return make
+
+
+class Machine:
+    """This machine, whose limit of threads is reached for those of some names."""
+
+    def __init__(self) -> None:
+        self._full: dict[str, float] = {}
+
+    def has_no_room_for(self, prefix: str, times: float = inf) -> None:
+        """No thread whose name begins so can start, so many times or until `has_room`."""
+        self._full[prefix] = times
+
+    def has_room(self) -> None:
+        """Each thread can start again."""
+        self._full.clear()
+
+    def give(self, name: str) -> None:
+        """Give room to a thread. Raises as Python does where there is none."""
+        for prefix, times in self._full.items():
+            if name.startswith(prefix) and times > 0:
+                self._full[prefix] -= 1
+                raise RuntimeError("can't start new thread")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A limit of threads that a test can reach; what is insisted on is given up soon."""
+    made, start = Machine(), threading.Thread.start
+
+    def start_if_there_is_room(thread: threading.Thread) -> None:
+        made.give(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+    monkeypatch.setattr("app.broker.threads.PATIENCE", 0.05)
+    monkeypatch.setattr("app.broker.threads.FIRST_PAUSE", 0.001)
+    yield made
+    made.has_room()

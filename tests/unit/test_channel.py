@@ -14,13 +14,14 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from app.broker.deadletter import read_note
-from app.broker.errors import ConfigurationError, PublishError, UnknownQueue
+from app.broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
 from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD
 from app.broker.message import Message
 from app.broker.options import ForeignMessage, Options
 from app.broker.outcomes import Happened, Refused, RetryAsked
 from app.broker.suspicion import Suspicion
 from devstack.waiting import wait_until
+from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -851,6 +852,36 @@ def test_closing_ends_the_threads(connection: Connection, sqs: Sqs) -> None:
     assert names == {"sqs-heartbeat", "sqs-receiver-jobs", "sqs-receiver-mail", "sqs-settler"}
     worker.close(sqs)
     assert set(threading.enumerate()) - before == set()
+
+
+@pytest.mark.parametrize("thread", ["sqs-settler", "sqs-heartbeat", "sqs-receiver"])
+def test_consuming_that_there_is_no_room_for_raises_and_can_be_tried_again(
+    connection: Connection, sqs: Sqs, machine: Machine, thread: str
+) -> None:
+    receipt = sqs.put(1, task(1))
+    machine.has_no_room_for(thread)
+    channel, got = connection.channel(), list[Any]()
+    channel.basic_qos(0, 1, False)
+    with pytest.raises(NoThread, match=thread):
+        channel.basic_consume("jobs", False, got.append, "tag-1")
+    machine.has_room()
+    channel.basic_consume("jobs", False, got.append, "tag-2")
+    connection.drain_events(timeout=DEADLINE)
+    got[0].ack()
+    sqs.ended.set()
+    channel.close()
+    assert sqs.deleted == [receipt]
+    assert not any(t.name.startswith("sqs-") for t in threading.enumerate())
+
+
+def test_a_channel_that_there_was_no_room_for_closes(
+    connection: Connection, machine: Machine
+) -> None:
+    machine.has_no_room_for("sqs-")
+    channel = connection.channel()
+    with pytest.raises(NoThread):
+        channel.basic_consume("jobs", False, print, "tag-1")
+    channel.close()
 
 
 def test_closing_twice_does_nothing_more(connection: Connection, sqs: Sqs) -> None:

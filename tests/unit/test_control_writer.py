@@ -12,6 +12,7 @@ from app.broker.mailbox import writer as writer_module
 from app.broker.mailbox.store import Broadcast
 from app.broker.mailbox.writer import BATCH, MOST_WAITING, Writer
 from devstack.waiting import wait_until
+from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 10
@@ -168,3 +169,34 @@ def test_a_process_that_ends_does_not_wait_for_a_mongodb_that_is_away(
     writer.put_events(event())
     # It would be DEADLINE that is waited for.
     assert not writer.flush(DEADLINE * 10)
+
+
+# Its thread
+
+
+def test_while_there_is_no_room_for_its_thread_messages_wait_and_then_they_are_written(
+    writer: Writer, store: Store, machine: Machine
+) -> None:
+    machine.has_no_room_for("control-writer")
+    for number in range(3):
+        writer.put_events(event(str(number)))
+    writer.put_reply(event("reply"))
+    assert not writer.flush(DEADLINE * 10)
+    machine.has_room()
+    writer.put_events(event("3"))
+    assert writer.flush(DEADLINE)
+    assert store.bodies == ["0", "1", "2", "3"]
+    assert [batch[0].body for batch in store.replies] == ["reply"]
+
+
+def test_a_writer_that_is_full_without_a_thread_tries_again(
+    writer: Writer, store: Store, machine: Machine
+) -> None:
+    machine.has_no_room_for("control-writer")
+    for _ in range(MOST_WAITING + 1):
+        writer.put_events(event())
+    assert writer.lost == 1
+    machine.has_room()
+    writer.put_events(event())
+    assert writer.flush(DEADLINE)
+    assert len(store.bodies) == MOST_WAITING

@@ -10,12 +10,13 @@ import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
+from app.broker.errors import NoThread
 from app.broker.heartbeat import Heartbeat
 from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN, Lease
 from app.broker.leases import Leases
 from app.broker.options import Options, QueueAddress
 from app.broker.policy import LONGEST_VISIBILITY, LONGEST_WAIT, Policy
-from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
+from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -504,4 +505,16 @@ def test_stopping_does_not_wait_for_the_next_beat(heartbeat: Heartbeat) -> None:
 
 
 def test_stopping_what_never_ran_does_nothing(heartbeat: Heartbeat) -> None:
+    heartbeat.stop(DEADLINE)
+
+
+def test_one_that_there_is_no_room_for_can_be_stopped_and_started_later(
+    heartbeat: Heartbeat, machine: Machine
+) -> None:
+    machine.has_no_room_for("sqs-heartbeat")
+    with pytest.raises(NoThread):
+        heartbeat.start()
+    machine.has_room()
+    heartbeat.start()
+    assert any(thread.name == "sqs-heartbeat" for thread in threading.enumerate())
     heartbeat.stop(DEADLINE)

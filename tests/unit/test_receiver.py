@@ -21,12 +21,13 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from app.broker.errors import NoThread
 from app.broker.lease import Delivery
 from app.broker.leases import AHEAD, Leases
 from app.broker.options import Options, QueueAddress
 from app.broker.receiver import Receiver
 from devstack.waiting import wait_until
-from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
+from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -617,6 +618,45 @@ def test_the_end_of_help_gives_its_slots_back() -> None:
     for lease in leases.all():
         leases.take(lease.delivery.tag)
     assert sum(iter(leases.try_reserve, 0)) == 40 + AHEAD
+
+
+def test_help_that_there_is_no_room_for_costs_no_slot_and_no_receiver(
+    poll_full: PollFull, machine: Machine
+) -> None:
+    machine.has_no_room_for("sqs-receiver-jobs-")
+    leases = Leases(VISIBILITY_TIMEOUT)
+    leases.resize(1_000)
+    receiver, _ = poll_full(leases, holds_the_first=False)
+    # One that were lost with each try would end the asking soon.
+    wait_until(lambda: len(leases) == 1_000 + AHEAD, DEADLINE, "a full window")
+    assert receiver.fault() is None
+    assert receivers() == ["sqs-receiver-jobs"]
+    receiver.stop()
+    receiver.join(DEADLINE)
+    assert leases.take_all()
+    assert leases.is_empty
+
+
+def test_help_is_asked_for_again_once_there_is_room(poll_full: PollFull, machine: Machine) -> None:
+    machine.has_no_room_for("sqs-receiver-jobs-", times=20)
+    _, client = poll_full(holds_the_first=False)
+    assert client.is_asked_by_three()
+
+
+def test_one_that_there_is_no_room_for_can_be_started_later(machine: Machine) -> None:
+    client = Client([message(1)])
+    came = threading.Event()
+    receiver = Receiver("jobs", OPTIONS, client, wide(), lambda _: came.set())  # type: ignore[arg-type]
+    machine.has_no_room_for("sqs-receiver")
+    with pytest.raises(NoThread):
+        receiver.start()
+    receiver.join(DEADLINE)
+    machine.has_room()
+    receiver.start()
+    assert came.wait(DEADLINE)
+    receiver.stop()
+    client.ended.set()
+    assert has_ended(receiver)
 
 
 def test_stopping_ends_help_too(poll_full: PollFull) -> None:

@@ -18,12 +18,13 @@ from botocore.parsers import ResponseParserError
 
 from app.broker.copies import MOST_REMEMBERED, Copies
 from app.broker.deadletter import read_note
+from app.broker.errors import NoThread
 from app.broker.options import Options, QueueAddress
 from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from app.broker.policy import Policy
 from app.broker.settler import Settler
 from devstack.waiting import wait_until
-from tests.unit.conftest import MakeLease
+from tests.unit.conftest import Machine, MakeLease
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -627,3 +628,55 @@ def test_an_unforeseen_fault_is_logged_without_its_text(
     settle(Done())
     tell_all(settler)
     assert all("Kim-1f9c" not in record.getMessage() for record in caplog.records)
+
+
+# Its threads
+
+
+def settlers() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return sorted(name for name in names if name.startswith("sqs-settler"))
+
+
+def test_a_settler_works_with_the_threads_that_there_is_room_for(
+    settler: Settler, client: Client, settle: Callable[..., str], machine: Machine
+) -> None:
+    machine.has_no_room_for("sqs-settler-1")
+    settler.start()
+    assert settlers() == ["sqs-settler-0"]
+    receipt = settle(Done())
+    assert settler.flush(DEADLINE)
+    assert client.receipts("delete") == [[receipt]]
+
+
+def test_threads_that_there_was_no_room_for_are_tried_again(
+    settler: Settler,
+    settle: Callable[..., str],
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.broker.settler.GROW_PAUSE", 0)
+    machine.has_no_room_for("sqs-settler-1", times=2)
+    settler.start()
+
+    def has_grown() -> bool:
+        settle(Done())
+        return len(settlers()) == 3
+
+    wait_until(has_grown, DEADLINE, "three threads")
+    settler.stop(DEADLINE)
+    assert settlers() == []
+
+
+def test_without_a_thread_a_settler_does_not_start_and_can_be_started_later(
+    settler: Settler, client: Client, settle: Callable[..., str], machine: Machine
+) -> None:
+    machine.has_no_room_for("sqs-settler")
+    with pytest.raises(NoThread):
+        settler.start()
+    machine.has_room()
+    settler.start()
+    receipt = settle(Done())
+    assert settler.flush(DEADLINE)
+    assert client.receipts("delete") == [[receipt]]
+    assert len(settlers()) == 3

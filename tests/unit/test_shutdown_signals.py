@@ -13,8 +13,10 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 from kombu.asynchronous import Hub
 
+from app.broker.errors import NoThread
 from app.broker.inbox import Inbox
 from app.broker.shutdown import Shutdown
+from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 30
@@ -243,6 +245,24 @@ def test_a_loop_that_an_error_has_emptied_is_not_turned(
 def test_a_worker_that_never_was_ready_has_nothing_to_drain(consumer: Consumer) -> None:
     Shutdown(consumer).drain()
     assert consumer.deliveries.told == []
+
+
+def test_a_stop_without_its_thread_ends_at_once_and_the_thread_is_tried_again(
+    consumer: Consumer, machine: Machine
+) -> None:
+    # Nobody would bound it, and Celery's own stop has still to come.
+    machine.has_no_room_for("sqs-shutdown")
+    made = Shutdown(consumer)
+    with pytest.raises(NoThread):
+        made.listen()
+    made.drain()
+    assert consumer.deliveries.told == []
+    machine.has_room()
+    made.listen()
+    at_last(consumer, consumer.deliveries.end)
+    made.drain()
+    made.finish()
+    assert consumer.deliveries.told == ["stop receiving", "release what waits"]
 
 
 # What Celery does

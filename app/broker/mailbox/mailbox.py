@@ -9,7 +9,7 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from app.broker.errors import ControlPlaneDown, PublishError
+from app.broker.errors import ControlPlaneDown, NoThread, PublishError
 from app.broker.inbox import Inbox
 from app.broker.mailbox import revokes
 from app.broker.mailbox.options import ControlOptions, Kind
@@ -38,6 +38,8 @@ class Mailbox:
         self._inbox = inbox
         self._callbacks: dict[str, Callable[[Any], Any]] = {}
         self._listeners: dict[str, list[_Bound]] = {}
+        #: By queue, what cannot be heard yet: there was no room for its reader's thread.
+        self._unheard: dict[str, list[_Bound]] = {}
         self._has_published = False
         self._waiting = 0
         self._changed = threading.Condition()
@@ -97,8 +99,9 @@ class Mailbox:
     def consume(self, channel: Any, queue: str, callback: Callable[[Any], Any]) -> None:
         """Hear what is published to a queue's bindings from now on.
 
-        Raises ConfigurationError where there is no MongoDB; but a worker, which only waits for
-        commands, goes on without them.
+        Raises ConfigurationError where there is no MongoDB, and NoThread where there is no room to
+        read; but a worker, which only waits for commands, goes on without them, in the second case
+        until `hear_all` hears them.
         """
         bindings = [
             (exchange, routing_key, arguments, kind)
@@ -111,16 +114,38 @@ class Mailbox:
         # Made here, before any thread could make another.
         inbox = self._inbox()
         self._callbacks[queue] = callback
-        self._listeners[queue] = bounds = [
-            _Bound(self, plane, inbox, channel, queue, exchange, routing_key, arguments, kind)
-            for exchange, routing_key, arguments, kind in bindings
-        ]
-        for bound in bounds:
-            if plane.listen(bound):
-                bound.catch_up()
+        self._listeners[queue] = []
+        for exchange, routing_key, arguments, kind in bindings:
+            bound = _Bound(
+                self, plane, inbox, channel, queue, exchange, routing_key, arguments, kind
+            )
+            try:
+                self._listen(queue, bound)
+            except NoThread:
+                if kind is not Kind.COMMANDS:
+                    self.cancel(queue)
+                    raise
+                self._unheard.setdefault(queue, []).append(bound)
+
+    def hear_all(self) -> None:
+        """Hear what could not be heard so far, if there is room for it now. For a loop, now and
+        then."""
+        for queue, bounds in tuple(self._unheard.items()):
+            with suppress(NoThread):
+                while bounds:
+                    self._listen(queue, bounds[0])
+                    del bounds[0]
+                del self._unheard[queue]
+
+    def _listen(self, queue: str, bound: "_Bound") -> None:
+        is_open = bound.listen()
+        self._listeners[queue].append(bound)
+        if is_open:
+            bound.catch_up()
 
     def cancel(self, queue: str) -> None:
         """Hear no more."""
+        self._unheard.pop(queue, None)
         with self._changed:
             self._callbacks.pop(queue, None)
             self._changed.notify_all()
@@ -208,6 +233,10 @@ class _Bound:
             self._hand_over(document)
         elif reply := self._take_reply(routing_key):
             self._hand_over(reply)
+
+    def listen(self) -> bool:
+        """Hear from now on; whether somebody reads already. Raises NoThread."""
+        return self._plane.listen(self)
 
     def leave(self) -> None:
         """Hear no more."""

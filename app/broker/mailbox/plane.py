@@ -44,13 +44,17 @@ class Plane:
         self._is_closed = False
 
     def listen(self, listener: Listener) -> bool:
-        """Add a listener; whether its exchange is being read already."""
+        """Add a listener; whether its exchange is being read already.
+
+        Raises NoThread where nobody can read it; then it is no listener.
+        """
         exchange = listener.exchange
         with self._lock:
-            self._listeners.setdefault(exchange, []).append(listener)
             if exchange not in self._tails:
-                self._tails[exchange] = self._new_tail(exchange)
-                self._tails[exchange].start()
+                tail = self._new_tail(exchange)
+                tail.start()
+                self._tails[exchange] = tail
+            self._listeners.setdefault(exchange, []).append(listener)
             return exchange in self._open
 
     def leave(self, listener: Listener) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from bson import Timestamp
 from pymongo.errors import OperationFailure
 
+from app.broker import threads
+from app.broker.errors import NoThread
 from app.broker.mailbox.outage import Outage
 from app.broker.mailbox.store import Store, start_of
 
@@ -43,11 +45,14 @@ class Tail:
         self._seen: Timestamp | None = None
         self._pause = threading.Event()
         self._outage = Outage(f"readers of {exchange}")
-        self._thread = threading.Thread(target=self._run, name=f"control-{exchange}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread. Raises NoThread."""
+        name = f"control-{self._exchange}"
+        self._thread = threads.start(self._run, name)
+        if self._thread is None:
+            raise NoThread(name)
 
     def _run(self) -> None:
         while self._is_wanted():

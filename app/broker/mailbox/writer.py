@@ -6,6 +6,7 @@ from collections import deque
 from kombu.utils.json import dumps
 from pymongo.errors import ConnectionFailure
 
+from app.broker import threads
 from app.broker.mailbox.outage import Outage
 from app.broker.mailbox.store import Broadcast, Store
 
@@ -47,10 +48,10 @@ class Writer:
         with self._changed:
             if self._waiting + weight > MOST_WAITING:
                 self.lost += weight
-                return
-            self._waiting += weight
-            self._events.append((message, weight))
-            if len(self._events) in (1, BATCH):
+            else:
+                self._waiting += weight
+                self._events.append((message, weight))
+            if self._thread is None or len(self._events) in (1, BATCH):
                 self._wake()
 
     def put_reply(self, message: Broadcast) -> None:
@@ -60,20 +61,23 @@ class Writer:
             self._wake()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all is written, `timeout` seconds at the most and not in an outage; whether
-        it is."""
+        """Wait until all is written, `timeout` seconds at the most and not where nobody can write
+        it, in an outage or without a thread; whether it is."""
         with self._changed:
             self._is_hurried = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_empty() or self._outage.lasts, timeout)
+            if not self._is_empty():
+                self._wake()
+            self._changed.wait_for(lambda: self._is_empty() or not self._can_write(), timeout)
             self._is_hurried = False
             return self._is_empty()
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="control-writer", daemon=True)
-            self._thread.start()
+            self._thread = threads.start(self._run, "control-writer")
         self._changed.notify_all()
+
+    def _can_write(self) -> bool:
+        return self._thread is not None and not self._outage.lasts
 
     def _run(self) -> None:
         while True:
