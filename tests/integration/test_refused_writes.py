@@ -39,20 +39,6 @@ def _prepared(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     models.disconnect()
 
 
-@pytest.fixture(autouse=True)
-def _short_transactions(
-    mongo_uri: str, mongo_client: MongoClient[dict[str, Any]]
-) -> Iterator[None]:
-    """A transaction that is cut off keeps its locks for so many seconds, and its database with
-    them."""
-    admin = mongo_client.admin
-    before = admin.command("getParameter", 1, transactionLifetimeLimitSeconds=1)
-    admin.command("setParameter", 1, transactionLifetimeLimitSeconds=2)
-    yield
-    kept = before["transactionLifetimeLimitSeconds"]
-    admin.command("setParameter", 1, transactionLifetimeLimitSeconds=kept)
-
-
 @pytest.fixture
 def fail(mongo_client: MongoClient[dict[str, Any]], mongo_uri: str) -> Fail:
     """Lets commands on this test's own collections fail until the end of the block."""
@@ -69,6 +55,8 @@ def fail(mongo_client: MongoClient[dict[str, Any]], mongo_uri: str) -> Fail:
             yield
         finally:
             admin.command("configureFailPoint", "failCommand", mode="off")
+            # A transaction that was cut off would keep its locks for a minute.
+            admin.command("killAllSessions", [])
 
     return failing
 
