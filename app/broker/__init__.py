@@ -48,6 +48,7 @@ def install(celery_app: Any) -> None:
         broker_url="sqs://amazon",
         broker_transport="app.broker:Transport",
         worker_consumer="app.broker.consumer:Consumer",
+        worker_pool="app.broker.prefork:TaskPool",
         beat_scheduler="app.broker.beat:Scheduler",
     )
     celery_app.steps["consumer"].add("app.broker.health:HealthFile")

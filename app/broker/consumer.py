@@ -16,6 +16,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from app.broker import outcomes, time_limits
 from app.broker.batches import Batches
 from app.broker.errors import ConfigurationError
+from app.broker.loop import Hub
 from app.broker.mailbox import worker as control_plane
 from app.broker.message import Message
 from app.broker.options import Options
@@ -82,6 +83,10 @@ class Consumer(CeleryConsumer):
         """The last step of a stop."""
         super().shutdown()
         self._shutdown.finish()
+
+    def loop_args(self) -> tuple[Any, ...]:
+        """What Celery's loop is given: the hub, whose loop goes on where one callback fails."""
+        return tuple(Hub(arg) if arg is self.hub else arg for arg in super().loop_args())
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """The function each task message goes through. It never raises."""

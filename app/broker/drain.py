@@ -1,7 +1,6 @@
 """The end of what runs: the event loop turns on while tasks finish, and the pool's processes are
 ended where they shall not."""
 
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -12,16 +11,13 @@ from billiard.process import active_children
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 
-logger = logging.getLogger(__name__)
+from app.broker.loop import Loop
 
 #: Seconds a process of the pool has to end by itself (SIGTERM) before it is killed.
 CANCEL_PATIENCE = 1
 
 #: Seconds until a process that was killed is gone.
 KILL_PATIENCE = 5
-
-#: Errors of the event loop that draining outlives.
-MOST_ERRORS = 10
 
 
 class Drain:
@@ -36,21 +32,15 @@ class Drain:
         self._on_terminate = on_terminate
 
     def turn(self, until: Callable[[], bool]) -> None:
-        """Turn the loop until this holds. Raises what the loop raises again and again."""
-        loop, errors = self._hub.create_loop(), 0
+        """Turn the loop until this holds. Raises LoopBroken."""
+        loop = Loop(self._hub, "shutdown.error")
         while not until():
             try:
                 next(loop)
-            except (StopIteration, WorkerShutdown):
-                loop = self._hub.create_loop()
+            except WorkerShutdown:
+                continue
             except WorkerTerminate:
                 self._on_terminate()
-                loop = self._hub.create_loop()
-            except Exception:
-                if (errors := errors + 1) > MOST_ERRORS:
-                    raise
-                logger.exception("The event loop goes on.", extra={"event": "shutdown.error"})
-                loop = self._hub.create_loop()
 
     def end_processes(self) -> None:
         """End the processes of the pool, with what they run. What they had said is heard."""
@@ -65,9 +55,10 @@ class Drain:
         self._await_end(processes, CANCEL_PATIENCE)
         kill(processes & children(), signal.SIGKILL)
         self._await_end(processes, KILL_PATIENCE)
+        loop = Loop(self._hub, "shutdown.error")
         for _ in range(2):  # Results are read, then settled.
             self._wake()
-            next(self._hub.create_loop())
+            next(loop)
 
     def _await_end(self, processes: set[int], seconds: float) -> None:
         deadline = monotonic() + seconds

@@ -33,7 +33,8 @@ class Transport(virtual.Transport):
     default_port = None
     driver_type = "sqs"
     driver_name = "sqs"
-    connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, OSError)
+    # Not every OSError: a fork or a file that fails on a worker's loop is no connection of ours.
+    connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, ConnectionError)
     # `asynchronous` makes Celery run its event loop (celery 5.7 worker/worker.py).
     implements = virtual.Transport.implements.extend(
         asynchronous=True, exchange_type=frozenset({"direct", "topic", "fanout"})

@@ -17,8 +17,11 @@ from typing import Any
 
 import mongoengine
 import pytest
+from billiard.process import BaseProcess as Process
 from celery import Task as CeleryTask
 from celery.app.events import Events as CeleryEvents
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
 from celery.events.dispatcher import EventDispatcher
 from celery.loaders.app import AppLoader
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -28,6 +31,7 @@ from flower.api.tasks import GetQueueLengths
 from flower.views.broker import BrokerView
 from flower.views.monitor import Metrics
 from kombu import Connection
+from kombu.asynchronous import Hub
 from kombu.transport import virtual
 
 import app
@@ -49,6 +53,12 @@ TOUCHED: list[tuple[type, str, str]] = [
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
     (EventDispatcher, "_publish", "overridden: an event is no work on the loop"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
+    (Hub, "_pop_ready", "called: what is due on the loop, to run each by itself"),
+    (AsynPool, "_pool", "read and written: a process that could not be forked is taken out"),
+    (AsynPool, "_create_worker_process", "overridden: what is left of a fork that fails"),
+    (AsynPool, "_repopulate_pool", "overridden: a process that could not start is tried again"),
+    (AsynPool, "_process_cleanup_queues", "called: its pipes are free for the next one"),
+    (Process, "_popen", "read: whether a process was forked"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),
     (mongoengine.Document, "_meta", "read: the indexes, to make them once at the start"),
 ]
@@ -57,8 +67,10 @@ NAMES = {name for _, name, _ in TOUCHED}
 
 #: Public names that app/ overrides and no manual promises.
 HOOKS: dict[type, str] = {
-    CeleryConsumer: "create_task_handler on_decode_error on_unknown_message on_unknown_task "
-    "on_invalid_task",
+    CeleryConsumer: "loop_args create_task_handler on_decode_error on_unknown_message "
+    "on_unknown_task on_invalid_task",
+    AsynPool: "register_with_event_loop maintain_pool",
+    TaskPool: "Pool",
     Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire info",
     CeleryEvents: "dispatcher_cls",
     CeleryTask: "on_bound retry apply_async Request",
