@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.broker.decoding import decode
-from app.broker.errors import Undecodable
+from app.broker.faults import untaken
 from app.broker.lease import Delivery
 from app.broker.options import DecodeJson
-from app.broker.outcomes import Happened, NotDue, Refused
+from app.broker.outcomes import Happened, NotDue
 from app.broker.publisher import seconds_until_due
 
 #: Seconds by which clocks may differ before a message counts as not due.
@@ -32,11 +32,9 @@ def look_at(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
     try:
         payload = decode(delivery, decode_json)
         due_in = seconds_until_due(payload["headers"])
-    except Undecodable as exc:
-        return Arrival(ended=Refused(exc.reason, "Undecodable"))
     except Exception as exc:
-        # Broad on purpose: a person has to see this message.
-        return Arrival(ended=Refused("the broker cannot decode the body", type(exc).__name__))
+        # Broad on purpose: whatever it is, it is said by what becomes of the message.
+        return Arrival(ended=untaken(exc))
     if due_in > CLOCK_TOLERANCE:
         return Arrival(payload, NotDue(due_in))
     # Celery would hold a task with an eta in memory (celery 5.7 worker/strategy.py).

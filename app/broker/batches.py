@@ -109,14 +109,12 @@ class Batches:
                 timeout=task.time_limit,
                 correlation_id=first.id,
             )
-        except HandedBack:
-            return
-        except Exception:
+        except Exception as exc:
             # Broad on purpose: in the solo pool the job runs here, and an exception on the loop
             # ends the worker.
-            shared.on_failure(ExceptionInfo())
             if self._semaphore is not None:
-                self._semaphore.release()
+                self._soon(self._semaphore.release)
+            shared.not_taken(exc)
             return
         for request in requests:
             request.shares(result)
@@ -140,6 +138,9 @@ class _Shared:
 
     def on_failure(self, *args: Any, **kwargs: Any) -> None:
         self._each(lambda request: request.on_failure(*args, **kwargs), is_end=True)
+
+    def not_taken(self, exc: Exception) -> None:
+        self._each(lambda request: request.not_taken(exc))
 
     def on_success(self, traced: Any, **kwargs: Any) -> None:
         if isinstance(traced, ExceptionInfo):

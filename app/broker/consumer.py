@@ -7,6 +7,7 @@ worker/consumer/consumer.py, `dump_body`), so each is replaced.
 import gc
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import signals
@@ -16,10 +17,12 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from app.broker import outcomes, time_limits
 from app.broker.batches import Batches
 from app.broker.errors import ConfigurationError
+from app.broker.faults import untaken
 from app.broker.loop import Hub
 from app.broker.mailbox import worker as control_plane
 from app.broker.message import Message
 from app.broker.options import Options
+from app.broker.outcomes import Happened
 from app.broker.routes import circle, told
 from app.broker.shutdown import Shutdown
 
@@ -46,11 +49,13 @@ class Consumer(CeleryConsumer):
         # Before the pool makes its processes, which then share this memory for good.
         _keep_from_collections()
         self._shutdown = Shutdown(self)
+        semaphore = self.controller.semaphore if self.pool.uses_semaphore else None
+        process = partial(self._process, semaphore)
         self._batches = Batches(
             self.pool,
-            alone=on_task_request,
-            process=self.controller._process_task,
-            semaphore=self.controller.semaphore if self.pool.uses_semaphore else None,
+            alone=process if semaphore is None else partial(semaphore.acquire, process),
+            process=process,
+            semaphore=semaphore,
             soon=self.hub.call_soon,
         )
         self.on_task_request: Callable[[Any], Any] = self._batches.take
@@ -98,7 +103,7 @@ class Consumer(CeleryConsumer):
                     handle(message)
             except Exception as exc:
                 # Broad on purpose: an exception here ends the worker, and the next one too.
-                self._refuse(message, "the worker cannot take the message", exc)
+                self._end(message, untaken(exc), exc)
 
         return on_task_received
 
@@ -152,6 +157,18 @@ class Consumer(CeleryConsumer):
         )
         return True
 
+    def _process(self, semaphore: Any, request: Any) -> None:
+        """Hand a request to the pool. Never raises: who is called when a process becomes free has
+        still to hear what that one has done (billiard 4.3 pool.py, `on_ready`)."""
+        try:
+            self.controller._process_task(request)
+        except Exception as exc:
+            # Broad on purpose: whatever it is, it is said by what becomes of the message.
+            if semaphore is not None:
+                # Later, for it calls the next one that waits.
+                self.hub.call_soon(semaphore.release)
+            request.not_taken(exc)
+
     def _on_lease_lost(self, tag: str) -> None:
         """Runs on the heartbeat's thread; the requests are the loop's."""
         if hasattr(self.pool, "terminate_job"):
@@ -165,10 +182,17 @@ class Consumer(CeleryConsumer):
                 request.cancel(self.pool, emit_retry=False)
 
     def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
-        error = type(exc).__name__ if exc else "Reject"
-        message.note(outcomes.Refused(reason, error))
+        self._end(message, untaken(exc, reason) if exc else outcomes.Refused(reason), exc)
+
+    def _end(self, message: Message, happened: Happened, exc: Exception | None) -> None:
+        """The end of a message that gets to no task."""
+        message.note(happened)
         message.reject_log_error(logger, self.connection_errors)
-        signals.task_rejected.send(sender=self, message=message, exc=exc)
+        for request in tuple(state.reserved_requests):
+            if request.message is message:
+                state.task_ready(request)  # Else Celery would keep it for ever.
+        if isinstance(happened, outcomes.Refused):
+            signals.task_rejected.send(sender=self, message=message, exc=exc)
 
 
 def _keep_from_collections() -> None:

@@ -16,6 +16,7 @@ from app.broker import arrivals, journal, outcomes
 from app.broker.clients import new_client
 from app.broker.errors import NoThread
 from app.broker.extension import OVER
+from app.broker.faults import untaken
 from app.broker.heartbeat import Heartbeat
 from app.broker.inbox import Inbox
 from app.broker.lease import Delivery, Lease
@@ -130,7 +131,35 @@ class Deliveries:
     def _on_received(self, deliveries: list[Delivery]) -> None:
         """Runs on a receiver's thread: decode there, deliver on the loop."""
         assert self._inbox is not None
-        self._inbox.put([(d.queue, payload) for d in deliveries if (payload := self._arrived(d))])
+        arrived = [
+            (delivery.queue, payload)
+            for delivery in deliveries
+            if (payload := self._arrived_or_ended(delivery))
+        ]
+        try:
+            self._inbox.put(arrived)
+        except Exception as exc:
+            # Broad on purpose, here and below: what was not handed over is handed back, and what
+            # cannot even be handed back is held no longer, so that SQS delivers it again.
+            for delivery in deliveries:
+                self._give_back(delivery, exc)
+
+    def _arrived_or_ended(self, delivery: Delivery) -> dict[str, Any] | None:
+        try:
+            return self._arrived(delivery)
+        except Exception as exc:
+            self._give_back(delivery, exc)
+            return None
+
+    def _give_back(self, delivery: Delivery, exc: Exception) -> None:
+        try:
+            self.end_unstarted(delivery.tag, untaken(exc))
+        except Exception:
+            self._leases.take(delivery.tag)
+            logger.exception(
+                "A message could not be handed back; SQS delivers it again.",
+                extra={"event": "receive.broken", "queue": delivery.queue, "count": 1},
+            )
 
     def _arrived(self, delivery: Delivery) -> dict[str, Any] | None:
         """The payload for the worker; None where the delivery has ended on arrival."""
@@ -181,6 +210,19 @@ class Deliveries:
         if (lease := self._leases.take(tag)) is not None:
             self._conclude(lease, happened, headers, policy)
 
+    def end_unstarted(
+        self,
+        tag: str,
+        happened: Happened,
+        headers: dict[str, Any] | None = None,
+        policy: Policy | None = None,
+    ) -> bool:
+        """End a delivery unless its task has started; whether it ended now."""
+        lease = self._leases.take_unstarted(tag)
+        if lease is not None:
+            self._conclude(lease, happened, headers, policy)
+        return lease is not None
+
     def _conclude(
         self,
         lease: Lease,
@@ -198,6 +240,8 @@ class Deliveries:
         task, id_ = (headers["task"], headers["id"]) if headers else (None, None)
         self._leases.telling(1)
         self._settler.settle(lease, outcome, task, id_)
+        if isinstance(happened, outcomes.NotTaken):
+            journal.not_taken(delivery, happened.error, task, id_)
         journal.ended(delivery, outcome, task, id_)
 
     def _watch_the_loop(self) -> None:

@@ -42,6 +42,23 @@ def clamped(delivery: Delivery, delay: int, task: str | None, id_: str | None) -
     )
 
 
+def not_taken(delivery: Delivery, error: str, task: str | None, id_: str | None) -> None:
+    """A fault of this machine kept a task from being started."""
+    logger.warning(
+        "This machine could not take a message (%s); it is handed back.",
+        error,
+        extra={
+            "event": "message.not_taken",
+            "task": task,
+            "message_id": id_ or delivery.message_id,
+            "sqs_message_id": delivery.message_id,
+            "queue": delivery.queue,
+            "deliveries": delivery.count,
+            "error": error,
+        },
+    )
+
+
 def unreported(task: str, id_: str, exc: Exception) -> None:
     """Celery's own code failed at the end of a task: of this one there may be no event."""
     logger.error(

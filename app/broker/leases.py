@@ -175,6 +175,12 @@ class Leases:
             lease = self._held.get(tag)
             return self.take(tag) if lease is not None and lease.can_be_kept_back else None
 
+    def take_unstarted(self, tag: str) -> Lease | None:
+        """End a delivery whose task does not run yet; None where it does, or has ended before."""
+        with self._changed:
+            lease = self._held.get(tag)
+            return None if lease is None or lease.is_running else self.take(tag)
+
     def take_waiting(self) -> list[Lease]:
         """End every delivery whose task can still be kept from starting."""
         with self._changed:

@@ -62,6 +62,15 @@ class NotStarted:
 
 
 @dataclass(frozen=True)
+class NotTaken:
+    """A fault of this machine (no memory, no room for a thread) kept the task from being started:
+    nothing of the message, and no attempt."""
+
+    error: str
+    """Class of the exception."""
+
+
+@dataclass(frozen=True)
 class Copied:
     """In an earlier delivery its copy was sent, and SQS did not hear the delete."""
 
@@ -77,7 +86,17 @@ class Interrupted:
     """Seconds until another worker may have it."""
 
 
-Happened = Succeeded | RetryAsked | Failed | Refused | NotDue | NotStarted | Copied | Interrupted
+Happened = (
+    Succeeded
+    | RetryAsked
+    | Failed
+    | Refused
+    | NotDue
+    | NotStarted
+    | NotTaken
+    | Copied
+    | Interrupted
+)
 
 # Outcomes -------------------------------------------------------------------------------------
 
@@ -142,8 +161,8 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             return DeadLetter(reason, error)
         case NotDue(delay):
             return Postponed(min(delay, LONGEST_DELAY))
-        case NotStarted(delay) | Interrupted(_, delay):
-            return _handed_back(delay, is_last=deliveries >= policy.max_receive_count)
+        case NotStarted() | NotTaken() | Interrupted():
+            return _handed_back(_wait(happened, deliveries, policy), deliveries, policy)
         case Failed(error, reason):
             if policy.is_last(deliveries):
                 return DeadLetter(reason, error)
@@ -157,6 +176,14 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             return Retry(math.ceil(min(max(delay, 0), LONGEST_VISIBILITY)), error)
 
 
-def _handed_back(delay: int, *, is_last: bool) -> Outcome:
-    # Beyond the last delivery SQS would dead-letter it, for nothing that it did.
-    return Postponed(min(delay, LONGEST_DELAY)) if is_last else Released(delay)
+def _wait(happened: NotStarted | NotTaken | Interrupted, deliveries: int, policy: Policy) -> int:
+    if isinstance(happened, NotTaken):
+        return policy.backoff(deliveries)
+    return happened.release_after
+
+
+def _handed_back(delay: int, deliveries: int, policy: Policy) -> Outcome:
+    if deliveries >= policy.max_receive_count:
+        # Beyond the last delivery SQS would dead-letter it, for nothing that it did.
+        return Postponed(min(delay, LONGEST_DELAY))
+    return Released(delay)

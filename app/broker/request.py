@@ -6,11 +6,13 @@ worker/request.py, `create_request_cls`), so a success is seen in `acknowledge`.
 
 import logging
 import math
+import threading
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 from weakref import ref
 
+from billiard.einfo import ExceptionInfo
 from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
@@ -29,6 +31,7 @@ from app.broker.failures import (
     unwrapped,
     what_happened,
 )
+from app.broker.faults import untaken
 from app.broker.lease import Lease
 from app.broker.message import Message
 from app.broker.outcomes import Happened
@@ -42,12 +45,19 @@ class HandedBack(Exception):
     """The delivery of a task ended before the task was started."""
 
 
+class OutOfMemory(Exception):
+    """Stands for the MemoryError of a task. Celery raises that again where it is told of it, which
+    is not where memory was short (celery 5.7 worker/request.py), and settles nothing."""
+
+
 class Request(CeleryRequest):
     """Notes on the message what happened, before Celery acks or rejects it without a reason."""
 
     #: Class of the exception that ended the task, once one did.
     _error: str | None = None
     _lease: Lease | None = None
+    #: The thread of this process that has started the task, or was told so.
+    _started_on: int | None = None
     _is_suspected = False
 
     def __init__(self, message: Message, **options: Any) -> None:
@@ -67,6 +77,7 @@ class Request(CeleryRequest):
             # The threads pool calls this before the task, and does not start it then. A process has
             # started it, and billiard 4.3 is broken by what is raised here (pool.py, `_ack`).
             raise HandedBack(self.id)
+        self._started_on = threading.get_ident()
         super().on_accepted(pid, time_accepted)
 
     @property
@@ -93,6 +104,23 @@ class Request(CeleryRequest):
         self._give_up()
         return True
 
+    def not_taken(self, exc: Exception) -> None:
+        """The pool raised this when it was given the task. For who has caught it.
+
+        One of threads has the task in its queue even so, where a thread may have found it by now:
+        then this ends nothing. In the solo pool the task has run, if it was started.
+        """
+        if isinstance(exc, HandedBack):
+            return  # It is given up already.
+        if self._started_on == threading.get_ident():
+            self.on_failure(ExceptionInfo())
+            return
+        message = self._message
+        if message.channel.deliveries.end_unstarted(
+            message.delivery_tag, untaken(exc), message.headers, self.task.policy
+        ):
+            self._give_up()
+
     def _give_up(self) -> None:
         """Forget a delivery that has ended, of which Celery was not told."""
         state.task_ready(self)
@@ -115,18 +143,15 @@ class Request(CeleryRequest):
 
     def _fail(self, exc_info: Any, *rest: Any) -> None:
         """Let Celery end the run, with its signals, events and errbacks."""
+        if isinstance(unwrapped(exc_info), MemoryError):
+            exc_info.exception = OutOfMemory()
         try:
             super().on_failure(exc_info, *rest)
         except Exception as broken:
             # Broad on purpose: the pool would print the text of what is raised here, and the
             # message would keep its slot for ever.
-            if isinstance(broken, MemoryError) and not self._has_process():
-                raise  # It is this process that is short of memory.
             journal.unreported(self.name, self.id, broken)
             self.reject(requeue=False)
-
-    def _has_process(self) -> bool:
-        return bool(self._message.channel.deliveries.pool_has_processes)
 
     def _suspect(self, exc: Any, exc_info: Any) -> bool:
         """Whether an outage may have caused this failure. Then its end waits for the verdict."""

@@ -13,11 +13,12 @@ from kombu.transport import virtual
 
 from app.broker.channel import Channel
 from app.broker.clients import Client
+from app.broker.faults import untaken
 from app.broker.inbox import Inbox
 from app.broker.mailbox.mailbox import Mailbox
 from app.broker.message import Message
 from app.broker.options import Options
-from app.broker.outcomes import Failed, Happened, NotStarted
+from app.broker.outcomes import Happened, NotStarted
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +126,8 @@ class Transport(virtual.Transport):
                 "A message could not be handed to the worker.",
                 extra={"event": "deliver.failed", "queue": queue},
             )
-            self._end(tag, Failed(type(exc).__name__, "it could not be handed to the worker"))
+            self._end(tag, untaken(exc))
 
     def _end(self, tag: str, happened: Happened) -> None:
         for channel in self.channels:
-            channel.deliveries.end(tag, happened)
+            channel.deliveries.end_unstarted(tag, happened)

@@ -146,7 +146,11 @@ def together_many(calls):
         os.kill(os.getpid(), signal.SIGKILL)
     if "hang" in kinds:
         time.sleep(60)
-    made = {"fail": ValueError("again"), "forbid": Forbidden("this can never work")}
+    made = {
+        "fail": ValueError("again"),
+        "forbid": Forbidden("this can never work"),
+        "memory": MemoryError("marker-in-an-exception"),
+    }
     return [made.get(kind, "done") for kind in kinds]
 
 
@@ -158,7 +162,16 @@ def together(self, kind):
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hang":
         time.sleep(60)
+    if kind == "memory":
+        raise MemoryError("marker-in-an-exception")
     say(self, "end")
+
+
+@app.task(bind=True)
+def run_out_of_memory(self):
+    """Fails each time, of what Celery takes for a fault of the worker."""
+    say(self, "start")
+    raise MemoryError("marker-in-an-exception")
 
 
 @app.task(bind=True)

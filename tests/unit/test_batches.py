@@ -112,6 +112,9 @@ class Request:
     def on_failure(self, exc_info: Any) -> None:
         self.hear("failure", exc_info)
 
+    def not_taken(self, exc: Exception) -> None:
+        self.heard.append(("not taken", exc))
+
     def on_timeout(self, *args: Any) -> None:
         self.hear("timeout", args)
 
@@ -358,16 +361,18 @@ def test_a_batch_that_was_handed_back_whole_is_not_started() -> None:
         worker.pool.jobs[0]["accept_callback"](7, 1.5)
 
 
-def test_a_job_that_the_pool_does_not_take_has_failed_for_each_message() -> None:
+def test_a_job_that_the_pool_does_not_take_is_told_to_each_message_and_frees_its_process() -> None:
     worker = Worker()
+    refusal = OSError()
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise OSError
+        raise refusal
 
     worker.pool.apply_async = refuse
     requests = worker.take(2)
     worker.turn()
-    assert [what for request in requests for what, _ in request.heard] == ["failure"] * 2
+    assert [told for request in requests for told in request.heard] == [("not taken", refusal)] * 2
+    assert worker.semaphore is not None
     assert worker.semaphore.free == 1
 
 

@@ -1,7 +1,9 @@
 """Channel and transport: a consumer gets what can run, and SQS hears what became of everything."""
 
+import errno
 import json
 import logging
+import os
 import select
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +13,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.exceptions import OperationalError
 
 from app.broker.deadletter import read_note
 from app.broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
@@ -39,6 +43,8 @@ class Sqs:
         self.waiting: dict[str, list[dict[str, Any]]] = {JOBS: [], MAIL: []}
         self.asked: list[str] = []
         self.sent: list[dict[str, Any]] = []
+        #: Those of the next messages that are sent.
+        self.faults: list[Exception] = []
         self.deleted: list[str] = []
         #: Codes by which the next delete of a receipt handle fails.
         self.refusals: dict[str, str] = {}
@@ -73,6 +79,8 @@ class Sqs:
         return {"Messages": messages}
 
     def send_message(self, **call: Any) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
         self.sent.append(call)
 
     def delete_message_batch(self, **call: Any) -> dict[str, Any]:
@@ -219,6 +227,37 @@ def test_a_command_without_a_control_plane_is_an_error_at_the_caller(
     assert sqs.sent == []
 
 
+AWAY = EndpointConnectionError(endpoint_url="https://sqs.test")
+
+
+@pytest.mark.parametrize(
+    "fault", [AWAY, ConnectionClosedError(endpoint_url="https://sqs.test"), ConnectionResetError()]
+)
+def test_a_producer_tries_again_where_sqs_cannot_be_reached(
+    connection: Connection, sqs: Sqs, fault: Exception
+) -> None:
+    sqs.faults = [fault]
+    publish(connection, "jobs", retry=True, retry_policy={"interval_start": 0, "max_retries": 3})
+    assert len(sqs.sent) == 1
+
+
+def test_a_producer_hears_in_the_end_that_sqs_cannot_be_reached(
+    connection: Connection, sqs: Sqs
+) -> None:
+    sqs.faults = [AWAY] * 10
+    with pytest.raises(OperationalError, match=r"https://sqs\.test"):
+        publish(
+            connection, "jobs", retry=True, retry_policy={"interval_start": 0, "max_retries": 1}
+        )
+    assert sqs.sent == []
+
+
+def test_what_fails_for_the_system_alone_is_no_lost_connection(connection: Connection) -> None:
+    # Celery would connect anew, and release what runs.
+    for error in (BlockingIOError, FileNotFoundError, PermissionError, OSError):
+        assert not issubclass(error, connection.connection_errors + connection.channel_errors)
+
+
 def test_a_producer_calls_nothing_but_send(connection: Connection, sqs: Sqs) -> None:
     # Declaring asks stock kombu for the length of the queue, which a producer may not see.
     publish(connection, "jobs", declare=[Queue("jobs", Exchange(""), routing_key="jobs")])
@@ -350,16 +389,89 @@ def test_a_decoder_that_fails_holds_no_message_up(connection: Connection, sqs: S
         raise RuntimeError("Kim-1f9c")
 
     connection.transport_options["decode_json"] = fail
-    sqs.put(1, {"plain": "JSON"})
+    again = sqs.put(1, {"plain": "JSON"})
     sqs.put(2, task(2))
+    sqs.put(3, {"plain": "JSON"}, count=3)
     worker = Worker(connection, "jobs")
     worker.get().ack()
     worker.close(sqs)
+    assert sqs.visible[again] >= 1
     (note,) = (read_note(call["MessageAttributes"]) or {} for call in sqs.sent)
     assert (note["error"], note["reason"]) == (
         "RuntimeError",
-        "the broker cannot decode the body",
+        "the worker could not take the message (RuntimeError)",
     )
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), OSError(errno.EMFILE, "Kim-1f9c"), RuntimeError("can't start new thread")],
+    ids=repr,
+)
+def test_what_this_machine_has_no_room_for_is_handed_back_with_its_class_in_the_log(
+    connection: Connection, sqs: Sqs, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    def fail(_: dict[str, Any]) -> ForeignMessage:
+        raise fault
+
+    connection.transport_options["decode_json"] = fail
+    # However often it was delivered: its failures would be counted, and this is none.
+    receipts = [sqs.put(number, {"plain": "JSON"}, count=number) for number in (1, 3, 9)]
+    sqs.put(10, {"plain": "JSON"}, count=10)
+    worker = Worker(connection, "jobs")
+    wait_until(lambda: sqs.visible.keys() >= set(receipts) and sqs.sent, DEADLINE, "four ends")
+    worker.close(sqs)
+    assert all(sqs.visible[receipt] >= 1 for receipt in receipts)
+    # In SQS's last delivery it is sent on, for SQS would dead-letter it.
+    assert [call["QueueUrl"] for call in sqs.sent] == [JOBS]
+    lines = [vars(r) for r in caplog.records if vars(r).get("event") == "message.not_taken"]
+    assert [line["error"] for line in lines] == [type(fault).__name__] * 4
+    assert "Kim-1f9c" not in caplog.text
+
+
+@pytest.mark.parametrize("event", ["message.dead-letter", "message.not_taken"])
+def test_an_error_in_the_middle_of_a_batch_costs_no_other_message(
+    connection: Connection, sqs: Sqs, event: str
+) -> None:
+    def run_short(*_: Any) -> Any:
+        raise MemoryError
+
+    def fail(record: logging.LogRecord) -> bool:
+        return vars(record).get("event") != event or run_short()
+
+    log = logging.getLogger("app.broker.journal")
+    log.addFilter(fail)
+    connection.transport_options["decode_json"] = run_short
+    try:
+        sqs.put(1, task(1))
+        sqs.put(2, "not JSON")
+        sqs.put(4, {"plain": "JSON"})
+        sqs.put(3, task(3))
+        worker = Worker(connection, "jobs")
+        assert [worker.get().payload[0], worker.get().payload[0]] == [[1], [3]]
+    finally:
+        log.removeFilter(fail)
+
+
+def test_messages_that_cannot_be_handed_over_are_handed_back(
+    connection: Connection, sqs: Sqs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, write = connection.transport.inbox.fileno(), os.write
+
+    def fail(to: int, data: bytes) -> int:
+        # The other end of the inbox's pipe.
+        if to == fd + 1:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return write(to, data)
+
+    monkeypatch.setattr(os, "write", fail)
+    receipts = {sqs.put(1, task(1)), sqs.put(2, task(2))}
+    worker = Worker(connection, "jobs")
+    wait_until(lambda: sqs.visible.keys() == receipts, DEADLINE, "both handed back")
+    monkeypatch.setattr(os, "write", write)
+    drain(connection)
+    assert worker.received == []
+    assert all(wait >= 1 for wait in sqs.visible.values())
 
 
 def test_a_message_that_is_not_due_waits_in_sqs(connection: Connection, sqs: Sqs) -> None:

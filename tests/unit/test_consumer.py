@@ -1,5 +1,6 @@
 """Consumer: only what can run gets to a task, and of what cannot nothing is logged but why."""
 
+import errno
 import gc
 import json
 import logging
@@ -11,15 +12,20 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import InvalidTaskError
-from celery.worker import WorkController
+from celery.result import allow_join_result
+from celery.worker import WorkController, state
+from celery.worker.request import Request as CeleryRequest
+from kombu.asynchronous import set_event_loop
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
 from app.broker.consumer import Consumer
 from app.broker.decoding import decode
+from app.broker.loop import Hub
+from app.broker.loop import Loop as EventLoop
 from app.broker.message import Message
 from app.broker.options import ForeignMessage
-from app.broker.outcomes import Refused
+from app.broker.outcomes import Failed, NotTaken, Refused
 from app.broker.policy import Policy
 from app.messages import Registration
 from tests.unit.conftest import MakeDelivery
@@ -44,8 +50,10 @@ class Strategy:
     def __init__(self) -> None:
         self.taken: list[Message] = []
         self.fault: Exception | None = None
+        self.before: Callable[[], None] = lambda: None
 
     def __call__(self, message: Message, *_: Any) -> None:
+        self.before()
         if self.fault:
             raise self.fault
         self.taken.append(message)
@@ -213,9 +221,43 @@ def test_a_message_that_cannot_be_taken_does_not_end_the_worker(
     strategy.fault = fault
     message = make_message("typed")
     consumer.create_task_handler()(message)
-    reason = "the worker cannot take the message"
-    assert message.happened == Refused(reason, type(fault).__name__)
+    error = type(fault).__name__
+    assert message.happened == Failed(error, f"the worker could not take the message ({error})")
     assert message.channel.rejected == [False]
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), OSError(errno.EMFILE, MARKER), RuntimeError("can't start new thread")]
+)
+def test_a_message_that_this_machine_cannot_take_now_was_not_tried(
+    consumer: Consumer, strategy: Strategy, make_message: MakeMessage, fault: Exception
+) -> None:
+    strategy.fault = fault
+    message = make_message("typed")
+    consumer.create_task_handler()(message)
+    assert message.happened == NotTaken(type(fault).__name__)
+
+
+@pytest.mark.parametrize("fault", [InvalidTaskError(MARKER), ContentDisallowed(MARKER)])
+def test_what_celery_calls_invalid_is_refused(
+    consumer: Consumer, strategy: Strategy, make_message: MakeMessage, fault: Exception
+) -> None:
+    strategy.fault = fault
+    message = make_message("typed")
+    consumer.create_task_handler()(message)
+    assert isinstance(message.happened, Refused)
+
+
+def test_celery_keeps_no_request_of_a_message_that_could_not_be_taken(
+    consumer: Consumer, strategy: Strategy, make_message: MakeMessage
+) -> None:
+    message = make_message("typed")
+    request = CeleryRequest(message, app=consumer.app, on_ack=print, on_reject=print)
+    strategy.before = lambda: state.task_reserved(request)
+    strategy.fault = MemoryError()
+    consumer.create_task_handler()(message)
+    assert request not in state.reserved_requests
+    assert request.id not in state.requests
 
 
 @pytest.mark.parametrize(
@@ -255,6 +297,77 @@ def test_the_arrival_is_logged_with_ids_and_without_arguments(
     assert (facts["message_id"], facts["source"]) == ("id-1", "celery")
     assert (facts["queue"], facts["deliveries"]) == ("jobs", 1)
     assert MARKER not in str(facts)
+
+
+# What the pool does not take
+
+
+class Untakable:
+    """A request that the pool does not take, and that notes what it is told of it."""
+
+    task = SimpleNamespace(many=None)
+
+    def __init__(self, fault: Exception) -> None:
+        self.fault = fault
+        self.told: list[Exception] = []
+
+    def execute_using_pool(self, _: Any) -> None:
+        raise self.fault
+
+    def not_taken(self, exc: Exception) -> None:
+        self.told.append(exc)
+
+
+@pytest.fixture
+def make_worker(celery_app: Celery) -> Iterator[Callable[[str], WorkController]]:
+    """Makes workers, with their parts, that are not started."""
+    celery_app.conf.update(
+        broker_transport="app.broker:Transport",
+        broker_url="sqs://amazon",
+        worker_consumer="app.broker.consumer:Consumer",
+    )
+    made: list[WorkController] = []
+
+    def make(pool: str) -> WorkController:
+        made.append(celery_app.WorkController(pool_cls=pool, concurrency=1))
+        return made[-1]
+
+    # A pool of processes forbids its process to wait for results, for good.
+    with allow_join_result():
+        yield make
+    for worker in made:
+        worker.hub.close()
+    set_event_loop(None)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_request_that_the_pool_does_not_take_is_told_and_nobody_else(
+    make_worker: Callable[[str], WorkController], pool: str
+) -> None:
+    request = Untakable(MemoryError())
+    make_worker(pool).consumer.on_task_request(request)
+    assert request.told == [request.fault]
+
+
+def test_celerys_loop_is_given_a_hub_that_goes_on_where_a_callback_fails(
+    make_worker: Callable[[str], WorkController],
+) -> None:
+    consumer = make_worker("threads").consumer
+    (hub,) = (arg for arg in consumer.loop_args() if isinstance(arg, Hub))
+    assert hub.timer is consumer.hub.timer
+    assert isinstance(hub.create_loop(), EventLoop)
+
+
+def test_a_process_that_could_not_be_given_a_task_takes_the_next_ones(
+    make_worker: Callable[[str], WorkController],
+) -> None:
+    worker = make_worker("prefork")
+    requests = [Untakable(MemoryError()) for _ in range(900)]
+    for request in requests:
+        worker.consumer.on_task_request(request)
+    next(EventLoop(worker.hub))
+    # Not one within the other: of so many, Python would reach its limit of recursion.
+    assert all(len(request.told) == 1 for request in requests)
 
 
 # A lost lease

@@ -400,6 +400,18 @@ def test_what_was_taken_cannot_start_any_more(leases: Leases, hold: Hold) -> Non
     assert leases.started(tag, 30) is None
 
 
+@pytest.mark.parametrize(("starts", "is_taken"), [(False, True), (True, False)])
+def test_what_may_have_been_started_meanwhile_is_taken_only_if_it_was_not(
+    leases: Leases, hold: Hold, starts: bool, is_taken: bool
+) -> None:
+    (tag,) = hold(1)
+    if starts:
+        leases.started(tag, None)
+    assert (leases.take_unstarted(tag) is not None) is is_taken
+    assert leases.holds(tag) is not is_taken
+    assert leases.take_unstarted("another") is None
+
+
 def test_two_deliveries_of_one_message_are_held_apart(
     leases: Leases, make_delivery: MakeDelivery
 ) -> None:

@@ -12,6 +12,7 @@ from app.broker.outcomes import (
     Interrupted,
     NotDue,
     NotStarted,
+    NotTaken,
     Outcome,
     Postponed,
     Refused,
@@ -45,7 +46,12 @@ def test_what_is_no_failure_ends_alike_in_every_delivery(
 
 @pytest.mark.parametrize(
     ("happened", "delay"),
-    [(NotStarted(), 0), (NotStarted(25), 25), (Interrupted("AutoReconnect", 25), 25)],
+    [
+        (NotStarted(), 0),
+        (NotStarted(25), 25),
+        (Interrupted("AutoReconnect", 25), 25),
+        (NotTaken("MemoryError"), 1),
+    ],
 )
 @pytest.mark.parametrize("deliveries", [1, 3, 9])
 def test_what_is_handed_back_is_released_however_often_it_was_delivered(
@@ -56,7 +62,12 @@ def test_what_is_handed_back_is_released_however_often_it_was_delivered(
 
 @pytest.mark.parametrize(
     ("happened", "delay"),
-    [(NotStarted(), 0), (NotStarted(25), 25), (Interrupted("AutoReconnect", 1000), 900)],
+    [
+        (NotStarted(), 0),
+        (NotStarted(25), 25),
+        (Interrupted("AutoReconnect", 1000), 900),
+        (NotTaken("MemoryError"), 1),
+    ],
 )
 @pytest.mark.parametrize("deliveries", [10, 11])
 def test_what_is_handed_back_in_sqs_last_delivery_is_sent_on_for_sqs_would_dead_letter_it(
@@ -86,6 +97,15 @@ def test_a_failure_in_sqs_last_delivery_is_dead_lettered_with_our_reason(
 ) -> None:
     policy = replace(POLICY, max_attempts=8, max_receive_count=5)
     assert type(decide(FAILED, deliveries, policy)) is outcome
+
+
+def test_what_this_machine_could_not_take_waits_as_a_failure_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda _, high: high)
+    policy = replace(POLICY, backoff_base=2, backoff_max=600)
+    waits = [decide(NotTaken("MemoryError"), deliveries, policy) for deliveries in (1, 2, 3, 9)]
+    assert waits == [Released(2), Released(4), Released(8), Released(512)]
 
 
 def test_the_delay_of_a_failure_grows_with_its_delivery(monkeypatch: pytest.MonkeyPatch) -> None:

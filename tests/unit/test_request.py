@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
@@ -29,7 +30,7 @@ from app.broker.decoding import decode
 from app.broker.failures import what_happened
 from app.broker.lease import Lease
 from app.broker.message import Message
-from app.broker.outcomes import Failed, Happened, Interrupted, Refused, RetryAsked
+from app.broker.outcomes import Failed, Happened, Interrupted, NotTaken, Refused, RetryAsked
 from app.broker.request import HandedBack, Request
 from app.broker.suspicion import Suspicion
 from app.broker.task import Rejected, Suspected
@@ -159,6 +160,7 @@ class Channel(virtual.Channel):
         self.suspicions: list[Suspicion] = []
         self.on_suspicion = self.suspicions.append
         self.pool_has_processes = False
+        self.ended: list[tuple[str, Happened]] = []
         self.handed_over: list[str] = []
 
     def started(self, tag: str, time_limit: float | None) -> Lease | None:
@@ -169,6 +171,12 @@ class Channel(virtual.Channel):
 
     def holds(self, tag: str) -> bool:
         return self.lease is not None
+
+    def end_unstarted(self, tag: str, happened: Happened, *_: Any) -> bool:
+        if self.lease is None or self.lease.is_running:
+            return False
+        self.ended.append((tag, happened))
+        return True
 
     def hand_over(self, tag: str) -> bool:
         self.handed_over.append(tag)
@@ -534,20 +542,40 @@ def test_an_event_that_cannot_be_sent_costs_the_event_and_not_the_message(
     assert MARKER not in caplog.text
 
 
-def test_a_process_of_the_pool_that_is_short_of_memory_costs_its_message_an_attempt(
-    make_run: MakeRun,
+class ArrayMemoryError(MemoryError):
+    """As numpy has one."""
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+@pytest.mark.parametrize("return_ok", [True, False])
+@pytest.mark.parametrize("exc", [MemoryError(MARKER), ArrayMemoryError()], ids=repr)
+def test_a_task_that_ran_out_of_memory_has_failed_as_any_other(
+    make_run: MakeRun, exc: Exception, return_ok: bool, pickled: bool
 ) -> None:
+    # The process that is told of it has memory left, and other messages in flight.
     run = make_run()
-    run.message.channel.pool_has_processes = True
-    run.request.on_failure(info_of(MemoryError()), return_ok=True)
-    assert isinstance(run.message.happened, Failed)
+    name = type(exc).__name__
+    run.request.on_failure(info_of(exc, pickled=pickled), return_ok=return_ok)
+    assert run.message.happened == Failed(
+        name, f"the task failed in each attempt, at last of {name}"
+    )
     assert run.settled == ["reject"]
+    (fields,) = (fields for type_, fields in run.eventer.sent if type_ == "task-failed")
+    assert fields["exception"] == name
+    assert MARKER not in repr(run.eventer.sent)
 
 
-def test_where_memory_is_short_the_process_is_told(make_run: MakeRun) -> None:
+def test_memory_that_is_short_while_a_failure_is_reported_keeps_no_message(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
     run = make_run()
-    with pytest.raises(MemoryError):
-        run.request.on_failure(info_of(MemoryError()), return_ok=True)
+    run.request.task.backend = SimpleNamespace(mark_as_failure=fail)
+    run.request.on_failure(info_of(Rejected("gone", "Conflict")), return_ok=True)
+    assert run.settled == ["reject"]
+    assert [vars(record)["event"] for record in caplog.records] == ["task.unreported"]
 
 
 def test_an_exception_that_pickle_refuses_is_settled_as_any_other(make_run: MakeRun) -> None:
@@ -648,6 +676,56 @@ def test_a_task_whose_message_was_handed_back_does_not_start(make_run: MakeRun) 
     # The channel knows that it has ended: the ack makes kombu forget it.
     assert (run.settled, run.eventer.sent) == (["ack"], [])
     assert run.request not in state.reserved_requests
+
+
+# Where the pool does not take it
+
+
+@pytest.mark.parametrize(
+    ("fault", "happened"),
+    [
+        (RuntimeError("can't start new thread"), NotTaken("RuntimeError")),
+        (KeyError(MARKER), Failed("KeyError", "the worker could not take the message (KeyError)")),
+    ],
+    ids=repr,
+)
+def test_a_task_that_the_pool_does_not_take_has_not_started(
+    make_run: MakeRun, fault: Exception, happened: Happened
+) -> None:
+    run = make_run()
+    state.task_reserved(run.request)
+    run.request.not_taken(fault)
+    assert run.message.channel.ended == [(run.message.delivery_tag, happened)]
+    assert run.request not in state.reserved_requests
+    assert MARKER not in repr(run.eventer.sent)
+
+
+def test_a_task_that_a_thread_has_found_even_so_is_left_alone(make_run: MakeRun) -> None:
+    # An executor queues what it then has no thread for; one that becomes free may be there first.
+    run = make_run()
+    thread = threading.Thread(target=run.request.on_accepted, args=(1, monotonic()))
+    thread.start()
+    thread.join()
+    run.request.not_taken(RuntimeError("can't start new thread"))
+    assert (run.message.channel.ended, run.message.happened, run.settled) == ([], None, [])
+    assert run.request in state.active_requests
+
+
+def test_a_task_that_was_handed_back_meanwhile_has_ended_already(make_run: MakeRun) -> None:
+    run = make_run()
+    run.request.not_taken(HandedBack("id-1"))
+    assert (run.message.channel.ended, run.message.happened, run.settled) == ([], None, [])
+
+
+def test_what_breaks_off_a_task_that_ran_in_this_thread_is_its_failure(make_run: MakeRun) -> None:
+    run = make_run()
+    run.request.on_accepted(1, monotonic())
+    try:
+        raise MemoryError
+    except MemoryError as exc:
+        run.request.not_taken(exc)
+    assert isinstance(run.message.happened, Failed)
+    assert run.settled == ["reject"]
 
 
 def test_a_task_is_handed_over_where_it_goes_to_the_pool_and_not_on_arrival(
