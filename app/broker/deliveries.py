@@ -131,12 +131,12 @@ class Deliveries:
     def _on_received(self, deliveries: list[Delivery]) -> None:
         """Runs on a receiver's thread: decode there, deliver on the loop."""
         assert self._inbox is not None
-        arrived = [
-            (delivery.queue, payload)
-            for delivery in deliveries
-            if (payload := self._arrived_or_ended(delivery))
-        ]
         try:
+            arrived = [
+                (delivery.queue, payload)
+                for delivery in deliveries
+                if (payload := self._arrived_or_ended(delivery))
+            ]
             self._inbox.put(arrived)
         except Exception as exc:
             # Broad on purpose, here and below: what was not handed over is handed back, and what

@@ -198,7 +198,10 @@ class Receiver:
         try:
             self._on_received(received)
         except Exception:
-            # Broad on purpose: without this thread nothing would be received any more.
+            # Broad on purpose: without this thread nothing would be received any more. What is no
+            # longer held comes again when SQS's visibility timeout is over.
+            for delivery in received:
+                self._leases.take_unstarted(delivery.tag)
             logger.exception(
                 "Messages could not be handed over; SQS delivers them again.",
                 extra={"event": "receive.broken", "queue": self._queue, "count": len(received)},

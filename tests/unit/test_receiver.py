@@ -233,7 +233,8 @@ def test_it_outlives_a_fault_of_who_takes_what_came_and_says_so(
         handed_over.put(deliveries)
         raise RuntimeError
 
-    receiver = Receiver("jobs", OPTIONS, client, wide(), take)  # type: ignore[arg-type]
+    leases = wide()
+    receiver = Receiver("jobs", OPTIONS, client, leases, take)  # type: ignore[arg-type]
     receiver.start()
     try:
         assert [handed_over.get(timeout=1)[0].message_id for _ in range(2)] == ["sqs-1", "sqs-2"]
@@ -242,6 +243,8 @@ def test_it_outlives_a_fault_of_who_takes_what_came_and_says_so(
         client.ended.set()
         receiver.join(DEADLINE)
     assert [vars(record)["event"] for record in caplog.records] == ["receive.broken"] * 2
+    # Else their leases would be extended, and SQS would not deliver them again.
+    assert leases.is_empty
 
 
 def test_a_fault_gives_the_slots_back(receive: Receive) -> None:
