@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from bench import bodies, node
 from bench.bodies import Body
+from bench.doors import DOORS, MIXED
 from devstack import sqs
 from devstack.sqs import QueuePair
 
@@ -41,6 +42,8 @@ class Candidate:
     """What it has in place of its defaults."""
     slots: int | None = None
     """Tasks at a time; None where nobody said."""
+    door: str | None = None
+    """Whose messages it gets (bench/doors.py); None where they are its own `body`."""
 
     def lacks(self, why_no_node: str | None) -> str | None:
         """Why it cannot run here; None where it can."""
@@ -156,6 +159,11 @@ OURS_8 = Ours("this project, 8 processes", ("-c", "8"), slots=8)
 OURS_THREADS = Ours("this project, 8 threads", _THREADS, slots=8)
 #: registerUser may do ten messages in one job, with one write; here each is a job of its own.
 OURS_ALONE = Ours("this project, without batches", settings={"BENCH_BATCHES": "off"})
+#: Each door's messages as its own producer sends them, with the time limits of its settings.
+OURS_BY_DOOR = tuple(Ours(f"this project, door: {door}", door=door) for door in (*DOORS, MIXED))
+STOCK_PRODUCER = Stock(
+    "a stock producer", settings={"task_time_limit": 30, "task_soft_time_limit": 25}
+)
 OURS_WITHOUT_EVENTS = Ours("this project, events off", settings={"BENCH_EVENTS": "off"})
 #: The yardstick of the ratios.
 STOCK_BEST = Stock("stock Celery, best settings", ("-c", "8", *_QUIET), _BEST, slots=8)

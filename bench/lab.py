@@ -1,16 +1,21 @@
 """What stays up for a whole run, and the stage of one measurement on it."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import node, servers, traffic
-from bench.candidates import Candidate, Place
+from bench.bodies import Body
+from bench.candidates import OURS, STOCK_PRODUCER, Candidate, Place
 from bench.database import Client
+from bench.doors import DOORS, copies, in_turn
 from bench.errors import BenchError
 from bench.sender import Sender
 from bench.servers import Server
@@ -19,6 +24,9 @@ from devstack import mongo, sqs
 from devstack.mongo import MongoServer
 from devstack.process import Process
 from devstack.waiting import wait_until
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
 
 VISIBILITY_TIMEOUT = 60
 #: Seconds from a worker's start to its first deleted message.
@@ -112,13 +120,47 @@ class Lab:
             for database in (name, f"{name}_control"):
                 stack.callback(self.mongo.drop_database, database)
             with closing(self.sender(queues.url)) as sender:
-                sender.fill(candidate.body(task, name), size)
+                sender.fill(self._body(candidate, task, name), size)
             proxy = stack.enter_context(self.proxy(delay_ms))
             place = Place(proxy.endpoint_url, queues, self.mongo_server.uri(name))
             stage = Stage(self, candidate, task, place, proxy, name)
             for _ in range(workers):
                 stage.workers.append(stack.enter_context(self.worker(stage)))
             yield stage
+
+    def _body(self, candidate: Candidate, task: str, queue: str) -> Body:
+        if candidate.door is None:
+            return candidate.body(task, queue)
+        made = {door: copies(text) for door, text in self.sent.items()}
+        return made.get(candidate.door) or in_turn(list(made.values()))
+
+    @cached_property
+    def sent(self) -> dict[str, str]:
+        """What stood in a queue after the producer of each door had sent one registration."""
+        client, name = self.server.sqs.client(), "bench-doors"
+        with closing(client):
+            queues = sqs.create_queues(
+                client, name, visibility_timeout=VISIBILITY_TIMEOUT, max_receive_count=10
+            )
+            place = Place(self.server.sqs.endpoint_url, queues, self.mongo_server.uri(name))
+            return {door: self._sent_by(door, client, place) for door in DOORS}
+
+    def _sent_by(self, door: str, client: "SQSClient", place: Place) -> str:
+        candidate = STOCK_PRODUCER if door == "stock producer" else OURS
+        with Process(
+            f"the producer of {door}",
+            [sys.executable, "-m", "bench.doors", door],
+            log=self.logs / f"producer-{next(self._numbers)}.log",
+            grace=1,
+            environment=self._environment(candidate.environment(place, "register")),
+            directory=self.logs,
+        ) as producer:
+            if producer.wait(FIRST_SECONDS) != 0:
+                producer.check()
+        url = place.queues.url
+        (message,) = client.receive_message(QueueUrl=url, WaitTimeSeconds=5).get("Messages", ())
+        client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return message["Body"]
 
     def sender(self, url: str) -> Sender:
         """Sends to a queue, past the proxy."""
@@ -127,20 +169,23 @@ class Lab:
     @contextmanager
     def worker(self, stage: Stage) -> Iterator[Process]:
         """One worker more on a stage."""
-        # Nothing of this user's own: a WORKER_CONCURRENCY would be no default.
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environment = stage.candidate.environment(stage.place, stage.task)
         with Process(
             f"the worker of {stage.candidate.name}",
             stage.candidate.command(),
             log=self.logs / f"worker-{next(self._numbers)}.log",
             # It would wait for its long poll, and nobody needs what it holds.
             grace=0.2,
-            environment=inherited | environment | {"PYTHONPATH": str(ROOT)},
+            environment=self._environment(stage.candidate.environment(stage.place, stage.task)),
             # Away from a `.env`.
             directory=self.logs,
         ) as worker:
             yield worker
+
+    @staticmethod
+    def _environment(its_own: dict[str, str]) -> dict[str, str]:
+        # Nothing of this user's own: a WORKER_CONCURRENCY would be no default.
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return inherited | its_own | {"PYTHONPATH": str(ROOT)}
 
 
 @contextmanager

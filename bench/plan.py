@@ -10,6 +10,7 @@ from bench.candidates import (
     EVERYONE,
     OURS,
     OURS_8,
+    OURS_BY_DOOR,
     OURS_THREADS,
     OURS_WITHOUT_EVENTS,
     SQS_CONSUMER,
@@ -68,6 +69,7 @@ FULL = Plan(
         *_cells("register", 0, EVERYONE),
         *_cells("register", 10, [OURS_WITHOUT_EVENTS]),
         *_cells("register", 0, [OURS_WITHOUT_EVENTS]),
+        *_cells("register", 10, OURS_BY_DOOR),
         Cell(OURS, "register", 10, workers=2),
         Cell(STOCK_BEST, "register", 10, workers=2),
         *_cells(
@@ -87,7 +89,7 @@ FULL = Plan(
 )
 
 QUICK = Plan(
-    limit=160,
+    limit=170,
     rounds=1,
     window=1.5,
     backlog=6_000,
@@ -97,6 +99,7 @@ QUICK = Plan(
             10,
             [OURS, OURS_THREADS, STOCK_BEST, SQS_CONSUMER, DRAMATIQ, BARE, BARE_BULK],
         ),
+        *_cells("register", 10, OURS_BY_DOOR),
         *_cells("register", 0, [OURS, STOCK_BEST, SQS_CONSUMER, BARE]),
         *_cells("noop", 10, [OURS, STOCK_BEST]),
         *_cells("wait", 10, [OURS_8, STOCK_BEST]),

@@ -4,16 +4,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu.transport import virtual
 
 from app.broker.decoding import decode
-from app.messages import Registration
+from app.messages import Registration, decode_json
 from bench import bodies, documents, table
 from bench.candidates import BARE, EVERYONE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
+from bench.doors import DOORS, MIXED, USER, copies, in_turn
 from bench.errors import BenchError
 from bench.goals import goals
+from bench.plan import FULL, QUICK
 from bench.results import Publishing, Quiet, Recovery, Throughput
 from tests.unit.conftest import MakeDelivery
 from tests.unit.measured import round_of, row_of, run_of
@@ -192,6 +195,49 @@ def test_the_measured_messages_are_registrations(
     assert message.headers["task"] == "registerUser"
     _, kwargs, _ = message.payload
     assert Registration.model_validate(kwargs).user_id == "u1"
+
+
+PLAIN = json.dumps({"id": USER, "action": "registerUser", "data": bodies.arguments(USER)})
+
+#: As a producer may have put it on the queue.
+SENT = {
+    "ours": bodies.celery("register", "bench-1")(USER),
+    "stock": bodies.stock_celery("register", "bench-1")(USER),
+    "plain JSON": PLAIN,
+    "SNS": json.dumps({"Type": "Notification", "TopicArn": "arn:aws:sns:x:1:t", "Message": PLAIN}),
+}
+
+
+@pytest.mark.parametrize("sent", SENT.values(), ids=SENT)
+def test_a_copy_of_a_message_is_the_same_registration_of_another_user(
+    sent: str, make_delivery: MakeDelivery
+) -> None:
+    copy = copies(sent)
+
+    def read(body: str) -> tuple[Any, Any]:
+        payload = decode(make_delivery(body=body), decode_json)
+        return payload["headers"]["id"], payload["body"]
+
+    id_, body = read(sent)
+    ids = {id_}
+    for user_id in ("u1", "u2"):
+        copied_id, copied = read(copy(user_id))
+        assert copied == json.loads(json.dumps(body).replace(USER, user_id))
+        assert len(copy(user_id)) < 1.1 * len(sent)
+        ids.add(copied_id)
+    assert len(ids) == 3
+
+
+def test_messages_of_all_doors_come_in_turn() -> None:
+    mixed = in_turn([copies(sent) for sent in SENT.values()])
+
+    assert [len(mixed(USER)) for _ in range(8)] == [len(sent) for sent in SENT.values()] * 2
+
+
+def test_each_door_has_a_row_in_either_run() -> None:
+    for plan in (FULL, QUICK):
+        doors = [cell.candidate.door for cell in plan.cells if cell.candidate.door]
+        assert doors == [*DOORS, MIXED]
 
 
 def test_each_measured_message_has_an_id_of_its_own() -> None:

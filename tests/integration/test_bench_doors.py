@@ -1,0 +1,53 @@
+"""What the benchmark copies is what each door's own producer sends."""
+
+from typing import Any, cast
+
+import pytest
+
+from app.broker.decoding import decode
+from app.broker.lease import Delivery
+from app.broker.receiver import delivery_of
+from app.messages import Registration, decode_json
+from bench.bodies import arguments
+from bench.doors import DOORS, USER, copies
+from bench.lab import Lab
+from bench.servers import Server
+from devstack.mongo import MongoServer
+from devstack.sqs import SqsServer
+
+
+@pytest.fixture(scope="module")
+def sent(sqs_server: SqsServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By each door, what stood in the queue."""
+    # No producer asks for a MongoDB.
+    nobody = MongoServer(cast(Any, None), port=9)
+    server = Server(sqs_server, "a server", None)
+    return Lab(server, nobody, cast(Any, None), tmp_path_factory.mktemp("lab"), None).sent
+
+
+def delivery(body: str) -> Delivery:
+    facts = {"ApproximateReceiveCount": "1", "SentTimestamp": "0"}
+    message = {"MessageId": "m", "ReceiptHandle": "r", "Body": body, "Attributes": facts}
+    return delivery_of(message, "bench", 0.0)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_each_door_has_sent_the_one_registration(sent: dict[str, str], door: str) -> None:
+    for body, user in ((sent[door], USER), (copies(sent[door])("u1"), "u1")):
+        payload = decode(delivery(body), decode_json)
+        assert payload["headers"]["task"] == "registerUser"
+        assert payload["body"][1] == arguments(user)
+        assert Registration.model_validate(payload["body"][1]).user_id == user
+
+
+def test_a_stock_producer_names_the_time_limits_of_its_settings(sent: dict[str, str]) -> None:
+    def limits(door: str) -> Any:
+        return decode(delivery(sent[door]), decode_json)["headers"]["timelimit"]
+
+    assert limits("stock producer") == [30, 25]
+    assert limits(".delay") == limits("publish_many") == [None, None]
+
+
+def test_a_notification_is_of_sns(sent: dict[str, str]) -> None:
+    source = decode(delivery(sent["SNS"]), decode_json)["headers"]["delivery"]["source"]
+    assert source == "sns"
