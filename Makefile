@@ -6,7 +6,7 @@
 #   make verify    the long ones
 #   make bench     speed and cost beside others, with charts: under 30 minutes, ARGS=--quick under 3
 #   make soak      one worker under a steady flow for MINUTES=10; fails where it grows or drifts
-#   make chaos     a fleet under fire, beside stock Celery: 20 minutes; ARGS="--short": one and a half
+#   make chaos     a fleet under fire, beside stock Celery: 20 minutes; ARGS="--short": two
 #   make contract  acceptance tests on the real queue that the environment names
 #   make lint      style and imports
 #   make types     mypy

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 #: Any will do; a run that failed is repeated by the command that it prints.
 SEED = 7
 
-#: Seconds. Ninety on a machine that has nothing else to do.
+#: Seconds. A hundred and ten on a machine that has nothing else to do.
 PATIENCE = 240
 
 

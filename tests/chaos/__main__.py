@@ -46,7 +46,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: 1)")
-    parser.add_argument("--short", action="store_true", help="a run of about a minute")
+    parser.add_argument("--short", action="store_true", help="a run of about two minutes")
     parser.add_argument("--messages", type=int, help="of each of the two tasks")
     parser.add_argument("--stock", action="store_true", help="stock Celery too, in a second run")
     parser.add_argument("--only-stock", action="store_true", help="stock Celery alone")

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tests.faults import proxy
@@ -23,7 +23,15 @@ STOP_WORKER = "worker stopped for longer than its leases (SIGSTOP)"
 STOP_MONGO = "MongoDB stops answering (SIGSTOP)"
 RESTART_MONGO = "MongoDB is shut down and started again"
 SWALLOW_MONGO = "MongoDB is black-holed"
-MONGO = (STOP_MONGO, RESTART_MONGO, SWALLOW_MONGO)
+FAILOVER = "MongoDB's primary is killed during a write (kill -9)"
+STEP_DOWN = "MongoDB's primary steps down during a write"
+STANDALONE = "MongoDB's primary restarts as a standalone"
+STANDALONES = "every member of MongoDB restarts as a standalone"
+MOVE = "MongoDB's primary comes back at another address"
+BLOCK = "MongoDB refuses writes (setUserWriteBlockMode)"
+REVOKE = "MongoDB's user has lost its rights"
+NO_MAJORITY = "MongoDB's secondaries are stopped: no majority"
+ROLL_BACK = "MongoDB's primary is killed, and its last writes are rolled back"
 DUPLICATE = "message sent twice"
 
 #: A kind of call by its names, of which stock kombu uses the first.
@@ -88,20 +96,45 @@ class Scale:
     stops: int
     rounds: int
     """Of every fault of every call."""
-    mongo: float
-    """Seconds of each outage of MongoDB."""
+    mongo: Mapping[str, tuple[int, float]]
+    """Of each kind of trouble with MongoDB: how often it comes, and for how many seconds."""
     minimum: float
     """The part of what was planned that has to land."""
 
 
-FULL = Scale(5_000, 280, 220, 12, 5, 3, 24, 6, 6, 12, 0.6)
-SHORT = Scale(350, 28, 60, 2, 2, 2, 3, 2, 1, 3, 0.5)
+FULL = Scale(
+    messages=4_500, seconds=360, drain=200,
+    restarts=12, kills=5, main_kills=3, child_kills=24, stops=6, rounds=6,
+    mongo={
+        STOP_MONGO: (1, 12), RESTART_MONGO: (1, 12), SWALLOW_MONGO: (1, 12),
+        FAILOVER: (3, 4), STEP_DOWN: (3, 2), ROLL_BACK: (2, 4),
+        STANDALONE: (1, 15), STANDALONES: (1, 15), MOVE: (1, 2),
+        BLOCK: (1, 10), REVOKE: (1, 10), NO_MAJORITY: (1, 10),
+    },
+    minimum=0.6,
+)  # fmt: skip
+
+SHORT = Scale(
+    messages=600, seconds=60, drain=60,
+    restarts=2, kills=2, main_kills=2, child_kills=3, stops=2, rounds=1,
+    mongo={
+        STOP_MONGO: (1, 3), RESTART_MONGO: (1, 1), SWALLOW_MONGO: (1, 3),
+        FAILOVER: (1, 1), STEP_DOWN: (1, 0), ROLL_BACK: (1, 2),
+        STANDALONE: (1, 3), STANDALONES: (1, 3), MOVE: (1, 0),
+        BLOCK: (1, 3), REVOKE: (1, 3), NO_MAJORITY: (1, 3),
+    },
+    minimum=0.5,
+)  # fmt: skip
+
+#: The kinds of trouble with MongoDB, each of which lands as often as it is planned: there is always
+#: a MongoDB to be troubled.
+MONGO = tuple(FULL.mongo)
 
 
 def schedule(seed: int, scale: Scale) -> list[Strike]:
     """Every strike of a run, in order. The same seed and scale give the same ones."""
     chance = random.Random(seed)
-    strikes = [*_of_sqs(chance, scale), *_of_mongo(scale), *_of_workers(chance, scale)]
+    strikes = [*_of_sqs(chance, scale), *_of_mongo(chance, scale), *_of_workers(chance, scale)]
     return sorted(strikes, key=lambda strike: strike.at)
 
 
@@ -122,9 +155,16 @@ def _of_sqs(chance: random.Random, scale: Scale) -> Iterator[Strike]:
             yield Strike(number * window, kind, 0, window * 0.95, call, fault, times)
 
 
-def _of_mongo(scale: Scale) -> Iterator[Strike]:
-    for part, kind in ((0.2, STOP_MONGO), (0.45, RESTART_MONGO), (0.7, SWALLOW_MONGO)):
-        yield Strike(scale.seconds * part, kind, seconds=scale.mongo)
+def _of_mongo(chance: random.Random, scale: Scale) -> Iterator[Strike]:
+    """One after the other, with equal pauses between them."""
+    kinds = [kind for kind, (times, _) in scale.mongo.items() for _ in range(times)]
+    chance.shuffle(kinds)
+    pause = (scale.seconds - sum(scale.mongo[kind][1] for kind in kinds)) / (len(kinds) + 1)
+    at = pause
+    for kind in kinds:
+        seconds = scale.mongo[kind][1]
+        yield Strike(at, kind, seconds=seconds)
+        at += seconds + pause
 
 
 def _of_workers(chance: random.Random, scale: Scale) -> Iterator[Strike]:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from tests.chaos.plan import FAULTS, POOLS, VISIBILITY, Scale
 from tests.chaos.run import Result
 from tests.chaos.sides import CONCURRENCY, HARD_LIMIT, MOST_ATTEMPTS, Ours
-from tests.chaos.stage import MOST_RECEIVES, SLOW
+from tests.chaos.stage import MEMBERS, MOST_RECEIVES, SLOW
 from tests.chaos.traffic import TWICE
 
 
@@ -57,7 +57,10 @@ def _setting(result: Result, scale: Scale) -> str:
         f"Attempts are raised to {MOST_ATTEMPTS}, `maxReceiveCount` to {MOST_RECEIVES}. A "
         "supervisor starts every worker again that ends. Stock Celery has its best settings "
         "(`tests/chaos/stock.py`); its tasks write without a key of their own, since it gives them "
-        "none, so that what ran twice is seen."
+        f"none, so that what ran twice is seen. MongoDB is a replica set of {MEMBERS} members that "
+        "asks for a login and speaks TLS, and acknowledges by default what one member has "
+        "(`setDefaultRWConcern`): this project has to ask for a majority by itself, stock Celery's "
+        "`MONGO_URI` asks for it. At the end what a majority has is counted."
     )
 
 
@@ -86,6 +89,7 @@ def _rows(results: list[Result]) -> list[str]:
         row("exit statuses at the end", *(_counted(r.statuses) for r in each)),
         row("stray processes", *(len(r.strays) for r in each)),
         row("longest wait of a message, s", *(f"{r.longest_wait:.0f}" for r in each)),
+        row("most deliveries of a message", *(r.most_deliveries or "-" for r in each)),
         row("promises broken", *(len(r.faults()) for r in each)),
     ]
 

@@ -63,6 +63,8 @@ class Result:
     strays: list[int] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
     """Lines of the workers' logs by their event."""
+    most_deliveries: int = 0
+    """Of one message, as the workers' logs have it."""
 
     def faults(self) -> list[str]:
         """Why the run failed; empty where every promise was kept."""
@@ -104,7 +106,7 @@ def run(
         with suppress(TimeoutError):
             wait_until(lambda: not fleet.strays(), HEARS, "the end of every process")
         result.strays = fleet.strays()
-        result.events = dict(_events(fleet.logs()))
+        _read_logs(fleet.logs(), result)
     result.seconds = time.monotonic() - started
     return result
 
@@ -221,14 +223,16 @@ def _effects(side: Side) -> Effects:
     return side.effects()
 
 
-def _events(logs: list[Path]) -> Counter[str]:
+def _read_logs(logs: list[Path], result: Result) -> None:
     events: Counter[str] = Counter()
     for log in logs:
         for line in log.read_text(errors="replace").splitlines():
             with suppress(ValueError):
                 if isinstance(content := json.loads(line), dict):
                     events[str(content.get("event"))] += 1
+                    deliveries = content.get("deliveries") or 0
+                    result.most_deliveries = max(result.most_deliveries, deliveries)
                     continue
             if line.startswith("Traceback"):
                 events["a traceback"] += 1
-    return events
+    result.events = dict(events)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -52,6 +52,8 @@ class Side:
     name: str
     #: What a task of it does once in MongoDB.
     writes: tuple[str, ...]
+    #: What it has to say of its own in its URI.
+    mongo_options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -64,7 +66,7 @@ class Side:
             "HOME": str(self.stage.directory),
             "PYTHONPATH": str(ROOT),
             "AWS_EC2_METADATA_DISABLED": "true",
-            "MONGO_URI": self.stage.mongo_uri,
+            "MONGO_URI": self.stage.mongo_uri(**self.mongo_options),
         }
         arguments = ["-c", str(CONCURRENCY), "-n", f"w{slot}@%h", "-P", POOLS[slot]]
         command, own = self._worker(self.stage.proxies[slot].url)
@@ -81,7 +83,7 @@ class Side:
     def progress(self) -> int:
         """How many effects there are. Raises where MongoDB is away."""
         names = ("users", "increments")
-        return sum(self.stage.database[name].estimated_document_count() for name in names)
+        return sum(self.stage.database[name].count_documents({}) for name in names)
 
     def _worker(self, url: str) -> tuple[list[str], Mapping[str, str]]:
         raise NotImplementedError
@@ -167,6 +169,8 @@ class Stock(Side):
 
     name = "stock Celery"
     writes = ("insert",)
+    # pymongo leaves it to the server's defaults.
+    mongo_options: ClassVar[Mapping[str, str]] = {"w": "majority", "journal": "true"}
 
     def doors(self) -> list[Door]:
         producer = self._producer()

@@ -1,20 +1,20 @@
-"""The servers: SQS, a MongoDB that can be taken away, and a proxy before each."""
+"""The servers: SQS, a replica set of three MongoDB members, and a proxy before each."""
 
-import os
-import signal
+import json
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
 
-from devstack import mongo, sqs
-from tests.acceptance.worker import living
+from devstack import sqs
 from tests.chaos.plan import POOLS, PRODUCER, VISIBILITY
+from tests.deployments import deployment
+from tests.deployments.deployment import Deployment
 from tests.faults import proxy, tcp
 from tests.faults.proxy import FaultProxy
 from tests.faults.tcp import TcpProxy
@@ -23,55 +23,17 @@ from tests.services import Queues
 #: Deliveries that SQS allows: what a run does to a message may not use them up.
 MOST_RECEIVES = 1_000
 
+#: Members of the replica set.
+MEMBERS = 3
+
 #: Seconds for which MongoDB keeps the locks of a process that was killed in a transaction.
 LOCKS = 5
 
 #: Milliseconds of a write that is slow: the fleet is to be about as fast as its messages come.
 SLOW = 100
 
-#: Milliseconds after which our own looks into MongoDB give up.
-LOOK = 2_000
-
-
-@dataclass
-class Mongo:
-    """A mongod, started again where it was."""
-
-    directory: Path
-    slow_commands: tuple[str, ...]
-    """Those that take SLOW milliseconds, so that tasks take time and messages wait for them."""
-    port: int | None = None
-    _running: ExitStack = field(default_factory=ExitStack)
-    _guard: int = 0
-
-    def start(self) -> None:
-        """Start it, on the port of the first time."""
-        server = self._running.enter_context(
-            mongo.running(
-                data=self.directory / "mongo",
-                log=self.directory / "mongod.log",
-                port=self.port,
-                test_commands=True,
-            )
-        )
-        self.port, self._guard = server.port, server.process.guard_pid
-        with MongoClient[dict[str, Any]]("127.0.0.1", self.port, directConnection=True) as client:
-            client.admin.command("setParameter", 1, transactionLifetimeLimitSeconds=LOCKS)
-            data = {
-                "failCommands": self.slow_commands,
-                "blockConnection": True,
-                "blockTimeMS": SLOW,
-            }
-            client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
-
-    def stop(self) -> None:
-        """Shut it down."""
-        self._running.close()
-
-    def tell(self, number: signal.Signals) -> None:
-        """Send a signal to the server itself."""
-        (pid,) = (pid for pid, parent, _ in living() if parent == self._guard)
-        os.kill(pid, number)
+#: Of the fleet's clients. They hear of a MongoDB that is away within a task's time limits.
+TIMEOUTS = {"serverSelectionTimeoutMS": 1_500, "timeoutMS": 2_500}
 
 
 @dataclass(frozen=True)
@@ -81,19 +43,26 @@ class Stage:
     queues: Queues
     proxies: list[FaultProxy]
     """Before SQS: one for each worker, and one for whoever sends."""
-    mongo: Mongo
-    mongo_proxy: TcpProxy
-    database: Database[dict[str, Any]]
-    """Looked at past the proxy."""
+    mongo: Deployment
+    mongo_proxies: list[TcpProxy]
+    """Before the members: the fleet comes through them, the members and the run itself do not."""
+    database_name: str
     directory: Path
 
     @property
-    def mongo_uri(self) -> str:
-        # A client that learns of the replica set would go past the proxy.
-        return (
-            f"mongodb://{tcp.HOST}:{self.mongo_proxy.port}/{self.database.name}"
-            "?directConnection=true&serverSelectionTimeoutMS=1500&timeoutMS=2500"
-        )
+    def database(self) -> Database[dict[str, Any]]:
+        """As a majority has it."""
+        client = self.mongo.client()
+        return client.get_database(self.database_name, read_concern=ReadConcern("majority"))
+
+    def mongo_uri(self, **options: object) -> str:
+        """For the fleet's user, who may write in this database and in that of the control plane."""
+        return self.mongo.uri(self.database_name, **TIMEOUTS, **options)
+
+    @property
+    def databases(self) -> tuple[str, str]:
+        """Those that the fleet's user may write in."""
+        return self.database_name, f"{self.database_name}_control"
 
     @property
     def producer(self) -> FaultProxy:
@@ -102,7 +71,8 @@ class Stage:
 
 @contextmanager
 def standing(directory: Path, slow_commands: tuple[str, ...]) -> Iterator[Stage]:
-    """All of it until the end of the block."""
+    """All of it until the end of the block. `slow_commands` of MongoDB take SLOW milliseconds, so
+    that tasks take time and messages wait for them."""
     with ExitStack() as stack:
         server = stack.enter_context(sqs.running(log=directory / "roto.log"))
         client = stack.enter_context(_closing(server.client()))
@@ -114,22 +84,38 @@ def standing(directory: Path, slow_commands: tuple[str, ...]) -> Iterator[Stage]
         proxies = [
             stack.enter_context(proxy.running(server.endpoint_url))[0] for _ in (*POOLS, PRODUCER)
         ]
-        database_server = Mongo(directory, slow_commands)
-        database_server.start()
-        stack.callback(database_server.stop)
-        assert database_server.port is not None
-        way = stack.enter_context(tcp.running(database_server.port))
-        look = stack.enter_context(
-            MongoClient[dict[str, Any]](
-                "127.0.0.1",
-                database_server.port,
-                directConnection=True,
-                serverSelectionTimeoutMS=LOOK,
-                timeoutMS=LOOK,
-                tz_aware=True,
+        ways: list[TcpProxy] = []
+
+        def front(port: int) -> int:
+            ways.append(stack.enter_context(tcp.running(port)))
+            return ways[-1].port
+
+        mongo = stack.enter_context(
+            deployment.running(
+                directory,
+                front=front,
+                members=MEMBERS,
+                authentication=True,
+                tls=True,
+                arguments=_arguments(slow_commands),
             )
         )
-        yield Stage(queues, proxies, database_server, way, look[name], directory)
+        # A server whose defaults acknowledge what a failover may undo, as one with an arbiter has.
+        mongo.client().admin.command("setDefaultRWConcern", defaultWriteConcern={"w": 1})
+        stage = Stage(queues, proxies, mongo, ways, name, directory)
+        for each in stage.databases:
+            mongo.grant(each)
+        yield stage
+
+
+def _arguments(slow_commands: tuple[str, ...]) -> tuple[str, ...]:
+    """Of each member, so that one which is started again is as slow."""
+    data = {"failCommands": slow_commands, "blockConnection": True, "blockTimeMS": SLOW}
+    fail_point = json.dumps({"mode": "alwaysOn", "data": data})
+    return (
+        *("--setParameter", f"failpoint.failCommand={fail_point}"),
+        *("--setParameter", f"transactionLifetimeLimitSeconds={LOCKS}"),
+    )
 
 
 @contextmanager

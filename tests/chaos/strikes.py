@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from pymongo.errors import PyMongoError
 
 from tests.chaos import plan
 from tests.chaos.fleet import Fleet, Slot
+from tests.chaos.outages import Outages
 from tests.chaos.plan import CALLS, POOLS, PRODUCER, Strike
 from tests.chaos.sides import CONCURRENCY, Side
 from tests.chaos.stage import Stage
@@ -22,6 +24,9 @@ PATIENCE = 90
 
 #: Seconds by which a fault may land later than planned.
 LATEST = 15
+
+#: What has one trouble at a time, beside each kind of call.
+MONGODB = "MongoDB"
 
 #: Seconds between two looks.
 LOOK = 0.1
@@ -35,6 +40,7 @@ class Strikes:
     fleet: Fleet
     side: Side
     planned: list[Strike]
+    outages: Outages = field(init=False)
     landed: Counter[str] = field(default_factory=Counter)
     recovered: dict[str, list[float]] = field(default_factory=dict)
     never: Counter[str] = field(default_factory=Counter)
@@ -42,11 +48,14 @@ class Strikes:
     _stopped: set[int] = field(default_factory=set)
     """Slots whose worker is stopped and is to stay so: nothing else strikes it."""
     _lanes: dict[str, threading.Lock] = field(
-        default_factory=lambda: {call: threading.Lock() for call in CALLS}
+        default_factory=lambda: {lane: threading.Lock() for lane in (*CALLS, MONGODB)}
     )
     _threads: list[threading.Thread] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.outages = Outages(self.stage, self.side)
 
     def start(self) -> None:
         """Strike from now on, each at its time."""
@@ -62,6 +71,7 @@ class Strikes:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._ended.set()
+        self.outages.close()
 
     def _run(self, strike: Strike, started: float) -> None:
         time.sleep(max(0.0, started + strike.at - time.monotonic()))
@@ -71,11 +81,17 @@ class Strikes:
             plan.KILL_MAIN: self._kill_main,
             plan.KILL_CHILD: self._kill_child,
             plan.STOP_WORKER: self._stop_worker,
-            plan.STOP_MONGO: self._stop_mongo,
-            plan.RESTART_MONGO: self._restart_mongo,
-            plan.SWALLOW_MONGO: self._swallow_mongo,
-        }
-        how.get(strike.kind, self._fail_calls)(strike)
+        } | dict.fromkeys(plan.MONGO, self._trouble_mongo)
+        self._write_down("begins", strike)
+        try:
+            how.get(strike.kind, self._fail_calls)(strike)
+        finally:
+            self._write_down("ends", strike)
+
+    def _write_down(self, what: str, strike: Strike) -> None:
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._lock, (self.stage.directory / "strikes.log").open("a") as log:
+            log.write(f"{at} {what} {strike.kind}\n")
 
     # Workers --------------------------------------------------------------------------------------
 
@@ -177,23 +193,14 @@ class Strikes:
 
     # MongoDB --------------------------------------------------------------------------------------
 
-    def _stop_mongo(self, strike: Strike) -> None:
-        self.stage.mongo.tell(signal.SIGSTOP)
-        time.sleep(strike.seconds)
-        self.stage.mongo.tell(signal.SIGCONT)
-        self._note_progress(strike)
-
-    def _restart_mongo(self, strike: Strike) -> None:
-        self.stage.mongo.stop()
-        time.sleep(strike.seconds)
-        self.stage.mongo.start()
-        self._note_progress(strike)
-
-    def _swallow_mongo(self, strike: Strike) -> None:
-        self.stage.mongo_proxy.swallow()
-        time.sleep(strike.seconds)
-        self.stage.mongo_proxy.heal()
-        self._note_progress(strike)
+    def _trouble_mongo(self, strike: Strike) -> None:
+        # One after the other, also where one took longer than planned.
+        with self._lanes[MONGODB]:
+            self._write_down("strikes", strike)
+            has_landed = not self._ended.is_set() and self.outages.carry_out(strike)
+        self._write_down("is undone" if has_landed else "had no effect", strike)
+        if has_landed:
+            self._note_progress(strike)
 
     def _note_progress(self, strike: Strike) -> None:
         before: list[int] = []
@@ -241,4 +248,5 @@ def nothing_left_broken(stage: Stage) -> Iterator[None]:
             for names in CALLS.values():
                 for name in names:
                     proxy.heal(name)
-        stage.mongo_proxy.heal()
+        for way in stage.mongo_proxies:
+            way.heal()

@@ -13,7 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from devstack import ports
 
-LIFETIME = timedelta(days=1)
+#: A server warns of those that end within 30 days.
+LIFETIME = timedelta(days=60)
 
 
 @dataclass(frozen=True)

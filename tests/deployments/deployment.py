@@ -1,7 +1,8 @@
 """A replica set of real mongods, and all that can happen to one."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,11 @@ RECONFIG_IN_PROGRESS = 109
 
 PRIMARY, SECONDARY, ARBITER, OTHER, AWAY = "PRIMARY", "SECONDARY", "ARBITER", "OTHER", "AWAY"
 
+#: The name of this machine for clients that come through proxies; the members use its number.
+OUTSIDE = "localhost"
+
 Client = MongoClient[dict[str, Any]]
+Front = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ class Shape:
 class Deployment:
     """Used through `running`. Members are known by their number; an arbiter comes last."""
 
-    def __init__(self, directory: Path, shape: Shape) -> None:
+    def __init__(self, directory: Path, shape: Shape, front: Front | None = None) -> None:
         self.shape = shape
+        self._front = front
         self.certificates = Certificates.made_in(directory) if shape.tls else None
         arguments = [*shape.arguments, *QUICK, *self._tls_arguments()]
         if shape.authentication:
@@ -91,6 +97,7 @@ class Deployment:
         ]
         self._clients: dict[tuple[str | None, User | None], Client] = {}
         self._open = ExitStack()
+        self._lock = threading.Lock()
 
     # Looking at it --------------------------------------------------------------------------------
 
@@ -104,13 +111,20 @@ class Deployment:
         if self.shape.authentication and user is not None:
             needed |= {"authSource": "admin"}
             login = f"{quote(user.name, safe='')}:{quote(user.password, safe='')}@"
-        hosts = ",".join(member.host for member in self.members if not member.is_arbiter)
+        hosts = ",".join(m.front or m.host for m in self.members if not m.is_arbiter)
         return f"mongodb://{login}{hosts}/{database}?{_query(needed | options)}"
 
     def client(self, member: int | None = None) -> Client:
         """The administrator's client of the set, or of one member past the set. It is the
-        deployment's own, which closes it."""
-        return self._kept(None if member is None else self.members[member].host, ROOT)
+        deployment's own, which closes it; ask for it anew each time. Thread-safe."""
+        if member is not None:
+            return self._kept(self.members[member].host, ROOT)
+        client = self._kept(None, ROOT)
+        if client.topology_description.server_descriptions():
+            return client
+        # It has lost every member, as where all were standalones, and would not look again.
+        self._forget(None)
+        return self._kept(None, ROOT)
 
     def state(self, member: int) -> str:
         """As the member itself says: PRIMARY, SECONDARY, ARBITER or, where it is none of these,
@@ -195,7 +209,9 @@ class Deployment:
         moved.port, moved.name = ports.preferred_or_any(None), name
         self.start(member)
         self.wait_for_primary()
-        self.reconfigure(lambda config: config["members"][member].update(host=moved.host))
+        self._put_in_front(moved)
+        told = self._told(moved)
+        self.reconfigure(lambda config: config["members"][member].update(told))
 
     def reconfigure(self, change: Any) -> None:
         """Let `change` edit the configuration of the set, and put it into force."""
@@ -290,11 +306,10 @@ class Deployment:
             member.launch()
         for member in self.members:
             member.wait_until_listening()
+            self._put_in_front(member)
         config = {
             "_id": REPLICA_SET,
-            "members": [
-                {"_id": m.number, "host": m.host, "arbiterOnly": m.is_arbiter} for m in self.members
-            ],
+            "members": [self._told(member) for member in self.members],
             "settings": {
                 "electionTimeoutMillis": self.shape.election_timeout,
                 "heartbeatIntervalMillis": self.shape.election_timeout // 4,
@@ -315,6 +330,17 @@ class Deployment:
         self._open.close()
         for member in self.members:
             member.kill()
+
+    def _put_in_front(self, member: Member) -> None:
+        if self._front is not None:
+            member.front = f"{OUTSIDE}:{self._front(member.port)}"
+
+    def _told(self, member: Member) -> dict[str, Any]:
+        """What the configuration of the set says of a member."""
+        told = {"_id": member.number, "host": member.host, "arbiterOnly": member.is_arbiter}
+        # https://www.mongodb.com/docs/manual/reference/method/rs.conf: by the name that a client
+        # asks for in TLS, the member tells it the addresses that it can reach.
+        return told | ({"horizons": {"outside": member.front}} if member.front else {})
 
     def _make_users(self, first: Client) -> None:
         # Nobody can log in yet: from this machine the first user may be made, and only that one.
@@ -340,17 +366,20 @@ class Deployment:
 
     def _kept(self, host: str | None, user: User | None) -> Client:
         key = host, user
-        client = self._clients.get(key)
-        if client is not None and not client.topology_description.server_descriptions():
-            # It saw the last member leave the set, and looks for none any more.
-            self._clients.pop(key).close()
-        if key not in self._clients:
-            self._clients[key] = self._open.enter_context(self._new_client(host, user))
-        return self._clients[key]
+        with self._lock:
+            client = self._clients.get(key)
+            if client is not None and not client.topology_description.server_descriptions():
+                # It saw the last member leave the set, and looks for none any more.
+                self._clients.pop(key).close()
+            if key not in self._clients:
+                self._clients[key] = self._open.enter_context(self._new_client(host, user))
+            return self._clients[key]
 
-    def _forget(self, host: str) -> None:
-        for user in (None, ROOT):
-            if client := self._clients.pop((host, user), None):
+    def _forget(self, host: str | None) -> None:
+        with self._lock:
+            clients = [self._clients.pop((host, user), None) for user in (None, ROOT)]
+        for client in clients:
+            if client is not None:
                 client.close()
 
     def _new_client(self, host: str | None, user: User | None) -> Client:
@@ -376,10 +405,14 @@ class Deployment:
 
 
 @contextmanager
-def running(directory: Path, **shape: Any) -> Iterator[Deployment]:
-    """A deployment of a `Shape`, whole and taking writes, until the end of the block. Raises
-    StackError or TimeoutError if it does not start."""
-    deployment = Deployment(directory, Shape(**shape))
+def running(directory: Path, *, front: Front | None = None, **shape: Any) -> Iterator[Deployment]:
+    """A deployment of a `Shape`, whole and taking writes, until the end of the block.
+
+    `front` puts a proxy before a port and gives the proxy's port; it needs TLS. Clients of `uri`
+    come through the proxies, while the members and the administrator go past them. Raises
+    StackError or TimeoutError if it does not start.
+    """
+    deployment = Deployment(directory, Shape(**shape), front)
     try:
         deployment.begin()
         yield deployment

@@ -29,6 +29,8 @@ class Member:
         self.name = ports.HOST
         self.port = port
         self.is_arbiter = is_arbiter
+        #: Where clients find it that do not come directly; "" where all do.
+        self.front = ""
         self._binary = mongo.find_binary()
         self._directory = directory
         self._data = directory / f"data-{number}"
@@ -57,6 +59,9 @@ class Member:
             replica_set=None if as_standalone else mongo.REPLICA_SET,
             test_commands=True,
         )
+        if as_standalone:
+            # Else it makes a collection of sessions that the others do not know.
+            words += ["--setParameter", "disableLogicalSessionCacheRefresh=true"]
         self._starts += 1
         self._process = Process(
             f"member {self.number}",

@@ -1,6 +1,7 @@
 """The plan of a chaos run: the same for the same seed, and with all that a fleet can meet."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,16 @@ def test_a_seed_gives_the_same_strikes_each_time_and_another_one_others(scale: S
 def test_every_fault_of_every_call_and_every_outage_is_in_it(scale: Scale, seed: int) -> None:
     counts = planned(schedule(seed, scale))
     assert {f"{call}: {fault}" for call in CALLS for fault in FAULTS} <= set(counts)
-    assert {kind: counts[kind] for kind in MONGO} == dict.fromkeys(MONGO, 1)
+    assert {kind: counts[kind] for kind in MONGO} == {k: n for k, (n, _) in scale.mongo.items()}
+    assert all(counts[kind] for kind in MONGO)
+
+
+@SCALES
+@pytest.mark.parametrize("seed", range(5))
+def test_mongodb_has_one_trouble_at_a_time_and_a_pause_between_two(scale: Scale, seed: int) -> None:
+    troubles = [strike for strike in schedule(seed, scale) if strike.kind in MONGO]
+    for one, next_ in pairwise(troubles):
+        assert one.at + one.seconds < next_.at
 
 
 @SCALES
