@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import current_app
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
@@ -141,9 +141,12 @@ def _sendable(failure: Any) -> Any:
         pickle.loads(pickle.dumps(failure))
     except Exception:
         # Broad on purpose: any class may have its own way to be pickled.
-        exc = getattr(failure.exception, "exc", failure.exception)
+        exc = failure.exception
         try:
-            raise get_pickleable_exception(exc)
+            # Until it was pickled it wears a wrapper (billiard 4.3 einfo.py).
+            raise get_pickleable_exception(
+                exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+            )
         except Exception:
             return ExceptionInfo()
     return failure
