@@ -50,6 +50,9 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             # Broad on purpose: what cannot be logged must not end what it is about.
             self.handleError(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose the line without a word: logging would print the arguments of the call."""
+
     def flush(self) -> None:
         """Write what waits, now. Lines are lost where the stream is closed, or its disk is full."""
         self.acquire()

@@ -175,10 +175,12 @@ def test_a_child_forked_while_others_write_can_write_too(handler: GatheringHandl
 def test_what_cannot_be_made_a_line_harms_no_other(
     stream: Stream, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", printed := io.StringIO())
     log("%d", logging.INFO, "no number")
     log("next", logging.WARNING)
     assert stream.lines == ["next"]
+    # logging itself would print the arguments.
+    assert printed.getvalue() == ""
 
 
 def test_a_stream_that_is_closed_ends_nobody(

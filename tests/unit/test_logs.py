@@ -8,12 +8,23 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+import billiard.util
 import pytest
 from celery.signals import setup_logging
+from celery.utils.log import get_task_logger
 
 from app.broker.errors import ConfigurationError, MessageTooLarge
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
-from app.logs import FIELDS, REPEATED, JsonLines, WithoutRepeats, set_up, use_json_lines
+from app.logs import (
+    FIELDS,
+    HIDDEN,
+    REPEATED,
+    JsonLines,
+    OthersFromInfo,
+    WithoutRepeats,
+    set_up,
+    use_json_lines,
+)
 
 #: What logging collects for a record unless it is told not to.
 LEFT_OUT = (
@@ -160,6 +171,93 @@ def test_a_long_stack_is_cut_to_its_end() -> None:
     assert len(line["stack"]) == 12
 
 
+@pytest.mark.parametrize("name", ["app.test", "celery.worker", "flower", "somebody"])
+def test_an_exception_in_place_of_a_sentence_is_told_by_its_class(name: str) -> None:
+    # As Flower logs: `logger.error(exc)`.
+    assert line_of(ValueError(MARKER), name=name)["message"] == "ValueError"  # type: ignore[arg-type]
+
+
+# What others say
+
+#: Who print requests, commands and the arguments of tasks.
+TALKATIVE = [
+    "celery.pool", "celery.worker.strategy", "kombu.connection", "amqp", "multiprocessing",
+    "asyncio", "botocore.endpoint", "urllib3.connectionpool", "pymongo.command", "root", "somebody",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", [1, logging.DEBUG, logging.INFO - 1])
+@pytest.mark.parametrize("name", TALKATIVE)
+def test_what_others_say_below_info_is_kept_back(name: str, level: int) -> None:
+    assert not OthersFromInfo().filter(record_of(MARKER, name=name, level=level))
+    assert OthersFromInfo().filter(record_of("Hello.", name=name, level=logging.INFO))
+
+
+@pytest.mark.parametrize("name", ["app", "app.broker.settler"])
+def test_what_we_say_is_written_at_any_level(name: str) -> None:
+    assert OthersFromInfo().filter(record_of("Hello.", name=name, level=1))
+
+
+class Body:
+    """What a package may fill in: it shows all it has."""
+
+    def __repr__(self) -> str:
+        return MARKER
+
+
+@pytest.mark.parametrize("value", [MARKER, Body(), [MARKER], {"a": MARKER}, MARKER.encode()])
+@pytest.mark.parametrize("name", ["botocore.hooks", "urllib3", "pymongo", "tornado", "somebody"])
+def test_of_a_package_that_nobody_read_only_the_sentence_and_numbers_are_told(
+    name: str, value: object
+) -> None:
+    line = line_of("Retrying %s for %r (%d of %.1f)", "x", value, 2, 3.5, name=name)
+    assert line["message"] == f"Retrying {HIDDEN} for '{HIDDEN}' (2 of 3.5)"
+    assert MARKER not in str(line_of("body: %(body)s", {"body": value}, name=name))
+    assert MARKER not in str(line_of("It is %d", value, name=name))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Found credentials in environment variables.",) * 2,
+        (f"error on read: {MARKER}", "error on read"),
+        (f"Exception in callback send({MARKER})", "Exception in callback send"),
+        (f"Never retrieved\nfuture: {MARKER}", "Never retrieved"),
+        (f'{{"command": "{MARKER}"}}', ""),
+        (f"It is '{MARKER}'", "It is"),
+    ],
+)
+def test_a_sentence_that_is_filled_in_already_is_cut_where_values_begin(
+    text: str, told: str
+) -> None:
+    assert line_of(text, name="asyncio")["message"] == told
+
+
+def test_an_object_in_place_of_a_sentence_is_not_told() -> None:
+    # As pymongo logs: `logger.info(LogMessage(…))`.
+    assert MARKER not in str(line_of(Body(), name="pymongo"))  # type: ignore[arg-type]
+    assert MARKER not in str(line_of(Body(), name="celery"))  # type: ignore[arg-type]
+
+
+def test_the_facts_of_a_package_that_nobody_read_are_not_told() -> None:
+    assert "reason" not in line_of("Hello.", name="somebody", reason=MARKER, task=MARKER)
+
+
+@pytest.mark.parametrize("name", ["celery.worker.consumer", "kombu.connection", "flower.command"])
+def test_of_a_package_that_was_read_texts_and_numbers_are_told(name: str) -> None:
+    line = line_of("%s has %d of %r in %s", "celery@host", 2, Body(), {"a": MARKER}, name=name)
+    assert line["message"] == "celery@host has 2 of 'Body' in dict"
+    said = line_of("%(name)s: %(body)r", {"name": "w1", "body": [MARKER]}, name=name)
+    assert said["message"] == "w1: 'list'"
+
+
+@pytest.mark.parametrize("name", ["app.test", "celery.worker", "somebody"])
+def test_arguments_that_do_not_fit_are_left_out(name: str) -> None:
+    assert MARKER not in str(line_of("It is %d", MARKER, name=name))
+    assert MARKER not in str(line_of("It is", MARKER, name=name))
+    assert MARKER not in str(line_of("It is %(a)s", {"b": MARKER}, name=name))
+
+
 # What Celery says
 
 #: Who prints bodies, exceptions and results (celery 5.7).
@@ -239,7 +337,16 @@ def root() -> Iterator[logging.Logger]:
         setattr(logging, name, value)
     root.handlers = handlers
     root.setLevel(level)
-    for name in ("botocore", "boto3", "urllib3", "pymongo", *REPEATED):
+    for name in (
+        "app",
+        "celery.task",
+        "botocore",
+        "boto3",
+        "urllib3",
+        "pymongo",
+        "multiprocessing",
+        *REPEATED,
+    ):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -282,6 +389,46 @@ def test_loggers_that_print_requests_are_quiet_at_any_level(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", TALKATIVE)
+def test_below_info_nobody_else_makes_a_record_and_what_is_made_is_not_written(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    set_up(loglevel=logging.DEBUG)
+    logger = logging.getLogger(name)
+    assert not logger.isEnabledFor(logging.DEBUG)
+    assert logging.getLogger("app.test").isEnabledFor(logging.DEBUG)
+    level = logger.level
+    try:
+        logger.setLevel(logging.DEBUG)
+        logger.debug("body: %s", MARKER)
+        logging.getLogger("app.test").debug("Hello.")
+    finally:
+        logger.setLevel(level)
+    root.handlers[0].flush()
+    [line] = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "Hello."
+
+
+def test_a_task_logger_of_celery_is_as_talkative_as_its_module(root: logging.Logger) -> None:
+    set_up(loglevel=logging.DEBUG)
+    assert get_task_logger("app.a_module_of_tasks").isEnabledFor(logging.DEBUG)
+
+
+def test_an_error_of_the_pool_is_a_line_without_its_text(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up()
+    # As billiard does (billiard 4.3 pool.py), whose logger otherwise has no handler.
+    billiard.util.get_logger().error(
+        "Pool callback raised exception: %r",
+        ValueError(MARKER),
+        exc_info=info_of(ValueError(MARKER)),
+    )
+    [line] = capsys.readouterr().err.splitlines()
+    assert MARKER not in line
+    assert json.loads(line)["error"] == "ValueError"
+
+
 @pytest.mark.parametrize(
     ("ours", "celerys", "level"),
     [
@@ -301,4 +448,5 @@ def test_the_more_talkative_of_two_levels_counts(
 ) -> None:
     monkeypatch.setenv("LOG_LEVEL", ours)
     set_up(loglevel=celerys)
-    assert root.level == level
+    assert logging.getLogger("app.test").getEffectiveLevel() == level
+    assert root.level == max(level, logging.INFO)
