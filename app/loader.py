@@ -12,6 +12,7 @@ from typing import Any
 import click
 from celery.loaders.app import AppLoader
 
+from app.broker import files
 from app.errors import SettingsError
 from app.settings import get_settings
 
@@ -115,6 +116,11 @@ def _check_state(options: Any) -> None:
         raise SettingsError(
             f"FLOWER_DB: Flower cannot keep its state in {directory}. "
             "Make that directory, writable for this user, or name a file elsewhere."
+        )
+    # Flower unpickles what it finds there.
+    if options.persistent and (why := files.fault(Path(options.db))):
+        raise SettingsError(
+            f"FLOWER_DB: {why}. Name a file in a directory where this user alone may write."
         )
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pymongo
@@ -10,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from celery import bootsteps
 from pymongo.errors import PyMongoError
 
+from app.broker import files
 from app.broker.checks import (
     Finding,
     Level,
@@ -47,11 +49,20 @@ class StartChecks(bootsteps.Step):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         settings = get_settings().require_worker()
+        check_state_file(worker.statedb)
         check_numbers(worker.app)
         broker = Options.read(worker.app.conf.broker_transport_options)
         check_dead_letter_urls(broker)
         check_queues(broker)
         prepare_database(settings)
+
+
+def check_state_file(path: str | None) -> None:
+    """Raise SettingsError where another user may have written what Celery unpickles."""
+    if path and (why := files.fault(Path(path))):
+        raise SettingsError(
+            f"--statedb: {why}. Name a file in a directory where this user alone may write."
+        )
 
 
 def check_numbers(celery_app: Any) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from app.broker import files
 from bench import charts, documents, lab, machine, node, profile, results, steadiness
 from bench.errors import BenchError
 from bench.plan import FULL, QUICK, Plan
@@ -74,7 +75,7 @@ def _measure(options: argparse.Namespace) -> int:
 def _keep(found: Results, directory: Path, name: str) -> None:
     results.save(found, directory / f"{name}.json")
     page = documents.markdown(found)
-    (directory / f"{name}.md").write_text(page)
+    files.replace(directory / f"{name}.md", page, files.PUBLIC)
     _say(f"\n{page}")
     try:
         drawn = charts.draw(found, directory)

@@ -1,9 +1,11 @@
 """The charts, as PNG. matplotlib comes with the dependency group `bench`."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.broker import files
 from bench.candidates import OURS_BY_DOOR
 from bench.results import Results, Round, Throughput
 from bench.steadiness import MEGABYTE, Soak
@@ -31,7 +33,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
         figure = chart(results)
         if figure is not None:
             path = directory / f"{name}.png"
-            figure.savefig(path, dpi=DPI)
+            _save(figure, path)
             written.append(path)
     return written
 
@@ -46,8 +48,14 @@ def draw_soak(soak: Soak, directory: Path) -> list[Path]:
     _lines(axes[0][2], at, {name: counts[name] for name in ("sent", "settled", "stored")})
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "soak.png"
-    made.savefig(path, dpi=DPI)
+    _save(made, path)
     return [path]
+
+
+def _save(figure: Any, path: Path) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI, format="png")
+    files.replace(path, drawn.getvalue(), files.PUBLIC)
 
 
 def _lines(axis: "Axes", at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> None:

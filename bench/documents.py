@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.broker import files
 from bench import charts, steadiness, table
 from bench.errors import BenchError
 from bench.results import Results
@@ -55,7 +56,7 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
         text = path.read_text()
         for name, content in contents.items():
             text = replaced(text, name, content)
-        path.write_text(text)
+        files.replace(path, text, files.PUBLIC)
         written.append(path)
     return written
 

@@ -8,6 +8,8 @@ from statistics import median
 
 from pydantic import TypeAdapter
 
+from app.broker import files
+
 
 @dataclass(frozen=True)
 class Round:
@@ -221,7 +223,7 @@ def load(path: Path) -> Results:
 def save(results: Results, path: Path) -> None:
     """Write it as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_ADAPTER.dump_json(results, indent=1) + b"\n")
+    files.replace(path, _ADAPTER.dump_json(results, indent=1) + b"\n", files.PUBLIC)
 
 
 def difference(after: Counter[str], before: Counter[str]) -> dict[str, int]:

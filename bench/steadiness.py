@@ -7,6 +7,8 @@ from statistics import median
 
 from pydantic import TypeAdapter
 
+from app.broker import files
+
 MEGABYTE = 1024 * 1024
 #: What may be added between the second quarter of a run and its last: the first one warms up.
 MEMORY_SHARE, MEMORY_LEAST = 0.05, 8 * MEGABYTE
@@ -71,7 +73,7 @@ def load(path: Path) -> Soak:
 def save(soak: Soak, path: Path) -> None:
     """Write it as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_ADAPTER.dump_json(soak, indent=1) + b"\n")
+    files.replace(path, _ADAPTER.dump_json(soak, indent=1) + b"\n", files.PUBLIC)
 
 
 def faults(soak: Soak) -> list[str]:

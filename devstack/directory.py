@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.broker import files
 from devstack.errors import StackError
 from devstack.waiting import wait_until
 
@@ -48,7 +49,7 @@ class Directory:
         occupied until the last of them is gone, also when this process is killed. The block
         ends when they are gone. Raises StackError if another stack runs here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.path / "stack.lock") as stack:
             if stack is None:
                 raise StackError(
@@ -66,7 +67,7 @@ class Directory:
     @contextmanager
     def _processes(self) -> Iterator[int]:
         path = self.path / "processes.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open_lock(path)
         try:
             wait_until(
                 lambda: _lock(descriptor), REMAINS_SECONDS, "the end of the last stack's processes"
@@ -80,22 +81,24 @@ class Directory:
     def publish(self, environment: Mapping[str, str]) -> None:
         """Write what a client needs, for `set -a; . stack.env`, readable by this user only."""
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in environment.items()]
-        half = self.environment_file.with_suffix(".half")
-        half.unlink(missing_ok=True)
-        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.writelines(lines)
-        half.replace(self.environment_file)
+        files.replace(self.environment_file, "".join(lines), files.PRIVATE)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int | None]:
     """The descriptor of the locked file, None if somebody else has the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = _open_lock(path)
     try:
         yield descriptor if _lock(descriptor) else None
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return files.open_lock(path)
+    except OSError as exc:
+        raise StackError(f"{path} cannot be locked ({exc.strerror}). Remove it.") from None
 
 
 def _lock(descriptor: int) -> bool:

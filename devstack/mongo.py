@@ -12,6 +12,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, OperationFailure
 
+from app.broker import files
 from devstack import ports
 from devstack.errors import StackError
 from devstack.process import Process
@@ -61,13 +62,13 @@ def running(
     initiated = data / "initiated"
     if data.exists() and not initiated.exists():
         shutil.rmtree(data)
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     taken = ports.preferred_or_any(port)
     words = command(binary, data, taken, test_commands=test_commands)
     with Process("mongod", words, log=log, grace=STOP_SECONDS, keep_open=keep_open) as process:
         _wait_for_primary(process, taken)
-        initiated.touch()
+        files.replace(initiated, "", files.PRIVATE)
         yield MongoServer(process, taken)
 
 

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
+from app.broker import files
 from devstack import guard
 from devstack.errors import StackError
 
@@ -35,7 +36,7 @@ class Process:
         self.name = name
         self.log = log
         self._grace = grace
-        with log.open("wb") as output:
+        with _create(log) as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", guard.__file__, "--grace", str(grace), *command],
                 stdin=subprocess.PIPE,
@@ -97,3 +98,10 @@ class Process:
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()
+
+
+def _create(log: Path) -> IO[bytes]:
+    try:
+        return files.create(log, files.PRIVATE)
+    except OSError as exc:
+        raise StackError(f"{log} cannot be written ({exc.strerror or exc}).") from None

@@ -5,10 +5,14 @@ turn, so a task that runs once for each id absorbs the second message. Set by `b
 """
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from celery.beat import PersistentScheduler
 from celery.schedules import schedule as Interval
+
+from app.broker import files
+from app.broker.errors import ConfigurationError
 
 #: Seconds: the grain of all schedules but intervals (crontab, solar).
 MINUTE = 60
@@ -20,6 +24,16 @@ class Scheduler(PersistentScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._last_turns: dict[str, int] = {}
         super().__init__(*args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        """Read the schedule's file, which is unpickled. Raises ConfigurationError where another
+        user may have written it."""
+        if why := files.fault(Path(self.schedule_filename)):
+            raise ConfigurationError(
+                f"beat_schedule_filename (--schedule): {why}. "
+                "Name a file in a directory where this user alone may write."
+            )
+        super().setup_schedule()
 
     def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
         """Send the entry's task under the id of this turn."""

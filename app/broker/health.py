@@ -21,7 +21,7 @@ from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from app.broker import threads
+from app.broker import files, threads
 from app.broker.lease import LIMIT_MARGIN
 from app.broker.options import Options
 from app.broker.policy import LONGEST_WAIT
@@ -214,9 +214,7 @@ def write(path: Path, report: Report, vitals: Vitals) -> None:
         "running": len(vitals.running),
         "held": vitals.held,
     }
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(told) + "\n")
-    new.replace(path)
+    files.replace(path, json.dumps(told) + "\n", files.PUBLIC)
 
 
 def read(path: Path) -> Report:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from app.broker import files
 from tests.chaos.plan import FULL, SHORT
 from tests.chaos.report import as_json, as_markdown
 from tests.chaos.run import run
@@ -32,10 +33,10 @@ def main() -> int:
         home.mkdir(parents=True)
         results.append(run(side, options.seed, scale, home, _say))
     command = f"python -m tests.chaos {shlex.join(_told(options))}".strip()
-    (directory / "chaos.json").write_text(as_json(results, command))
+    files.replace(directory / "chaos.json", as_json(results, command), files.PUBLIC)
     report = as_markdown(results, scale, command)
     if options.report:
-        Path(options.report).write_text(report)
+        files.replace(Path(options.report), report, files.PUBLIC)
     sys.stdout.write(report)
     faults = results[0].faults() if results[0].side == Ours.name else []
     for fault in faults:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.broker import files
 from tests.acceptance.worker import living
 
 #: Seconds that a supervisor waits before it starts a worker again.
@@ -127,7 +128,7 @@ class Fleet:
         slot.log = self.directory / f"worker-{slot.number}-{slot.starts}.log"
         home = self.directory / f"home-{slot.number}"
         home.mkdir(exist_ok=True)
-        with slot.log.open("wb") as output:
+        with files.create(slot.log, files.PRIVATE) as output:
             slot.process = subprocess.Popen(
                 command,
                 env={**environment, MARK: self.mark, "TMPDIR": str(home)},
