@@ -117,14 +117,7 @@ class Deployment:
     def client(self, member: int | None = None) -> Client:
         """The administrator's client of the set, or of one member past the set. It is the
         deployment's own, which closes it; ask for it anew each time. Thread-safe."""
-        if member is not None:
-            return self._kept(self.members[member].host, ROOT)
-        client = self._kept(None, ROOT)
-        if client.topology_description.server_descriptions():
-            return client
-        # It has lost every member, as where all were standalones, and would not look again.
-        self._forget(None)
-        return self._kept(None, ROOT)
+        return self._kept(None if member is None else self.members[member].host, ROOT)
 
     def state(self, member: int) -> str:
         """As the member itself says: PRIMARY, SECONDARY, ARBITER or, where it is none of these,
@@ -375,7 +368,7 @@ class Deployment:
                 self._clients[key] = self._open.enter_context(self._new_client(host, user))
             return self._clients[key]
 
-    def _forget(self, host: str | None) -> None:
+    def _forget(self, host: str) -> None:
         with self._lock:
             clients = [self._clients.pop((host, user), None) for user in (None, ROOT)]
         for client in clients:
