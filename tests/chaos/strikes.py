@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from pymongo.errors import PyMongoError
 
+from app.broker import files
 from tests.chaos import plan
 from tests.chaos.fleet import Fleet, Slot
 from tests.chaos.outages import Outages
@@ -90,8 +91,10 @@ class Strikes:
 
     def _write_down(self, what: str, strike: Strike) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._lock, (self.stage.directory / "strikes.log").open("a") as log:
-            log.write(f"{at} {what} {strike.kind}\n")
+        path = self.stage.directory / "strikes.log"
+        with self._lock:
+            before = path.read_text() if path.exists() else ""
+            files.replace(path, f"{before}{at} {what} {strike.kind}\n", files.PRIVATE)
 
     # Workers --------------------------------------------------------------------------------------
 
