@@ -66,7 +66,9 @@ def fault(path: Path) -> str | None:
         if directory.stat().st_mode & stat.S_IWOTH:
             return f"every user may write in {directory}"
     for found in _of_the_name(path):
-        if found.lstat().st_uid not in (os.geteuid(), 0):
+        if found.is_symlink():
+            return f"{found} is a symbolic link"
+        if found.stat().st_uid not in (os.geteuid(), 0):
             return f"{found} is another user's"
     return None
 

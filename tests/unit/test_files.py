@@ -295,19 +295,32 @@ def test_a_state_file_where_every_user_may_write_is_refused_in_one_line(
 
 
 @readers
+@pytest.mark.parametrize("name", ["state.db", "state.db.tmp", "state.db.dat"])
+def test_a_state_file_that_is_a_link_is_refused_in_one_line(
+    target: Path, tmp_path: Path, read: Callable[[Path], None], variable: str, name: str
+) -> None:
+    (tmp_path / name).symlink_to(target)
+
+    with pytest.raises(ConfigurationError, match="is a symbolic link") as raised:
+        read(tmp_path / "state.db")
+
+    assert raised.value.message.startswith(variable)
+    assert target.read_text() == "untouched"
+
+
+@readers
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 @pytest.mark.parametrize("name", ["state.db", "state.db.tmp", "state.db.dat"])
 def test_a_state_file_of_another_user_is_refused_in_one_line(
     tmp_path: Path, read: Callable[[Path], None], variable: str, name: str
 ) -> None:
-    (tmp_path / name).symlink_to(tmp_path / "target")
-    os.lchown(tmp_path / name, 12_345, 12_345)
+    (tmp_path / name).write_bytes(b"a pickle")
+    os.chown(tmp_path / name, 12_345, 12_345)
 
     with pytest.raises(ConfigurationError, match="is another user's") as raised:
         read(tmp_path / "state.db")
 
     assert raised.value.message.startswith(variable)
-    assert not (tmp_path / "target").exists()
 
 
 @readers

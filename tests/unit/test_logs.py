@@ -183,6 +183,7 @@ def test_an_exception_in_place_of_a_sentence_is_told_by_its_class(name: str) -> 
 TALKATIVE = [
     "celery.pool", "celery.worker.strategy", "kombu.connection", "amqp", "multiprocessing",
     "asyncio", "botocore.endpoint", "urllib3.connectionpool", "pymongo.command", "root", "somebody",
+    "flower.command", "tornado.access",
 ]  # fmt: skip
 
 
