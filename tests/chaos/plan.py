@@ -143,6 +143,15 @@ def planned(strikes: list[Strike]) -> Counter[str]:
     return Counter(strike.kind for strike in strikes)
 
 
+def least(expected: Mapping[str, int], scale: Scale) -> dict[str, int]:
+    """How many strikes of each kind have to land, or the run has failed."""
+    return {
+        # MongoDB is always there to be struck.
+        kind: count if kind in MONGO else int(count * scale.minimum)
+        for kind, count in expected.items()
+    }
+
+
 def _of_sqs(chance: random.Random, scale: Scale) -> Iterator[Strike]:
     for call in CALLS:
         faults = list(FAULTS) * scale.rounds

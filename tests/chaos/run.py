@@ -12,7 +12,7 @@ from pathlib import Path
 from pymongo.errors import PyMongoError
 
 from tests.chaos.fleet import Fleet
-from tests.chaos.plan import DUPLICATE, MONGO, POOLS, Scale, planned, schedule
+from tests.chaos.plan import DUPLICATE, POOLS, Scale, least, planned, schedule
 from tests.chaos.sides import Effects, Side
 from tests.chaos.stage import Stage, standing
 from tests.chaos.strikes import Strikes, nothing_left_broken
@@ -150,11 +150,7 @@ def _go(
                 n for kind, n in strikes.landed.items() if kind.startswith(f"{strike.call}: ")
             )
     result.planned, result.landed = dict(expected), dict(landed)
-    result.minimum = {
-        # MongoDB is always there to be taken away.
-        kind: n if kind in MONGO else int(n * scale.minimum)
-        for kind, n in expected.items()
-    }
+    result.minimum = least(expected, scale)
     result.recovery = {kind: max(took) for kind, took in strikes.recovered.items()}
     result.not_recovered = dict(strikes.never)
 

@@ -11,8 +11,10 @@ from tests.chaos.plan import (
     FULL,
     MONGO,
     POOLS,
+    RESTART,
     SHORT,
     Scale,
+    least,
     planned,
     schedule,
 )
@@ -35,6 +37,17 @@ def test_every_fault_of_every_call_and_every_outage_is_in_it(scale: Scale, seed:
     assert {f"{call}: {fault}" for call in CALLS for fault in FAULTS} <= set(counts)
     assert {kind: counts[kind] for kind in MONGO} == {k: n for k, (n, _) in scale.mongo.items()}
     assert all(counts[kind] for kind in MONGO)
+
+
+@SCALES
+def test_a_run_has_to_land_all_that_it_planned_for_mongodb_and_a_part_of_the_rest(
+    scale: Scale,
+) -> None:
+    counts = planned(schedule(3, scale))
+    needed = least(counts, scale)
+    assert {kind: needed[kind] for kind in MONGO} == {kind: counts[kind] for kind in MONGO}
+    assert all(needed[kind] <= counts[kind] for kind in counts)
+    assert needed[RESTART] == int(counts[RESTART] * scale.minimum) > 0
 
 
 @SCALES
