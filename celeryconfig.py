@@ -81,7 +81,7 @@ task_send_sent_event = False
 worker_enable_remote_control = True
 
 worker_concurrency = _settings.worker_concurrency
-# The window is the pool's size and two batches more, and wider only where messages are short
+# The window is the pool's size and what the pool is likely to start within a second
 # (app/broker/leases.py): otherwise messages would age here that another worker could run.
 worker_prefetch_multiplier = 1
 # A worker that starts before its network does is patient.

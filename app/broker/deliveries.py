@@ -17,6 +17,7 @@ from app.broker.clients import new_client
 from app.broker.errors import NoThread
 from app.broker.extension import OVER
 from app.broker.faults import untaken
+from app.broker.forecast import Job
 from app.broker.heartbeat import Heartbeat
 from app.broker.inbox import Inbox
 from app.broker.lease import Delivery, Lease
@@ -58,7 +59,8 @@ class Deliveries:
         self._options = options
         self._message_of = message_of
         self._silence = silence
-        self._leases = Leases(options.policy.visibility_timeout, options.policy.longest_wait)
+        policy = options.policy
+        self._leases = Leases(policy.visibility_timeout, policy.longest_wait, monotonic)
         self._receivers: dict[str, Receiver] = {}
         self._leaving: list[Receiver] = []
         self._settler: Settler | None = None
@@ -180,10 +182,11 @@ class Deliveries:
         """A task goes to the pool; False where it may not, since its delivery has ended."""
         return self._leases.promise(tag) if self.pool_has_processes else self.holds(tag)
 
-    def started(self, tag: str, time_limit: float | None) -> Lease | None:
+    def started(self, tag: str, time_limit: float | None, job: Job | None = None) -> Lease | None:
         """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
-        delivery has ended before: its message may be another worker's by now."""
-        return self._leases.started(tag, time_limit)
+        delivery has ended before: its message may be another worker's by now. Without a job it
+        runs alone."""
+        return self._leases.started(tag, time_limit, job)
 
     def holds(self, tag: str) -> bool:
         """Whether this delivery is in flight here, with its lease."""

@@ -6,6 +6,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
+from app.broker.forecast import Job
 from app.broker.policy import LONGEST_VISIBILITY, LONGEST_WAIT
 
 #: Seconds beyond its longest wait for which the lease of a message is still extended: to hand it
@@ -55,6 +56,8 @@ class Lease:
     """No extension reaches further."""
     started_at: float | None = None
     """When a process of the pool took the task."""
+    job: Job | None = None
+    """What the process runs, once it has taken the task."""
     is_promised: bool = False
     """Whether a process of the pool will take it, and cannot be kept from it any more."""
 

@@ -32,7 +32,9 @@ from app.broker.failures import (
     what_happened,
 )
 from app.broker.faults import untaken
+from app.broker.forecast import Job
 from app.broker.lease import Lease
+from app.broker.leases import BATCH
 from app.broker.message import Message
 from app.broker.outcomes import Happened
 from app.broker.suspicion import Suspicion
@@ -71,7 +73,7 @@ class Request(CeleryRequest):
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process of the pool runs the task now."""
         deliveries, tag = self._message.channel.deliveries, self._message.delivery_tag
-        self._lease = deliveries.started(tag, self.hard_time_limit)
+        self._lease = deliveries.started(tag, self.hard_time_limit, self._job(pid, time_accepted))
         if self._lease is None and not deliveries.pool_has_processes:
             self._give_up()
             # The threads pool calls this before the task, and does not start it then. A process has
@@ -79,6 +81,12 @@ class Request(CeleryRequest):
             raise HandedBack(self.id)
         self._started_on = threading.get_ident()
         super().on_accepted(pid, time_accepted)
+
+    def _job(self, pid: int, time_accepted: float) -> Job:
+        """The run that a process has begun. Messages that share it are told of it with the same
+        process and time."""
+        takes = 1 if self.task.many is None else BATCH
+        return Job((pid, time_accepted), takes, is_measured=bool(self.task.acks_late))
 
     @property
     def hard_time_limit(self) -> float | None:

@@ -22,6 +22,9 @@ LONG_TASK = 120
 
 RECEIVE = "ReceiveMessage"
 
+#: Lets messages wait for tasks that are long: else none does.
+PREFETCH = {"worker_prefetch_multiplier": 4}
+
 
 def tell(worker: "Popen[bytes]", number: signal.Signals) -> None:
     """Send a signal as it comes: of a process manager, or of a terminal to all in front of it."""
@@ -69,7 +72,7 @@ def assert_orderly(project: ProbeProject) -> None:
 def test_what_runs_finishes_and_what_waits_is_released_at_once(
     make_project: MakeProject, pool: str
 ) -> None:
-    project = make_project()
+    project = make_project(celery=PREFETCH)
     worker = project.start("--pool", pool)
     running = start_running(project, pool, "work", 5)
     waiting = start_waiting(project, running)
@@ -163,7 +166,8 @@ def test_an_open_poll_is_awaited_beside_what_runs_and_what_it_brings_is_released
 ) -> None:
     with proxy.running(queues.endpoint_url) as (faults, url):
         project = make_project(transport={"endpoint_url": url})
-        worker = project.start()
+        # One process is free: for long tasks that others wait for no poll is open.
+        worker = project.start("-c", "3")
         running = start_running(project, "prefork", "work", 8)
         faults.hold(RECEIVE)
         wait_until(lambda: faults.is_holding(RECEIVE), PATIENCE, "an open poll")

@@ -41,8 +41,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_enable_remote_control=False,
     broker_connection_retry_on_startup=True,
-    **SETTINGS.get("celery", {}),
 )
+app.conf.update(SETTINGS.get("celery", {}))
 
 
 class Forbidden(Exception):

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from app.broker.lease import Delivery, Lease
+from app.broker.leases import Leases
 
 MakeDelivery = Callable[..., Delivery]
 MakeLease = Callable[..., Lease]
 
 #: Seconds of a lease.
 VISIBILITY_TIMEOUT = 60
+
+SENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +37,21 @@ def make_delivery() -> MakeDelivery:
             "body": "{}",
             "attributes": {},
             "count": 1,
-            "enqueued_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            "enqueued_at": SENT,
             "received_at": monotonic(),
         }
         return Delivery(**fields | changes)
 
     return make
+
+
+def after_a_short_task(leases: Leases) -> Leases:
+    """The same leases, whose pool has run a short task: so they hold ahead all that they may."""
+    delivery = Delivery("0", "jobs", "sqs-0", "receipt-0", "{}", {}, 1, SENT, monotonic())
+    leases.fill(0, [delivery])
+    leases.started(delivery.tag, 30)
+    leases.take(delivery.tag)
+    return leases
 
 
 @pytest.fixture(scope="session")

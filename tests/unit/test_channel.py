@@ -394,6 +394,7 @@ def test_a_decoder_that_fails_holds_no_message_up(connection: Connection, sqs: S
     sqs.put(3, {"plain": "JSON"}, count=3)
     worker = Worker(connection, "jobs")
     worker.get().ack()
+    wait_until(lambda: sqs.sent, DEADLINE, "the dead letter")
     worker.close(sqs)
     assert sqs.visible[again] >= 1
     (note,) = (read_note(call["MessageAttributes"]) or {} for call in sqs.sent)
@@ -522,16 +523,27 @@ def test_every_queue_is_asked_although_one_is_empty(connection: Connection, sqs:
     assert worker.get().delivery_info["routing_key"] == "mail"
 
 
-@pytest.mark.parametrize(("prefetch", "held"), [(2, AHEAD), (12, AHEAD + BATCH)])
-def test_no_more_is_held_than_the_window_takes_in_full_batches(
+@pytest.mark.parametrize(("prefetch", "held"), [(2, AHEAD + 1), (12, AHEAD + BATCH + 1)])
+def test_no_more_is_held_than_the_pool_runs_and_of_short_tasks_than_full_batches_beyond(
     connection: Connection, sqs: Sqs, prefetch: int, held: int
 ) -> None:
+    def wait_until_held(number: int) -> None:
+        wait_until(lambda: taken() == number, DEADLINE, f"{number} messages")
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: taken() > number, PATIENCE, "one more")
+
+    def taken() -> int:
+        return 100 - len(sqs.waiting[JOBS]) - len(sqs.deleted)
+
     for number in range(100):
         sqs.put(number, task(number))
-    Worker(connection, "jobs", prefetch=prefetch)
-    wait_until(lambda: len(sqs.waiting[JOBS]) == 100 - held, DEADLINE, "the window filled")
-    with pytest.raises(TimeoutError):
-        wait_until(lambda: len(sqs.waiting[JOBS]) < 100 - held, PATIENCE, "a batch more")
+    worker = Worker(connection, "jobs", prefetch=prefetch)
+    # Nobody knows how long its tasks are.
+    wait_until_held(prefetch)
+    message = worker.get()
+    worker.channel.deliveries.started(message.delivery_tag, 30)
+    message.ack()
+    wait_until_held(held)
 
 
 def test_a_message_that_was_dead_lettered_before_is_deleted_and_does_not_run(

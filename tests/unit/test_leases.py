@@ -10,7 +10,7 @@ import pytest
 from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN
 from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
 from devstack.waiting import wait_until
-from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease
+from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease, after_a_short_task
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -24,7 +24,8 @@ PATIENCE = 0.02
 
 @pytest.fixture
 def leases() -> Leases:
-    return Leases(VISIBILITY_TIMEOUT)
+    """Of a pool whose tasks are short."""
+    return after_a_short_task(Leases(VISIBILITY_TIMEOUT))
 
 
 @pytest.fixture

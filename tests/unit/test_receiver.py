@@ -27,7 +27,7 @@ from app.broker.leases import AHEAD, Leases
 from app.broker.options import Options, QueueAddress
 from app.broker.receiver import Receiver
 from devstack.waiting import wait_until
-from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery
+from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery, after_a_short_task
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -96,7 +96,7 @@ class Client:
 
 def wide() -> Leases:
     """Leases with room for all that a test holds."""
-    leases = Leases(VISIBILITY_TIMEOUT)
+    leases = after_a_short_task(Leases(VISIBILITY_TIMEOUT))
     leases.resize(20)
     return leases
 
@@ -510,7 +510,7 @@ def poll_full() -> Iterator[Callable[..., tuple[Receiver, FullQueue]]]:
         client = FullQueue()
         client.holds_the_first = holds_the_first
         if leases is None:
-            leases = Leases(VISIBILITY_TIMEOUT)
+            leases = after_a_short_task(Leases(VISIBILITY_TIMEOUT))
             leases.resize(1_000_000)
         options = replace(OPTIONS, max_receivers=3)
         receiver = Receiver("jobs", options, client, leases, lambda _: None)  # type: ignore[arg-type]
@@ -627,7 +627,7 @@ def test_help_that_there_is_no_room_for_costs_no_slot_and_no_receiver(
     poll_full: PollFull, machine: Machine
 ) -> None:
     machine.has_no_room_for("sqs-receiver-jobs-")
-    leases = Leases(VISIBILITY_TIMEOUT)
+    leases = after_a_short_task(Leases(VISIBILITY_TIMEOUT))
     leases.resize(1_000)
     receiver, _ = poll_full(leases, holds_the_first=False)
     # One that were lost with each try would end the asking soon.

@@ -28,7 +28,9 @@ from kombu.transport import virtual
 
 from app.broker.decoding import decode
 from app.broker.failures import what_happened
+from app.broker.forecast import Job
 from app.broker.lease import Lease
+from app.broker.leases import BATCH
 from app.broker.message import Message
 from app.broker.outcomes import Failed, Happened, Interrupted, NotTaken, Refused, RetryAsked
 from app.broker.request import HandedBack, Request
@@ -155,6 +157,7 @@ class Channel(virtual.Channel):
         # Both in one: what a request asks is asked of the deliveries.
         self.deliveries = self
         self.begun: list[tuple[str, float | None]] = []
+        self.jobs: list[Job] = []
         #: The delivery's lease; None once it has ended.
         self.lease: Lease | None = None
         self.suspicions: list[Suspicion] = []
@@ -163,8 +166,9 @@ class Channel(virtual.Channel):
         self.ended: list[tuple[str, Happened]] = []
         self.handed_over: list[str] = []
 
-    def started(self, tag: str, time_limit: float | None) -> Lease | None:
+    def started(self, tag: str, time_limit: float | None, job: Job) -> Lease | None:
         self.begun.append((tag, time_limit))
+        self.jobs.append(job)
         if self.lease is not None:
             self.lease.started(time_limit)
         return self.lease
@@ -228,6 +232,12 @@ def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
 
     @app.task(shared=False, name="patient", time_limit=300)
     def patient() -> None: ...
+
+    @app.task(shared=False, name="shared", many=list)
+    def shared() -> None: ...
+
+    @app.task(shared=False, name="early", acks_late=False)
+    def early() -> None: ...
 
     def make(deliveries: int = 1, body: Any = BODY, **headers: Any) -> Run:
         text = json.dumps(
@@ -305,6 +315,29 @@ def test_the_lease_is_told_of_the_start_and_of_the_limit_that_holds(
     run.request.on_accepted(pid=7, time_accepted=monotonic())
     assert run.message.channel.begun == [(run.message.delivery_tag, limit)]
     assert run.events == ["task-started"]
+
+
+@pytest.mark.parametrize(
+    ("task", "takes", "is_measured"),
+    [("job", 1, True), ("shared", BATCH, True), ("early", 1, False)],
+)
+def test_a_run_says_how_many_share_it_and_whether_its_end_will_be_known(
+    make_run: MakeRun, task: str, takes: int, is_measured: bool
+) -> None:
+    run = make_run(task=task)
+    run.request.on_accepted(pid=7, time_accepted=1_000.0)
+    (job,) = run.message.channel.jobs
+    assert (job.takes, job.is_measured) == (takes, is_measured)
+
+
+def test_messages_of_one_job_are_known_by_their_process_and_time(make_run: MakeRun) -> None:
+    jobs = []
+    for pid, time_accepted in [(7, 1_000.0), (7, 1_000.0), (7, 1_001.0), (8, 1_000.0)]:
+        run = make_run(task="shared")
+        run.request.on_accepted(pid, time_accepted)
+        jobs += run.message.channel.jobs
+    assert jobs[0] == jobs[1]
+    assert len(set(jobs)) == 3
 
 
 @pytest.mark.parametrize("pickled", [True, False])

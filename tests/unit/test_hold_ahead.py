@@ -1,0 +1,372 @@
+"""What is held ahead of the pool: no more than it starts within a second, and never too little.
+
+A model of a worker and its queue drives the real Leases, Forecast and Heartbeat on a clock of its
+own.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.broker.forecast import Job
+from app.broker.heartbeat import Heartbeat
+from app.broker.lease import Delivery, Lease
+from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, Leases
+from app.broker.options import Options, QueueAddress
+from tests.unit.conftest import SENT, VISIBILITY_TIMEOUT
+
+OPTIONS = Options(region="us-east-1", queues={"jobs": QueueAddress("https://sqs.test/jobs")})
+
+#: Deliveries after which SQS dead-letters a message.
+MOST_DELIVERIES = 10
+
+MANY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+
+
+class Client:
+    """SQS, which extends what it is asked to."""
+
+    def change_message_visibility_batch(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+
+class Model:
+    """One worker of some processes, and one queue. Nothing takes time but tasks."""
+
+    def __init__(self, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        for module in ("extension", "heartbeat", "lease"):
+            monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: self.now)
+        self.leases = Leases(VISIBILITY_TIMEOUT, clock=lambda: self.now)
+        self.leases.resize(processes)
+        self.heartbeat = Heartbeat(
+            OPTIONS,
+            Client(),  # type: ignore[arg-type]
+            self.leases,
+            self._on_lost,
+            lambda: None,
+            self._on_waited,
+        )
+        self.processes = processes
+        #: The seconds that each task takes, by its message.
+        self.seconds: list[float] = []
+        self.visible: list[int] = []
+        self.deliveries: list[int] = []
+        #: In the order of the pool's own queue.
+        self.waiting: deque[str] = deque()
+        self.running: dict[str, float] = {}
+        self.message_of: dict[str, int] = {}
+        self.done: list[int] = []
+        self.lost: list[int] = []
+        self.handed_back: list[int] = []
+        self.receives = 0
+        self.most_waiting = 0
+
+    def send(self, *seconds: float) -> None:
+        for each in seconds:
+            self.visible.append(len(self.seconds))
+            self.seconds.append(each)
+            self.deliveries.append(0)
+
+    def turn(self) -> None:
+        """All that can happen at this instant."""
+        for tag in [tag for tag, end in self.running.items() if end <= self.now]:
+            del self.running[tag]
+            if self.leases.take(tag):
+                self.done.append(self.message_of[tag])
+        self._start()
+        while self.visible and (slots := self.leases.try_reserve()):
+            self._receive(slots)
+            self._start()
+        self.most_waiting = max(self.most_waiting, len(self.leases) - len(self.running))
+
+    def run(self, step: float, until: Callable[[], bool]) -> None:
+        """Let time pass until this holds, in steps of so many seconds, and the heartbeat beat."""
+        self.turn()
+        while not until():
+            self.now += step
+            self.heartbeat.beat()
+            self.turn()
+
+    def _receive(self, slots: int) -> None:
+        self.receives += 1
+        random.shuffle(self.visible)
+        came, self.visible = self.visible[:slots], self.visible[slots:]
+        deliveries = []
+        for number in came:
+            self.deliveries[number] += 1
+            tag = f"{number}/{self.deliveries[number]}"
+            self.message_of[tag] = number
+            self.waiting.append(tag)
+            deliveries.append(
+                Delivery(tag, "jobs", tag, tag, "{}", {}, self.deliveries[number], SENT, self.now)
+            )
+        self.leases.fill(slots, deliveries)
+
+    def _start(self) -> None:
+        while self.waiting and len(self.running) < self.processes:
+            tag = self.waiting.popleft()
+            if self.leases.promise(tag):
+                self.leases.started(tag, 43_000, Job(tag))
+                self.running[tag] = self.now + self.seconds[self.message_of[tag]]
+
+    def _on_waited(self, lease: Lease) -> None:
+        if self.leases.keep_back(lease.delivery.tag):
+            self.handed_back.append(self.message_of[lease.delivery.tag])
+            self.visible.append(self.message_of[lease.delivery.tag])
+
+    def _on_lost(self, lease: Lease, why: str) -> None:
+        self.leases.take(lease.delivery.tag)
+        self.lost.append(self.message_of[lease.delivery.tag])
+        self.visible.append(self.message_of[lease.delivery.tag])
+
+
+@pytest.fixture
+def make_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Model]:
+    random.seed(1)
+    return lambda processes: Model(processes, monkeypatch)
+
+
+MakeModel = Callable[[int], Model]
+
+
+def all_done(model: Model) -> Callable[[], bool]:
+    return lambda: len(model.done) == len(model.seconds)
+
+
+# Long tasks
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("seconds", [30, 120, 300, 600, 1_800])
+def test_of_long_tasks_each_message_is_delivered_once_and_none_waits(
+    make_model: MakeModel, processes: int, seconds: float
+) -> None:
+    model = make_model(processes)
+    model.send(*[seconds] * 60)
+    model.run(10, all_done(model))
+    assert model.deliveries == [1] * 60
+    assert model.most_waiting == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("seconds", [30, 120, 300, 600, 1_800])
+def test_long_tasks_after_short_ones_are_never_near_the_last_delivery_that_sqs_allows(
+    make_model: MakeModel, processes: int, seconds: float
+) -> None:
+    # When they come, the worker takes them for short ones.
+    model = make_model(processes)
+    model.send(*[0.01] * 40)
+    model.run(0.01, all_done(model))
+    model.send(*[seconds] * 60)
+    model.run(10, all_done(model))
+    assert max(model.deliveries) <= 3 < MOST_DELIVERIES
+    assert model.lost == []
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_long_tasks_among_short_ones_lose_no_lease_and_no_message_is_handed_out_ten_times(
+    make_model: MakeModel, processes: int
+) -> None:
+    model = make_model(processes)
+    times = [0.01] * 200 + [1_800.0] * 6 + [120.0] * 20
+    random.shuffle(times)
+    model.send(*times)
+    model.run(5, all_done(model))
+    assert max(model.deliveries) < MOST_DELIVERIES
+    assert model.lost == []
+    assert sorted(model.done) == list(range(len(times)))
+
+
+def test_what_waits_behind_long_tasks_is_handed_back_before_its_lease_is_over(
+    make_model: MakeModel,
+) -> None:
+    model = make_model(1)
+    model.send(*[0.01] * 40)
+    model.run(0.01, all_done(model))
+    model.send(*[1_800.0] * 10)
+    model.turn()
+    held = len(model.leases)
+    assert held > 1
+    model.run(10, lambda: bool(model.handed_back))
+    assert model.now <= 1_000 + 40 + 900
+    model.run(10, lambda: model.now > 1_000 + 1_000)
+    assert (len(model.handed_back), len(model.leases), model.lost) == (held - 1, 1, [])
+
+
+# Short tasks
+
+
+@pytest.mark.parametrize(("processes", "seconds"), [(1, 0.01), (2, 0.01), (8, 0.05), (4, 0.1)])
+def test_short_tasks_are_received_in_full_batches_once_one_has_run(
+    make_model: MakeModel, processes: int, seconds: float
+) -> None:
+    model = make_model(processes)
+    model.send(*[seconds] * 1_000)
+    model.run(seconds, all_done(model))
+    assert model.receives <= 1_000 / BATCH * 1.05 + 3
+    assert model.most_waiting > BATCH
+
+
+@pytest.mark.parametrize("seconds", [0.125, 0.25, 0.5, 0.75, 1.5, 5])
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_no_message_waits_for_much_longer_than_a_second(
+    make_model: MakeModel, processes: int, seconds: float
+) -> None:
+    model = make_model(processes)
+    model.send(*[seconds] * 100)
+    model.run(seconds / 4, all_done(model))
+    assert model.most_waiting <= max(processes / seconds, 0 if seconds > 1 else 1)
+    # No process is without work while there is some: each receive takes no time here.
+    assert model.now - 1_000 <= (100 / processes + 1) * seconds
+
+
+# The window
+
+
+def leases_of(processes: int, *, queues: int = 1) -> tuple[Leases, list[float]]:
+    """Leases, and the clock that they look at."""
+    now = [1_000.0]
+    leases = Leases(VISIBILITY_TIMEOUT, clock=lambda: now[0])
+    leases.resize(processes)
+    leases.share_among(queues)
+    return leases, now
+
+
+def hold(leases: Leases, slots: int, *tags: str) -> None:
+    leases.fill(slots, [Delivery(t, "jobs", t, t, "{}", {}, 1, SENT, 1_000.0) for t in tags])
+
+
+def run_one(leases: Leases, now: list[float], seconds: float) -> None:
+    hold(leases, 0, "one")
+    leases.started("one", None)
+    now[0] += seconds
+    leases.take("one")
+
+
+def reserve_all(leases: Leases) -> list[int]:
+    return list(iter(leases.try_reserve, 0))
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+@pytest.mark.parametrize(("processes", "slots"), [(1, [1]), (4, [4]), (25, [10, 10, 5])])
+def test_of_long_tasks_and_of_unknown_ones_no_more_is_asked_for_than_there_are_free_processes(
+    processes: int, slots: list[int], is_measured: bool
+) -> None:
+    leases, now = leases_of(processes)
+    if is_measured:
+        run_one(leases, now, 30)
+    assert reserve_all(leases) == slots
+
+
+def test_each_process_that_is_free_again_is_fed_at_once() -> None:
+    leases, now = leases_of(3)
+    run_one(leases, now, 30)
+    assert reserve_all(leases) == [3]
+    hold(leases, 3, "a", "b", "c")
+    for tag in "abc":
+        assert reserve_all(leases) == []
+        leases.started(tag, None)
+    now[0] += 30
+    assert reserve_all(leases) == []
+    leases.take("b")
+    assert reserve_all(leases) == [1]
+
+
+def test_each_of_several_queues_has_a_poll_with_a_slot_while_a_process_is_free() -> None:
+    leases, now = leases_of(1, queues=3)
+    run_one(leases, now, 30)
+    assert reserve_all(leases) == [1, 1, 1]
+    # Two of them are empty, and their polls stay open.
+    hold(leases, 1, "a")
+    leases.started("a", None)
+    assert reserve_all(leases) == []
+    now[0] += 30
+    leases.take("a")
+    assert reserve_all(leases) == [1]
+
+
+def test_polls_that_were_open_before_the_tasks_became_long_keep_no_process_from_work() -> None:
+    leases, now = leases_of(4, queues=2)
+    run_one(leases, now, 0.01)
+    # The second one is of an empty queue.
+    assert [leases.try_reserve() for _ in range(2)] == [BATCH, BATCH]
+    hold(leases, BATCH, *"abcd")
+    for tag in "abcd":
+        leases.started(tag, None)
+    now[0] += 30
+    assert reserve_all(leases) == []
+    leases.take("a")
+    assert leases.try_reserve() >= 1
+
+
+def test_a_process_that_is_free_gets_a_whole_job_where_messages_share_them() -> None:
+    # Although more run in the other process than there are processes.
+    leases, now = leases_of(2)
+    tags = [f"shared-{number}" for number in range(BATCH)]
+    hold(leases, 0, *tags)
+    for tag in tags:
+        leases.started(tag, None, Job("one job", takes=BATCH))
+    now[0] += 5
+    assert reserve_all(leases) == [BATCH]
+
+
+def test_messages_of_bad_bodies_do_not_wait_for_a_task_to_be_measured() -> None:
+    leases, now = leases_of(1)
+    for number in range(2 * AHEAD):
+        hold(leases, 0, str(number))
+        leases.take(str(number))
+    now[0] += 0.1
+    assert reserve_all(leases)[0] == BATCH
+
+
+@MANY
+@given(
+    processes=st.integers(1, 30),
+    queues=st.integers(1, 30),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["poll", "come", "nothing", "start", "end", "hand back", "pass"]),
+            st.integers(0, 10**6),
+            st.floats(0, 100),
+        ),
+        max_size=100,
+    ),
+)
+def test_whatever_runs_the_window_of_before_is_kept_and_an_idle_pool_may_ask(
+    processes: int, queues: int, steps: list[tuple[str, int, float]]
+) -> None:
+    leases, now = leases_of(processes, queues=queues)
+    polls: list[int] = []
+    names = iter(range(10**9))
+    waiting: list[str] = []
+    running: list[str] = []
+    for what, number, seconds in steps:
+        # A queue has a receiver, and only in a full queue more.
+        if what == "poll" and len(polls) < queues and (slots := leases.try_reserve()):
+            polls.append(slots)
+        elif what in ("come", "nothing") and polls:
+            slots = polls.pop(number % len(polls))
+            came = [str(next(names)) for _ in range(slots if what == "come" else 0)]
+            hold(leases, slots, *came)
+            waiting += came
+        elif what == "start" and waiting and len(running) < processes:
+            tag = waiting.pop(0)
+            assert leases.started(tag, None)
+            running.append(tag)
+        elif what == "end" and running:
+            assert leases.take(running.pop(number % len(running)))
+        elif what == "hand back" and waiting:
+            assert leases.keep_back(waiting.pop(number % len(waiting)))
+        elif what == "pass":
+            now[0] += seconds
+        held = len(leases) + sum(polls)
+        assert held <= processes + max(AHEAD, queues, MOST_AHEAD)
+        if not waiting and len(running) < processes and len(polls) < queues:
+            # Whatever the polls of other queues have reserved.
+            assert leases.is_worth_a_receive()
