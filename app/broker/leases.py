@@ -239,8 +239,9 @@ class Leases:
                     lease.job = job or Job(tag)
                     self._forecast.started(lease.job)
                 lease.started(time_limit)
-                # Messages that share a job leave room: they wait no more, and take one process.
-                self._wake_if_worth_it()
+                if lease.job.takes > 1:
+                    # Messages that share a job leave room: they wait no more, for one process.
+                    self._wake_if_worth_it()
             return lease
 
     def extended(self, tag: str, until: float) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from app.broker.forecast import Job
 from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN
 from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
 from devstack.waiting import wait_until
@@ -217,6 +218,26 @@ def test_all_who_wait_ask_where_there_is_room_for_all(
         assert_waits(each)
     leases.take_waiting()
     assert sorted(each.result(DEADLINE) for each in reserved) == [1, BATCH, BATCH]
+
+
+def test_a_job_that_many_messages_share_wakes_who_waits_for_the_room_that_they_leave(
+    make_delivery: MakeDelivery,
+) -> None:
+    # Of tasks that nobody has measured, so that nothing is held ahead.
+    leases = Leases(VISIBILITY_TIMEOUT)
+    leases.resize(2)
+    deliveries = [make_delivery() for _ in range(BATCH)]
+    leases.fill(0, deliveries)
+    reserver = Reserver(leases)
+    try:
+        reserved = reserver.reserve()
+        assert_waits(reserved)
+        for delivery in deliveries:
+            leases.started(delivery.tag, 30, Job("one job", takes=BATCH))
+        # For the other process.
+        assert 0 < reserved.result(DEADLINE) <= BATCH
+    finally:
+        reserver.close()
 
 
 def test_who_stops_leaves_the_room_to_the_next_one(
