@@ -96,6 +96,24 @@ def test_a_task_past_its_soft_limit_is_told_and_retried(make_project: MakeProjec
     assert project.notes()[id_]["error"] == "SoftTimeLimitExceeded"
 
 
+def test_a_call_may_ask_for_less_time_than_its_task_has_and_not_for_more(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 4})
+    project.start()
+
+    less = project.send("work", 3, time_limit=1)
+    more = project.send("work", 20, time_limit=60)
+    none = project.send("work", 0.2, time_limit=1e-9, soft_time_limit=1e-9)
+    project.wait_for_empty_queue()
+
+    assert {id_: note["error"] for id_, note in project.notes().items()} == dict.fromkeys(
+        [less, more], "TimeLimitExceeded"
+    )
+    # Too short a limit does not kill its process before the task has begun.
+    assert [len(project.events(none, event)) for event in ("start", "end")] == [1, 1]
+
+
 @pytest.mark.parametrize("queues", [{"visibility_timeout": 5}], indirect=True)
 def test_a_killed_worker_loses_nothing(make_project: MakeProject) -> None:
     project = make_project(transport={"visibility_timeout": 5}, celery={"task_time_limit": 4})
@@ -125,10 +143,11 @@ def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("queues", [{"visibility_timeout": 5}], indirect=True)
 def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> None:
-    project = make_project(transport={"visibility_timeout": 5}, celery={"task_time_limit": 4})
+    limits = {"task_soft_time_limit": 29, "task_time_limit": 30}
+    project = make_project(transport={"visibility_timeout": 5}, celery=limits)
     project.start()
 
-    id_ = project.send("work", 15, time_limit=30, soft_time_limit=29)
+    id_ = project.send("work", 15)
     project.wait_for_end(id_)
 
     assert len(project.events(id_, "start")) == 1

@@ -9,7 +9,9 @@ COUNT = 21
 
 
 def send(project: ProbeProject, *kinds: str) -> list[str]:
-    """Before there is a worker, so that they are received together."""
+    """Before there is a worker, so that they are received together: after one that shows the worker
+    how short they are. Before that it holds nothing ahead of its processes."""
+    project.send("together", "fine")
     return [project.send("together", kind) for kind in kinds]
 
 
