@@ -307,7 +307,8 @@ def _options_of(query: str) -> Iterator[tuple[str, str]]:
             raise SettingsError(f"MONGO_URI: {name} is given twice. Leave one out.")
         seen.add(name)
         if not _is_possible(name, value):
-            raise SettingsError(f"MONGO_URI: {name} has a value that it cannot have. Correct it.")
+            what = "names a file that cannot be read" if name.endswith("File") else "cannot be that"
+            raise SettingsError(f"MONGO_URI: {name} {what}. Correct it.")
         least = _LEAST.get(name.lower())
         if least is not None and not (value.isdigit() and int(value) >= least):
             raise SettingsError(f"MONGO_URI: {name} must be at least {least} milliseconds.")
