@@ -1,18 +1,20 @@
 """The MongoEngine documents. Their unique indexes are the idempotency keys.
 
 Each process connects when it first needs to and never uses a client that was opened on the other
-side of a fork. Indexes are made once, when a worker starts, and never on a write.
+side of a fork. Indexes are made when a worker starts, and for `users` before its first document.
 """
 
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, ClassVar
 
 import mongoengine as me
 from bson import ObjectId
 from pymongo import MongoClient
+from pymongo.collection import Collection
 
 from app.messages import Source
 from app.mongo import OURS, address_of, open_client
@@ -88,6 +90,12 @@ class User(me.Document):
             {"name": "stock_id_user_id", "fields": ["stock_id", "user_id"], "unique": True}
         ],
     }
+
+
+def make_index(collection: Collection[dict[str, Any]], declared: Mapping[str, Any]) -> None:
+    """Make an index as a document's `meta` declares it. Raises what pymongo raises."""
+    options = {name: value for name, value in declared.items() if name != "fields"}
+    collection.create_index([(name, 1) for name in declared["fields"]], **options)
 
 
 def id_of(stock_id: str, user_id: str) -> ObjectId:

@@ -27,6 +27,7 @@ import pymongo
 from pymongo import WriteConcern
 from pymongo.client_session import ClientSession
 from pymongo.errors import (
+    ConfigurationError,
     DuplicateKeyError,
     ExecutionTimeout,
     NetworkTimeout,
@@ -38,7 +39,7 @@ from pymongo.read_concern import ReadConcern
 from app import payload
 from app.errors import Conflict, PermanentError, TransientError
 from app.messages import Message, Provenance
-from app.models import StoredPayload, connect
+from app.models import StoredPayload, connect, disconnect
 from app.payload import Comparison
 from app.settings import get_settings
 
@@ -106,6 +107,11 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
         if committed is None:
             raise
         return committed
+    except ConfigurationError:
+        # A connection that was opened while its member was neither primary nor secondary refuses
+        # sessions for as long as it lives (pymongo 4.20 pool.py).
+        disconnect()
+        raise
     except PyMongoError as exc:
         blocked = isinstance(exc, ExecutionTimeout | NetworkTimeout)
         if not (blocked or exc.has_error_label("TransientTransactionError")):

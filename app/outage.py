@@ -21,6 +21,7 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery import bootsteps
 from pymongo.errors import (
     AutoReconnect,
+    ConfigurationError,
     InvalidOperation,
     NetworkTimeout,
     PyMongoError,
@@ -40,6 +41,10 @@ logger = logging.getLogger(__name__)
 #: Failures of a task that an outage may have caused: whatever MongoDB answers, since no list of its
 #: codes is complete. A task that waits for a silent MongoDB may also be ended by a time limit.
 SUSPECT_ON = (PyMongoError, SoftTimeLimitExceeded, TimeLimitExceeded)
+
+#: What says that a call did not get through: among them that another thread has replaced the client
+#: meanwhile, and that a connection is of no use any more (app/once.py).
+UNREACHABLE = (AutoReconnect, ConfigurationError, InvalidOperation, WaitQueueTimeoutError)
 
 #: Why nothing is received.
 AWAY = "MongoDB is away"
@@ -77,8 +82,7 @@ def is_unreachable(exc: BaseException) -> bool:
     """
     if isinstance(exc, NetworkTimeout):
         return False
-    # The second: another thread has replaced the client meanwhile.
-    return isinstance(exc, AutoReconnect | InvalidOperation | WaitQueueTimeoutError)
+    return isinstance(exc, UNREACHABLE)
 
 
 class Outage:

@@ -14,10 +14,9 @@ from typing import Any
 import pymongo
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure
+from pymongo.errors import OperationFailure
 
 from app.broker.errors import label
-from app.errors import SettingsError
 from app.messages import Provenance, Registration, Source
 from app.models import User
 from app.mongo import Client, address_of, open_client
@@ -73,8 +72,8 @@ class Probe:
                 return look(self._client[address_of(self._uri).database])
         except Exception as exc:
             # Broad on purpose: what keeps the probe from MongoDB keeps the tasks from it too.
-            if isinstance(exc, ConnectionFailure | SettingsError):
-                # It may know the members of another time.
+            if not isinstance(exc, OperationFailure):
+                # It may know the members of another time, or have a connection that is of no use.
                 self.close()
             return label(exc)
 

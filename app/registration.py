@@ -14,7 +14,7 @@ from pymongo.errors import BulkWriteError, PyMongoError, WriteConcernError, Writ
 from app import payload
 from app.errors import AppError, Conflict, PermanentError, TransientError
 from app.messages import Provenance, Registration
-from app.models import RegistrationRecord, StoredPayload, User, UserInfo, connect, id_of
+from app.models import RegistrationRecord, StoredPayload, User, UserInfo, connect, id_of, make_index
 from app.payload import Comparison
 from app.settings import get_settings
 
@@ -24,6 +24,9 @@ Pair = tuple[Registration, Provenance]
 #: MongoDB's code of a write that a unique index refuses.
 DUPLICATE_KEY = 11_000
 
+
+#: Its code of an index that a write names and that is not there, among other things.
+BAD_VALUE = 2
 
 #: The fields of the indexes that refuse a second user of one key. Any other unique index is not
 #: this program's.
@@ -73,6 +76,11 @@ def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongo
     connect()
     users = User._get_collection()
     written = write(users, pairs)
+    if written.lacks_the_index and users.find_one({}, {"_id": 1}) is None:
+        # No worker has started here yet, or somebody has begun anew.
+        for declared in User._meta["indexes"]:
+            make_index(users, declared)
+        written = write(users, pairs)
     before = _find(users, [pairs[place][0] for place in written.places_before(len(pairs))])
     outcomes: list[Registered | AppError | PyMongoError] = []
     for place, (registration, _) in enumerate(pairs):
@@ -89,6 +97,13 @@ class Written:
 
     new: set[int] = field(default_factory=set)
     refused: dict[int, PyMongoError] = field(default_factory=dict)
+
+    @property
+    def lacks_the_index(self) -> bool:
+        """Whether MongoDB may have refused all for want of the index that each write names."""
+        return bool(self.refused) and all(
+            getattr(exc, "code", None) == BAD_VALUE for exc in self.refused.values()
+        )
 
     def places_before(self, total: int) -> list[int]:
         """The places of those that were there before."""

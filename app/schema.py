@@ -12,7 +12,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from app.counter import Counter, Increments
-from app.models import User
+from app.models import User, make_index
 from app.once import OnceRecord
 
 #: The collections that the tasks write.
@@ -93,9 +93,8 @@ def make_indexes(database: Database[dict[str, Any]], faults: Sequence[Fault]) ->
 def _make_index(
     database: Database[dict[str, Any]], document: Any, index: Info, subject: str
 ) -> Iterator[Fault]:
-    options = {name: value for name, value in index.items() if name != "fields"}
     try:
-        database[_name(document)].create_index([(f, 1) for f in index["fields"]], **options)
+        make_index(database[_name(document)], index)
     except OperationFailure as exc:
         match exc.code:
             case int(code) if code == DUPLICATE_KEY:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
+from pymongo.errors import ConfigurationError
 
 from app import counter, models
 from app.counter import Increments
@@ -226,3 +227,20 @@ def test_a_record_that_somebody_edited_is_no_conflict_but_says_so(name: str) -> 
         counter.increment(Increment(input=4), provenance())
 
     assert not isinstance(caught.value, Conflict)
+
+
+def test_a_client_whose_connection_refuses_sessions_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        # As pymongo says it of a connection that was opened while a member was starting.
+        raise ConfigurationError("Sessions are not supported by this MongoDB deployment")
+
+    lost = models.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(MongoClient, "start_session", refuse)
+        with pytest.raises(ConfigurationError):
+            counter.increment(Increment(input=1), provenance())
+
+    assert models.connect() is not lost
+    assert counter.increment(Increment(input=1), provenance())["output"] == 2

@@ -173,6 +173,7 @@ def test_no_failure_of_a_connection_is_the_messages_fault_and_a_long_call_may_be
         errors.NotPrimaryError(),
         errors.ServerSelectionTimeoutError(),
         errors.WaitQueueTimeoutError(),
+        errors.ConfigurationError(),
     ):
         assert blameless(exc)
     for exc in (errors.NetworkTimeout(), errors.WriteError("x", 121), KeyError("x")):

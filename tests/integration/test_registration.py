@@ -254,6 +254,18 @@ def test_without_the_index_nothing_is_written_and_with_it_there_is_no_second_doc
     assert User.objects.count() == 1
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_before_the_first_user_of_all_the_index_is_made(alone: bool) -> None:
+    models.connect()
+    User._get_collection().drop()
+    users = ["u1"] if alone else ["u1", "u2"]
+
+    outcomes = register_many(pairs(*users))
+
+    assert results(outcomes) == [Result.REGISTERED] * len(users)
+    assert User._get_collection().index_information()["stock_id_user_id"]["unique"] is True
+
+
 def test_even_an_index_that_is_not_unique_leaves_one_document_for_each_user() -> None:
     models.connect()
     users = User._get_collection()
