@@ -115,7 +115,7 @@ FULL = Scale(
 )  # fmt: skip
 
 SHORT = Scale(
-    messages=600, seconds=60, drain=60,
+    messages=600, seconds=60, drain=90,
     restarts=2, kills=2, main_kills=2, child_kills=3, stops=2, rounds=1,
     mongo={
         STOP_MONGO: (1, 3), RESTART_MONGO: (1, 1), SWALLOW_MONGO: (1, 3),
