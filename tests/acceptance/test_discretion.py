@@ -98,7 +98,7 @@ class Story:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-@pytest.mark.parametrize("way", ["LOG_LEVEL", "-l"])
+@pytest.mark.parametrize("way", ["LOG_LEVEL", pytest.param("-l", marks=pytest.mark.slow)])
 def test_nothing_personal_and_no_secret_is_told_at_any_level(
     loud: dict[str, str],
     queues: Queues,

@@ -211,7 +211,9 @@ def test_a_task_that_runs_out_of_memory_is_retried_and_then_dead_lettered(
 # The pool's processes
 
 
-@pytest.mark.parametrize("fault", [NO_FORK, NO_DUP], ids=["fork", "dup"])
+@pytest.mark.parametrize(
+    "fault", [NO_FORK, pytest.param(NO_DUP, marks=pytest.mark.slow)], ids=["fork", "dup"]
+)
 def test_a_process_that_cannot_start_is_tried_again_and_what_runs_runs_once(
     make_project: MakeProject, fault: str
 ) -> None:
@@ -270,6 +272,7 @@ def test_a_process_that_is_lost_with_its_task_while_no_fork_works_is_replaced(
 # The event loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_callbacks_that_fail_on_the_event_loop_cost_no_task_and_no_worker(
     make_project: MakeProject, pool: str
