@@ -65,6 +65,7 @@ def ended(worker: Worker) -> list[tuple[str, int]]:
     return sorted((line["message_id"], line["deliveries"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_messages_that_come_late_in_a_long_poll_are_done_at_their_first_delivery(
     start_worker: StartWorker, environment: dict[str, str], queues: Queues
 ) -> None:

@@ -37,10 +37,9 @@ def test_what_one_worker_cannot_run_yet_another_one_runs_at_once(
     assert project.events(event="end") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queues", [{"max_receive_count": MOST_DELIVERIES}], indirect=True)
-@pytest.mark.parametrize(
-    "pool", ["prefork", *(pytest.param(p, marks=pytest.mark.slow) for p in ("threads", "solo"))]
-)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_what_waits_for_too_long_is_handed_back_and_runs_once_and_is_not_dead_lettered(
     make_project: MakeProject, pool: str
 ) -> None:

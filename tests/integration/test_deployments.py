@@ -16,6 +16,8 @@ from tests.deployments import deployment
 from tests.deployments.deployment import ARBITER, AWAY, OTHER, SECONDARY, Deployment
 from tests.services import wait_until
 
+pytestmark = pytest.mark.slow
+
 #: Seconds for the driver to see what happened.
 SEEN = 20
 

@@ -123,8 +123,11 @@ def test_a_write_that_no_majority_acknowledges_is_done_for_nobody(
         {"commands": ["find"], "errorCode": 20},
         {"commands": ["find"], "errorCode": 263},
         {"commands": ["insert"], "errorCode": 13},
-        {"commands": ["commitTransaction"], "collection": None, "errorCode": 303},
-        {"commands": ["insert"], "closeConnection": True},
+        pytest.param(
+            {"commands": ["commitTransaction"], "collection": None, "errorCode": 303},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"commands": ["insert"], "closeConnection": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -139,6 +142,7 @@ def test_a_transaction_that_is_refused_is_a_hint_and_the_probe_finds_it(
     assert probe(mongo_uri) is None
 
 
+@pytest.mark.slow
 def test_a_write_that_hangs_is_a_hint_and_the_probe_gives_up_on_it(
     fail: Fail, mongo_uri: str
 ) -> None:
