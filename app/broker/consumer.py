@@ -158,8 +158,8 @@ class Consumer(CeleryConsumer):
         return True
 
     def _process(self, semaphore: Any, request: Any) -> None:
-        """Hand a request to the pool. Never raises: who is called when a process becomes free has
-        still to hear what that one has done (billiard 4.3 pool.py, `on_ready`)."""
+        """Hand a request to the pool, and take what that raises: whoever calls this when a process
+        becomes free has still to hear what that one has done (billiard 4.3 pool.py, `on_ready`)."""
         try:
             self.controller._process_task(request)
         except Exception as exc:
