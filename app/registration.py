@@ -9,7 +9,14 @@ from typing import Any
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, PyMongoError, WriteConcernError, WriteError
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+    WriteError,
+)
 
 from app import payload
 from app.errors import AppError, Conflict, PermanentError, TransientError
@@ -27,6 +34,9 @@ DUPLICATE_KEY = 11_000
 
 #: Its code of an index that a write names and that is not there, among other things.
 BAD_VALUE = 2
+
+#: Named by each write: without it MongoDB refuses the write, instead of looking through all users.
+INDEX = [("stock_id", 1), ("user_id", 1)]
 
 #: The fields of the indexes that refuse a second user of one key. Any other unique index is not
 #: this program's.
@@ -61,10 +71,39 @@ def register(registration: Registration, provenance: Provenance) -> Registered:
     payload has registered this user; the first one stays. Raises PermanentError for a user that
     somebody has changed by hand so that this cannot be told, and what pymongo raises.
     """
-    (outcome,) = register_many([(registration, provenance)])
+    connect()
+    users = User._get_collection()
+    try:
+        is_new = _insert(users, registration, provenance)
+    except DuplicateKeyError:
+        # Another upsert of this key at one instant; or another index refuses it, which is said.
+        return _only(register_many([(registration, provenance)]))
+    except OperationFailure as exc:
+        if exc.code != BAD_VALUE:
+            raise
+        # For want of the index, maybe.
+        return _only(register_many([(registration, provenance)]))
+    if is_new:
+        return Registered(Result.REGISTERED, *_key(registration))
+    return _outcome(0, registration, Written(), _find(users, [registration]))
+
+
+def _only(outcomes: Sequence[Registered | AppError | PyMongoError]) -> Registered:
+    (outcome,) = outcomes
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def _insert(
+    users: Collection[dict[str, Any]], registration: Registration, provenance: Provenance
+) -> bool:
+    """Upsert one; whether there was none. What was there is read again, as a majority has it."""
+    key, new = _new_user(registration, provenance)
+    before = users.find_one_and_update(
+        key, {"$setOnInsert": new}, projection={"_id": 1}, upsert=True, hint=INDEX
+    )
+    return before is None
 
 
 def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongoError]:
@@ -125,15 +164,17 @@ def write(
 
 
 def _upsert(registration: Registration, provenance: Provenance) -> UpdateOne:
+    key, new = _new_user(registration, provenance)
+    return UpdateOne(key, {"$setOnInsert": new}, upsert=True, hint=INDEX)
+
+
+def _new_user(
+    registration: Registration, provenance: Provenance
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The key of a user, and the document that it is if there is none."""
     stock_id, user_id = _key(registration)
     user = User(id=id_of(stock_id, user_id), **_on_insert(registration, provenance))
-    return UpdateOne(
-        {"stock_id": stock_id, "user_id": user_id},
-        {"$setOnInsert": user.to_mongo().to_dict()},
-        upsert=True,
-        # Without this index MongoDB refuses the write, instead of looking through all users.
-        hint=[("stock_id", 1), ("user_id", 1)],
-    )
+    return {"stock_id": stock_id, "user_id": user_id}, user.to_mongo().to_dict()
 
 
 def _partly_written(details: Mapping[str, Any], total: int) -> Written:

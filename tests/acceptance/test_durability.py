@@ -154,7 +154,7 @@ def test_what_only_the_primary_has_is_not_deleted_from_the_queue_and_not_lost(
     scene = scene_of(three_nodes)
     scene.work(uri=three_nodes.uri(scene.name, **options))
     scene.send(*names("before", 10))
-    wait_until(scene.queues.is_empty, PATIENCE, "an empty queue")
+    wait_until(lambda: scene.done() == 20, PATIENCE, "all messages done")
     done, primary = scene.done(), three_nodes.wait_for_primary()
     frozen = three_nodes.secondaries
     for member in frozen:
@@ -178,7 +178,7 @@ def test_with_an_arbiter_nothing_is_acknowledged_while_the_secondary_is_away(
     scene = scene_of(with_arbiter)
     scene.work()
     scene.send("before")
-    wait_until(scene.queues.is_empty, PATIENCE, "an empty queue")
+    wait_until(lambda: scene.done() == 2, PATIENCE, "both messages done")
     done, primary = scene.done(), with_arbiter.wait_for_primary()
     (secondary,) = with_arbiter.secondaries
     with_arbiter.kill(secondary)

@@ -291,7 +291,7 @@ def test_the_page_of_a_task_tells_its_state_its_retries_and_its_exception(story:
     scene.open(f"/task/{story.retried}")
     expect(page).to_contain_text(re.compile(r"Status\s+SUCCESS"))
     expect(page).to_contain_text(re.compile(r"Retries\s+[1-6]\s"))
-    expect(page).to_contain_text(re.compile(r"Exception\s+Retry in \d s: OperationError"))
+    expect(page).to_contain_text(re.compile(r"Exception\s+OperationFailure\(96\)"))
     expect(page).to_contain_text("user_info: hidden")
     scene.picture("task-retried", TRACEBACK)
 

@@ -143,7 +143,7 @@ def test_a_registration_is_one_round_trip() -> None:
 
     sent = commands_of(lambda: register(registration(user_id="u2"), provenance()))
 
-    assert sent == ["update"]
+    assert sent == ["findAndModify"]
 
 
 def pairs(*users: str, **fields: Any) -> list[tuple[Registration, Provenance]]:
