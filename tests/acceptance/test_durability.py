@@ -366,7 +366,7 @@ def test_one_message_that_mongodb_refuses_pauses_nobody_and_its_dead_letter_has_
     assert scene.users() == sorted(["first", *names("u", 20)])
     (letter,) = scene.queues.dead_letters()
     note = json.loads(letter["MessageAttributes"]["dead-letter"]["StringValue"])
-    assert "WriteError(121)" in note["reason"]
+    assert "(121)" in note["reason"]
     assert scene.said("outage.begins") == []
 
 
