@@ -4,8 +4,9 @@ COPY constraints.txt .
 # The build backend comes from the constraints too, which pip's isolated builds do not read.
 RUN pip install --no-cache-dir --constraint constraints.txt hatchling \
     && python -m venv /venv
-COPY pyproject.toml README.md LICENSE celeryconfig.py flowerconfig.py sqs_registrations.py ./
+COPY pyproject.toml README.md LICENSE celeryconfig.py flowerconfig.py ./
 COPY app app
+COPY sqs_broker sqs_broker
 # No compiler and no libcurl from Debian: every dependency has a wheel, and pycurl's brings its own.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel . \
     && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt \

@@ -77,12 +77,12 @@ task_ignore_result = True
 # Flower lives on the worker's events; a producer's would need the control plane of every producer.
 worker_send_task_events = True
 task_send_sent_event = False
-# Over SQS it does not exist in stock Celery; here it goes through MongoDB (app/broker/mailbox/).
+# Over SQS it does not exist in stock Celery; here it goes through MongoDB (sqs_broker/control/).
 worker_enable_remote_control = True
 
 worker_concurrency = _settings.worker_concurrency
 # The window is the pool's size and what the pool is likely to start within a second
-# (app/broker/leases.py): otherwise messages would age here that another worker could run.
+# (sqs_broker/sqs/leases.py): otherwise messages would age here that another worker could run.
 worker_prefetch_multiplier = 1
 # A worker that starts before its network does is patient.
 broker_connection_retry_on_startup = True

@@ -12,11 +12,11 @@ from typing import Any
 from celery import Celery
 from celery.local import Proxy
 
-from app.broker import install
 from app.loader import config_file, point_flower_home
 from app.logs import use_json_lines
 from app.outage import OutageWatch
 from app.startup import StartChecks
+from sqs_broker import install
 
 
 @cache
@@ -48,7 +48,7 @@ app = Registrations(
     loader="app.loader:Loader",
     set_as_current=False,
 )
-install(app)
+install(app, commands=["app.commands.send:command", "app.commands.doctor:command"])
 app.config_from_object(Proxy(celeryconfig))
 app.steps["worker"].add(StartChecks)
 app.steps["consumer"].add(OutageWatch)

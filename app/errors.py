@@ -10,7 +10,7 @@ The text of each is shown in logs, in Flower and on dead letters, so it names fi
 and ids, never a value that a user typed.
 """
 
-from app.broker.errors import ConfigurationError
+from sqs_broker.errors import ConfigurationError
 
 
 class AppError(Exception):

@@ -18,10 +18,10 @@ from flower.views.monitor import Metrics
 from tornado.routing import URLSpec
 from tornado.web import authenticated, url
 
-from app.broker.clients import new_client
-from app.broker.options import Options
-from app.commands.queues import Row, ages_of, duration, is_aws, look, remembered
 from app.logs import set_up
+from sqs_broker.options import Options
+from sqs_broker.sqs.clients import new_client
+from sqs_broker.tools.commands.queues import Row, ages_of, duration, is_aws, look, remembered
 
 PAGE = str(Path(__file__).with_suffix(".html"))
 

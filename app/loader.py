@@ -12,9 +12,9 @@ from typing import Any
 import click
 from celery.loaders.app import AppLoader
 
-from app.broker import files
 from app.errors import SettingsError
 from app.settings import get_settings
+from sqs_broker.machine import files
 
 _HERE = Path(__file__).resolve().parent
 

@@ -22,18 +22,18 @@ from typing import Any
 from celery.signals import setup_logging
 from celery.utils.log import get_multiprocessing_logger
 
-from app.broker.errors import ConfigurationError, NoThread, PublishError
 from app.errors import AppError
 from app.log_stream import GatheringHandler
 from app.settings import get_settings
+from sqs_broker.errors import ConfigurationError, NoThread, PublishError
 
-#: The package whose lines are ours, written at any level.
-OURS = "app"
+#: The packages whose lines are ours, written at any level.
+OURS = frozenset({"app", "sqs_broker"})
 
 #: Packages whose lines from INFO on were read, in the versions that pyproject.toml pins: the texts
 #: in them are names, ids and addresses. `multiprocessing` is billiard's, and `py.warnings` what
 #: `WithoutRepeats` leaves of it.
-READ = frozenset({OURS, "celery", "kombu", "multiprocessing", "flower", "py"})
+READ = OURS | {"celery", "kombu", "multiprocessing", "flower", "py"}
 
 #: Stands for what a line does not tell.
 HIDDEN = "…"
@@ -88,7 +88,7 @@ class OthersFromInfo(logging.Filter):
     """Keeps back what other packages say below INFO, whatever the levels of their loggers are."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.INFO or record.name.partition(".")[0] == OURS
+        return record.levelno >= logging.INFO or record.name.partition(".")[0] in OURS
 
 
 class WithoutRepeats(logging.Filter):
@@ -130,7 +130,7 @@ def set_up(loglevel: int | None = None, **_: Any) -> None:
     # Celery hands over WARNING where no `-l` was given, so the more talkative of the two counts.
     level = min(loglevel or logging.WARNING, logging.getLevelName(get_settings().log_level))
     # The second is the parent that Celery gives to loggers of tasks (`get_task_logger`).
-    for name in (OURS, "celery.task"):
+    for name in (*OURS, "celery.task"):
         logging.getLogger(name).setLevel(level)
     # Else each would make records for the filter to drop.
     root.setLevel(max(level, logging.INFO))
@@ -172,7 +172,7 @@ def _shown(value: object, package: str) -> Any:
     """What a sentence of this package may have filled in."""
     if isinstance(value, BaseException):
         return value if isinstance(value, SPEAKABLE) else type(value).__name__
-    if package == OURS or value is None or isinstance(value, int | float):
+    if package in OURS or value is None or isinstance(value, int | float):
         return value
     if package in READ:
         return value if isinstance(value, str) else type(value).__name__

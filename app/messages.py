@@ -24,8 +24,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from app.broker import ForeignMessage, Undecodable
 from app.payload import Carrier, hash_of_version_1
+from sqs_broker import ForeignMessage, Undecodable
 
 #: The largest integer that every JSON reader and BSON agree on.
 LARGEST_INTEGER = 2**53

@@ -28,13 +28,13 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
 )
 
-from app.broker import threads
-from app.broker.suspicion import Suspicion
 from app.probe import Probe
 from app.settings import get_settings
+from sqs_broker.machine import threads
+from sqs_broker.rules.suspicion import Suspicion
 
 if TYPE_CHECKING:
-    from app.broker.deliveries import Deliveries
+    from sqs_broker.sqs.deliveries import Deliveries
 
 logger = logging.getLogger(__name__)
 

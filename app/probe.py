@@ -16,13 +16,13 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from app.broker.errors import label
 from app.messages import Provenance, Registration, Source
 from app.models import User
 from app.mongo import Client, address_of, open_client
 from app.once import OnceRecord, in_transaction
 from app.registration import write
 from app.schema import find_faults
+from sqs_broker.errors import label
 
 #: Seconds for all of one probe. With the pauses between probes they are less than the 10 s within
 #: which a worker resumes.

@@ -11,32 +11,29 @@ from botocore.exceptions import BotoCoreError, ClientError
 from celery import bootsteps
 from pymongo.errors import PyMongoError
 
-from app.broker import files
-from app.broker.checks import (
+from app.errors import SettingsError
+from app.mongo import Client, address_of, open_client
+from app.probe import try_writes
+from app.schema import Fault, find_faults, make_indexes
+from app.settings import Settings, get_settings
+from sqs_broker.errors import label
+from sqs_broker.machine import files
+from sqs_broker.options import Options
+from sqs_broker.rules.routes import circle, told
+from sqs_broker.sqs.calls import NO_QUEUE, error_code
+from sqs_broker.sqs.clients import new_client
+from sqs_broker.tools.checks import (
     Finding,
     Level,
     check_redrive_policy,
     check_routes,
     check_visibility_timeout,
 )
-from app.broker.clients import new_client
-from app.broker.errors import label
-from app.broker.options import Options
-from app.broker.routes import circle, told
-from app.broker.settler import error_code
-from app.errors import SettingsError
-from app.mongo import Client, address_of, open_client
-from app.probe import try_writes
-from app.schema import Fault, find_faults, make_indexes
-from app.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
 #: Seconds for SQS to say how a queue is made.
 QUEUE_TIMEOUT = 5
-
-#: How SQS speaks of a queue that is not there: boto3's class, and SQS's older word.
-NO_QUEUE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 
 #: Seconds for all that MongoDB is asked. A worker that is started while MongoDB is away is started
 #: again by whatever runs it.

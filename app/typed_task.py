@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from app.broker.batch import Call
-from app.broker.task import Task
 from app.errors import PermanentError, TransientError
 from app.messages import Message, Provenance, Source, field_faults, fields_of
 from app.outage import SUSPECT_ON, is_unreachable
+from sqs_broker.worker.batch import Call
+from sqs_broker.worker.task import Task
 
 #: Characters of one shown value.
 LONGEST_SHOWN = 128

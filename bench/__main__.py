@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from app.broker import files
 from bench import charts, documents, lab, machine, node, profile, results, steadiness
 from bench.errors import BenchError
 from bench.plan import FULL, QUICK, Plan
@@ -18,6 +17,7 @@ from bench.results import Results
 from bench.run import Run
 from bench.traffic import ROOT
 from devstack.errors import StackError
+from sqs_broker.machine import files
 
 
 def main() -> int:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.broker import files
 from bench.candidates import OURS_BY_DOOR
 from bench.results import Results, Round, Throughput
 from bench.steadiness import MEGABYTE, Soak
+from sqs_broker.machine import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

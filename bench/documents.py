@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.broker import files
 from bench import charts, steadiness, table
 from bench.errors import BenchError
 from bench.results import Results
 from bench.steadiness import Soak
 from bench.traffic import ROOT
+from sqs_broker.machine import files
 
 BENCH = ROOT / "docs" / "bench.md"
 README = ROOT / "README.md"

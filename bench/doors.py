@@ -76,8 +76,8 @@ def _delay() -> None:
 
 
 def _publish_many() -> None:
-    from app.broker.publisher import publish_many
     from app.tasks import register_user
+    from sqs_broker.sqs.publisher import publish_many
 
     assert publish_many(register_user, [arguments(USER)]).sent == 1
 

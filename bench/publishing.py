@@ -40,8 +40,8 @@ def measure(lab: Lab, way: str, messages: int, delay_ms: float) -> Publishing:
 
 
 def _send(way: str, messages: int) -> None:
-    from app.broker.publisher import publish_many
     from app.tasks import register_user
+    from sqs_broker.sqs.publisher import publish_many
 
     users = [arguments(user_id()) for _ in range(messages)]
     started = time.monotonic()

@@ -8,7 +8,7 @@ from statistics import median
 
 from pydantic import TypeAdapter
 
-from app.broker import files
+from sqs_broker.machine import files
 
 
 @dataclass(frozen=True)

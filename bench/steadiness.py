@@ -7,7 +7,7 @@ from statistics import median
 
 from pydantic import TypeAdapter
 
-from app.broker import files
+from sqs_broker.machine import files
 
 MEGABYTE = 1024 * 1024
 #: What may be added between the second quarter of a run and its last: the first one warms up.

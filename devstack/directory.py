@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.broker import files
 from devstack.errors import StackError
 from devstack.waiting import wait_until
+from sqs_broker.machine import files
 
 #: Seconds for the processes of a stack that was killed: the longest grace of any, and to spare.
 REMAINS_SECONDS = 40

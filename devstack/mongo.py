@@ -12,11 +12,11 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, OperationFailure
 
-from app.broker import files
 from devstack import ports
 from devstack.errors import StackError
 from devstack.process import Process
 from devstack.waiting import wait_until
+from sqs_broker.machine import files
 
 REPLICA_SET = "rs0"
 #: Recovery after a kill reads the whole journal.

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from app.broker import files
 from devstack import guard
 from devstack.errors import StackError
+from sqs_broker.machine import files
 
 #: Seconds beyond its grace that a guard may take to kill and collect what is left.
 GUARD_MARGIN = 10

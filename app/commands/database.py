@@ -7,13 +7,13 @@ import pymongo
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from app.broker.checks import Finding, Subject
-from app.broker.errors import label
 from app.errors import SettingsError
 from app.mongo import Address, Client, address_of
 from app.probe import try_writes
 from app.schema import Fault, find_faults, subjects
 from app.startup import require_replica_set
+from sqs_broker.errors import label
+from sqs_broker.tools.checks import Finding, Subject
 
 #: Milliseconds for MongoDB to answer all of it.
 TIMEOUT = 10_000

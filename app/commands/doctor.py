@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from app.broker.arrivals import CLOCK_TOLERANCE
-from app.broker.checks import (
+from app.commands.database import check_database
+from app.settings import get_settings
+from app.startup import check_dead_letter_urls, check_numbers
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.options import Options
+from sqs_broker.rules.arrivals import CLOCK_TOLERANCE
+from sqs_broker.rules.routes import circle
+from sqs_broker.sqs.calls import date_of, error_code, name_of
+from sqs_broker.sqs.clients import new_session
+from sqs_broker.tools.checks import (
     Finding,
     Level,
     Subject,
@@ -19,25 +27,16 @@ from app.broker.checks import (
     check_queue,
     check_routes,
 )
-from app.broker.clients import new_session
-from app.broker.errors import ConfigurationError
-from app.broker.letters import date_of, name_of
-from app.broker.options import Options
-from app.broker.permissions import (
+from sqs_broker.tools.commands.broker import client_of, options_of, refusal
+from sqs_broker.tools.commands.output import print_json, printable, say
+from sqs_broker.tools.commands.queues import QUICK, is_aws
+from sqs_broker.tools.permissions import (
     DENIED,
     ON_DEAD_LETTERS,
     ON_QUEUE,
     check_permissions,
     permission,
 )
-from app.broker.routes import circle
-from app.broker.settler import error_code
-from app.commands.broker import client_of, options_of, refusal
-from app.commands.database import check_database
-from app.commands.output import print_json, printable, say
-from app.commands.queues import QUICK, is_aws
-from app.settings import get_settings
-from app.startup import check_dead_letter_urls, check_numbers
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient

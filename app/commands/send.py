@@ -12,16 +12,16 @@ import click
 from celery.exceptions import QueueNotFound
 from pydantic import ValidationError
 
-from app.broker.deadletter import size
-from app.broker.decoding import decode
-from app.broker.errors import Undecodable
-from app.broker.lease import Delivery
-from app.broker.options import Options
-from app.broker.publisher import Batch, Published
-from app.commands.broker import client_of, options_of
-from app.commands.interruption import deferred
-from app.commands.output import print_json, printable, say
 from app.messages import field_faults, fields_of
+from sqs_broker.errors import Undecodable
+from sqs_broker.options import Options
+from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.decoding import decode
+from sqs_broker.rules.lease import Delivery
+from sqs_broker.sqs.publisher import Batch, Published
+from sqs_broker.tools.commands.broker import client_of, options_of
+from sqs_broker.tools.commands.interruption import deferred
+from sqs_broker.tools.commands.output import print_json, printable, say
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient

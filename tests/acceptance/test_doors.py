@@ -47,7 +47,7 @@ assert "app.tasks" not in sys.modules
 SEND_TASK_OF_ANOTHER_APP = """
 import json, os, sys
 from celery import Celery
-from app.broker import install
+from sqs_broker import install
 kwargs, queue = map(json.loads, sys.argv[1:])
 app = Celery("another program")
 install(app)

@@ -10,7 +10,7 @@ from tests.services import Queues
 
 SCRIPT = """
 import json
-from app.broker.publisher import publish_many
+from sqs_broker.sqs.publisher import publish_many
 from app.tasks import register_user
 
 def messages():

@@ -10,10 +10,10 @@ from subprocess import Popen
 
 import pytest
 
-from app.broker.options import Options
-from app.broker.settler import THREADS
 from devstack import sqs
 from devstack.sqs import SqsServer
+from sqs_broker.options import Options
+from sqs_broker.sqs.settler import THREADS
 from tests.faults import proxy
 from tests.faults.proxy import EVERY, EXPIRED, LOST, SERVER_ERROR, TRUNCATED, Fault, FaultProxy
 from tests.probe.project import ProbeProject

@@ -17,9 +17,9 @@ from kombu import Exchange, Queue
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from app.broker import install
-from app.broker.mailbox import plane
 from devstack.sqs import create_queues
+from sqs_broker import install
+from sqs_broker.control import plane
 from tests.acceptance.worker import PROGRAM_SECONDS, Place, Service, StartWorker, serving, workers
 from tests.services import wait_until
 
@@ -192,7 +192,7 @@ ASKED: list[tuple[str, dict[str, Any], Callable[[Any], bool]]] = [
     ("registered", {}, lambda answer: answer == ["increment", "registerUser"]),
     ("stats", {}, lambda answer: answer["pool"]["max-concurrency"] == 2),
     ("active_queues", {}, lambda answer: len(answer) == 2),
-    ("report", {}, lambda answer: "transport:app.broker:Transport" in answer["ok"]),
+    ("report", {}, lambda answer: "transport:sqs_broker:Transport" in answer["ok"]),
     ("conf", {}, lambda answer: answer["task_acks_late"] is True),
     ("query_task", {"ids": ["nobody"]}, lambda answer: answer == {}),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.broker.health import STALE, STALL, Report, read
+from sqs_broker.worker.health import STALE, STALL, Report, read
 from tests.probe.project import ProbeProject
 from tests.services import Queues, wait_until
 

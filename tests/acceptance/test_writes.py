@@ -33,7 +33,7 @@ print("null")
 
 PUBLISH_MANY = """
 import json, sys
-from app.broker.publisher import publish_many
+from sqs_broker.sqs.publisher import publish_many
 from app.tasks import register_user
 print(publish_many(register_user, json.loads(sys.argv[1])).sent)
 """

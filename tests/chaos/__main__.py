@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from app.broker import files
+from sqs_broker.machine import files
 from tests.chaos.plan import FULL, SHORT
 from tests.chaos.report import as_json, as_markdown
 from tests.chaos.run import run

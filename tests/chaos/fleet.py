@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.broker import files
+from sqs_broker.machine import files
 from tests.acceptance.worker import living
 
 #: Seconds that a supervisor waits before it starts a worker again.

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from celery import Celery
 from kombu import Exchange, Queue
 
-from app.broker import install
 from devstack.sqs import ACCESS_KEY, REGION
+from sqs_broker import install
 from tests.acceptance.worker import procfile_command
 from tests.chaos import traffic
 from tests.chaos.plan import POOLS, VISIBILITY

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from pymongo.errors import PyMongoError
 
-from app.broker import files
+from sqs_broker.machine import files
 from tests.chaos import plan
 from tests.chaos.fleet import Fleet, Slot
 from tests.chaos.outages import Outages

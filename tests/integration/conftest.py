@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from app.commands import sqs as commands
 from devstack import sqs
 from devstack.sqs import SqsServer
+from sqs_broker.tools.commands import sqs as commands
 from tests.services import Queues
 
 Run = Callable[..., Result]
@@ -53,12 +53,12 @@ def either(request: pytest.FixtureRequest) -> Iterator[Queues]:
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `celery -A app sqs` in this process, on a pair of queues; its options may be changed."""
     # A local server is one server, so that a short poll sees all there is.
-    monkeypatch.setattr("app.broker.letters.WAIT", 0)
+    monkeypatch.setattr("sqs_broker.tools.letters.WAIT", 0)
 
     def run(queues: Queues, *arguments: str, stdin: str = "", **changes: Any) -> Result:
         options = transport_options(queues) | changes
         conf = SimpleNamespace(
-            broker_transport="app.broker:Transport", broker_transport_options=options
+            broker_transport="sqs_broker:Transport", broker_transport_options=options
         )
         obj = SimpleNamespace(app=SimpleNamespace(conf=conf))
         return CliRunner().invoke(commands, arguments, input=stdin, obj=obj)

@@ -4,9 +4,6 @@ from typing import Any, cast
 
 import pytest
 
-from app.broker.decoding import decode
-from app.broker.lease import Delivery
-from app.broker.receiver import delivery_of
 from app.messages import Registration, decode_json
 from bench.bodies import arguments
 from bench.doors import DOORS, USER, copies
@@ -14,6 +11,9 @@ from bench.lab import Lab
 from bench.servers import Server
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
+from sqs_broker.rules.decoding import decode
+from sqs_broker.rules.lease import Delivery
+from sqs_broker.sqs.receiver import delivery_of
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from pymongo.database import Database
 from pymongo.uri_parser import parse_uri
 
 from app import models
-from app.broker.checks import Level
 from app.commands.database import check_database
 from app.errors import SettingsError
 from app.outage import probe
 from app.probe import Probe
 from app.settings import get_settings
 from app.startup import prepare_database
+from sqs_broker.tools.checks import Level
 
 Prepare = Callable[[Database[dict[str, Any]]], object]
 

@@ -17,11 +17,11 @@ from kombu.pidbox import Mailbox as Pidbox
 from pymongo import MongoClient, monitoring
 from pymongo.database import Database
 
-from app.broker.mailbox import plane
-from app.broker.mailbox import store as store_module
-from app.broker.mailbox.options import ControlOptions
-from app.broker.mailbox.plane import Plane, plane_for
-from app.broker.mailbox.store import CATCH_UP_SECONDS, Broadcast, Store, start_of
+from sqs_broker.control import plane
+from sqs_broker.control import store as store_module
+from sqs_broker.control.plane import Plane, plane_for
+from sqs_broker.control.store import CATCH_UP_SECONDS, Broadcast, Store, start_of
+from sqs_broker.options import ControlOptions
 from tests.services import wait_until
 
 #: Seconds that nothing here comes near to.
@@ -58,7 +58,7 @@ def connect(options: dict[str, Any]) -> Iterator[Connect]:
         queues = {"jobs": {"url": "https://sqs.test/jobs"}}
         transport = {"region": "us-east-1", "predefined_queues": queues, "control": options}
         made.append(
-            Connection("sqs://", transport="app.broker:Transport", transport_options=transport)
+            Connection("sqs://", transport="sqs_broker:Transport", transport_options=transport)
         )
         return made[-1]
 
@@ -415,7 +415,7 @@ def test_a_fork_shares_nothing(connect: Connect, options: dict[str, Any]) -> Non
 CLIENT = """
 import json, sys
 from celery import Celery
-from app.broker import install
+from sqs_broker import install
 app = Celery("client", set_as_current=False)
 install(app)
 app.conf.broker_transport_options = json.loads(sys.argv[1])

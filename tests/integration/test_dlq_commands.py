@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.broker import deadletter
-from app.broker.letters import date_of
-from app.broker.outcomes import DeadLetter
-from app.broker.receiver import delivery_of
+from sqs_broker.rules import dead_letter
+from sqs_broker.rules.outcomes import DeadLetter
+from sqs_broker.sqs.calls import date_of
+from sqs_broker.sqs.receiver import delivery_of
 from tests.faults import proxy as faults
 from tests.integration.conftest import Run
 from tests.services import Queues, wait_until
@@ -262,7 +262,7 @@ def bury(
     queues.client.send_message(
         QueueUrl=queues.dead_letter_url,
         MessageBody=text,
-        MessageAttributes=deadletter.attributes_of(
+        MessageAttributes=dead_letter.attributes_of(
             delivery, outcome, task, json.loads(text)["id"], 1_048_576
         ),
     )

@@ -11,16 +11,15 @@ from click.testing import CliRunner, Result
 from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
-from app.broker.checks import Level
-from app.broker.clients import new_session
-from app.broker.options import Options, QueueAddress
-from app.commands import sqs as commands
-from app.commands.doctor import check_clock, check_identity, check_regions
-from app.commands.queues import QUICK
+from app.commands.doctor import check_clock, check_identity, check_regions, command
 from app.errors import SettingsError
 from app.settings import get_settings
 from app.startup import check_queues, prepare_database
 from devstack import ports, sqs
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.sqs.clients import new_session
+from sqs_broker.tools.checks import Level
+from sqs_broker.tools.commands.queues import QUICK
 from tests.faults import proxy as faults
 from tests.faults.proxy import FaultProxy
 from tests.integration.conftest import transport_options
@@ -54,7 +53,7 @@ def doctor(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Doctor:
             "max_message_bytes": sqs.LARGEST_MESSAGE,
         }
         conf = SimpleNamespace(
-            broker_transport="app.broker:Transport",
+            broker_transport="sqs_broker:Transport",
             broker_transport_options=options,
             task_time_limit=30,
             task_soft_time_limit=int(env.get("TASK_SOFT_TIME_LIMIT", 25)),
@@ -62,7 +61,7 @@ def doctor(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Doctor:
         loader = SimpleNamespace(import_default_modules=lambda: None)
         app = SimpleNamespace(conf=conf, tasks={}, loader=loader)
         obj = SimpleNamespace(app=app)
-        return CliRunner().invoke(commands, ["doctor", *arguments], obj=obj)
+        return CliRunner().invoke(command, arguments, obj=obj)
 
     return run
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import boto3
 
-from app.commands.queues import ages_from
 from devstack.sqs import ACCESS_KEY, REGION
+from sqs_broker.tools.commands.queues import ages_from
 from tests.integration.conftest import Run
 from tests.services import Queues
 

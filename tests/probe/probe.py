@@ -1,4 +1,4 @@
-"""Another Celery project, on `app.broker` alone: the tests run it with no module of the domain
+"""Another Celery project, on `sqs_broker` alone: the tests run it with no module of the domain
 importable. Its settings are in probe.json beside it, its tasks write what they do to probe.log.
 """
 
@@ -15,7 +15,7 @@ from celery.exceptions import Reject
 from kombu import Exchange, Queue
 from kombu.asynchronous import get_event_loop
 
-from app.broker import install
+from sqs_broker import install
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = json.loads((HERE / "probe.json").read_text())

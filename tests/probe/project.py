@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 from kombu import Exchange, Queue
 
-from app.broker import install
+from sqs_broker import install
 from tests.services import Queues, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ PATIENCE = 30
 
 
 class ProbeProject:
-    """A Celery project that has `app.broker` and nothing else of ours, with an empty environment.
+    """A Celery project that has `sqs_broker` and nothing else of ours, with an empty environment.
 
     `transport` overrides broker_transport_options, `celery` other settings of Celery.
     """
@@ -138,15 +138,16 @@ class ProbeProject:
         }
 
     def _write(self, settings: Any) -> None:
+        # A package of its own named `app`, as many projects have.
         package = self.directory / "app"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
         shutil.copy(Path(__file__).with_name("probe.py"), self.directory)
         (self.directory / "probe.json").write_text(json.dumps(settings))
-        self._write_broker(package / "broker")
+        self._write_broker(self.directory / "sqs_broker")
 
     def _write_broker(self, package: Path) -> None:
-        shutil.copytree(ROOT / "app" / "broker", package, ignore=shutil.ignore_patterns("*.pyc"))
+        shutil.copytree(ROOT / "sqs_broker", package, ignore=shutil.ignore_patterns("*.pyc"))
 
     def _make_producer(self) -> Celery:
         producer = Celery("producer", set_as_current=False)

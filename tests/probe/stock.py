@@ -1,4 +1,4 @@
-"""Stands in the probe project where `app.broker` stands, and leaves Celery with kombu's own SQS
+"""Stands in the probe project where `sqs_broker` stands, and leaves Celery with kombu's own SQS
 transport: so the same tasks, with the same settings of Celery, run on either.
 """
 

@@ -12,7 +12,7 @@ from tests.probe.project import ProbeProject
 
 
 class StockProject(ProbeProject):
-    """The same tasks and the same settings of Celery, without `app.broker`.
+    """The same tasks and the same settings of Celery, without `sqs_broker`.
 
     The transport has what its documentation recommends: queues by name, long polls, and no pause
     between them (kombu 5.7 transport/SQS/__init__.py, "polling_interval").

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.broker.lease import Delivery, Lease
-from app.broker.leases import Leases
+from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.sqs.leases import Leases
 
 MakeDelivery = Callable[..., Delivery]
 MakeLease = Callable[..., Lease]
@@ -97,7 +97,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
-    monkeypatch.setattr("app.broker.threads.PATIENCE", 0.05)
-    monkeypatch.setattr("app.broker.threads.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("sqs_broker.machine.threads.PATIENCE", 0.05)
+    monkeypatch.setattr("sqs_broker.machine.threads.FIRST_PAUSE", 0.001)
     yield made
     made.has_room()

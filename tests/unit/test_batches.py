@@ -11,10 +11,10 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
-from app.broker.batch import Job, Prepared, Traced, run
-from app.broker.batches import Batches
-from app.broker.failures import unwrapped
-from app.broker.request import HandedBack
+from sqs_broker.worker.batch import Job, Prepared, Traced, run
+from sqs_broker.worker.batches import Batches
+from sqs_broker.worker.failures import unwrapped
+from sqs_broker.worker.request import HandedBack
 
 
 class Pool:
@@ -441,7 +441,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         class App:
             tasks = {"many": Many}  # noqa: RUF012 - a stand-in
 
-        monkeypatch.setattr("app.broker.batch.current_app", App)
+        monkeypatch.setattr("sqs_broker.worker.batch.current_app", App)
         broken = how.get("broken")
         jobs = [
             Job(f"id-{n}", (Broken if n == broken else dict)(id=f"id-{n}"), [], {"n": n}, {})

@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection
 
-from app.broker.batches import Batches
-from app.broker.channel import Channel
-from app.broker.consumer import Consumer
-from app.broker.copies import Copies
-from app.broker.lease import Delivery, Lease
-from app.broker.message import Message
-from app.broker.options import Options
-from app.broker.outcomes import Done, Outcome
 from app.messages import Registration
+from sqs_broker.options import Options
+from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.rules.outcomes import Done, Outcome
+from sqs_broker.sqs.copies import Copies
+from sqs_broker.worker.batches import Batches
+from sqs_broker.worker.channel import Channel
+from sqs_broker.worker.consumer import Consumer
+from sqs_broker.worker.message import Message
 from tests.bodies import AWKWARD, FIELDS, bodies, json_values
 from tests.unit.conftest import MakeDelivery
 
@@ -78,7 +78,7 @@ class Worker:
 
     def __init__(self, celery_app: Celery) -> None:
         connection = Connection(
-            "sqs://", transport="app.broker:Transport", transport_options=OPTIONS
+            "sqs://", transport="sqs_broker:Transport", transport_options=OPTIONS
         )
         self.channel: Channel = connection.channel()
         self.settler, self.pool, self.soon = Settler(), Pool(), list[Callable[[], None]]()

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule
 
-from app.broker.beat import Scheduler, turn_of
+from sqs_broker.worker.beat import Scheduler, turn_of
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 

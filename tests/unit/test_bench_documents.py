@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from kombu.transport import virtual
 
-from app.broker.decoding import decode
 from app.messages import Registration, decode_json
 from bench import bodies, documents, table
 from bench.candidates import BARE, EVERYONE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
@@ -18,6 +17,7 @@ from bench.errors import BenchError
 from bench.goals import goals
 from bench.plan import FULL, QUICK
 from bench.results import Publishing, Quiet, Recovery, Throughput
+from sqs_broker.rules.decoding import decode
 from tests.unit.conftest import MakeDelivery
 from tests.unit.measured import round_of, row_of, run_of
 

@@ -7,10 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.heartbeat import seconds_for
-from app.broker.lease import Delivery, Lease
-from app.broker.outcomes import (
-    LONGEST_DELAY,
+from sqs_broker.limits import LONGEST_DELAY, LONGEST_VISIBILITY
+from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.rules.outcomes import (
     DeadLetter,
     Done,
     Failed,
@@ -25,9 +24,10 @@ from app.broker.outcomes import (
     Succeeded,
     decide,
 )
-from app.broker.policy import LONGEST_VISIBILITY, Policy
-from app.broker.publisher import call_for
-from app.broker.settlement import Settlement, visibility_of
+from sqs_broker.rules.policy import Policy
+from sqs_broker.sqs.heartbeat import seconds_for
+from sqs_broker.sqs.publisher import call_for
+from sqs_broker.sqs.settlement import Settlement, visibility_of
 from tests.unit.conftest import MakeDelivery
 
 MANY = settings(derandomize=True, database=None, deadline=None, max_examples=500)

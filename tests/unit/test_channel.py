@@ -17,14 +17,16 @@ from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from app.broker.deadletter import read_note
-from app.broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
-from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD
-from app.broker.message import Message
-from app.broker.options import ForeignMessage, Options
-from app.broker.outcomes import Happened, Refused, RetryAsked
-from app.broker.suspicion import Suspicion
 from devstack.waiting import wait_until
+from sqs_broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
+from sqs_broker.limits import BATCH
+from sqs_broker.options import Options
+from sqs_broker.rules.dead_letter import read_note
+from sqs_broker.rules.foreign import ForeignMessage
+from sqs_broker.rules.outcomes import Happened, Refused, RetryAsked
+from sqs_broker.rules.suspicion import Suspicion
+from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNTOLD
+from sqs_broker.worker.message import Message
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
@@ -106,8 +108,8 @@ def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
         made.made.append(how)
         return made
 
-    monkeypatch.setattr("app.broker.deliveries.new_client", new_client)
-    monkeypatch.setattr("app.broker.clients.new_client", new_client)
+    monkeypatch.setattr("sqs_broker.sqs.deliveries.new_client", new_client)
+    monkeypatch.setattr("sqs_broker.sqs.clients.new_client", new_client)
     yield made
     made.ended.set()
 
@@ -122,7 +124,7 @@ def connection(sqs: Sqs) -> Iterator[Connection]:
             "mail": {"url": MAIL, "dead_letter_url": f"{MAIL}-dlq"},
         },
     }
-    made = Connection("sqs://", transport="app.broker:Transport", transport_options=options)
+    made = Connection("sqs://", transport="sqs_broker:Transport", transport_options=options)
     yield made
     sqs.ended.set()
     made.release()
@@ -440,7 +442,7 @@ def test_an_error_in_the_middle_of_a_batch_costs_no_other_message(
     def fail(record: logging.LogRecord) -> bool:
         return vars(record).get("event") != event or run_short()
 
-    log = logging.getLogger("app.broker.journal")
+    log = logging.getLogger("sqs_broker.observers.journal")
     log.addFilter(fail)
     connection.transport_options["decode_json"] = run_short
     try:
@@ -552,7 +554,7 @@ def test_a_message_that_was_dead_lettered_before_is_deleted_and_does_not_run(
     # SQS took the copy and did not hear the delete, so it delivers the message again.
     sqs.put(7, task(1), count=3)
     worker = Worker(connection, "jobs")
-    monkeypatch.setattr("app.broker.settler.RETRY_PAUSE", 100)  # One try, no second one.
+    monkeypatch.setattr("sqs_broker.sqs.settler.RETRY_PAUSE", 100)  # One try, no second one.
     sqs.refusals["receipt-7"] = "InternalError"
     message = worker.get()
     message.note(Refused("no such user"))
@@ -615,7 +617,7 @@ def test_celery_runs_its_event_loop_for_this_transport(connection: Connection) -
 @pytest.fixture
 def _beats_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat beats every few milliseconds."""
-    monkeypatch.setattr("app.broker.heartbeat.BEATS_PER_LEASE", 10_000)
+    monkeypatch.setattr("sqs_broker.sqs.heartbeat.BEATS_PER_LEASE", 10_000)
 
 
 @pytest.fixture
@@ -624,7 +626,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def put_forward(seconds: float, *names: str) -> None:
         for name in names:
-            monkeypatch.setattr(f"app.broker.{name}.monotonic", lambda: monotonic() + seconds)
+            monkeypatch.setattr(f"sqs_broker.{name}.monotonic", lambda: monotonic() + seconds)
 
     return put_forward
 
@@ -653,7 +655,7 @@ def test_under_a_lease_that_was_lost_nothing_is_settled(
     sqs.put(7, task(1))
     worker = Worker(connection, "jobs")
     message = worker.get()
-    later(61, "deliveries")
+    later(61, "sqs.deliveries")
     message.ack()
     worker.close(sqs)
     assert (sqs.deleted, sqs.visible, sqs.sent) == ([], {}, [])
@@ -670,7 +672,7 @@ def test_a_lost_lease_is_told_to_the_worker_by_its_tag(
     lost: list[str] = []
     worker.channel.deliveries.on_lease_lost = lost.append
     message = worker.get()
-    later(61, "heartbeat")
+    later(61, "sqs.heartbeat")
     wait_until(lambda: lost, DEADLINE, "the loss")
     worker.close(sqs)
     assert lost == [message.delivery_tag]
@@ -685,7 +687,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
     lost: list[str] = []
     worker.channel.deliveries.on_lease_lost = lost.append
     assert connection.transport.inbox.wait(DEADLINE)
-    later(61, "heartbeat")
+    later(61, "sqs.heartbeat")
     wait_until(lambda: lost, DEADLINE, "the loss")
     connection.drain_events(timeout=DEADLINE)
     assert worker.received == []
@@ -701,7 +703,7 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     loop.beat()
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
-    later(61, "transport")
+    later(61, "worker.transport")
     wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
     sqs.put(2, task(2))
     sqs.ended.set()
@@ -782,7 +784,7 @@ def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
     worker = Worker(connection, "jobs")
     message = worker.get()
     worker.channel.deliveries.started(message.delivery_tag, 600)
-    later(61, "transport")
+    later(61, "worker.transport")
     wait_until(lambda: receipt in sqs.visible, DEADLINE, "an extension")
     assert sqs.visible[receipt] == 60
     assert worker.channel.deliveries.holds(message.delivery_tag)
@@ -791,7 +793,7 @@ def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
 def test_without_an_event_loop_there_is_nothing_that_could_hang(
     connection: Connection, later: Later
 ) -> None:
-    later(100_000, "transport")
+    later(100_000, "worker.transport")
     assert connection.transport.silence() == 0
 
 

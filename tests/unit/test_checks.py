@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from app.broker.checks import Finding, Level, check_dead_letters, check_queue
-from app.broker.options import Options, QueueAddress
-from app.broker.permissions import permission
-from app.broker.policy import Policy
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.policy import Policy
+from sqs_broker.tools.checks import Finding, Level, check_dead_letters, check_queue
+from sqs_broker.tools.permissions import permission
 
 JOBS = "https://sqs.us-east-1.amazonaws.com/123456789012/jobs"
 DEAD = "https://sqs.us-east-1.amazonaws.com/123456789012/dead"

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from app.commands import sqs
+from app.celery import app
+from sqs_broker.tools.commands import sqs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
 
@@ -16,7 +18,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
 def commands(
     group: click.Group, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    for name, command in group.commands.items():
+    ctx = click.Context(group, obj=SimpleNamespace(app=app))
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
         yield (*path, name), command
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
@@ -38,5 +43,6 @@ def test_the_page_names_every_command(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_help_ends_with_an_example_of_the_command(path: tuple[str, ...]) -> None:
-    told = CliRunner().invoke(sqs, [*path, "--help"]).stdout
+    obj = SimpleNamespace(app=app)
+    told = CliRunner().invoke(sqs, [*path, "--help"], obj=obj).stdout
     assert f"Example: celery -A app sqs {' '.join(path)}" in " ".join(told.split())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.commands.output import print_json, print_table, printable
+from sqs_broker.tools.commands.output import print_json, print_table, printable
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

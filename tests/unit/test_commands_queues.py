@@ -10,9 +10,9 @@ import pytest
 from botocore.exceptions import ClientError
 from click.testing import CliRunner, Result
 
-from app.broker.options import Options, QueueAddress
-from app.commands import sqs
-from app.commands.queues import ages_from, duration, is_aws, look, remembered
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.tools.commands import sqs
+from sqs_broker.tools.commands.queues import ages_from, duration, is_aws, look, remembered
 
 JOBS, MAIL, DEAD = "https://sqs.test/1/jobs", "https://sqs.test/1/mail", "https://sqs.test/1/dead"
 OPTIONS = Options(
@@ -40,13 +40,13 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs a command of the group on an app with these queues."""
 
     def run(counts: dict[str, tuple[int, int, int]], *arguments: str) -> Result:
-        monkeypatch.setattr("app.commands.queues.client_of", lambda _: Sqs(counts))
+        monkeypatch.setattr("sqs_broker.tools.commands.queues.client_of", lambda _: Sqs(counts))
         return CliRunner().invoke(sqs, arguments, obj=SimpleNamespace(app=an_app()))
 
     return run
 
 
-def an_app(transport: str = "app.broker:Transport") -> Any:
+def an_app(transport: str = "sqs_broker:Transport") -> Any:
     queues = {
         name: {"url": queue.url, "dead_letter_url": queue.dead_letter_url}
         for name, queue in OPTIONS.queues.items()
@@ -111,7 +111,7 @@ def test_watch_looks_again_until_it_is_interrupted(
         if pause := next(pauses):
             raise pause
 
-    monkeypatch.setattr("app.commands.queues.time.sleep", sleep)
+    monkeypatch.setattr("sqs_broker.tools.commands.queues.time.sleep", sleep)
     told = run(COUNTS, "queues", "--watch", "--json")
     assert told.exit_code == 0
     assert len(told.stdout.splitlines()) == 6
@@ -151,7 +151,7 @@ def test_the_newest_value_is_the_age_and_a_queue_without_one_has_none() -> None:
 
 def test_cloudwatch_is_asked_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("app.commands.queues.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqs_broker.tools.commands.queues.time.monotonic", lambda: now[0])
     asked: list[float] = []
 
     def ask() -> dict[str, int]:

@@ -19,15 +19,15 @@ from kombu.asynchronous import set_event_loop
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
-from app.broker.consumer import Consumer
-from app.broker.decoding import decode
-from app.broker.loop import Hub
-from app.broker.loop import Loop as EventLoop
-from app.broker.message import Message
-from app.broker.options import ForeignMessage
-from app.broker.outcomes import Failed, NotTaken, Refused
-from app.broker.policy import Policy
 from app.messages import Registration
+from sqs_broker.rules.decoding import decode
+from sqs_broker.rules.foreign import ForeignMessage
+from sqs_broker.rules.outcomes import Failed, NotTaken, Refused
+from sqs_broker.rules.policy import Policy
+from sqs_broker.worker.consumer import Consumer
+from sqs_broker.worker.loop import Hub
+from sqs_broker.worker.loop import Loop as EventLoop
+from sqs_broker.worker.message import Message
 from tests.unit.conftest import MakeDelivery
 
 #: Stands where a user could have typed something.
@@ -289,7 +289,7 @@ def test_celerys_own_refusals_are_ours_and_log_no_body(
 def test_the_arrival_is_logged_with_ids_and_without_arguments(
     consumer: Consumer, make_message: MakeMessage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "app.broker.consumer"):
+    with caplog.at_level(logging.INFO, "sqs_broker.worker.consumer"):
         consumer.create_task_handler()(make_message("typed"))
     (record,) = caplog.records
     facts = vars(record)
@@ -322,9 +322,9 @@ class Untakable:
 def make_worker(celery_app: Celery) -> Iterator[Callable[[str], WorkController]]:
     """Makes workers, with their parts, that are not started."""
     celery_app.conf.update(
-        broker_transport="app.broker:Transport",
+        broker_transport="sqs_broker:Transport",
         broker_url="sqs://amazon",
-        worker_consumer="app.broker.consumer:Consumer",
+        worker_consumer="sqs_broker.worker.consumer:Consumer",
     )
     made: list[WorkController] = []
 

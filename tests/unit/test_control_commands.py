@@ -8,7 +8,7 @@ from celery import Celery
 from celery.worker.control import Panel
 from kombu import Exchange, Queue
 
-from app.broker.mailbox import commands
+from sqs_broker.control import commands
 
 OPTIONS = {
     "region": "us-east-1",

@@ -6,9 +6,9 @@ import pytest
 from celery import Celery
 from kombu import Consumer, Exchange, Queue
 
-from app.broker import install
-from app.broker.mailbox import mailbox as mailbox_module
-from app.broker.mailbox.store import Broadcast
+from sqs_broker import install
+from sqs_broker.control import mailbox as mailbox_module
+from sqs_broker.control.store import Broadcast
 
 OPTIONS = {
     "region": "us-east-1",
@@ -68,7 +68,7 @@ def test_events_of_tasks_are_handed_over_together(plane: Plane) -> None:
 
 def test_a_dispatcher_of_another_broker_goes_its_own_way() -> None:
     app = Celery("tests", set_as_current=False, broker="memory://")
-    app.events_cls = "app.broker.mailbox.dispatcher:Events"
+    app.events_cls = "sqs_broker.control.dispatcher:Events"
     got: list[Any] = []
     with app.connection_for_write() as connection:
         events = Exchange("celeryev", type="topic")

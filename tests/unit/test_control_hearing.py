@@ -10,9 +10,9 @@ import pytest
 from bson import Timestamp
 from kombu import Connection, Exchange, Queue
 
-from app.broker.errors import NoThread
-from app.broker.mailbox.options import ControlOptions
-from app.broker.mailbox.plane import plane_for
+from sqs_broker.control.plane import plane_for
+from sqs_broker.errors import NoThread
+from sqs_broker.options import ControlOptions
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
@@ -73,7 +73,7 @@ def connection() -> Iterator[Connection]:
         "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
         "control": {"database_uri": URI, "size_bytes": size},
     }
-    made = Connection("sqs://", transport="app.broker:Transport", transport_options=options)
+    made = Connection("sqs://", transport="sqs_broker:Transport", transport_options=options)
     yield made
     made.release()
     plane.close()

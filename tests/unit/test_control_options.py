@@ -3,9 +3,8 @@
 import pytest
 from pydantic import SecretStr
 
-from app.broker.errors import ConfigurationError
-from app.broker.mailbox.options import ControlOptions, Kind
-from app.broker.options import Options
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.options import ControlOptions, Kind, Options
 
 URI = "mongodb://user:marker-password@127.0.0.1/registrations"
 

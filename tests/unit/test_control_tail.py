@@ -9,8 +9,8 @@ import pytest
 from bson import Timestamp
 from pymongo.errors import AutoReconnect, OperationFailure
 
-from app.broker.mailbox.tail import POSITION_LOST, Tail
 from devstack.waiting import wait_until
+from sqs_broker.control.tail import POSITION_LOST, Tail
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 10
@@ -58,7 +58,7 @@ class Store:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Store, list[Any], list[bool]]]:
     """Reads from cursors until so many messages came; the store, these, and each opening."""
-    monkeypatch.setattr("app.broker.mailbox.outage.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sqs_broker.control.outage.FIRST_PAUSE", 0.01)
 
     def run(store: Store, many: int) -> tuple[Store, list[Any], list[bool]]:
         got: list[Any] = []

@@ -10,9 +10,9 @@ from celery import Celery, signals
 from celery.worker import state
 from pymongo.errors import AutoReconnect
 
-from app.broker.errors import ConfigurationError
-from app.broker.mailbox import worker
-from app.broker.mailbox.options import ControlOptions
+from sqs_broker.control import worker
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.options import ControlOptions
 
 ADDRESS = ControlOptions(uri="mongodb://127.0.0.1:1/", revokes_seconds=1_000)
 

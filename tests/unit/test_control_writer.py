@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
-from app.broker.mailbox import writer as writer_module
-from app.broker.mailbox.store import Broadcast
-from app.broker.mailbox.writer import BATCH, MOST_WAITING, Writer
 from devstack.waiting import wait_until
+from sqs_broker.control import writer as writer_module
+from sqs_broker.control.store import Broadcast
+from sqs_broker.control.writer import BATCH, MOST_WAITING, Writer
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
@@ -57,8 +57,8 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture
 def writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> Writer:
-    monkeypatch.setattr("app.broker.mailbox.outage.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("app.broker.mailbox.outage.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("sqs_broker.control.outage.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sqs_broker.control.outage.LONGEST_PAUSE", 0.02)
     return Writer(store)  # type: ignore[arg-type]  # stands where the store stands
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from app.broker.deadletter import (
+from sqs_broker.limits import MOST_ATTRIBUTES
+from sqs_broker.rules.dead_letter import (
     ATTRIBUTE,
     LONGEST_REASON,
-    MOST_ATTRIBUTES,
     attributes_of,
     read_note,
     restored,
     size,
 )
-from app.broker.outcomes import DeadLetter
+from sqs_broker.rules.outcomes import DeadLetter
 from tests.unit.conftest import MakeDelivery
 
 LIMIT = 262_144

@@ -16,10 +16,10 @@ from kombu.asynchronous.aws.sqs.message import AsyncMessage
 from kombu.transport import virtual
 from kombu.utils.json import dumps, register_type
 
-from app.broker.decoding import DEEPEST, decode
-from app.broker.errors import Undecodable
-from app.broker.options import ForeignMessage
 from app.messages import decode_json
+from sqs_broker.errors import Undecodable
+from sqs_broker.rules.decoding import DEEPEST, decode
+from sqs_broker.rules.foreign import ForeignMessage
 from tests.unit.conftest import MakeDelivery
 
 #: Stands where a user could have typed something. No reason may hold it.

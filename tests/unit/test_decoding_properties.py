@@ -15,15 +15,16 @@ from celery.worker import state, strategy
 from hypothesis import example, given, settings
 from kombu import Connection
 
-from app.broker.arrivals import CLOCK_TOLERANCE
-from app.broker.channel import Channel
-from app.broker.consumer import Consumer
-from app.broker.copies import Copies
-from app.broker.lease import Delivery, Lease
-from app.broker.message import Message
-from app.broker.options import Options
-from app.broker.outcomes import LONGEST_DELAY, DeadLetter, Done, Outcome, Postponed
 from app.messages import Increment, Registration
+from sqs_broker.limits import LONGEST_DELAY
+from sqs_broker.options import Options
+from sqs_broker.rules.arrivals import CLOCK_TOLERANCE
+from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed
+from sqs_broker.sqs.copies import Copies
+from sqs_broker.worker.channel import Channel
+from sqs_broker.worker.consumer import Consumer
+from sqs_broker.worker.message import Message
 from tests.bodies import bodies
 from tests.unit.conftest import MakeDelivery
 
@@ -62,7 +63,7 @@ class Worker:
 
     def __init__(self, celery_app: Celery) -> None:
         connection = Connection(
-            "sqs://", transport="app.broker:Transport", transport_options=OPTIONS
+            "sqs://", transport="sqs_broker:Transport", transport_options=OPTIONS
         )
         self.channel: Channel = connection.channel()
         channel, self.settler, self.pool = self.channel, Settler(), Pool()

@@ -11,9 +11,9 @@ from celery.exceptions import InvalidTaskError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.errors import NoThread, Undecodable
-from app.broker.faults import untaken
-from app.broker.outcomes import Failed, Happened, NotTaken, Refused
+from sqs_broker.errors import NoThread, Undecodable
+from sqs_broker.rules.faults import untaken
+from sqs_broker.rules.outcomes import Failed, Happened, NotTaken, Refused
 from tests.unit.conftest import Machine
 
 #: Stands where a user could have typed something.

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery
 
-from app.broker import files, health
-from app.broker.beat import Scheduler
-from app.broker.errors import ConfigurationError
 from app.loader import check_flower
 from app.startup import check_state_file
 from bench import results, steadiness
 from devstack.directory import Directory
 from devstack.errors import StackError
 from devstack.process import Process
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.machine import files
+from sqs_broker.worker import health
+from sqs_broker.worker.beat import Scheduler
 
 Write = Callable[[Path], object]
 
@@ -189,7 +190,7 @@ BY_NAME = {"write_text", "write_bytes", "touch", "mkfifo", "NamedTemporaryFile",
 def sources() -> Iterator[Path]:
     """All that runs outside of tests, and the chaos run."""
     yield from ROOT.glob("*.py")
-    for package in ("app", "devstack", "bench", "tests/chaos"):
+    for package in ("app", "sqs_broker", "devstack", "bench", "tests/chaos"):
         yield from (ROOT / package).rglob("*.py")
 
 
@@ -214,7 +215,7 @@ def test_every_file_is_written_by_the_one_module_that_follows_no_link() -> None:
         for path in sources()
         for line in writes(ast.parse(path.read_text()))
     ]
-    assert [place for place in found if not place.startswith("app/broker/files.py:")] == []
+    assert [place for place in found if not place.startswith("sqs_broker/machine/files.py:")] == []
     assert len(found) == 2, found
 
 

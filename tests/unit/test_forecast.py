@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.forecast import HORIZON, SHORTEST, Forecast, Job
+from sqs_broker.rules.forecast import HORIZON, SHORTEST, Forecast, Job
 
 MANY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

@@ -12,10 +12,10 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
-from app.broker import health
-from app.broker.health import STALE, STALL, STUCK, Judge, Report, Vitals, read, write
-from app.broker.policy import LONGEST_WAIT
-from app.commands.health import command
+from sqs_broker.rules.policy import LONGEST_WAIT
+from sqs_broker.tools.commands.health import command
+from sqs_broker.worker import health
+from sqs_broker.worker.health import STALE, STALL, STUCK, Judge, Report, Vitals, read, write
 
 POLLING = Vitals(is_polling=True)
 BUSY = Vitals(running=["job", "job"], held=22)
@@ -176,7 +176,7 @@ def run(app: Celery) -> Any:
 @pytest.fixture
 def celery_app(path: Path) -> Celery:
     app = Celery("tests", set_as_current=False)
-    app.conf.broker_transport = "app.broker:Transport"
+    app.conf.broker_transport = "sqs_broker:Transport"
     app.conf.broker_transport_options = {
         "region": "us-east-1",
         "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},

@@ -10,12 +10,13 @@ import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
-from app.broker.errors import NoThread
-from app.broker.heartbeat import Heartbeat
-from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN, Lease
-from app.broker.leases import Leases
-from app.broker.options import Options, QueueAddress
-from app.broker.policy import LONGEST_VISIBILITY, LONGEST_WAIT, Policy
+from sqs_broker.errors import NoThread
+from sqs_broker.limits import LONGEST_VISIBILITY
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.lease import LIMIT_MARGIN, WAIT_MARGIN, Lease
+from sqs_broker.rules.policy import LONGEST_WAIT, Policy
+from sqs_broker.sqs.heartbeat import Heartbeat
+from sqs_broker.sqs.leases import Leases
 from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery
 
 #: Seconds that nothing here comes near to.
@@ -103,8 +104,8 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the clock to so many seconds after the receive."""
 
     def set_to(seconds: float) -> None:
-        for module in ("extension", "heartbeat", "lease"):
-            monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: RECEIVED + seconds)
+        for module in ("sqs.extension", "sqs.heartbeat", "rules.lease"):
+            monkeypatch.setattr(f"sqs_broker.{module}.monotonic", lambda: RECEIVED + seconds)
 
     set_to(0)
     return set_to
@@ -447,7 +448,7 @@ def test_a_call_that_failed_loses_nothing_and_is_logged_without_its_text(
 def test_the_thread_beats_until_it_is_stopped(
     client: Client, leases: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.broker.heartbeat.BEATS_PER_LEASE", 100_000)
+    monkeypatch.setattr("sqs_broker.sqs.heartbeat.BEATS_PER_LEASE", 100_000)
     beats = threading.Semaphore(0)
     heartbeat = Heartbeat(OPTIONS, client, leases, print, beats.release)  # type: ignore[arg-type]
     heartbeat.start()
@@ -484,7 +485,7 @@ def test_the_thread_outlives_a_fault_of_who_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("app.broker.heartbeat.BEATS_PER_LEASE", 100_000)
+    monkeypatch.setattr("sqs_broker.sqs.heartbeat.BEATS_PER_LEASE", 100_000)
     beats = threading.Semaphore(0)
 
     def fail() -> None:

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.forecast import Job
-from app.broker.heartbeat import Heartbeat
-from app.broker.lease import Delivery, Lease
-from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, Leases
-from app.broker.options import Options, QueueAddress
+from sqs_broker.limits import BATCH
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.forecast import Job
+from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.sqs.heartbeat import Heartbeat
+from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, Leases
 from tests.unit.conftest import SENT, VISIBILITY_TIMEOUT
 
 OPTIONS = Options(region="us-east-1", queues={"jobs": QueueAddress("https://sqs.test/jobs")})
@@ -40,8 +41,8 @@ class Model:
 
     def __init__(self, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000.0
-        for module in ("extension", "heartbeat", "lease"):
-            monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: self.now)
+        for module in ("sqs.extension", "sqs.heartbeat", "rules.lease"):
+            monkeypatch.setattr(f"sqs_broker.{module}.monotonic", lambda: self.now)
         self.leases = Leases(VISIBILITY_TIMEOUT, clock=lambda: self.now)
         self.leases.resize(processes)
         self.heartbeat = Heartbeat(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.broker.inbox import Arrived, Inbox
+from sqs_broker.machine.inbox import Arrived, Inbox
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.broker import journal
-from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+from sqs_broker.observers import journal
+from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from tests.unit.conftest import MakeDelivery
 
 #: Stands where a user could have typed something.

@@ -7,10 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.broker.forecast import Job
-from app.broker.lease import LIMIT_MARGIN, WAIT_MARGIN
-from app.broker.leases import AHEAD, BATCH, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
 from devstack.waiting import wait_until
+from sqs_broker.limits import BATCH
+from sqs_broker.rules.forecast import Job
+from sqs_broker.rules.lease import LIMIT_MARGIN, WAIT_MARGIN
+from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease, after_a_short_task
 
 #: Seconds that nothing here comes near to.
@@ -495,7 +496,7 @@ def test_a_running_message_is_kept_to_its_limit_and_never_beyond_twelve_hours(
     limit: float | None,
     until: float,
 ) -> None:
-    monkeypatch.setattr("app.broker.lease.monotonic", lambda: 5_000.0)
+    monkeypatch.setattr("sqs_broker.rules.lease.monotonic", lambda: 5_000.0)
     delivery = make_delivery(received_at=1_020.0, waited=20.0)
     leases.fill(0, [delivery])
     leases.started(delivery.tag, limit)

@@ -13,7 +13,6 @@ import pytest
 from celery.signals import setup_logging
 from celery.utils.log import get_task_logger
 
-from app.broker.errors import ConfigurationError, MessageTooLarge
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
 from app.logs import (
     FIELDS,
@@ -25,6 +24,7 @@ from app.logs import (
     set_up,
     use_json_lines,
 )
+from sqs_broker.errors import ConfigurationError, MessageTooLarge
 
 #: What logging collects for a record unless it is told not to.
 LEFT_OUT = (
@@ -194,7 +194,7 @@ def test_what_others_say_below_info_is_kept_back(name: str, level: int) -> None:
     assert OthersFromInfo().filter(record_of("Hello.", name=name, level=logging.INFO))
 
 
-@pytest.mark.parametrize("name", ["app", "app.broker.settler"])
+@pytest.mark.parametrize("name", ["app", "sqs_broker.sqs.settler"])
 def test_what_we_say_is_written_at_any_level(name: str) -> None:
     assert OthersFromInfo().filter(record_of("Hello.", name=name, level=1))
 
@@ -300,7 +300,7 @@ def test_a_failure_keeps_its_class_its_place_and_its_task(name: str) -> None:
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
 
 
-@pytest.mark.parametrize("name", ["celery.worker", "celery.apps.worker", "kombu", "app.broker"])
+@pytest.mark.parametrize("name", ["celery.worker", "celery.apps.worker", "kombu", "sqs_broker"])
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
 def test_other_loggers_are_heard(name: str, level: int) -> None:
     record = record_of("Connected.", name=name, level=level)

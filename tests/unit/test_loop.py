@@ -10,8 +10,8 @@ from billiard.exceptions import RestartFreqExceeded
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from kombu.asynchronous import Hub as KombuHub
 
-from app.broker.inbox import Inbox
-from app.broker.loop import MOST_ERRORS, WITHIN, Hub, Loop, LoopBroken
+from sqs_broker.machine.inbox import Inbox
+from sqs_broker.worker.loop import MOST_ERRORS, WITHIN, Hub, Loop, LoopBroken
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_errors_that_are_far_between_are_outlived_for_ever(
     hub: KombuHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("app.broker.loop.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqs_broker.worker.loop.monotonic", lambda: now[0])
     on_tick(hub, fail(OSError()))
     loop = Loop(hub)
     for _ in range(10 * MOST_ERRORS):

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from app.broker.errors import ConfigurationError, UnknownQueue
-from app.broker.options import Options, QueueAddress
-from app.broker.policy import Policy
 from app.messages import decode_json
+from sqs_broker.errors import ConfigurationError, UnknownQueue
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.policy import Policy
 
 URL = "https://sqs.test/jobs"
 LEAST = {"region": "us-east-1", "predefined_queues": {"jobs": {"url": URL}}}

@@ -7,10 +7,10 @@ from time import monotonic
 import pytest
 
 from app import outage
-from app.broker.outcomes import Failed, Happened, Interrupted
-from app.broker.suspicion import Suspicion
 from app.outage import AWAY, RUN_AGAIN_AFTER, Outage
 from devstack.waiting import wait_until
+from sqs_broker.rules.outcomes import Failed, Happened, Interrupted
+from sqs_broker.rules.suspicion import Suspicion
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5

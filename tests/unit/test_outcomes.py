@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.broker.outcomes import (
+from sqs_broker.rules.outcomes import (
     DeadLetter,
     Done,
     Failed,
@@ -22,7 +22,7 @@ from app.broker.outcomes import (
     Succeeded,
     decide,
 )
-from app.broker.policy import Policy
+from sqs_broker.rules.policy import Policy
 
 # A ceiling of one second leaves the jitter no choice: every backoff is 1.
 POLICY = Policy(max_attempts=3, max_receive_count=10, backoff_max=1)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from app.broker.errors import ConfigurationError
-from app.broker.policy import LONGEST_VISIBILITY, SPARE_DELIVERIES, Policy
 from app.settings import Settings
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.limits import LONGEST_VISIBILITY
+from sqs_broker.rules.policy import SPARE_DELIVERIES, Policy
 
 HIGHEST, LOWEST = 1.0, 0.0
 

@@ -1,7 +1,7 @@
-"""The private names of other libraries that app/ touches: the one list, and each is still there.
+"""The private names of other libraries that we touch: the one list, and each is still there.
 
 celery, kombu, flower and mongoengine promise nothing about them, so an upgrade starts here. The
-list is complete: a further one in app/ fails a test, and so does a name of ours that hides one of
+list is complete: a further one fails a test, and so does a name of ours that hides one of
 theirs.
 """
 
@@ -35,8 +35,9 @@ from kombu.asynchronous import Hub
 from kombu.transport import virtual
 
 import app
+import sqs_broker
 
-#: (who has it, its name, what app/ wants of it)
+#: (who has it, its name, what we want of it)
 TOUCHED: list[tuple[type, str, str]] = [
     (virtual.Channel, "_put", "overridden: a message becomes a call of SendMessage"),
     (virtual.Channel, "_lookup", "overridden: a message without a route is an error"),
@@ -65,7 +66,7 @@ TOUCHED: list[tuple[type, str, str]] = [
 
 NAMES = {name for _, name, _ in TOUCHED}
 
-#: Public names that app/ overrides and no manual promises.
+#: Public names that we override and no manual promises.
 HOOKS: dict[type, str] = {
     CeleryConsumer: "loop_args create_task_handler on_decode_error on_unknown_message "
     "on_unknown_task on_invalid_task",
@@ -160,7 +161,11 @@ def private(name: str) -> bool:
 
 @cache
 def modules() -> tuple[ModuleType, ...]:
-    found = pkgutil.walk_packages(app.__path__, "app.")
+    found = [
+        module
+        for package in (app, sqs_broker)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
     return tuple(importlib.import_module(module.name) for module in found)
 
 
@@ -211,7 +216,11 @@ def classes_of_ours() -> Iterator[tuple[type, list[type], list[type]]]:
         for cls in vars(module).values():
             # By its type: to ask a task for its class would read the settings.
             if issubclass(type(cls), type) and cls.__module__ == module.__name__:
-                ours = [base for base in cls.__mro__ if base.__module__.startswith("app.")]
+                ours = [
+                    base
+                    for base in cls.__mro__
+                    if base.__module__.startswith(("app.", "sqs_broker."))
+                ]
                 yield cls, ours, [base for base in cls.__mro__ if base not in ours]
 
 

@@ -8,8 +8,8 @@ from botocore.exceptions import EndpointConnectionError
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from app.broker import install
-from app.broker.publisher import TRIES, Published, publish_many
+from sqs_broker import install
+from sqs_broker.sqs.publisher import TRIES, Published, publish_many
 
 JOBS, MAIL = "https://sqs.test/jobs", "https://sqs.test/mail"
 LIMIT = 10_000
@@ -50,8 +50,8 @@ class Sqs:
 def sqs(monkeypatch: pytest.MonkeyPatch) -> Sqs:
     """What stands where boto3's client stands. Nothing pauses."""
     made = Sqs()
-    monkeypatch.setattr("app.broker.clients.new_client", lambda _, **how: made)
-    monkeypatch.setattr("app.broker.publisher.FIRST_PAUSE", 0)
+    monkeypatch.setattr("sqs_broker.sqs.clients.new_client", lambda _, **how: made)
+    monkeypatch.setattr("sqs_broker.sqs.publisher.FIRST_PAUSE", 0)
     return made
 
 
@@ -149,7 +149,7 @@ def test_progress_is_shown_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str],
     tty: bool,
 ) -> None:
-    monkeypatch.setattr("app.broker.publisher.PROGRESS_EVERY", 10)
+    monkeypatch.setattr("sqs_broker.sqs.publisher.PROGRESS_EVERY", 10)
     monkeypatch.setattr("sys.stderr.isatty", lambda: tty)
     publish_many(task, numbers(21))
     assert ("20 sent, 0 failed" in capsys.readouterr().err) is tty

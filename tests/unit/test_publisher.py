@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from kombu.transport.SQS import Channel as StockChannel
 
-from app.broker.deadletter import MOST_ATTRIBUTES, size
-from app.broker.errors import MessageTooLarge, PublishError
-from app.broker.options import QueueAddress
-from app.broker.publisher import publish, seconds_until_due
+from sqs_broker.errors import MessageTooLarge, PublishError
+from sqs_broker.limits import MOST_ATTRIBUTES
+from sqs_broker.options import QueueAddress
+from sqs_broker.rules.arrivals import seconds_until_due
+from sqs_broker.rules.dead_letter import size
+from sqs_broker.sqs.publisher import publish
 
 QUEUE = QueueAddress("https://sqs.test/jobs")
 LIMIT = 262_144
@@ -42,7 +44,7 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> "Clock":
             return cls.fromtimestamp(NOW.timestamp(), tz)
 
-    monkeypatch.setattr("app.broker.publisher.datetime", Clock)
+    monkeypatch.setattr("sqs_broker.rules.arrivals.datetime", Clock)
 
 
 def message(body: Any = "[[], {}, {}]", eta: Any = None, **properties: Any) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from app.broker.errors import NoThread
-from app.broker.lease import Delivery
-from app.broker.leases import AHEAD, Leases
-from app.broker.options import Options, QueueAddress
-from app.broker.receiver import Receiver
 from devstack.waiting import wait_until
+from sqs_broker.errors import NoThread
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.lease import Delivery
+from sqs_broker.sqs.leases import AHEAD, Leases
+from sqs_broker.sqs.receiver import Receiver
 from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery, after_a_short_task
 
 #: Seconds that nothing here comes near to.
@@ -107,7 +107,7 @@ Receive = Callable[..., "queue.SimpleQueue[list[Delivery]]"]
 @pytest.fixture
 def receive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receive]:
     """Starts a receiver on a client. Gives the queue of what it hands over."""
-    monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("sqs_broker.sqs.receiver.FIRST_PAUSE", 0.001)
     started: list[tuple[Receiver, Client]] = []
 
     def start(client: Client, leases: Leases | None = None) -> "queue.SimpleQueue[list[Delivery]]":
@@ -266,7 +266,7 @@ def test_each_pause_is_up_to_twice_as_long_within_its_maximum(
 
     client = Client(*[refused("InternalError")] * 5, [], refused("InternalError"))
     monkeypatch.setattr("random.uniform", draw)
-    monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 1)
+    monkeypatch.setattr("sqs_broker.sqs.receiver.FIRST_PAUSE", 1)
     monkeypatch.setattr(f"{__name__}.OPTIONS", replace(OPTIONS, receive_pause_max=6))
     receive(client)
     assert client.polling.wait(DEADLINE)
@@ -279,11 +279,11 @@ def test_a_kind_of_fault_is_logged_once_a_minute(
     receive: Receive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("app.broker.receiver.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqs_broker.sqs.receiver.monotonic", lambda: now[0])
     away, denied = EndpointConnectionError(endpoint_url="x"), refused("AccessDenied")
     client = Client(away, away, denied, away, denied, denied)
     client.before_each = lambda: now.__setitem__(0, now[0] + 20)
-    with caplog.at_level(logging.WARNING, "app.broker.receiver"):
+    with caplog.at_level(logging.WARNING, "sqs_broker.sqs.receiver"):
         receive(client)
         assert client.polling.wait(DEADLINE)
     # At 20 s, 40 s (quiet), 60 s, 80 s, 100 s (quiet), and 120 s.
@@ -294,7 +294,7 @@ def test_a_kind_of_fault_is_logged_once_a_minute(
 
 def test_recovery_is_logged_once(receive: Receive, caplog: pytest.LogCaptureFixture) -> None:
     client = Client(KeyError(), KeyError(), [], [], [])
-    with caplog.at_level(logging.INFO, "app.broker.receiver"):
+    with caplog.at_level(logging.INFO, "sqs_broker.sqs.receiver"):
         receive(client)
         assert client.polling.wait(DEADLINE)
     events = [vars(record)["event"] for record in caplog.records]
@@ -305,7 +305,7 @@ def test_a_fault_is_logged_without_its_text(
     receive: Receive, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Client(KeyError("Kim-1f9c"), ValueError("Kim-1f9c"))
-    with caplog.at_level(logging.INFO, "app.broker.receiver"):
+    with caplog.at_level(logging.INFO, "sqs_broker.sqs.receiver"):
         receive(client)
         assert client.polling.wait(DEADLINE)
     assert len(caplog.records) == 2
@@ -347,8 +347,8 @@ def receive_late(receive: Receive, monkeypatch: pytest.MonkeyPatch) -> ReceiveLa
         seconds: float, *, answer: Any = None, extension_takes: float = 0, came: int = 1
     ) -> Late:
         now = [ASKED]
-        for module in ("extension", "receiver"):
-            monkeypatch.setattr(f"app.broker.{module}.monotonic", lambda: now[0])
+        for module in ("sqs.extension", "sqs.receiver"):
+            monkeypatch.setattr(f"sqs_broker.{module}.monotonic", lambda: now[0])
         client = Client([message(number) for number in range(came)])
         client.before_each = lambda: now.__setitem__(0, now[0] + seconds)
         client.before_extension = lambda: now.__setitem__(0, now[0] + extension_takes)
@@ -570,7 +570,7 @@ def test_help_that_finds_no_room_waits_for_some(poll_full: PollFull) -> None:
 def test_help_that_finds_no_room_for_long_leaves(
     poll_full: PollFull, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.broker.receiver.HELPER_PATIENCE", PATIENCE)
+    monkeypatch.setattr("sqs_broker.sqs.receiver.HELPER_PATIENCE", PATIENCE)
     leases = wide()
     leases.resize(40)
     _, client = poll_full(leases)
@@ -705,7 +705,7 @@ def test_it_stops_while_it_waits_for_room(make_delivery: MakeDelivery) -> None:
 
 
 def test_it_stops_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.broker.receiver.FIRST_PAUSE", 1_000)
+    monkeypatch.setattr("sqs_broker.sqs.receiver.FIRST_PAUSE", 1_000)
     asked = threading.Event()
     client = Client(refused("AccessDenied"))
     client.before_each = asked.set
@@ -736,7 +736,7 @@ def test_a_call_that_is_open_for_longer_than_all_its_timeouts_is_a_fault(
     asked_at = monotonic()
     # The long poll, its answer's margin, the time to connect and to pause, and a margin.
     for seconds, is_fault in [(39, False), (42, True)]:
-        monkeypatch.setattr("app.broker.receiver.monotonic", lambda s=seconds: asked_at + s)
+        monkeypatch.setattr("sqs_broker.sqs.receiver.monotonic", lambda s=seconds: asked_at + s)
         assert ("is open for" in (receiver.fault() or "")) is is_fault
     client.ended.set()
     receiver.stop()

@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.broker.deadletter import restored
-from app.broker.letters import MOVED_BY_SQS, Look, read_letter
-from app.broker.options import Options, QueueAddress
-from app.commands import sqs
-from app.commands.dlq import told
-from app.commands.output import printable, say
 from app.messages import decode_json
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.dead_letter import restored
+from sqs_broker.tools.commands import sqs
+from sqs_broker.tools.commands.dlq import told
+from sqs_broker.tools.commands.output import printable, say
+from sqs_broker.tools.letters import MOVED_BY_SQS, Look, read_letter
 
 JOBS, MAIL, DEAD = "https://sqs.test/1/jobs", "https://sqs.test/1/mail", "https://sqs.test/1/dead"
 NOW = 1_800_000_000
@@ -97,10 +97,10 @@ class Sqs:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Runs a command on a fake; `queues` are the configured ones."""
-    monkeypatch.setattr("app.broker.publisher.FIRST_PAUSE", 0)
+    monkeypatch.setattr("sqs_broker.sqs.publisher.FIRST_PAUSE", 0)
 
     def run(fake: Sqs, *arguments: str, queues: tuple[str, ...] = (JOBS,)) -> Result:
-        monkeypatch.setattr("app.commands.desk.client_of", lambda _: fake)
+        monkeypatch.setattr("sqs_broker.tools.commands.desk.client_of", lambda _: fake)
         named = {u.rpartition("/")[2]: {"url": u, "dead_letter_url": DEAD} for u in queues}
         options = {
             "region": "us-east-1",
@@ -108,7 +108,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Commands:
             "decode_json": "app.messages:decode_json",
         }
         conf = SimpleNamespace(
-            broker_transport="app.broker:Transport", broker_transport_options=options
+            broker_transport="sqs_broker:Transport", broker_transport_options=options
         )
         obj = SimpleNamespace(app=SimpleNamespace(conf=conf))
         return CliRunner().invoke(sqs, ["dlq", *arguments], obj=obj)
@@ -353,7 +353,7 @@ def test_a_look_that_cannot_let_go_says_for_how_long(run: Commands) -> None:
 
 def test_a_look_ends_before_its_letters_show_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("app.broker.letters.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqs_broker.tools.letters.monotonic", lambda: now[0])
     fake = Sqs(*(letter(f"m-{n}") for n in range(40)))
     look = Look(fake, OPTIONS, DEAD, expected=0)  # type: ignore[arg-type]  # a fake
     with look:

@@ -26,17 +26,17 @@ from celery.worker import state
 from celery.worker.state import revoked
 from kombu.transport import virtual
 
-from app.broker.decoding import decode
-from app.broker.failures import what_happened
-from app.broker.forecast import Job
-from app.broker.lease import Lease
-from app.broker.leases import BATCH
-from app.broker.message import Message
-from app.broker.outcomes import Failed, Happened, Interrupted, NotTaken, Refused, RetryAsked
-from app.broker.request import HandedBack, Request
-from app.broker.suspicion import Suspicion
-from app.broker.task import Rejected, Suspected
 from app.messages import Registration
+from sqs_broker.limits import BATCH
+from sqs_broker.rules.decoding import decode
+from sqs_broker.rules.forecast import Job
+from sqs_broker.rules.lease import Lease
+from sqs_broker.rules.outcomes import Failed, Happened, Interrupted, NotTaken, Refused, RetryAsked
+from sqs_broker.rules.suspicion import Suspicion
+from sqs_broker.worker.failures import what_happened
+from sqs_broker.worker.message import Message
+from sqs_broker.worker.request import HandedBack, Request
+from sqs_broker.worker.task import Rejected, Suspected
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
 
 #: Stands where a user could have typed something.
@@ -210,7 +210,7 @@ BODY = ([], {"name": MARKER}, {})
 @pytest.fixture
 def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
     """Makes a run of a task, of three attempts, in the given delivery."""
-    app = Celery("tests", task_cls="app.broker.task:Task", set_as_current=False)
+    app = Celery("tests", task_cls="sqs_broker.worker.task:Task", set_as_current=False)
     app.conf.update(
         task_acks_late=True,
         task_acks_on_failure=False,
@@ -806,5 +806,5 @@ def test_a_task_is_past_its_hard_limit_from_its_start_on(
     assert run.request.overrun() == float("-inf")
     run.request.on_accepted(1, monotonic())
     started_at = run.message.channel.lease.started_at
-    monkeypatch.setattr("app.broker.request.monotonic", lambda: started_at + 20)
+    monkeypatch.setattr("sqs_broker.worker.request.monotonic", lambda: started_at + 20)
     assert run.request.overrun() == 13

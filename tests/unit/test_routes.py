@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.broker.checks import Level, check_routes
-from app.broker.errors import ConfigurationError
-from app.broker.options import Options, QueueAddress
-from app.broker.routes import By, circle, identity, identity_of_arn, told
 from app.settings import get_settings
 from app.startup import check_dead_letter_urls
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.routes import By, circle, identity, identity_of_arn, told
+from sqs_broker.tools.checks import Level, check_routes
 
 AWS = "https://sqs.eu-central-1.amazonaws.com/123456789012"
 LOCAL = "http://localhost:9324/000000000000"

@@ -11,9 +11,9 @@ from celery import Celery
 from click.testing import CliRunner, Result
 from kombu import Queue
 
-from app.broker import install
-from app.commands import sqs
+from app.commands.send import command
 from app.messages import Registration
+from sqs_broker import install
 
 JOBS, MAIL = "https://sqs.test/1/jobs", "https://sqs.test/1/mail"
 LIMIT = 2_000
@@ -57,7 +57,7 @@ class Sqs:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Sqs:
     made = Sqs()
     monkeypatch.setattr("app.commands.send.client_of", lambda _: made)
-    monkeypatch.setattr("app.broker.publisher.FIRST_PAUSE", 0)
+    monkeypatch.setattr("sqs_broker.sqs.publisher.FIRST_PAUSE", 0)
     return made
 
 
@@ -84,7 +84,7 @@ def run(fake: Sqs) -> Run:
 
     def run(*arguments: str, stdin: str = "") -> Result:
         obj = SimpleNamespace(app=app)
-        return CliRunner().invoke(sqs, ["send", *arguments], input=stdin, obj=obj)
+        return CliRunner().invoke(command, list(arguments), input=stdin, obj=obj)
 
     return run
 

@@ -16,14 +16,14 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from app.broker.copies import MOST_REMEMBERED, Copies
-from app.broker.deadletter import read_note
-from app.broker.errors import NoThread
-from app.broker.options import Options, QueueAddress
-from app.broker.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from app.broker.policy import Policy
-from app.broker.settler import Settler
 from devstack.waiting import wait_until
+from sqs_broker.errors import NoThread
+from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.dead_letter import read_note
+from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+from sqs_broker.rules.policy import Policy
+from sqs_broker.sqs.copies import MOST_REMEMBERED, Copies
+from sqs_broker.sqs.settler import Settler
 from tests.unit.conftest import Machine, MakeLease
 
 #: Seconds that nothing here comes near to.
@@ -123,8 +123,8 @@ def client() -> Client:
 @pytest.fixture
 def settler(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settler]:
     """Not started: what is settled before `start` shares its calls."""
-    monkeypatch.setattr("app.broker.settler.RETRY_PAUSE", 0.005)
-    monkeypatch.setattr("app.broker.settler.LINGER", 0.001)
+    monkeypatch.setattr("sqs_broker.sqs.settler.RETRY_PAUSE", 0.005)
+    monkeypatch.setattr("sqs_broker.sqs.settler.LINGER", 0.001)
     made = Settler(OPTIONS, client)  # type: ignore[arg-type]
     yield made
     client.open.set()
@@ -437,7 +437,7 @@ def test_where_the_lease_ends_while_the_copy_is_sent_the_message_is_not_deleted(
     settler: Settler, client: Client, settle: Settle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def send_slowly(**call: Any) -> dict[str, Any]:
-        monkeypatch.setattr("app.broker.settler.monotonic", lambda: monotonic() + 61)
+        monkeypatch.setattr("sqs_broker.sqs.settler.monotonic", lambda: monotonic() + 61)
         return Client.send_message(client, **call)
 
     monkeypatch.setattr(client, "send_message", send_slowly)
@@ -493,8 +493,8 @@ def test_a_fault_of_one_message_does_not_touch_those_beside_it(
 @pytest.fixture
 def _lingers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A settlement waits for others for longer than a test does."""
-    monkeypatch.setattr("app.broker.settler.LINGER", 1_000)
-    monkeypatch.setattr("app.broker.settler.LONGEST_LINGER", 1_000)
+    monkeypatch.setattr("sqs_broker.sqs.settler.LINGER", 1_000)
+    monkeypatch.setattr("sqs_broker.sqs.settler.LONGEST_LINGER", 1_000)
 
 
 @pytest.mark.usefixtures("settler", "_lingers")
@@ -590,7 +590,7 @@ def test_each_settlement_is_told_of_once_however_often_it_is_tried(
     client: Client, make_lease: MakeLease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Their number bounds what is received (`Leases.telling`).
-    monkeypatch.setattr("app.broker.settler.RETRY_PAUSE", 0.005)
+    monkeypatch.setattr("sqs_broker.sqs.settler.RETRY_PAUSE", 0.005)
     told: list[int] = []
     settler = Settler(OPTIONS, client, told.append)  # type: ignore[arg-type]
     first, second, third = (make_lease() for _ in range(3))
@@ -655,7 +655,7 @@ def test_threads_that_there_was_no_room_for_are_tried_again(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.broker.settler.GROW_PAUSE", 0)
+    monkeypatch.setattr("sqs_broker.sqs.settler.GROW_PAUSE", 0)
     machine.has_no_room_for("sqs-settler-1", times=2)
     settler.start()
 

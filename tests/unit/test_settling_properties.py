@@ -20,23 +20,31 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kombu import Connection
 from kombu.transport import virtual
 
-from app.broker import outcomes
-from app.broker.channel import Channel
-from app.broker.heartbeat import Heartbeat
-from app.broker.leases import BATCH, MOST_UNTOLD
-from app.broker.message import Message
-from app.broker.outcomes import Happened
-from app.broker.receiver import Receiver
-from app.broker.settler import LONGEST_LINGER, RETRY_PAUSE, Settler
+from sqs_broker.limits import BATCH
+from sqs_broker.rules import outcomes
+from sqs_broker.rules.outcomes import Happened
+from sqs_broker.sqs.heartbeat import Heartbeat
+from sqs_broker.sqs.leases import MOST_UNTOLD
+from sqs_broker.sqs.receiver import Receiver
+from sqs_broker.sqs.settler import LONGEST_LINGER, RETRY_PAUSE, Settler
+from sqs_broker.worker.channel import Channel
+from sqs_broker.worker.message import Message
 
 VISIBILITY, MAX_RECEIVES, MAX_ATTEMPTS = 30, 6, 3
 URL, DEAD_LETTER_URL = "https://sqs.test/jobs", "https://sqs.test/jobs-dlq"
 
 #: The modules that look at a clock.
 CLOCKS = (
-    "deliveries", "extension", "heartbeat", "journal", "lease", "receiver", "settlement", "settler",
-    "transport",
-)  # fmt: skip
+    "sqs.deliveries",
+    "sqs.extension",
+    "sqs.heartbeat",
+    "observers.journal",
+    "rules.lease",
+    "sqs.receiver",
+    "sqs.settlement",
+    "sqs.settler",
+    "worker.transport",
+)
 
 
 class Clock:
@@ -271,11 +279,11 @@ class Settling(RuleBasedStateMachine):
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
         for module in CLOCKS:
-            self.patch.setattr(f"app.broker.{module}.monotonic", self.clock)
+            self.patch.setattr(f"sqs_broker.{module}.monotonic", self.clock)
         self.sqs = Sqs(self.clock)
         self.connection = Connection(
             "sqs://",
-            transport="app.broker:Transport",
+            transport="sqs_broker:Transport",
             transport_options={
                 "region": "us-east-1",
                 "predefined_queues": {"jobs": {"url": URL, "dead_letter_url": DEAD_LETTER_URL}},

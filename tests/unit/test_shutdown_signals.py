@@ -13,9 +13,9 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 from kombu.asynchronous import Hub
 
-from app.broker.errors import NoThread
-from app.broker.inbox import Inbox
-from app.broker.shutdown import Shutdown
+from sqs_broker.errors import NoThread
+from sqs_broker.machine.inbox import Inbox
+from sqs_broker.worker.shutdown import Shutdown
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
@@ -173,7 +173,7 @@ def test_a_deadline_is_as_a_second_signal(consumer: Consumer) -> None:
 def test_a_loop_that_does_not_end_its_processes_ends_with_the_process(
     shutdown: Shutdown, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.broker.shutdown.LAST_RESORT", 0.01)
+    monkeypatch.setattr("sqs_broker.worker.shutdown.LAST_RESORT", 0.01)
     consumer.pool.uses_semaphore = True
     signals.worker_shutting_down.send(sender=None, sig="SIGQUIT", how="Cold", exitcode=0)
     shutdown._thread.join(DEADLINE)

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from app.broker.errors import ConfigurationError
 from app.startup import check_numbers
+from sqs_broker.errors import ConfigurationError
 
 
 def celery_app(**settings: Any) -> Celery:
     """An app as celeryconfig.py makes it, but for the given settings."""
-    app = Celery("tests", task_cls="app.broker.task:Task", set_as_current=False)
+    app = Celery("tests", task_cls="sqs_broker.worker.task:Task", set_as_current=False)
     options = {
         "region": "us-east-1",
         "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},

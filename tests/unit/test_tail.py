@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from app.broker.mailbox.tail import Tail
+from sqs_broker.control.tail import Tail
 from tests.services import wait_until
 
 

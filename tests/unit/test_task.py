@@ -10,9 +10,9 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
-from app.broker.errors import ConfigurationError
-from app.broker.policy import Policy
-from app.broker.task import Rejected, Suspected, Task
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.rules.policy import Policy
+from sqs_broker.worker.task import Rejected, Suspected, Task
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -25,7 +25,7 @@ class Permanent(Exception):
 @pytest.fixture
 def celery_app() -> Celery:
     """An app with the task class and a policy of five attempts. Nothing is sent."""
-    app = Celery("tests", task_cls="app.broker.task:Task", set_as_current=False)
+    app = Celery("tests", task_cls="sqs_broker.worker.task:Task", set_as_current=False)
     app.conf.broker_transport_options = {
         "region": "us-east-1",
         "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
@@ -311,7 +311,7 @@ def test_more_retries_than_the_queue_has_is_refused_at_definition(
 
 
 def test_a_number_of_a_common_base_counts(celery_app: Celery) -> None:
-    from app.broker.task import Task
+    from sqs_broker.worker.task import Task
 
     class Patient(Task):
         abstract = True

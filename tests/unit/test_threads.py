@@ -6,8 +6,8 @@ from time import monotonic
 
 import pytest
 
-from app.broker import threads
-from app.broker.errors import NoThread
+from sqs_broker.errors import NoThread
+from sqs_broker.machine import threads
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
@@ -41,7 +41,7 @@ def test_it_is_said_once_a_minute_with_its_name_and_class(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("app.broker.threads.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqs_broker.machine.threads.monotonic", lambda: now[0])
     machine.has_no_room_for("")
     for now[0] in (0.0, 20.0, 59.0, 61.0, 100.0):
         assert threads.start(print, "said-1") is None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.time_limits import LEAST, of_message
+from sqs_broker.rules.time_limits import LEAST, of_message
 
 #: Hard and soft, as the task has them.
 TASK = (30.0, 25.0)

@@ -12,12 +12,12 @@ from celery.exceptions import Retry
 from kombu import Connection
 from pydantic import field_validator
 
-from app.broker.batch import Call
-from app.broker.task import Rejected
 from app.errors import Conflict, TransientError
 from app.messages import Message, Provenance, Source
 from app.tasks import increment, register_user
 from app.typed_task import InvalidMessage
+from sqs_broker.worker.batch import Call
+from sqs_broker.worker.task import Rejected
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"

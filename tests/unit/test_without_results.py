@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from celery import Celery, chord
 
-from app.broker import install
+from sqs_broker import install
 
 
 @pytest.fixture

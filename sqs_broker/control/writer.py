@@ -1,0 +1,145 @@
+"""The thread that writes what this process broadcasts and replies, many messages an operation."""
+
+import threading
+from collections import deque
+
+from kombu.utils.json import dumps
+from pymongo.errors import ConnectionFailure
+
+from sqs_broker.control.outage import Outage
+from sqs_broker.control.store import Broadcast, Store
+from sqs_broker.machine import threads
+
+#: Events that wait to be written, at the most; further ones are lost. About 20 MB.
+MOST_WAITING = 20_000
+
+#: Messages in one operation: with a full list of events each, 2 MB or so.
+BATCH = 200
+
+#: Seconds that events wait for others to be written with.
+GATHER = 0.1
+
+
+class Writer:
+    """Takes messages from any thread without waiting, and writes them on its own.
+
+    The thread starts with the first message. Events are lost where MongoDB is slower than they
+    come, or away for long; how many, is counted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changed = threading.Condition()
+        self._events: deque[tuple[Broadcast, int]] = deque()
+        self._replies: deque[Broadcast] = deque()
+        self._waiting = 0
+        self._is_writing = False
+        self._is_hurried = False
+        self._thread: threading.Thread | None = None
+        self._pause = threading.Event()
+        self._outage = Outage("events and replies")
+        self._lost_before = 0
+        #: Events, and replies, that were never written.
+        self.lost = 0
+
+    def put_events(self, message: Broadcast) -> None:
+        """Write a message of one event, or of a list of them, soon."""
+        weight = len(message.body) if isinstance(message.body, list) else 1
+        with self._changed:
+            if self._waiting + weight > MOST_WAITING:
+                self.lost += weight
+            else:
+                self._waiting += weight
+                self._events.append((message, weight))
+            if self._thread is None or len(self._events) in (1, BATCH):
+                self._wake()
+
+    def put_reply(self, message: Broadcast) -> None:
+        """Write a reply at once."""
+        with self._changed:
+            self._replies.append(message)
+            self._wake()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is written, `timeout` seconds at the most and not where nobody can write
+        it, in an outage or without a thread; whether it is."""
+        with self._changed:
+            self._is_hurried = True
+            if not self._is_empty():
+                self._wake()
+            self._changed.wait_for(lambda: self._is_empty() or not self._can_write(), timeout)
+            self._is_hurried = False
+            return self._is_empty()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threads.start(self._run, "control-writer")
+        self._changed.notify_all()
+
+    def _can_write(self) -> bool:
+        return self._thread is not None and not self._outage.lasts
+
+    def _run(self) -> None:
+        while True:
+            replies, events = self._take()
+            self._write(replies, events)
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[list[Broadcast], list[tuple[Broadcast, int]]]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._replies)
+            self._changed.wait_for(self._is_worth_an_operation, GATHER)
+            replies, events = list(self._replies), list(self._events)[:BATCH]
+            self._replies.clear()
+            for _, weight in events:
+                self._events.popleft()
+                self._waiting -= weight
+            self._is_writing = True
+            return replies, events
+
+    def _is_worth_an_operation(self) -> bool:
+        return bool(self._replies) or len(self._events) >= BATCH or self._is_hurried
+
+    def _is_empty(self) -> bool:
+        return not (self._events or self._replies or self._is_writing)
+
+    def _write(self, replies: list[Broadcast], events: list[tuple[Broadcast, int]]) -> None:
+        """Write until it is written; what MongoDB refuses is lost."""
+        replies = [reply for reply in replies if self._is_json(reply, 1)]
+        messages = [message for message, weight in events if self._is_json(message, weight)]
+        while True:
+            try:
+                if replies:
+                    self._store.reply(replies)
+                    replies = []
+                if messages:
+                    self._store.broadcast(messages)
+            except ConnectionFailure as exc:
+                self._await_mongodb(exc)
+            except Exception as exc:
+                # Broad on purpose: whatever these cannot be written for, the next ones are due.
+                self.lost += sum(weight for _, weight in events)
+                self._await_mongodb(exc)
+                return
+            else:
+                self._outage.is_over(self.lost - self._lost_before)
+                self._lost_before = self.lost
+                return
+
+    def _await_mongodb(self, exc: Exception) -> None:
+        pause = self._outage.failed(exc)
+        with self._changed:
+            self._changed.notify_all()
+        self._pause.wait(pause)
+
+    def _is_json(self, message: Broadcast, weight: int) -> bool:
+        """Make JSON of a message; False where that cannot be done, and it is lost."""
+        try:
+            if not isinstance(message.body, str):
+                message.body = dumps(message.body)
+        except (TypeError, ValueError, RecursionError):
+            self.lost += weight
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Those who hear what happens to messages. None of them changes it."""

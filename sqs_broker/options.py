@@ -1,0 +1,170 @@
+"""`broker_transport_options`, read once into a typed and checked object.
+
+The names that stock kombu has (`region`, `predefined_queues`, `visibility_timeout`,
+`wait_time_seconds`; kombu 5.7 transport/SQS) mean here what they mean there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import cached_property
+from typing import Any, Self
+
+from sqs_broker.errors import ConfigurationError, UnknownQueue
+from sqs_broker.limits import LONGEST_RETENTION, MOST_BYTES
+from sqs_broker.rules.foreign import DecodeJson
+from sqs_broker.rules.policy import Policy
+
+#: Seconds a message can live: in its queue, in the dead-letter queue, and in its queue again; and
+#: three days.
+LONGEST_LIFE = 3 * LONGEST_RETENTION + 3 * 86_400
+
+
+class Kind(Enum):
+    """What an exchange of the control plane carries."""
+
+    EVENTS = "events"
+    COMMANDS = "commands"
+    REPLIES = "replies"
+
+
+@dataclass(frozen=True)
+class ControlOptions:
+    """Where the control plane lives. Equal for everybody who is to hear each other."""
+
+    uri: str | None = field(default=None, repr=False)
+    """MongoDB's. Without it there is no control plane, and only its clients are told so."""
+    database: str = "celery_control"
+    size_bytes: int = 64 * 1024 * 1024
+    """Of the capped collection, which holds the latest events and commands."""
+    revokes_seconds: int = LONGEST_LIFE
+    """How long a revoke is kept."""
+    how_to_set: str = "Give broker_transport_options a `control` with a `database_uri`."
+    event_exchange: str = "celeryev"
+    event_queue_prefix: str = "celeryev"
+    control_exchange: str = "celery"
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Read the option. `database_uri` may be a pydantic secret. Raises ConfigurationError."""
+        values = dict(given)
+        uri = values.pop("database_uri", None)
+        # A name that Celery masks wherever it shows its configuration (celery 5.7 app/utils.py).
+        values["uri"] = uri.get_secret_value() if hasattr(uri, "get_secret_value") else uri
+        try:
+            return cls(**values)
+        except TypeError:
+            known = ", ".join(sorted({"database_uri", *cls.__dataclass_fields__} - {"uri"}))
+            raise ConfigurationError(
+                f"broker_transport_options: control takes {known}, and nothing else."
+            ) from None
+
+    def kind(self, exchange: str) -> Kind | None:
+        """What an exchange carries; None where it is none of the control plane's."""
+        return self._kinds.get(exchange)
+
+    def owns_queue(self, name: str) -> bool:
+        """Whether a queue of this name is the control plane's: an allow-list of Celery's names."""
+        return name.startswith(f"{self.event_queue_prefix}.") or name.endswith(
+            f".{self.control_exchange}.pidbox"
+        )
+
+    def require_uri(self) -> str:
+        """MongoDB's URI. Raises ConfigurationError where there is none."""
+        if self.uri is None:
+            raise ConfigurationError(
+                f"Events, inspect and control go through MongoDB. {self.how_to_set}"
+            )
+        return self.uri
+
+    @cached_property
+    def _kinds(self) -> dict[str, Kind]:
+        # kombu 5.7 pidbox.py, celery 5.7 events/event.py.
+        return {
+            self.event_exchange: Kind.EVENTS,
+            f"{self.control_exchange}.pidbox": Kind.COMMANDS,
+            f"reply.{self.control_exchange}.pidbox": Kind.REPLIES,
+        }
+
+
+@dataclass(frozen=True)
+class QueueAddress:
+    """Where a queue and its dead letters live."""
+
+    url: str
+    dead_letter_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to reach SQS, and what to do with what comes from it."""
+
+    region: str
+    queues: Mapping[str, QueueAddress]
+    endpoint_url: str | None = None
+    credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """boto3's arguments; empty for its own credential chain."""
+    wait_time_seconds: int = 20
+    receive_pause_max: float = 20.0
+    """Seconds to which the pauses grow between receives that fail."""
+    shutdown_timeout: float = 90.0
+    """Seconds that running tasks have to finish once the worker is told to stop. The rest of a stop
+    takes up to 25 more, so this suits the 120 s that a container often gets."""
+    max_receivers: int = 4
+    """Receive calls at a time for one queue, while full batches keep coming."""
+    max_message_bytes: int = MOST_BYTES
+    """Bytes that the queues take in one message."""
+    health_file: str | None = None
+    """Where a worker writes whether it does its work (sqs_broker/worker/health.py)."""
+    decode_json: DecodeJson | None = None
+    policy: Policy = field(default_factory=Policy)
+    control: ControlOptions = field(default_factory=ControlOptions)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Read Celery's `broker_transport_options`. Raises ConfigurationError naming the option."""
+        if not given.get("region"):
+            raise ConfigurationError("broker_transport_options has no region. Add it.")
+        from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
+
+        decoder = given.get("decode_json")
+        return cls(
+            region=given["region"],
+            queues=_queues(given.get("predefined_queues") or {}),
+            endpoint_url=given.get("endpoint_url"),
+            credentials=given.get("credentials") or {},
+            wait_time_seconds=given.get("wait_time_seconds", cls.wait_time_seconds),
+            receive_pause_max=given.get("receive_pause_max", cls.receive_pause_max),
+            shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
+            max_receivers=given.get("max_receivers", cls.max_receivers),
+            max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
+            health_file=given.get("health_file"),
+            decode_json=symbol_by_name(decoder) if decoder else None,
+            control=ControlOptions.read(given.get("control") or {}),
+            policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
+        )
+
+    def queue(self, name: str) -> QueueAddress:
+        """The address of a configured queue. Raises UnknownQueue."""
+        try:
+            return self.queues[name]
+        except KeyError:
+            known = ", ".join(sorted(self.queues))
+            raise UnknownQueue(
+                f"No queue {name!r} is configured; there is: {known}. "
+                "Queues are not created at run time: add it to predefined_queues."
+            ) from None
+
+
+def _queues(given: Mapping[str, Mapping[str, str]]) -> dict[str, QueueAddress]:
+    if not given:
+        raise ConfigurationError("broker_transport_options has no predefined_queues. Add one.")
+    for name, address in given.items():
+        if name.endswith(".fifo"):
+            raise ConfigurationError(f"Queue {name!r} is FIFO; only standard queues are supported.")
+        if not address.get("url"):
+            raise ConfigurationError(f"predefined_queues gives no url for queue {name!r}.")
+    return {
+        name: QueueAddress(address["url"], address.get("dead_letter_url"))
+        for name, address in given.items()
+    }

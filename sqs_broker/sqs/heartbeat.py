@@ -1,0 +1,121 @@
+"""Extends the leases of all deliveries in flight, waiting ones too, within bounds.
+
+On a thread of its own in the main process, so that neither a blocked event loop nor a busy pool
+costs a lease. The bounds (sqs_broker/rules/lease.py) give messages back that a hung task, a pool
+that cannot enforce time limits, or a stuck worker would hold for half a day. What only waits is
+handed back before its bound: a lease that ran out would be a delivery spent, and the last one that
+SQS allows would be a dead letter without a reason.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from sqs_broker.limits import BATCH
+from sqs_broker.machine import threads
+from sqs_broker.options import Options
+from sqs_broker.rules.lease import Lease
+from sqs_broker.sqs.extension import OVER, REFUSED, extend
+from sqs_broker.sqs.leases import Leases
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+logger = logging.getLogger(__name__)
+
+#: A lease is extended when this part of its time has passed.
+BEATS_PER_LEASE = 3
+
+
+class Heartbeat:
+    """The thread. `on_lost` is called on it, once for each lease that was lost, `on_waited` for one
+    whose message has waited for as long as it may, and `on_beat` after each beat."""
+
+    def __init__(
+        self,
+        options: Options,
+        client: "SQSClient",
+        leases: Leases,
+        on_lost: Callable[[Lease, str], None],
+        on_beat: Callable[[], None],
+        on_waited: Callable[[Lease], None] = lambda _: None,
+    ) -> None:
+        self._options = options
+        self._client = client
+        self._leases = leases
+        self._on_lost = on_lost
+        self._on_beat = on_beat
+        self._on_waited = on_waited
+        self._interval = options.policy.visibility_timeout / BEATS_PER_LEASE
+        # Half an interval: a lease that was just too young at one beat is not late at the next.
+        self._pause = min(self._interval, options.policy.longest_wait / BEATS_PER_LEASE) / 2
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread. Raises NoThread."""
+        self._thread = threads.insist(self._run, "sqs-heartbeat")
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; give up waiting after `timeout` seconds."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._pause):
+            try:
+                self.beat()
+                self._on_beat()
+            except Exception:
+                # Broad on purpose: without this thread every long task would run twice.
+                logger.exception(
+                    "Extending leases failed; trying again.", extra={"event": "lease.broken"}
+                )
+
+    def beat(self) -> None:
+        """Extend what is due, hand back what has waited for long, and find out what is lost."""
+        now = monotonic()
+        due: list[Lease] = []
+        for lease in self._leases.all():
+            if lease.expires_at <= now:
+                self._on_lost(lease, OVER)
+            elif lease.can_be_kept_back and lease.waits_until <= now + 2 * self._pause:
+                # The next beat, or the one after it, would be too late.
+                self._on_waited(lease)
+            elif self._is_due(lease, now):
+                due.append(lease)
+        by_queue: dict[str, list[Lease]] = {}
+        for lease in due:
+            by_queue.setdefault(lease.delivery.queue, []).append(lease)
+        for queue, leases in by_queue.items():
+            for start in range(0, len(leases), BATCH):
+                self._extend(self._options.queue(queue).url, leases[start : start + BATCH])
+
+    def _is_due(self, lease: Lease, now: float) -> bool:
+        age = now - (lease.expires_at - self._leases.visibility_timeout)
+        reaches_further = seconds_for(lease, now, self._leases.visibility_timeout) + now
+        return age >= self._interval / 2 and reaches_further > lease.expires_at
+
+    def _extend(self, url: str, leases: Sequence[Lease]) -> None:
+        now, timeout = monotonic(), self._leases.visibility_timeout
+        # What ended while others were extended would be hidden for a whole lease.
+        held = [lease for lease in leases if self._leases.holds(lease.delivery.tag)]
+        leases = [lease for lease in held if self._is_due(lease, now)]
+        if not leases:
+            return
+        wanted = [(lease.delivery, seconds_for(lease, now, timeout)) for lease in leases]
+        extension = extend(self._client, url, wanted)
+        for tag, until in extension.until.items():
+            self._leases.extended(tag, until)
+        for lease in leases:
+            if lease.delivery.tag in extension.lost:
+                self._on_lost(lease, REFUSED)
+
+
+def seconds_for(lease: Lease, now: float, visibility_timeout: int) -> int:
+    """Whole seconds an extension may have: a lease's time, and no further than its bound, which is
+    within the 12 hours that SQS counts from the receive."""
+    return max(0, min(visibility_timeout, int(lease.may_last_until - now)))

@@ -1,0 +1,199 @@
+"""`sqs queues`: how many messages wait in each queue, and since when."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from sqs_broker.options import Options
+from sqs_broker.sqs.calls import error_code, name_of
+from sqs_broker.sqs.clients import new_session
+from sqs_broker.tools.commands.broker import client_of, options_of, refusal
+from sqs_broker.tools.commands.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+#: Seconds between two looks of `--watch`.
+EVERY = 2.0
+
+#: Seconds for which the ages of the oldest messages stand: CloudWatch has one value a minute.
+AGES_STAND = 60.0
+
+#: CloudWatch's newest value may be a few minutes old.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-monitoring-using-cloudwatch.html
+AGES_REACH_BACK = timedelta(minutes=10)
+
+#: Queues that one call to CloudWatch asks for.
+MOST_QUERIES = 500
+
+#: For services of AWS besides SQS, which only add to what is told.
+QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
+
+Ages = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One queue, as SQS counts it: near the truth, and exact once nothing changes for a minute."""
+
+    queue: str
+    visible: int | None = None
+    in_flight: int | None = None
+    delayed: int | None = None
+    oldest: int | None = None
+    """Seconds since the oldest message was sent; None where nobody knows."""
+    dead_letters_of: str | None = None
+    """The queue whose dead letters these are."""
+    fault: str | None = None
+    """Why SQS did not say."""
+
+
+@click.command("queues", epilog="Example: celery -A app sqs queues --watch")
+@click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl+C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a queue and line.")
+@click.pass_context
+def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
+    """Show how many messages each queue has.
+
+    Each is followed by its dead-letter queue. VISIBLE waits for a worker, IN FLIGHT is with one,
+    DELAYED is not due yet. OLDEST is the age of the oldest message, which CloudWatch knows and SQS
+    does not: without CloudWatch it is `-`.
+
+    Exit status 1 where SQS did not answer for each queue.
+    """
+    options = options_of(ctx.obj.app)
+    client, ages = client_of(options), remembered(lambda: ages_of(options))
+    with suppress(KeyboardInterrupt):
+        while True:
+            rows = [replace(row, oldest=ages().get(row.queue)) for row in look(client, options)]
+            if watch and not as_json:
+                click.clear()
+            _show(rows, as_json)
+            if not watch:
+                ctx.exit(1 if any(row.fault for row in rows) else 0)
+            time.sleep(EVERY)
+
+
+def look(client: "SQSClient", options: Options) -> Iterator[Row]:
+    """Each configured queue, and after it its dead-letter queue."""
+    seen = set()
+    for name, address in options.queues.items():
+        yield _row(client, address.url, Row(name))
+        dead = address.dead_letter_url
+        if dead is not None and dead not in seen:
+            seen.add(dead)
+            yield _row(client, dead, Row(name_of(dead), dead_letters_of=name))
+
+
+def _row(client: "SQSClient", url: str, row: Row) -> Row:
+    try:
+        counted = client.get_queue_attributes(
+            QueueUrl=url,
+            AttributeNames=[
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+                "ApproximateNumberOfMessagesDelayed",
+            ],
+        )["Attributes"]
+    except (ClientError, BotoCoreError) as exc:
+        return replace(row, fault=refusal(exc, "GetQueueAttributes", url))
+    return replace(
+        row,
+        visible=int(counted["ApproximateNumberOfMessages"]),
+        in_flight=int(counted["ApproximateNumberOfMessagesNotVisible"]),
+        delayed=int(counted["ApproximateNumberOfMessagesDelayed"]),
+    )
+
+
+def _show(rows: Sequence[Row], as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            print_json(asdict(row))
+    else:
+        print_table(
+            ("QUEUE", "VISIBLE", "IN FLIGHT", "DELAYED", "OLDEST"),
+            [(r.queue, r.visible, r.in_flight, r.delayed, duration(r.oldest)) for r in rows],
+        )
+    for row in rows:
+        if row.fault:
+            say(row.fault)
+
+
+def duration(seconds: int | None) -> str | None:
+    """Seconds as people read them: `42s`, `7m 3s`, `5h 20m`, `3d 4h`."""
+    if seconds is None:
+        return None
+    for size, unit, small, of_it in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit} {seconds % size // small}{of_it}"
+    return f"{seconds // 60}m {seconds % 60}s" if seconds >= 60 else f"{seconds}s"
+
+
+# The oldest message ------------------------------------------------------------------------------
+
+
+def is_aws(endpoint_url: str | None) -> bool:
+    """Whether the queues are Amazon's own, by their endpoint or one of a private network."""
+    host = urlsplit(endpoint_url).hostname if endpoint_url else None
+    return endpoint_url is None or (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def ages_of(options: Options) -> Ages:
+    """The ages of the oldest messages, by queue; those that CloudWatch knows, where there is one.
+
+    Says on stderr why it knows none.
+    """
+    if not is_aws(options.endpoint_url):
+        return {}
+    urls = {name: address.url for name, address in options.queues.items()}
+    urls |= {name_of(a.dead_letter_url): a.dead_letter_url for a in options.queues.values()
+             if a.dead_letter_url}  # fmt: skip
+    cloudwatch = new_session(options).client("cloudwatch", config=QUICK)
+    try:
+        return ages_from(cloudwatch, urls, datetime.now(UTC))
+    except (ClientError, BotoCoreError) as exc:
+        say(f"OLDEST is not known: CloudWatch: {error_code(exc)} (cloudwatch:GetMetricData).")
+        return {}
+
+
+def ages_from(cloudwatch: Any, urls: dict[str, str], now: datetime) -> Ages:
+    """Ask CloudWatch for the newest ApproximateAgeOfOldestMessage of each queue, in one call."""
+    names = list(urls)[:MOST_QUERIES]
+    answer = cloudwatch.get_metric_data(
+        StartTime=now - AGES_REACH_BACK,
+        EndTime=now,
+        ScanBy="TimestampDescending",
+        MetricDataQueries=[_query(n, name_of(urls[name])) for n, name in enumerate(names)],
+    )
+    found = ((int(result["Id"][1:]), result["Values"]) for result in answer["MetricDataResults"])
+    return {names[number]: int(values[0]) for number, values in found if values}
+
+
+def _query(number: int, queue: str) -> dict[str, Any]:
+    metric = {
+        "Namespace": "AWS/SQS",
+        "MetricName": "ApproximateAgeOfOldestMessage",
+        "Dimensions": [{"Name": "QueueName", "Value": queue}],
+    }
+    return {"Id": f"q{number}", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Maximum"}}
+
+
+def remembered(ask: Callable[[], Ages]) -> Callable[[], Ages]:
+    """The answer of `ask`, asked again when it has stood for a minute."""
+    asked_at, ages = float("-inf"), Ages()
+
+    def answer() -> Ages:
+        nonlocal asked_at, ages
+        if time.monotonic() - asked_at >= AGES_STAND:
+            asked_at, ages = time.monotonic(), ask()
+        return ages
+
+    return answer

@@ -1,0 +1,1 @@
+"""Celery's side: its transport, consumer, requests and tasks, extended for this broker."""

@@ -1,0 +1,154 @@
+"""SQS behind kombu's channel: which queue lives where, what is sent, consumed, acked, rejected."""
+
+from typing import Any
+
+from kombu.transport import virtual
+
+from sqs_broker.errors import PublishError
+from sqs_broker.rules import outcomes
+from sqs_broker.sqs.deliveries import Deliveries
+from sqs_broker.sqs.publisher import Batch, publish
+from sqs_broker.worker.message import Message
+
+
+class QoS(virtual.QoS):
+    """kombu's table of unacknowledged messages, which here never restores anything: the leases
+    know what is in flight, and the channel releases it."""
+
+    restore_at_shutdown = False
+
+
+class Channel(virtual.Channel):
+    """What Celery and kombu call. What is in flight is the business of its `deliveries`.
+
+    `basic_ack` and `basic_reject` may be called from any thread, which Celery does while a pool
+    drains (celery 5.7 concurrency/prefork.py).
+    """
+
+    Message = Message
+    QoS = QoS
+    do_restore = False
+    body_encoding = None
+    supports_fanout = True
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._options = connection.options
+        self._client = connection.sqs
+        self._mailbox = connection.mailbox
+        #: Where messages are collected instead of sent one by one (`publish_many`).
+        self.batch: Batch | None = None
+        #: What is in flight here. Consumers, requests and whoever stops or pauses a worker use it.
+        self.deliveries = Deliveries(
+            self._options,
+            message_of=lambda tag: self.qos._delivered.get(tag),
+            silence=connection.silence,
+        )
+
+    # Publishing
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
+        """Send a task message. Raises UnknownQueue, and PublishError for what SQS would refuse.
+
+        What belongs to the control plane goes there, and may raise what `Mailbox.publish` does.
+        """
+        if self._mailbox.publish(message, exchange, routing_key):
+            return
+        super().basic_publish(message, exchange, routing_key, **kwargs)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        send = self.batch.add if self.batch else publish
+        send(self._client(), self._options.queue(queue), message, self._options.max_message_bytes)
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        # Where kombu would drop a message without a route, the caller is told.
+        queues: list[str] = super()._lookup(exchange, routing_key, default)
+        if not queues:
+            raise PublishError(f"No queue is bound to {exchange!r} with key {routing_key!r}.")
+        return queues
+
+    # Queues
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        if not self._mailbox.owns(queue):
+            self._options.queue(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return queue in self._options.queues or self._mailbox.owns(queue)
+
+    def _queue_bind(self, *binding: Any) -> None:
+        """Nothing: bindings belong to a process, and each reader knows its own."""
+
+    def _size(self, queue: str) -> int:
+        # Asked at each publish (kombu 5.7 `queue_declare`), where a producer may only send.
+        return 0
+
+    def _purge(self, queue: str) -> int:
+        self._client().purge_queue(QueueUrl=self._options.queue(queue).url)
+        return 0
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if self._mailbox.owns(queue):
+            self._mailbox.delete(self, queue, *args)
+            return
+        raise PublishError(f"Queue {queue!r} is not deleted at run time; do it where it is made.")
+
+    # Consuming
+
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Set how many tasks run at a time; the window is a little wider, see Leases."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self.deliveries.resize(prefetch_count)
+
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
+    ) -> None:
+        """Start receiving from a configured queue, or hearing the control plane."""
+        super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+        if self._mailbox.owns(queue):
+            self._mailbox.consume(self, queue, callback)
+            return
+        # The inbox is made here, before any thread could make another: from Python 3.12 on a
+        # cached property has no lock.
+        self.deliveries.receive(queue, self.connection.inbox)
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Stop receiving. What an open poll still brings is released."""
+        queue = self._tag_to_queue.get(consumer_tag)
+        super().basic_cancel(consumer_tag)
+        if queue is not None and self._mailbox.owns(queue):
+            self._mailbox.cancel(queue)
+        elif queue is not None:
+            self.deliveries.leave(queue)
+
+    def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
+        """Unused: the transport drains its one inbox for all channels."""
+        raise NotImplementedError
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        raise NotImplementedError("SQS messages are consumed, not fetched one at a time.")
+
+    # Settling
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """End a delivery with what happened to it; without a word, it succeeded."""
+        self.deliveries.end_message(delivery_tag, outcomes.Succeeded())
+        super().basic_ack(delivery_tag, multiple)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a delivery with what happened to it; without a word, it is released or refused."""
+        refused = outcomes.Refused("the message was rejected")
+        self.deliveries.end_message(delivery_tag, outcomes.NotStarted() if requeue else refused)
+        self.qos.ack(delivery_tag)
+
+    # Closing
+
+    def close(self) -> None:
+        """Close what is in flight, then the channel."""
+        if not self.closed:
+            self.deliveries.close()
+            super().close()

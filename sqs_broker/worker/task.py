@@ -1,0 +1,228 @@
+"""The base of every task on this broker: what a failure means, and what a retry is.
+
+A retry is the same message, made visible later; never a new one. So `request.retries` is the
+delivery count less one, and what a change of visibility cannot express raises at the call.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from celery import Task as CeleryTask
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+
+from sqs_broker.errors import ConfigurationError, label
+from sqs_broker.options import Options
+from sqs_broker.rules.policy import Policy
+from sqs_broker.worker.batch import Prepared, outcomes_of
+
+
+class Task(CeleryTask):
+    """A task whose unexpected failures are retried with backoff, and whose permanent ones are not.
+
+    Options beyond Celery's: `dead_letter_on`, `suspect_on`, and `model`.
+    """
+
+    abstract = True
+    Request = "sqs_broker.worker.request:Request"
+
+    #: Exceptions that no retry can help: the message is dead-lettered with their text as the
+    #: reason, which is therefore shown to operators and must hold no personal data.
+    dead_letter_on: ClassVar[tuple[type[Exception], ...]] = ()
+
+    #: Exceptions that may mean that something this worker depends on is away. They are a hint: see
+    #: sqs_broker/rules/suspicion.py. Celery's two time limits may be among them.
+    suspect_on: ClassVar[tuple[type[Exception], ...]] = ()
+
+    #: The message model. Only a task that has one can be reached by plain JSON.
+    model: ClassVar[type | None] = None
+
+    #: Does the work of many messages at once: takes their Calls, and returns for each, in order,
+    #: its result or the exception that is its own. A task that has it shares jobs of the pool
+    #: (sqs_broker/worker/batches.py), with its time limits for the whole job.
+    many: ClassVar[Callable[[Sequence[Any]], Sequence[Any]] | None] = None
+
+    #: The queue's policy, narrowed by the task's own `max_retries`.
+    policy: ClassVar[Policy] = Policy()
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Take the number of retries from the queue's policy, where the task has no own."""
+        super().on_bound(app)
+        policy = Options.read(app.conf.broker_transport_options).policy
+        if cls.name.startswith("celery."):
+            cls.policy = policy
+            return  # Celery's own tasks keep Celery's number of retries.
+        if not _says_max_retries(cls):
+            cls.max_retries = policy.max_attempts - 1
+        elif cls.max_retries is None:
+            raise ConfigurationError(
+                f"Task {cls.name}: max_retries=None asks for retries without end, which SQS does "
+                "not have. Give a number, at most max_attempts less one."
+            )
+        elif cls.max_retries > policy.max_attempts - 1:
+            raise ConfigurationError(
+                f"Task {cls.name}: max_retries ({cls.max_retries}) must be at most max_attempts "
+                f"({policy.max_attempts}) less one. Raise max_attempts or lower max_retries."
+            )
+        cls.policy = policy.limited_to(cls.max_retries)
+
+    def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
+        """The arguments as logs, events and Flower may show them: no value or name that came with
+        the message, unless it is known to be no personal data."""
+        return f"({len(args)} hidden)" if args else "()", f"{{{len(kwargs)} hidden}}"
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Send the task. The message shows no argument that `shown` hides, and names no time limit
+        but those of this call: the worker has the task's own."""
+        # Else Celery adds what the task has here, and the worker could not tell who asked for it.
+        options.setdefault("time_limit", None)
+        options.setdefault("soft_time_limit", None)
+        shown = self.shown(args or (), kwargs or {})
+        options.setdefault("argsrepr", shown[0])
+        options.setdefault("kwargsrepr", shown[1])
+        return super().apply_async(args, kwargs, *rest, **options)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the task; in a worker, turn a failure into a retry or a dead letter."""
+        request = self.request
+        if request.called_directly:
+            return super().__call__(*args, **kwargs)
+        if request.is_eager:
+            return self.run(*args, **kwargs)
+        return self._guarded(self.run, args, kwargs)
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Exception | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Raise celery's Retry, so that the same message is delivered again.
+
+        `countdown` is in seconds and `eta` a time; without them the policy's backoff is used. Once
+        `max_retries` are used up, raises `exc`, or MaxRetriesExceededError. Raises TypeError for
+        what the same message cannot express: other arguments or options, `throw=False`.
+        """
+        if self.request.called_directly or self.request.is_eager:
+            return super().retry(
+                args, kwargs, exc, throw, eta, countdown, max_retries=max_retries, **options
+            )
+        if args is not None or kwargs is not None or options or not throw:
+            raise TypeError(
+                f"Task {self.name}: a retry is the same message again, so retry() takes no args, "
+                "kwargs, throw=False or options of apply_async. Send a new task instead."
+            )
+        if not self.acks_late:
+            raise TypeError(
+                f"Task {self.name}: with acks_late=False its message is deleted before it runs, so "
+                "there is nothing to deliver again. Set acks_late=True."
+            )
+        limit = self.max_retries if max_retries is None else max_retries
+        if self.request.retries >= limit:
+            if exc is not None:
+                raise exc
+            raise MaxRetriesExceededError(f"{self.name} has used its {limit} retries")
+        raise Retry(exc=exc, when=self._delay(eta, countdown))
+
+    def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
+        """The outcome of each call of a batch, in order.
+
+        Raises what `many` raises, and RuntimeError where it gives no list of outcomes.
+        """
+        # From the class: on the task it would be a method.
+        many = type(self).many
+        assert many is not None
+        return outcomes_of(self.name, many(calls), len(calls))
+
+    def retry_delay(self, exc: Exception) -> float | None:
+        """Seconds until a failure is tried again; None leaves it to the policy's backoff."""
+        return None
+
+    def is_blameless(self, hint: BaseException) -> bool:
+        """Whether no message can be blamed for an exception of `suspect_on`, whatever is found out
+        about an outage: this process does not reach what others do. Then the message is tried
+        again until SQS allows no further delivery."""
+        return False
+
+    def _delay(self, eta: datetime | None, countdown: float | None) -> float:
+        if eta is not None:
+            aware = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
+            return max(0.0, (aware - datetime.now(UTC)).total_seconds())
+        if countdown is not None:
+            return countdown
+        return self.policy.backoff(self.request.retries + 1)
+
+    def _guarded(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return self._classified(run, args, kwargs)
+        except (Ignore, Reject):
+            raise
+        except Exception as exc:
+            hint = self._hint(exc)
+            if hint is None or not self.acks_late:
+                raise
+            delay = exc.when if isinstance(exc, Retry) else self.retry_delay(exc)
+            raise Suspected(
+                label(hint), isinstance(exc, Retry), delay, self.is_blameless(hint)
+            ) from exc
+
+    def _hint(self, exc: BaseException | None) -> BaseException | None:
+        """What may mean an outage: the exception, or one that led to it."""
+        while exc is not None and not isinstance(exc, self.suspect_on):
+            exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+        return exc
+
+    def _classified(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        # Permanent and transient are told apart here, in the pool's process: on its way to the
+        # main one an exception may lose its class (celery 5.7 utils/serialization.py).
+        prepared = getattr(self.request, "prepared", None)
+        if isinstance(prepared, Prepared):
+            run = prepared
+        try:
+            return run(*args, **kwargs)
+        except (Ignore, Reject, Retry):
+            raise
+        except self.dead_letter_on as exc:
+            raise Rejected(str(exc), label(exc)) from exc
+        except Exception as exc:
+            if not self.acks_late:
+                raise  # Its message is deleted already.
+            # Broad on purpose: what nobody has classified may pass, so it is retried.
+            return self.retry(exc=exc, countdown=self.retry_delay(exc))
+
+
+class Rejected(Reject):
+    """Celery's Reject with the class of the error behind it; crosses to the main process."""
+
+    def __init__(self, reason: str, error: str, requeue: bool = False) -> None:
+        super().__init__(reason, requeue)
+        self.args = (reason, error, requeue)
+        self.error = error
+
+
+class Suspected(Reject):
+    """A failure that an outage may have caused; crosses to the main process, which finds out."""
+
+    def __init__(
+        self, error: str, is_retry: bool, delay: float | None, is_blameless: bool = False
+    ) -> None:
+        super().__init__(error, requeue=True)
+        self.args = (error, is_retry, delay, is_blameless)
+        self.error = error
+        #: Whether the task would run again if there were no outage.
+        self.is_retry = is_retry
+        #: Seconds after which it can run again; None leaves it to the policy's backoff.
+        self.delay = delay
+        #: Whether it counts for nothing even if there is no outage.
+        self.is_blameless = is_blameless
+
+
+def _says_max_retries(cls: type[Task]) -> bool:
+    own = cls.__mro__[: cls.__mro__.index(Task)]
+    return any("max_retries" in vars(base) for base in own)

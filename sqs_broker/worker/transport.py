@@ -1,0 +1,133 @@
+"""SQS as a kombu transport. What it adds to `virtual.Transport`: one inbox that receivers fill and
+the event loop empties, and no sleep anywhere.
+"""
+
+import logging
+import socket
+from functools import cached_property
+from time import monotonic
+from typing import Any
+
+from botocore.exceptions import BotoCoreError
+from kombu.transport import virtual
+
+from sqs_broker.control.mailbox import Mailbox
+from sqs_broker.machine.inbox import Inbox
+from sqs_broker.options import Options
+from sqs_broker.rules.faults import untaken
+from sqs_broker.rules.outcomes import Happened, NotStarted
+from sqs_broker.sqs.clients import Client
+from sqs_broker.worker.channel import Channel
+from sqs_broker.worker.message import Message
+
+logger = logging.getLogger(__name__)
+
+
+#: Seconds between two signs of life of the event loop.
+BEAT = 1.0
+
+
+class Transport(virtual.Transport):
+    """Celery's way to SQS: `broker_transport = "sqs_broker:Transport"`, `broker_url = "sqs://"`."""
+
+    Channel = Channel
+    default_port = None
+    driver_type = "sqs"
+    driver_name = "sqs"
+    # Not every OSError: a fork or a file that fails on a worker's loop is no connection of ours.
+    connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, ConnectionError)
+    # `asynchronous` makes Celery run its event loop (celery 5.7 worker/worker.py).
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True, exchange_type=frozenset({"direct", "topic", "fanout"})
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self.options = Options.read(client.transport_options)
+        self.sqs = Client(self.options)
+        self.mailbox = Mailbox(self.options.control, lambda: self.inbox)
+        self._beat_at: float | None = None
+
+    @cached_property
+    def inbox(self) -> Inbox:
+        """Where receivers put what came."""
+        return Inbox()
+
+    def driver_version(self) -> str:
+        """The version of boto3, for `celery report`."""
+        import boto3
+
+        return str(boto3.__version__)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Deliver on the loop whenever a receiver brought something."""
+        loop.add_reader(self.inbox.fileno(), self._deliver_arrived)
+        # From now on: a loop that hangs before its first turn hangs too.
+        self._beat()
+        loop.call_repeatedly(BEAT, self._beat)
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver what arrives within `timeout` seconds. Raises socket.timeout where nothing does.
+
+        For consumers without Celery's event loop.
+        """
+        if not self.inbox.wait(timeout):
+            raise socket.timeout  # noqa: UP041 - the name kombu's callers know it by
+        # One at a time: who waits for replies counts them (kombu 5.7 pidbox.py `_collect`).
+        if (arrived := self.inbox.take_one()) is not None:
+            self._hand_over(*arrived)
+
+    def close_connection(self, connection: Any) -> None:
+        """Close the channels, which releases and settles, then the inbox."""
+        super().close_connection(connection)
+        self.mailbox.close()
+        if "inbox" in vars(self):
+            self.inbox.close()
+
+    def silence(self) -> float:
+        """Seconds since the event loop was last seen to turn; 0 where there is none."""
+        return 0.0 if self._beat_at is None else monotonic() - self._beat_at
+
+    def _beat(self) -> None:
+        self._beat_at = monotonic()
+        self.mailbox.hear_all()
+
+    def _deliver_arrived(self) -> None:
+        for queue, arrived in self.inbox.take_all():
+            try:
+                self._hand_over(queue, arrived)
+            except Exception:
+                # Broad on purpose: an exception in a hub callback ends the worker or is swallowed
+                # (kombu 5.7 asynchronous/hub.py).
+                logger.exception(
+                    "A message of the control plane could not be handed to its consumer.",
+                    extra={"event": "deliver.failed", "queue": queue},
+                )
+
+    def _hand_over(self, queue: str, arrived: Any) -> None:
+        if isinstance(arrived, Message):
+            self.mailbox.deliver(queue, arrived)
+        else:
+            self._hand_over_task(queue, arrived)
+
+    def _hand_over_task(self, queue: str, payload: dict[str, Any]) -> None:
+        tag = payload["properties"]["delivery_tag"]
+        callback = self._callbacks.get(queue)
+        if callback is None:
+            self._end(tag, NotStarted())
+            return
+        if not any(channel.deliveries.holds(tag) for channel in self.channels):
+            return  # Its lease was lost or handed back while it waited here.
+        try:
+            callback(payload)
+        except Exception as exc:
+            # Broad on purpose: this message must not take the others along.
+            logger.exception(
+                "A message could not be handed to the worker.",
+                extra={"event": "deliver.failed", "queue": queue},
+            )
+            self._end(tag, untaken(exc))
+
+    def _end(self, tag: str, happened: Happened) -> None:
+        for channel in self.channels:
+            channel.deliveries.end_unstarted(tag, happened)
