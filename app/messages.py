@@ -6,9 +6,6 @@ spellings (`stock_id`, `stockId`). Fields that a model does not name are ignored
 producer may be newer than the worker.
 """
 
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any, ClassVar
 
@@ -26,6 +23,8 @@ from pydantic.alias_generators import to_camel
 
 from app.payload import Carrier, hash_of_version_1
 from sqs_broker import ForeignMessage, Undecodable
+from sqs_broker.rules.provenance import Provenance as Provenance
+from sqs_broker.rules.provenance import Source as Source
 
 #: The largest integer that every JSON reader and BSON agree on.
 LARGEST_INTEGER = 2**53
@@ -97,29 +96,6 @@ class Increment(Message):
     version_1 = "input"
 
     input: Annotated[StrictInt | StrictFloat, AfterValidator(_exact)]
-
-
-class Source(StrEnum):
-    """The door a message came in by."""
-
-    CELERY = "celery"
-    JSON = "json"
-    SNS = "sns"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a message came from, as its task is told."""
-
-    message_id: str
-    """The producer's id; SQS's MessageId where the producer gave none."""
-    has_producer_id: bool
-    """Whether the id is the producer's, and so survives a redrive."""
-    source: Source
-    deliveries: int
-    """How often SQS has delivered the message, this delivery included."""
-    enqueued_at: datetime
-    """When SQS took the message, in UTC; when the call was made, where no queue was between."""
 
 
 def field_faults(error: ValidationError) -> str:

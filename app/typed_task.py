@@ -115,15 +115,9 @@ class TypedTask(Task):
 
 
 def _provenance(request: Any) -> Provenance:
-    told = getattr(request, "delivery", None)
-    if told is None:
-        # Called without a queue: directly, by apply(), or eagerly.
-        id_ = request.id
-        return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))
-    return Provenance(
-        message_id=told["message_id"],
-        has_producer_id=told["has_producer_id"],
-        source=Source(told["source"]),
-        deliveries=told["deliveries"],
-        enqueued_at=datetime.fromisoformat(told["enqueued_at"]),
-    )
+    provenance: Provenance | None = getattr(request, "delivery", None)
+    if provenance is not None:
+        return provenance
+    # Called without a queue: directly, by apply(), or eagerly.
+    id_ = request.id
+    return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))

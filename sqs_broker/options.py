@@ -117,6 +117,10 @@ class Options:
     health_file: str | None = None
     """Where a worker writes whether it does its work (sqs_broker/worker/health.py)."""
     decode_json: DecodeJson | None = None
+    observers: tuple[Any, ...] = ()
+    """The project's own, beside the log (sqs_broker/observers/observer.py)."""
+    brackets: tuple[Any, ...] = ()
+    """What is entered around each run of a task (sqs_broker/observers/bracket.py)."""
     policy: Policy = field(default_factory=Policy)
     control: ControlOptions = field(default_factory=ControlOptions)
 
@@ -140,6 +144,8 @@ class Options:
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             health_file=given.get("health_file"),
             decode_json=symbol_by_name(decoder) if decoder else None,
+            observers=tuple(map(symbol_by_name, given.get("observers") or ())),
+            brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
             control=ControlOptions.read(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
         )

@@ -15,7 +15,7 @@ from app.settings import get_settings
 from app.startup import check_dead_letter_urls, check_numbers
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
-from sqs_broker.rules.arrivals import CLOCK_TOLERANCE
+from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.routes import circle
 from sqs_broker.sqs.calls import date_of, error_code, name_of
 from sqs_broker.sqs.clients import new_session

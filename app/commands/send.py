@@ -18,6 +18,7 @@ from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import size
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
+from sqs_broker.rules.provenance import Source
 from sqs_broker.sqs.publisher import Batch, Published
 from sqs_broker.tools.commands.broker import client_of, options_of
 from sqs_broker.tools.commands.interruption import deferred
@@ -108,7 +109,7 @@ class Checker:
             payload = decode(_as_delivery(text), self._options.decode_json)
         except Undecodable as exc:
             raise Unfit(exc.reason) from exc
-        if payload["headers"]["delivery"]["source"] != "json":
+        if payload["headers"]["delivery"].source is not Source.JSON:
             raise Unfit("this is no plain JSON message, but Celery's or SNS's own")
         task = payload["headers"]["task"]
         self._check_arguments(task, payload["body"][1])

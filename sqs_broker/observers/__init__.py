@@ -1,1 +1,1 @@
-"""Those who hear what happens to messages. None of them changes it."""
+"""Those who see what happens to messages, and change nothing of it: the log, metrics, traces."""

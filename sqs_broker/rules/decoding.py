@@ -11,7 +11,6 @@ import binascii
 import json
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from sqs_broker.errors import Undecodable
 from sqs_broker.rules.envelope import Embed, Envelope, Headers, Properties
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
+from sqs_broker.rules.provenance import Provenance, Source
 
 #: Layers of base64 that kombu's SQS transport can put around an envelope.
 MOST_LAYERS = 2
@@ -40,14 +40,6 @@ Model = TypeVar("Model")
 Payload = list[Any]
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What a task is told of its message beyond what SQS says."""
-
-    source: str
-    has_producer_id: bool
-
-
 def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]:
     """The delivery as a payload of kombu's `virtual.Message`.
 
@@ -61,9 +53,9 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
     body and are raised as they are.
     """
     content = _json_object(delivery.body)
-    source = "json"
+    source = Source.JSON
     if _is_sns(content):
-        content, source = _json_object(content["Message"]), "sns"
+        content, source = _json_object(content["Message"]), Source.SNS
     if "properties" in content:
         return _from_envelope(content, delivery)
     if decode_json is None:
@@ -136,8 +128,8 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
         if name in CELERYS or not hasattr(Context, name)
     }
     _check_times(headers)
-    told = _Told("celery", has_producer_id=True)
-    return _payload(payload, headers, delivery, told, envelope.properties)
+    provenance = _provenance(headers["id"], Source.CELERY, delivery, has_producer_id=True)
+    return _payload(payload, headers, delivery, provenance, envelope.properties)
 
 
 def _read_payload(body: str) -> Payload:
@@ -195,7 +187,7 @@ def _check_times(headers: Mapping[str, Any]) -> None:
 
 
 def _from_foreign(
-    content: dict[str, Any], source: str, delivery: Delivery, decode_json: DecodeJson
+    content: dict[str, Any], source: Source, delivery: Delivery, decode_json: DecodeJson
 ) -> dict[str, Any]:
     foreign = decode_json(content)
     if foreign.task.startswith("celery."):
@@ -203,25 +195,26 @@ def _from_foreign(
     id_ = foreign.id or delivery.message_id
     headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
     payload = [[], foreign.kwargs, {}]
-    told = _Told(source, has_producer_id=foreign.id is not None)
-    return _payload(payload, headers, delivery, told, Properties())
+    provenance = _provenance(id_, source, delivery, has_producer_id=foreign.id is not None)
+    return _payload(payload, headers, delivery, provenance, Properties())
+
+
+def _provenance(
+    id_: str, source: Source, delivery: Delivery, *, has_producer_id: bool
+) -> Provenance:
+    sent_at = delivery.enqueued_at.astimezone(UTC)
+    return Provenance(id_, has_producer_id, source, delivery.count, sent_at)
 
 
 def _payload(
     payload: Payload,
     headers: dict[str, Any],
     delivery: Delivery,
-    told: _Told,
+    provenance: Provenance,
     properties: Properties,
 ) -> dict[str, Any]:
     headers["retries"] = delivery.count - 1
-    headers["delivery"] = {
-        "message_id": headers["id"],
-        "has_producer_id": told.has_producer_id,
-        "source": told.source,
-        "deliveries": delivery.count,
-        "enqueued_at": delivery.enqueued_at.astimezone(UTC).isoformat(),
-    }
+    headers["delivery"] = provenance
     return {
         "body": payload,
         # kombu's words for data that is there as it is (kombu 5.7 serialization.py, `loads`).

@@ -47,6 +47,13 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class UnknownTask:
+    """This worker has no task of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class NotDue:
     """It arrived before its time: SQS delays by 900 s at the most."""
 
@@ -92,12 +99,16 @@ Happened = (
     | RetryAsked
     | Failed
     | Refused
+    | UnknownTask
     | NotDue
     | NotStarted
     | NotTaken
     | Copied
     | Interrupted
 )
+
+#: Characters of a task's name that a reason shows.
+LONGEST_NAME = 100
 
 # Outcomes -------------------------------------------------------------------------------------
 
@@ -157,21 +168,32 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
             return Done()
         case Refused(reason, error):
             return DeadLetter(reason, error)
+        case UnknownTask(name):
+            return DeadLetter(f"unknown task {name[:LONGEST_NAME]!r}", "KeyError")
         case NotDue(delay):
             return Postponed(min(delay, LONGEST_DELAY))
         case NotStarted() | NotTaken() | Interrupted():
             return _handed_back(_wait(happened, deliveries, policy), deliveries, policy)
-        case Failed(error, reason):
-            if policy.is_last(deliveries):
-                return DeadLetter(reason, error)
-            return Retry(policy.backoff(deliveries), error)
-        case RetryAsked(delay, error, reason):
-            # The task has its own limit, kept where it asked; SQS's is the one left to keep here.
-            if deliveries >= policy.max_receive_count:
-                return DeadLetter(reason, error)
-            if delay is None or math.isnan(delay):
-                return Retry(policy.backoff(deliveries), error)
-            return Retry(math.ceil(min(max(delay, 0), LONGEST_VISIBILITY)), error)
+        case Failed() | RetryAsked():
+            if is_final(happened, deliveries, policy):
+                return DeadLetter(happened.reason, happened.error)
+            return Retry(_retry_delay(happened, deliveries, policy), happened.error)
+
+
+def is_final(happened: Failed | RetryAsked, deliveries: int, policy: Policy) -> bool:
+    """Whether no run follows this one: the one answer to "is this the last attempt?"."""
+    # Who asks for a retry has kept its own limit where it asked; SQS's is the one left to keep.
+    most = policy.max_receive_count
+    if isinstance(happened, Failed):
+        most = min(policy.max_attempts, most)
+    return deliveries >= most
+
+
+def _retry_delay(happened: Failed | RetryAsked, deliveries: int, policy: Policy) -> int:
+    asked = happened.delay if isinstance(happened, RetryAsked) else None
+    if asked is None or math.isnan(asked):
+        return policy.backoff(deliveries)
+    return math.ceil(min(max(asked, 0), LONGEST_VISIBILITY))
 
 
 def _wait(happened: NotStarted | NotTaken | Interrupted, deliveries: int, policy: Policy) -> int:

@@ -68,10 +68,6 @@ class Policy:
             return self
         return replace(self, max_attempts=min(self.max_attempts, max_retries + 1))
 
-    def is_last(self, deliveries: int) -> bool:
-        """Whether a failure in this delivery is final."""
-        return deliveries >= min(self.max_attempts, self.max_receive_count)
-
     def backoff(self, deliveries: int) -> int:
         """Whole seconds until the next delivery: exponential, with full jitter, at least one.
 

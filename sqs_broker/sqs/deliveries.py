@@ -1,6 +1,6 @@
 """All that one channel has in flight, and the threads that bring, keep and settle it.
 
-    receiver -> arrivals -> inbox …… the worker …… end -> outcomes.decide -> settler
+    receiver -> admission.arrive -> inbox …… the worker …… end -> outcomes.decide -> settler
                     leases <- heartbeat
 
 Every delivery that a receiver brings ends here, once: settled, handed back, or lost with its lease.
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from sqs_broker.errors import NoThread
 from sqs_broker.machine.inbox import Inbox
-from sqs_broker.observers import journal
+from sqs_broker.observers.observer import Observer, facts_of
 from sqs_broker.options import Options
-from sqs_broker.rules import arrivals, outcomes
+from sqs_broker.rules import admission, outcomes
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.lease import Delivery, Lease
@@ -65,10 +65,12 @@ class Deliveries:
         options: Options,
         message_of: Callable[[str], Taken | None],
         silence: Callable[[], float],
+        observers: Observer,
     ) -> None:
         self._options = options
         self._message_of = message_of
         self._silence = silence
+        self._observers = observers
         policy = options.policy
         self._leases = Leases(policy.visibility_timeout, policy.longest_wait, monotonic)
         self._receivers: dict[str, Receiver] = {}
@@ -180,9 +182,9 @@ class Deliveries:
         elif self._settler and self._settler.copies.are_sent(delivery):
             self.end(delivery.tag, outcomes.Copied())
         else:
-            arrival = arrivals.look_at(delivery, self._options.decode_json)
+            arrival = admission.arrive(delivery, self._options.decode_json)
             if arrival.ended is None:
-                return arrival.payload
+                return arrival.content
             self.end(delivery.tag, arrival.ended, arrival.headers)
         return None
 
@@ -196,7 +198,15 @@ class Deliveries:
         """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
         delivery has ended before: its message may be another worker's by now. Without a job it
         runs alone."""
-        return self._leases.started(tag, time_limit, job)
+        lease = self._leases.started(tag, time_limit, job)
+        if lease is not None:
+            self._observers.started(facts_of(lease.delivery, self._headers_of(lease)))
+        return lease
+
+    def admitted(self, tag: str, headers: dict[str, Any]) -> None:
+        """A task of this worker will run the message."""
+        if (lease := self._leases.get(tag)) is not None:
+            self._observers.received(facts_of(lease.delivery, headers))
 
     def holds(self, tag: str) -> bool:
         """Whether this delivery is in flight here, with its lease."""
@@ -246,16 +256,14 @@ class Deliveries:
         if self._settler is None:
             return
         if lease.expires_at <= monotonic():
-            journal.lease_lost(lease.delivery, OVER)
+            self._observers.lost(facts_of(lease.delivery, headers), OVER)
             return
         delivery = lease.delivery
         outcome = decide(happened, delivery.count, policy or self._options.policy)
         task, id_ = (headers["task"], headers["id"]) if headers else (None, None)
         self._leases.telling(1)
         self._settler.settle(lease, outcome, task, id_)
-        if isinstance(happened, outcomes.NotTaken):
-            journal.not_taken(delivery, happened.error, task, id_)
-        journal.ended(delivery, outcome, task, id_)
+        self._observers.ended(facts_of(delivery, headers), happened, outcome)
 
     def _watch_the_loop(self) -> None:
         """Hand back what waits behind an event loop that hangs, and receive no more until it beats.
@@ -269,6 +277,7 @@ class Deliveries:
         if self._leases.pause(LOOP_HANGS, hangs):
             text = "The event loop hangs; nothing is received." if hangs else "It beats again."
             logger.error(text, extra={"event": "loop.hangs" if hangs else "loop.beats"})
+            self._observers.paused(self._leases.pauses)
         if hangs:
             for lease in leases:
                 self.end(lease.delivery.tag, outcomes.NotStarted())
@@ -280,13 +289,16 @@ class Deliveries:
             self._hand_back(taken)
 
     def _hand_back(self, lease: Lease) -> None:
+        self._conclude(lease, outcomes.NotStarted(self._release_after), self._headers_of(lease))
+
+    def _headers_of(self, lease: Lease) -> dict[str, Any] | None:
+        """The headers of a message that the worker has taken."""
         message = self._message_of(lease.delivery.tag)
-        headers = message.headers if message else None
-        self._conclude(lease, outcomes.NotStarted(self._release_after), headers)
+        return message.headers if message else None
 
     def _on_lost(self, lease: Lease, why: str) -> None:
         if self._leases.take(lease.delivery.tag) is not None:
-            journal.lease_lost(lease.delivery, why)
+            self._observers.lost(facts_of(lease.delivery, self._headers_of(lease)), why)
             self.on_lease_lost(lease.delivery.tag)
 
     @property
@@ -310,13 +322,15 @@ class Deliveries:
         """
         longest_poll = self._options.wait_time_seconds + ANSWER_MARGIN
         self._release_after = max(math.ceil(release_after), longest_poll)
-        self._leases.pause(reason)
+        if self._leases.pause(reason):
+            self._observers.paused(self._leases.pauses)
         for lease in self._leases.take_waiting():
             self._hand_back(lease)
 
     def resume(self, reason: str) -> None:
         """End the pause for this reason. Thread-safe."""
-        self._leases.pause(reason, False)
+        if self._leases.pause(reason, False):
+            self._observers.paused(self._leases.pauses)
         if not self._leases.pauses:
             self._release_after = 0
 

@@ -248,6 +248,10 @@ class Leases:
             if lease := self._held.get(tag):
                 lease.expires_at = until
 
+    def get(self, tag: str) -> Lease | None:
+        """The lease of a delivery in flight."""
+        return self._held.get(tag)
+
     def holds(self, tag: str) -> bool:
         """Whether a delivery is in flight, with its lease."""
         return tag in self._held

@@ -14,8 +14,8 @@ from kombu.utils.json import dumps
 from sqs_broker.errors import MessageTooLarge, PublishError
 from sqs_broker.limits import BATCH, LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.options import QueueAddress
-from sqs_broker.rules.arrivals import seconds_until_due
 from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.due import seconds_until_due
 from sqs_broker.sqs.calls import error_code
 
 if TYPE_CHECKING:

@@ -1,8 +1,10 @@
 """Many messages of one task as one job of the pool: what runs in the pool's process.
 
-A task that says how (`Task.many`) does the work of all at once, and each message then goes through
-Celery's own trace with the outcome that is its own: so signals, links, chains, retries and
-dead letters are what they are for a message that runs alone.
+A task that says how (`Task.many`) does the work of all at once. Each message goes through Celery's
+own trace, and these are nested: the last message's is entered first, the first message's last,
+then the work is done, and they are left in the order of the messages. So whatever Celery or a
+library does before and after a task's run (signals, spans, scopes) is around the work, for each
+message; links, chains, retries and dead letters are what they are for a message that runs alone.
 """
 
 import pickle
@@ -31,22 +33,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What the work for all has led to for one message: a result, or the error that is its own."""
-
-    outcome: Any
-
-    def __call__(self, /, *_: Any, **__: Any) -> Any:
-        """The result. Raises the error, and TypeError for what is neither."""
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        if isinstance(self.outcome, BaseException | type):
-            # Raised, SystemExit would end the process with all messages; a class is a slip.
-            raise TypeError("the outcome of a message is its result or an Exception")
-        return self.outcome
-
-
-@dataclass(frozen=True)
 class Job:
     """A message on its way to a process of the pool."""
 
@@ -60,30 +46,103 @@ class Job:
 def run(trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> list[Traced]:
     """Run the task for all messages at once; what came of each, in order.
 
-    An exception of the work itself is each message's own: none of them is done. One that comes
-    between two messages, as a time limit does, leaves those that have ended; the others fail. No
-    Exception is raised.
+    An exception of the work itself is each message's own: none of them is done. A message that
+    fails before the work has no part in it. No Exception is raised.
     """
-    started = monotonic()
-    traced: list[Traced] = []
-    try:
-        outcomes = _outcomes(name, jobs)
-        shared = (monotonic() - started) / len(jobs)
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            traced.append(_traced(trace, name, job, outcome, shared))
-    except Exception as exc:
-        # Broad on purpose: it is nobody's own, and each message has to end.
-        for job in jobs[len(traced) :]:
-            traced.append(_traced(trace, name, job, exc, 0.0, passing=()))
-    return traced
+    return _Run(trace, name, jobs).finish()
 
 
-def _outcomes(name: str, jobs: Sequence[Job]) -> list[Any]:
-    task = current_app.tasks[name]
-    read = [_read(job) for job in jobs]
-    calls = [call for call in read if isinstance(call, Call)]
-    outcomes = iter(_worked(task, calls) if calls else ())
-    return [next(outcomes) if isinstance(call, Call) else call for call in read]
+class Prepared:
+    """Stands for the function of a task whose message runs with others: runs what is left of the
+    job, and gives this message's own outcome."""
+
+    def __init__(self, shared: "_Run", place: int) -> None:
+        self._shared = shared
+        self._place = place
+
+    def __call__(self, /, *_: Any, **__: Any) -> Any:
+        """The message's result. Raises its error, and TypeError for what is neither."""
+        outcome = self._shared.outcome_of(self._place)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, BaseException | type):
+            # Raised, SystemExit would end the process with all messages; a class is a slip.
+            raise TypeError("the outcome of a message is its result or an Exception")
+        return outcome
+
+
+class _Run:
+    """One run for many messages, by their places in the job."""
+
+    def __init__(self, trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> None:
+        self._trace = trace
+        self._name = name
+        self._jobs = jobs
+        #: Places that are not entered yet; the last one is next.
+        self._left = list(range(len(jobs)))
+        self._entered: list[int] = []
+        self._outcomes: dict[int, Any] | None = None
+        self._traced: dict[int, Traced] = {}
+        #: Seconds of the work for each message.
+        self._share = 0.0
+        #: Seconds that each message's trace has spent on the others and on the work.
+        self._inside: dict[int, float] = {}
+        #: The time limit that passed outside of any message's function.
+        self._limit: Exception | None = None
+
+    def finish(self) -> list[Traced]:
+        """Run all that is left."""
+        # More than once only if a message fails before its function is called.
+        while self._left:
+            self._enter()
+        return [self._traced[place] for place in range(len(self._jobs))]
+
+    def outcome_of(self, place: int) -> Any:
+        """Called in place of a message's function: enters the other messages, the innermost of
+        which does the work."""
+        began = monotonic()
+        self._entered.append(place)
+        try:
+            while self._left:
+                self._enter()
+            if self._outcomes is None:
+                self._outcomes = self._work()
+        finally:
+            self._inside[place] = monotonic() - began
+        return self._outcomes[place]
+
+    def _enter(self) -> None:
+        place = self._left.pop()
+        job = self._jobs[place]
+        job.request["prepared"] = Prepared(self, place)
+        # Without a content type Celery takes the body as it is (celery 5.7 app/trace.py).
+        body = job.args, job.kwargs, job.embed
+        try:
+            failed, result, seconds = self._trace(self._name, job.id, job.request, body, None, None)
+        except Exception as exc:
+            # Broad on purpose: for this message memory was short, say, and for the next it may do.
+            if isinstance(exc, SoftTimeLimitExceeded):
+                self._limit = exc
+            failed, result, seconds = 1, ExceptionInfo(), None
+        del job.request["prepared"]  # It holds all of the job.
+        # Celery gives no time for what has failed.
+        own = max((seconds or 0.0) - self._inside.get(place, 0.0), 0.0) + self._share
+        self._traced[place] = failed, _sendable(result) if failed else result, own
+
+    def _work(self) -> dict[int, Any]:
+        """The outcome of each message that was entered and has not failed."""
+        places = sorted(place for place in self._entered if place not in self._traced)
+        if self._limit is not None:
+            return dict.fromkeys(places, self._limit)
+        began = monotonic()
+        outcomes: dict[int, Any] = {place: _read(self._jobs[place]) for place in places}
+        calls = [place for place in places if isinstance(outcomes[place], Call)]
+        task = current_app.tasks[self._name]
+        if calls:
+            done = _worked(task, [outcomes[place] for place in calls])
+            outcomes |= zip(calls, done, strict=True)
+        self._share = (monotonic() - began) / len(self._jobs)
+        return outcomes
 
 
 def _read(job: Job) -> Call | Exception:
@@ -110,29 +169,6 @@ def outcomes_of(name: str, outcomes: Any, count: int) -> Sequence[Any]:
     if len(outcomes) != count:
         raise RuntimeError(f"{name}: {len(outcomes)} outcomes for {count} messages")
     return outcomes
-
-
-def _traced(
-    trace: Callable[..., Traced],
-    name: str,
-    job: Job,
-    outcome: Any,
-    seconds: float,
-    # A time limit is every message's. Celery's trace lets it out only where it came between two.
-    passing: tuple[type[Exception], ...] = (SoftTimeLimitExceeded,),
-) -> Traced:
-    job.request["prepared"] = Prepared(outcome)
-    # Without a content type Celery takes the body as it is (celery 5.7 app/trace.py).
-    body = job.args, job.kwargs, job.embed
-    try:
-        failed, result, its_own = trace(name, job.id, job.request, body, None, None)
-    except passing:
-        raise
-    except Exception:
-        # Broad on purpose: for this message memory was short, say, and for the next it may do.
-        failed, result, its_own = 1, ExceptionInfo(), None
-    # Celery gives no time for what has failed.
-    return failed, _sendable(result) if failed else result, seconds + (its_own or 0.0)
 
 
 def _sendable(failure: Any) -> Any:

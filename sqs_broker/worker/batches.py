@@ -15,9 +15,8 @@ from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task, trace_task_ret
 
 from sqs_broker.limits import BATCH
-from sqs_broker.observers import journal
 from sqs_broker.worker.batch import Job, run
-from sqs_broker.worker.request import HandedBack
+from sqs_broker.worker.request import HandedBack, say_unreported
 
 #: Messages of one job at the most. The way of a job to its process and back costs the same for all.
 LARGEST = 2 * BATCH
@@ -176,7 +175,7 @@ def _may_start(request: Any) -> bool:
 
 def _unreported(request: Any, exc: Exception, *, is_end: bool) -> None:
     with suppress(Exception):
-        journal.unreported(request.name, request.id, exc)
+        say_unreported(request, exc)
         if is_end:
             # Else it would keep its slot as long as its lease may last.
             request.reject(requeue=True)

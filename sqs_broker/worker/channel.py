@@ -36,6 +36,7 @@ class Channel(virtual.Channel):
         self._options = connection.options
         self._client = connection.sqs
         self._mailbox = connection.mailbox
+        self._observers = connection.observers
         #: Where messages are collected instead of sent one by one (`publish_many`).
         self.batch: Batch | None = None
         #: What is in flight here. Consumers, requests and whoever stops or pauses a worker use it.
@@ -43,6 +44,7 @@ class Channel(virtual.Channel):
             self._options,
             message_of=lambda tag: self.qos._delivered.get(tag),
             silence=connection.silence,
+            observers=connection.observers,
         )
 
     # Publishing

@@ -17,9 +17,9 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from sqs_broker.control import worker as control_plane
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
-from sqs_broker.rules import outcomes, time_limits
+from sqs_broker.rules.admission import Admitted, admit
 from sqs_broker.rules.faults import untaken
-from sqs_broker.rules.outcomes import Happened
+from sqs_broker.rules.outcomes import Happened, Refused, UnknownTask
 from sqs_broker.rules.routes import circle, told
 from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.loop import Hub
@@ -116,8 +116,28 @@ class Consumer(CeleryConsumer):
         self._refuse(message, "the message is no task message", None)
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
-        """No task has this name."""
-        self._refuse(message, f"unknown task {_printable(message.headers['task'])}", exc)
+        """No task has this name: it went between two looks."""
+        self._end(message, UnknownTask(message.headers["task"]), exc)
+        self._say_unknown(message, exc)
+
+    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Celery cannot make a request of the message."""
+        self._refuse(message, "the message is no valid task message", exc)
+
+    def _admit(self, message: Message) -> bool:
+        match admit(message, self.app.tasks):
+            case Admitted(_, headers):
+                message.headers.update(headers)
+                message.channel.deliveries.admitted(message.delivery_tag, message.headers)
+                return True
+            case UnknownTask(name) as unknown:
+                self._end(message, unknown, KeyError(name))
+                self._say_unknown(message, KeyError(name))
+            case refused:
+                self._end(message, refused, None)
+        return False
+
+    def _say_unknown(self, message: Message, exc: Exception) -> None:
         signals.task_unknown.send(
             sender=self,
             message=message,
@@ -125,37 +145,6 @@ class Consumer(CeleryConsumer):
             name=message.headers["task"],
             id=message.headers["id"],
         )
-
-    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
-        """Celery cannot make a request of the message."""
-        self._refuse(message, "the message is no valid task message", exc)
-
-    def _admit(self, message: Message) -> bool:
-        headers = message.headers
-        task = self.app.tasks.get(headers["task"])
-        if task is None:
-            self.on_unknown_task(None, message, KeyError(headers["task"]))
-            return False
-        if headers["delivery"]["source"] != "celery" and getattr(task, "model", None) is None:
-            self._refuse(message, f"task {task.name} cannot be reached by plain JSON", None)
-            return False
-        own = task.time_limit, task.soft_time_limit
-        headers["timelimit"] = list(time_limits.of_message(headers["timelimit"], own))
-        args, kwargs, _ = message.payload
-        if hasattr(task, "shown"):
-            headers["argsrepr"], headers["kwargsrepr"] = task.shown(args, kwargs)
-        logger.info(
-            "Message arrives.",
-            extra={
-                "event": "message.received",
-                "task": task.name,
-                "message_id": headers["id"],
-                "source": headers["delivery"]["source"],
-                "queue": message.delivery_info["routing_key"],
-                "deliveries": message.deliveries,
-            },
-        )
-        return True
 
     def _process(self, semaphore: Any, request: Any) -> None:
         """Hand a request to the pool, and take what that raises: whoever calls this when a process
@@ -182,7 +171,7 @@ class Consumer(CeleryConsumer):
                 request.cancel(self.pool, emit_retry=False)
 
     def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
-        self._end(message, untaken(exc, reason) if exc else outcomes.Refused(reason), exc)
+        self._end(message, untaken(exc, reason) if exc else Refused(reason), exc)
 
     def _end(self, message: Message, happened: Happened, exc: Exception | None) -> None:
         """The end of a message that gets to no task."""
@@ -191,7 +180,7 @@ class Consumer(CeleryConsumer):
         for request in tuple(state.reserved_requests):
             if request.message is message:
                 state.task_ready(request)  # Else Celery would keep it for ever.
-        if isinstance(happened, outcomes.Refused):
+        if isinstance(happened, Refused | UnknownTask):
             signals.task_rejected.send(sender=self, message=message, exc=exc)
 
 
@@ -200,7 +189,3 @@ def _keep_from_collections() -> None:
     look through it stops every thread for a tenth of a second."""
     gc.collect()
     gc.freeze()
-
-
-def _printable(name: str) -> str:
-    return repr(name[:100])

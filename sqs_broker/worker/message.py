@@ -25,7 +25,7 @@ class Message(virtual.Message):
     @property
     def deliveries(self) -> int:
         """How often SQS has delivered the message, this one included."""
-        return int(self.headers["delivery"]["deliveries"])
+        return int(self.headers["delivery"].deliveries)
 
     def note(self, happened: Happened, policy: Policy | None = None) -> None:
         """Say what happened, before ack or reject."""

@@ -22,24 +22,14 @@ from celery.worker.request import Request as CeleryRequest
 
 from sqs_broker.errors import label
 from sqs_broker.limits import BATCH
-from sqs_broker.observers import journal
-from sqs_broker.rules import outcomes
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
+from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import Happened
+from sqs_broker.rules.outcomes import Failed, Happened, RetryAsked, is_final
 from sqs_broker.rules.suspicion import Suspicion
-from sqs_broker.worker.failures import (
-    class_in,
-    error_of,
-    frames_of,
-    seconds_of,
-    told,
-    unwrapped,
-    what_happened,
-)
+from sqs_broker.worker.failures import frames_of, shown, unwrapped
 from sqs_broker.worker.message import Message
-from sqs_broker.worker.task import Rejected, Suspected
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +130,10 @@ class Request(CeleryRequest):
     ) -> Any:
         """The task ended with an exception, or its process did."""
         exc = unwrapped(exc_info)
-        self._error = told(exc)
+        self._error = shown(exc)
         if self._suspect(exc, exc_info):
             return
-        if (happened := what_happened(exc)) is not None:
-            self._note(happened)
+        self._note(happened(exc))
         self._fail(exc_info, send_failed_event, return_ok)
         if isinstance(exc, WorkerLostError):
             # Celery requeues the message and says nothing.
@@ -159,7 +148,7 @@ class Request(CeleryRequest):
         except Exception as broken:
             # Broad on purpose: the pool would print the text of what is raised here, and the
             # message would keep its slot for ever.
-            journal.unreported(self.name, self.id, broken)
+            say_unreported(self, broken)
             self.reject(requeue=False)
 
     def _suspect(self, exc: Any, exc_info: Any) -> bool:
@@ -175,8 +164,8 @@ class Request(CeleryRequest):
                 error=self._error,
                 started_at=self._lease.started_at,
                 retry_after=self._retry_after(exc),
-                otherwise=what_happened(exc) or outcomes.NotStarted(),
-                conclude=lambda happened: self._conclude(happened, exc_info),
+                otherwise=happened(exc),
+                conclude=lambda what: self._conclude(what, exc_info),
                 is_blameless=isinstance(exc, Suspected) and exc.is_blameless,
             )
         )
@@ -188,11 +177,11 @@ class Request(CeleryRequest):
         backoff: int = self.task.policy.backoff(self._message.deliveries)
         return backoff
 
-    def _conclude(self, happened: Happened, exc_info: Any) -> None:
+    def _conclude(self, what: Happened, exc_info: Any) -> None:
         """End a run of which the outage was suspected. Called from any thread."""
-        self._note(happened)
-        if isinstance(happened, outcomes.Failed) and not self._will_run_again():
-            exc_info.exception = Rejected(happened.reason, happened.error)
+        self._note(what)
+        if isinstance(what, Failed | RetryAsked) and not self._will_run_again(what):
+            exc_info.exception = Rejected(what.reason, what.error)
             self._fail(exc_info)
             return
         self.reject(requeue=True)
@@ -205,14 +194,17 @@ class Request(CeleryRequest):
 
     def on_retry(self, exc_info: Any) -> None:
         """The task asked to run again: the same message, later."""
-        retry = unwrapped(exc_info)
-        delay = seconds_of(retry.when)
-        self._note(outcomes.RetryAsked(delay, error_of(retry)))
+        asked = happened(unwrapped(exc_info))
+        assert isinstance(asked, RetryAsked)
+        self._note(asked)
         self.acknowledge()
+        if not self._will_run_again(asked):
+            self._send("task-failed", exception=f"{asked.error}: {asked.reason}", traceback="")
+            return
         # Not through our `send_event`, which would take the delay away with the text.
         self._send(
             "task-retried",
-            exception=f"Retry in {delay or 0:.0f} s: {error_of(retry)}",
+            exception=f"Retry in {asked.delay or 0:.0f} s: {asked.error}",
             traceback="\n".join(frames_of(str(exc_info.traceback))),
         )
 
@@ -222,8 +214,9 @@ class Request(CeleryRequest):
             self._error = "TimeLimitExceeded"
         if self._is_suspected:
             return
-        if not soft and self._will_run_again():
-            self._announce(TimeLimitExceeded(timeout))
+        exceeded = TimeLimitExceeded(timeout)
+        if not soft and self._will_run_again(happened(exceeded)):
+            self._announce(exceeded)
             return
         super().on_timeout(soft, timeout)
 
@@ -250,12 +243,27 @@ class Request(CeleryRequest):
                 extra={"event": "event.failed", "error": label(broken)},
             )
 
-    def _note(self, happened: Happened) -> None:
-        self._message.note(happened, self.task.policy)
+    def _note(self, what: Happened) -> None:
+        self._message.note(what, self.task.policy)
 
-    def _will_run_again(self) -> bool:
-        return not self.task.policy.is_last(self._message.deliveries)
+    def _will_run_again(self, what: Happened) -> bool:
+        return isinstance(what, Failed | RetryAsked) and not is_final(
+            what, self._message.deliveries, self.task.policy
+        )
 
     def _announce(self, exc: Exception) -> None:
-        event = "task-retried" if self._will_run_again() else "task-failed"
+        event = "task-retried" if self._will_run_again(happened(exc)) else "task-failed"
         self.send_event(event, exception=repr(exc), traceback="")
+
+
+def say_unreported(request: Any, exc: Exception) -> None:
+    """Log that Celery's own code failed at the end of a task: there may be no event of it."""
+    logger.error(
+        "Celery could not take the end of a task.",
+        extra={
+            "event": "task.unreported",
+            "task": request.name,
+            "message_id": request.id,
+            "error": type(exc).__name__,
+        },
+    )

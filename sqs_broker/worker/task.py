@@ -12,9 +12,14 @@ from celery import Task as CeleryTask
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from sqs_broker.errors import ConfigurationError, label
+from sqs_broker.observers.bracket import Bracket, around
 from sqs_broker.options import Options
+from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.batch import Prepared, outcomes_of
+
+#: The reason of a failure after which the run's own call allows no retry.
+FINAL = "the task has used the retries that its call allows, at last it failed of {}"
 
 
 class Task(CeleryTask):
@@ -45,14 +50,23 @@ class Task(CeleryTask):
     #: The queue's policy, narrowed by the task's own `max_retries`.
     policy: ClassVar[Policy] = Policy()
 
+    #: No call of `retry` may ask for more: the queue's `max_attempts` less one. None: no bound, for
+    #: Celery's own tasks.
+    most_retries: ClassVar[int | None] = None
+
+    #: Entered around each run (sqs_broker/observers/bracket.py).
+    brackets: ClassVar[tuple[Bracket, ...]] = ()
+
     @classmethod
     def on_bound(cls, app: Any) -> None:
         """Take the number of retries from the queue's policy, where the task has no own."""
         super().on_bound(app)
-        policy = Options.read(app.conf.broker_transport_options).policy
+        options = Options.read(app.conf.broker_transport_options)
+        policy, cls.brackets = options.policy, options.brackets
         if cls.name.startswith("celery."):
             cls.policy = policy
             return  # Celery's own tasks keep Celery's number of retries.
+        cls.most_retries = policy.max_attempts - 1
         if not _says_max_retries(cls):
             cls.max_retries = policy.max_attempts - 1
         elif cls.max_retries is None:
@@ -106,8 +120,10 @@ class Task(CeleryTask):
         """Raise celery's Retry, so that the same message is delivered again.
 
         `countdown` is in seconds and `eta` a time; without them the policy's backoff is used. Once
-        `max_retries` are used up, raises `exc`, or MaxRetriesExceededError. Raises TypeError for
-        what the same message cannot express: other arguments or options, `throw=False`.
+        `max_retries` are used up, raises `exc`, or MaxRetriesExceededError, and the message is
+        dead-lettered; a number above the queue's `max_attempts` less one counts as that. Raises
+        TypeError for what the same message cannot express: other arguments or options,
+        `throw=False`.
         """
         if self.request.called_directly or self.request.is_eager:
             return super().retry(
@@ -123,8 +139,10 @@ class Task(CeleryTask):
                 f"Task {self.name}: with acks_late=False its message is deleted before it runs, so "
                 "there is nothing to deliver again. Set acks_late=True."
             )
-        limit = self.max_retries if max_retries is None else max_retries
+        limit = self._limit(max_retries)
         if self.request.retries >= limit:
+            # For the guard: this failure is final, also if the task has retries left.
+            self.request.has_used_its_retries = True
             if exc is not None:
                 raise exc
             raise MaxRetriesExceededError(f"{self.name} has used its {limit} retries")
@@ -149,6 +167,10 @@ class Task(CeleryTask):
         about an outage: this process does not reach what others do. Then the message is tried
         again until SQS allows no further delivery."""
         return False
+
+    def _limit(self, asked: int | None) -> int:
+        limit: int = self.max_retries if asked is None else asked
+        return limit if self.most_retries is None else min(limit, self.most_retries)
 
     def _delay(self, eta: datetime | None, countdown: float | None) -> float:
         if eta is not None:
@@ -185,7 +207,7 @@ class Task(CeleryTask):
         if isinstance(prepared, Prepared):
             run = prepared
         try:
-            return run(*args, **kwargs)
+            return self._bracketed(run, args, kwargs)
         except (Ignore, Reject, Retry):
             raise
         except self.dead_letter_on as exc:
@@ -193,34 +215,23 @@ class Task(CeleryTask):
         except Exception as exc:
             if not self.acks_late:
                 raise  # Its message is deleted already.
+            if self._is_final(exc):
+                raise Rejected(FINAL.format(label(exc)), label(exc)) from exc
             # Broad on purpose: what nobody has classified may pass, so it is retried.
             return self.retry(exc=exc, countdown=self.retry_delay(exc))
 
+    def _is_final(self, exc: Exception) -> bool:
+        """Whether the run has used up the retries that its own call allows, which are fewer than
+        the task has. A failure that an outage may have caused is not final."""
+        if not getattr(self.request, "has_used_its_retries", False) or self._hint(exc) is not None:
+            return False
+        return self.max_retries is None or bool(self.request.retries < self.max_retries)
 
-class Rejected(Reject):
-    """Celery's Reject with the class of the error behind it; crosses to the main process."""
-
-    def __init__(self, reason: str, error: str, requeue: bool = False) -> None:
-        super().__init__(reason, requeue)
-        self.args = (reason, error, requeue)
-        self.error = error
-
-
-class Suspected(Reject):
-    """A failure that an outage may have caused; crosses to the main process, which finds out."""
-
-    def __init__(
-        self, error: str, is_retry: bool, delay: float | None, is_blameless: bool = False
-    ) -> None:
-        super().__init__(error, requeue=True)
-        self.args = (error, is_retry, delay, is_blameless)
-        self.error = error
-        #: Whether the task would run again if there were no outage.
-        self.is_retry = is_retry
-        #: Seconds after which it can run again; None leaves it to the policy's backoff.
-        self.delay = delay
-        #: Whether it counts for nothing even if there is no outage.
-        self.is_blameless = is_blameless
+    def _bracketed(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not self.brackets:
+            return run(*args, **kwargs)
+        with around(self.brackets, self, self.request):
+            return run(*args, **kwargs)
 
 
 def _says_max_retries(cls: type[Task]) -> bool:

@@ -49,5 +49,5 @@ def test_a_stock_producer_names_the_time_limits_of_its_settings(sent: dict[str, 
 
 
 def test_a_notification_is_of_sns(sent: dict[str, str]) -> None:
-    source = decode(delivery(sent["SNS"]), decode_json)["headers"]["delivery"]["source"]
+    source = decode(delivery(sent["SNS"]), decode_json)["headers"]["delivery"].source
     assert source == "sns"

@@ -11,7 +11,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
-from sqs_broker.worker.batch import Job, Prepared, Traced, run
+from sqs_broker.worker.batch import Job, Traced, run
 from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.failures import unwrapped
 from sqs_broker.worker.request import HandedBack
@@ -479,8 +479,49 @@ def ends(traced: Sequence[Traced]) -> list[str]:
     return told
 
 
-def test_an_outcome_is_the_same_whatever_the_arguments_are_called() -> None:
-    assert Prepared("fine")(1, self=2, outcome=3) == "fine"
+def test_an_outcome_is_the_same_whatever_the_arguments_are_called(many: Many) -> None:
+    def named(name: str, id_: str, request: Any, body: Any, *types: Any) -> Traced:
+        return trace(name, id_, request, ([1], {"self": 2, "place": 3, "shared": 4}, {}), *types)
+
+    assert ends(many(fine, trace=named)) == ["fine"] * 3
+
+
+def test_all_messages_are_entered_before_the_work_and_left_in_their_order(many: Many) -> None:
+    seen: list[str] = []
+
+    def noting(name: str, id_: str, *rest: Any) -> Traced:
+        seen.append(f"enter {id_}")
+        traced = trace(name, id_, *rest)
+        seen.append(f"leave {id_}")
+        return traced
+
+    def work(calls: Sequence[Any]) -> list[Any]:
+        seen.append("work " + " ".join(call.request.id for call in calls))
+        return fine(calls)
+
+    many(work, trace=noting)
+    assert seen == [
+        "enter id-2", "enter id-1", "enter id-0",
+        "work id-0 id-1 id-2",
+        "leave id-0", "leave id-1", "leave id-2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("early", [0, 1, 2])
+def test_a_message_that_fails_before_the_work_has_no_part_in_it(many: Many, early: int) -> None:
+    worked: list[str] = []
+
+    def fails_early(name: str, id_: str, *rest: Any) -> Traced:
+        return (1, (id_, "KeyError"), None) if id_ == f"id-{early}" else trace(name, id_, *rest)
+
+    def work(calls: Sequence[Any]) -> list[Any]:
+        worked.extend(call.request.id for call in calls)
+        return fine(calls)
+
+    expected = ["fine"] * 3
+    expected[early] = "KeyError"
+    assert ends(many(work, trace=fails_early)) == expected
+    assert worked == [f"id-{n}" for n in range(3) if n != early]
 
 
 def test_the_work_for_all_is_done_once_and_each_message_has_its_outcome(many: Many) -> None:
@@ -556,20 +597,17 @@ def test_a_message_that_cannot_be_traced_keeps_no_other_back(many: Many) -> None
     assert ends(many(fine, trace=short_of_memory)) == ["fine", "MemoryError", "fine"]
 
 
-def test_a_time_limit_between_two_messages_leaves_those_that_have_ended(many: Many) -> None:
-    traces: list[str] = []
-
+def test_a_time_limit_that_passes_before_the_work_leaves_none_done(many: Many) -> None:
     def too_long(name: str, id_: str, *rest: Any) -> Traced:
-        traces.append(id_)
-        if len(traces) == 2:
+        if id_ == "id-2":
             raise SoftTimeLimitExceeded
         return trace(name, id_, *rest)
 
-    traced = many(fine, count=4, trace=too_long)
+    worked: list[Any] = []
+    traced = many(worked.append, count=4, trace=too_long)
 
-    assert ends(traced) == ["fine", *["SoftTimeLimitExceeded"] * 3]
-    # Each by its own trace, which tells whoever has to hear of it.
-    assert [result[0] for _, result, _ in traced] == [f"id-{n}" for n in range(4)]
+    assert ends(traced) == ["SoftTimeLimitExceeded"] * 4
+    assert worked == []
 
 
 @pytest.mark.parametrize("fault", [SoftTimeLimitExceeded(), MemoryError(), RecursionError()])
@@ -580,7 +618,7 @@ def test_where_nothing_can_be_traced_each_message_has_failed(many: Many, fault: 
     assert ends(many(fine, trace=trace_nothing)) == [type(fault).__name__] * 3
 
 
-def test_the_time_limit_of_a_process_is_every_messages_where_it_falls_between_two(
+def test_a_time_limit_of_the_process_after_the_work_is_that_of_the_message_it_meets(
     many: Many,
 ) -> None:
     def told_to_stop(name: str, id_: str, *rest: Any) -> Traced:
@@ -597,7 +635,7 @@ def test_the_time_limit_of_a_process_is_every_messages_where_it_falls_between_tw
         traced = many(fine, trace=told_to_stop)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert ends(traced) == ["fine", *["SoftTimeLimitExceeded"] * 2]
+    assert ends(traced) == ["fine", "SoftTimeLimitExceeded", "fine"]
 
 
 class Unsendable(Reject):

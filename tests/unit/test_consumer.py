@@ -22,7 +22,7 @@ from kombu.transport import virtual
 from app.messages import Registration
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.foreign import ForeignMessage
-from sqs_broker.rules.outcomes import Failed, NotTaken, Refused
+from sqs_broker.rules.outcomes import DeadLetter, Failed, NotTaken, Refused, decide
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.consumer import Consumer
 from sqs_broker.worker.loop import Hub
@@ -35,10 +35,12 @@ MARKER = "Kim-1f9c"
 
 
 class Channel(virtual.Channel):
-    """Notes what is rejected. It has no connection."""
+    """Notes what is rejected and what is admitted. It has no connection."""
 
     def __init__(self) -> None:
         self.rejected: list[bool] = []
+        self.admitted: list[str] = []
+        self.deliveries = SimpleNamespace(admitted=lambda tag, _: self.admitted.append(tag))
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         self.rejected.append(requeue)
@@ -208,8 +210,9 @@ def test_what_cannot_run_is_refused_with_its_reason(
 ) -> None:
     message = make_message(task, door)
     consumer.create_task_handler()(message)
-    assert isinstance(message.happened, Refused)
-    assert message.happened.reason == reason
+    outcome = decide(message.happened, 1, Policy())
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.reason == reason
     assert message.channel.rejected == [False]
     assert strategy.taken == []
 
@@ -280,23 +283,19 @@ def test_celerys_own_refusals_are_ours_and_log_no_body(
     message = make_message("typed")
     with caplog.at_level(logging.DEBUG):
         refuse(consumer, message)
-    assert isinstance(message.happened, Refused)
-    assert message.happened.error == error
-    assert MARKER not in message.happened.reason + caplog.text
+    outcome = decide(message.happened, 1, Policy())
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.error == error
+    assert MARKER not in outcome.reason + caplog.text
     assert message.channel.rejected == [False]
 
 
-def test_the_arrival_is_logged_with_ids_and_without_arguments(
-    consumer: Consumer, make_message: MakeMessage, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "sqs_broker.worker.consumer"):
-        consumer.create_task_handler()(make_message("typed"))
-    (record,) = caplog.records
-    facts = vars(record)
-    assert (facts["event"], facts["task"]) == ("message.received", "typed")
-    assert (facts["message_id"], facts["source"]) == ("id-1", "celery")
-    assert (facts["queue"], facts["deliveries"]) == ("jobs", 1)
-    assert MARKER not in str(facts)
+def test_only_what_can_run_has_been_received(consumer: Consumer, make_message: MakeMessage) -> None:
+    taken, refused = make_message("typed"), make_message("nobody")
+    for message in (taken, refused):
+        consumer.create_task_handler()(message)
+    assert taken.channel.admitted == [taken.delivery_tag]
+    assert refused.channel.admitted == []
 
 
 # What the pool does not take

@@ -18,7 +18,7 @@ from kombu import Connection
 from app.messages import Increment, Registration
 from sqs_broker.limits import LONGEST_DELAY
 from sqs_broker.options import Options
-from sqs_broker.rules.arrivals import CLOCK_TOLERANCE
+from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed
 from sqs_broker.sqs.copies import Copies
@@ -160,7 +160,7 @@ def assert_runnable(
     assert isinstance(args, list)
     assert isinstance(kwargs, dict)
     assert context.retries == 0
-    assert context.delivery["deliveries"] == 1
+    assert context.delivery.deliveries == 1
     assert not context.is_eager
     for signature in [*(context.callbacks or ()), *(context.errbacks or ())]:
         assert isinstance(signature["task"], str)

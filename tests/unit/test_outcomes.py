@@ -21,6 +21,7 @@ from sqs_broker.rules.outcomes import (
     RetryAsked,
     Succeeded,
     decide,
+    is_final,
 )
 from sqs_broker.rules.policy import Policy
 
@@ -165,3 +166,22 @@ def test_a_message_before_its_time_is_delayed_by_at_most_what_sqs_allows(
 def test_every_outcome_has_a_name_of_its_own() -> None:
     names = {kind.name for kind in (Done, Retry, DeadLetter, Postponed, Released)}
     assert names == {"done", "retry", "dead-letter", "postponed", "released"}
+
+
+@pytest.mark.parametrize(
+    ("max_attempts", "max_receive_count", "last"), [(3, 10, 3), (1, 10, 1), (9, 5, 5)]
+)
+def test_the_last_attempt_of_a_failure_is_ours_or_sqs_whichever_comes_first(
+    max_attempts: int, max_receive_count: int, last: int
+) -> None:
+    policy = Policy(max_attempts=max_attempts, max_receive_count=max_receive_count)
+    assert not is_final(FAILED, last - 1, policy)
+    assert is_final(FAILED, last, policy)
+    assert is_final(FAILED, last + 1, policy)
+
+
+def test_a_retry_that_a_task_asks_for_ends_at_the_last_delivery_of_sqs() -> None:
+    policy = Policy(max_attempts=3, max_receive_count=10)
+    asked = RetryAsked(1, "KeyError")
+    assert not is_final(asked, 9, policy)
+    assert is_final(asked, 10, policy)

@@ -69,18 +69,6 @@ def test_a_task_may_lower_the_number_of_attempts_and_never_raise_it(
     assert limited.visibility_timeout == 77
 
 
-@pytest.mark.parametrize(
-    ("max_attempts", "max_receive_count", "last"), [(3, 10, 3), (1, 10, 1), (9, 5, 5)]
-)
-def test_the_last_attempt_is_ours_or_sqs_whichever_comes_first(
-    max_attempts: int, max_receive_count: int, last: int
-) -> None:
-    policy = Policy(max_attempts=max_attempts, max_receive_count=max_receive_count)
-    assert not policy.is_last(last - 1)
-    assert policy.is_last(last)
-    assert policy.is_last(last + 1)
-
-
 def test_the_defaults_are_those_of_the_settings_and_contradict_nothing() -> None:
     settings = Settings()
     policy = Policy()

@@ -11,8 +11,8 @@ from kombu.transport.SQS import Channel as StockChannel
 from sqs_broker.errors import MessageTooLarge, PublishError
 from sqs_broker.limits import MOST_ATTRIBUTES
 from sqs_broker.options import QueueAddress
-from sqs_broker.rules.arrivals import seconds_until_due
 from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.due import seconds_until_due
 from sqs_broker.sqs.publisher import publish
 
 QUEUE = QueueAddress("https://sqs.test/jobs")
@@ -44,7 +44,7 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> "Clock":
             return cls.fromtimestamp(NOW.timestamp(), tz)
 
-    monkeypatch.setattr("sqs_broker.rules.arrivals.datetime", Clock)
+    monkeypatch.setattr("sqs_broker.rules.due.datetime", Clock)
 
 
 def message(body: Any = "[[], {}, {}]", eta: Any = None, **properties: Any) -> dict[str, Any]:

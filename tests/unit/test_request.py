@@ -30,13 +30,21 @@ from app.messages import Registration
 from sqs_broker.limits import BATCH
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.forecast import Job
+from sqs_broker.rules.happened import Rejected, Suspected
+from sqs_broker.rules.happened import happened as happened_of
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import Failed, Happened, Interrupted, NotTaken, Refused, RetryAsked
+from sqs_broker.rules.outcomes import (
+    Failed,
+    Happened,
+    Interrupted,
+    NotTaken,
+    Refused,
+    RetryAsked,
+    Succeeded,
+)
 from sqs_broker.rules.suspicion import Suspicion
-from sqs_broker.worker.failures import what_happened
 from sqs_broker.worker.message import Message
 from sqs_broker.worker.request import HandedBack, Request
-from sqs_broker.worker.task import Rejected, Suspected
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
 
 #: Stands where a user could have typed something.
@@ -60,7 +68,7 @@ def invalid() -> Exception:
 
 
 def without_text(exc: Any) -> Any:
-    happened = what_happened(exc)
+    happened = happened_of(exc)
     assert MARKER not in repr(happened)
     return happened
 
@@ -79,8 +87,8 @@ def without_text(exc: Any) -> Any:
             Failed("Reject", "the task rejected its message each time"),
         ),
         (Rejected("x", "y", True), Failed("Reject", "the task rejected its message each time")),
-        (Ignore(), None),
-        (Retry(when=3), None),
+        (Ignore(), Succeeded()),
+        (Retry(when=3), RetryAsked(3, "Retry")),
         (
             WorkerLostError("signal 9"),
             Failed("WorkerLostError", "the pool process died in each attempt"),
@@ -101,8 +109,8 @@ def without_text(exc: Any) -> Any:
     ],
     ids=repr,
 )
-def test_what_an_exception_says_of_the_message(exc: Any, happened: Happened | None) -> None:
-    assert what_happened(exc) == happened
+def test_what_an_exception_says_of_the_message(exc: Any, happened: Happened) -> None:
+    assert happened_of(exc) == happened
 
 
 @pytest.mark.parametrize(
@@ -407,6 +415,18 @@ def test_a_retry_at_a_time_is_noted_in_seconds(make_run: MakeRun, zone: tzinfo |
     assert isinstance(noted, RetryAsked)
     assert noted.delay is not None
     assert 240 < noted.delay <= 300
+
+
+@pytest.mark.parametrize(("deliveries", "event"), [(9, "task-retried"), (10, "task-failed")])
+def test_a_retry_in_the_last_delivery_of_sqs_is_shown_as_the_failure_that_it_is(
+    make_run: MakeRun, deliveries: int, event: str
+) -> None:
+    run = make_run(deliveries)
+    run.request.on_retry(info_of(Retry(exc=KeyError(MARKER), when=7)))
+    assert run.events == [event]
+    ((_, fields),) = run.eventer.sent
+    assert "KeyError" in fields["exception"]
+    assert MARKER not in repr(fields)
 
 
 @pytest.mark.parametrize(("deliveries", "event"), [(2, "task-retried"), (3, "task-failed")])

@@ -11,8 +11,9 @@ from celery import Celery
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from sqs_broker.errors import ConfigurationError
+from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
-from sqs_broker.worker.task import Rejected, Suspected, Task
+from sqs_broker.worker.task import Task
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -152,14 +153,64 @@ def test_a_retry_beyond_the_last_raises_without_an_error_too(define: Define) -> 
         task()
 
 
-@pytest.mark.parametrize(("retries", "raised"), [(0, Retry), (1, KeyError)])
-def test_a_call_may_name_a_lower_limit(
+def test_a_call_may_name_a_lower_limit(define: Define) -> None:
+    with pytest.raises(Retry):
+        define(lambda self: self.retry(exc=KeyError(), max_retries=1), retries=0)()
+
+
+@pytest.mark.parametrize("error", [KeyError(MARKER), None])
+def test_a_failure_after_the_last_retry_that_its_call_allows_is_final(
+    define: Define, error: Exception | None
+) -> None:
+    task = define(lambda self: self.retry(exc=error, max_retries=1), retries=1)
+    with pytest.raises(Rejected) as raised:
+        task()
+    name = "KeyError" if error else "MaxRetriesExceededError"
+    assert (raised.value.error, raised.value.requeue) == (name, False)
+    assert name in raised.value.reason
+    assert MARKER not in raised.value.reason
+
+
+@pytest.mark.parametrize(("retries", "raised"), [(1, Retry), (2, Rejected)])
+def test_autoretry_may_name_a_lower_limit(
     define: Define, retries: int, raised: type[Exception]
 ) -> None:
-    task = define(lambda self: self.retry(exc=KeyError(), max_retries=1), retries=retries)
-    # What the guard then does with the KeyError is another matter.
+    options = {"autoretry_for": (KeyError,), "retry_kwargs": {"max_retries": 2}}
     with pytest.raises(raised):
-        task.run()
+        define(fails_with(KeyError()), retries=retries, **options)()
+
+
+def asks_for_more(self: Any) -> None:
+    self.retry(countdown=1, max_retries=100)
+
+
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [
+        (asks_for_more, {}),
+        (
+            fails_with(KeyError()),
+            {"autoretry_for": (KeyError,), "retry_kwargs": {"max_retries": 100}},
+        ),
+    ],
+    ids=["retry", "autoretry"],
+)
+@pytest.mark.parametrize(
+    ("retries", "raised"), [(3, Retry), (4, (KeyError, MaxRetriesExceededError))]
+)
+def test_no_call_may_ask_for_more_retries_than_the_queue_allows(
+    define: Define, body: Any, options: dict[str, Any], retries: int, raised: Any
+) -> None:
+    with pytest.raises(raised):
+        define(body, retries=retries, **options)()
+
+
+def test_a_call_may_ask_for_more_retries_than_its_task_has(define: Define) -> None:
+    def body(self: Any) -> None:
+        self.retry(max_retries=3)
+
+    with pytest.raises(Retry):
+        define(body, retries=2, max_retries=1)()
 
 
 def test_a_limit_named_at_a_call_does_not_outlive_it(define: Define) -> None:

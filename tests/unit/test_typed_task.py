@@ -22,13 +22,7 @@ from sqs_broker.worker.task import Rejected
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
 
-DELIVERY = {
-    "message_id": "id-1",
-    "has_producer_id": True,
-    "source": "sns",
-    "deliveries": 2,
-    "enqueued_at": "2026-01-02T03:04:05+00:00",
-}
+DELIVERY = Provenance("id-1", True, Source.SNS, 2, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
 USER_INFO = {"nickname": MARKER}
 
 
@@ -261,7 +255,7 @@ def test_a_shown_value_is_cut(greet: Any) -> None:
 def run(greet: Any) -> Iterator[Any]:
     """Runs the task as a pool's process does."""
     greet.push_request(
-        id="id-1", retries=1, called_directly=False, is_eager=False, delivery=dict(DELIVERY)
+        id="id-1", retries=1, called_directly=False, is_eager=False, delivery=DELIVERY
     )
     yield greet
     greet.pop_request()
@@ -370,7 +364,7 @@ def test_wrong_arguments_raise_without_a_queue_too(
 
 
 def call(**kwargs: Any) -> Call:
-    return Call([], kwargs, Context(DELIVERY | {"id": "id-1", "delivery": DELIVERY}))
+    return Call([], kwargs, Context({"id": "id-1", "delivery": DELIVERY}))
 
 
 @pytest.fixture

@@ -1,0 +1,20 @@
+"""When a message is due: the `eta` of a task, by the clock of this machine."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+#: Seconds by which clocks may differ before a message counts as not due.
+CLOCK_TOLERANCE = 2
+
+
+def seconds_until_due(headers: Mapping[str, Any]) -> int:
+    """Whole seconds, rounded up, until the `eta` header of a task; 0 where it is past or none."""
+    eta = headers.get("eta")
+    if not eta:
+        return 0
+    due = datetime.fromisoformat(eta)
+    if due.tzinfo is None:
+        due = due.replace(tzinfo=UTC)
+    return max(0, math.ceil((due - datetime.now(UTC)).total_seconds()))
