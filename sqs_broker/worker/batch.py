@@ -7,6 +7,7 @@ library does before and after a task's run (signals, spans, scopes) is around th
 message; links, chains, retries and dead letters are what they are for a message that runs alone.
 """
 
+import contextvars
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ class _Run:
 
     def __init__(self, trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> None:
         self._trace = trace
+        #: Each message begins with what is set now. What is set around one of them, as a tracing
+        #: library sets its span, is not around another.
+        self._context = contextvars.copy_context()
         self._name = name
         self._jobs = jobs
         #: Places that are not entered yet; the last one is next.
@@ -118,7 +122,9 @@ class _Run:
         # Without a content type Celery takes the body as it is (celery 5.7 app/trace.py).
         body = job.args, job.kwargs, job.embed
         try:
-            failed, result, seconds = self._trace(self._name, job.id, job.request, body, None, None)
+            failed, result, seconds = self._context.copy().run(
+                self._trace, self._name, job.id, job.request, body, None, None
+            )
         except Exception as exc:
             # Broad on purpose: for this message memory was short, say, and for the next it may do.
             if isinstance(exc, SoftTimeLimitExceeded):

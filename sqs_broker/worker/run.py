@@ -1,6 +1,6 @@
 """One message, run here and now by Celery's own trace, without a worker around it."""
 
-from celery.app.trace import build_tracer
+from celery.app import trace as tracing
 
 from sqs_broker.rules.admission import Admitted, Arrival
 from sqs_broker.rules.happened import happened
@@ -26,7 +26,8 @@ def run(arrival: Arrival, admitted: Admitted) -> Happened:
         "delivery_info": arrival.content["properties"]["delivery_info"],
         "hostname": HERE,
     }
-    trace = build_tracer(task.name, task, hostname=HERE, app=task.app)
+    # By the module: tracing libraries put their own in the place of Celery's function.
+    trace = tracing.build_tracer(task.name, task, hostname=HERE, app=task.app)
     traced = trace(request["id"], args, kwargs, request)
     # Not by its result: a task may return any object, also an exception.
     return Succeeded() if traced.info is None else happened(traced.info.retval)

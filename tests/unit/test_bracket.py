@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -224,4 +225,29 @@ def test_the_bracket_of_a_message_sees_its_own_failure_alone(trace: Callable[...
         "enter id-2", "enter id-1", "enter id-0",
         "work id-0 id-1 id-2",
         "leave id-0", "KeyError id-1", "leave id-1", "leave id-2",
+    ]  # fmt: skip
+
+
+def test_what_is_set_around_one_message_of_a_job_is_not_around_another(
+    trace: Callable[..., Any],
+) -> None:
+    current: ContextVar[str] = ContextVar("current", default="nothing")
+
+    def before(task_id: str, **_: Any) -> None:
+        seen.append(f"{task_id} begins with {current.get()}")
+        current.set(task_id)
+
+    def after(task_id: str, **_: Any) -> None:
+        seen.append(f"{task_id} ends with {current.get()}")
+
+    signals.task_prerun.connect(before)
+    signals.task_postrun.connect(after)
+    try:
+        run(trace, "job", jobs(False, False))
+    finally:
+        signals.task_prerun.disconnect(before)
+        signals.task_postrun.disconnect(after)
+    assert [line for line in seen if " with " in line] == [
+        "id-1 begins with nothing", "id-0 begins with nothing",
+        "id-0 ends with id-0", "id-1 ends with id-1",
     ]  # fmt: skip
