@@ -94,6 +94,17 @@ def test_an_import_reads_no_variable_of_ours(module: str, directory: Path) -> No
     assert ours & set(imported(module, directory, **impossible)["variables"]) == set()
 
 
+#: What a program does not need that only makes a message, registers a user, or names an error.
+HEAVY = {"celery", "kombu", "billiard", "boto3", "botocore", "pycurl"}
+
+
+@pytest.mark.parametrize("module", ["sqs_broker", "app.errors", "app.messages", "app.registration"])
+def test_the_domain_and_the_broker_s_name_load_neither_celery_nor_a_way_to_sqs(
+    module: str, directory: Path
+) -> None:
+    imported(module, directory, after=f"assert not (heavy := {HEAVY} & set(sys.modules)), heavy")
+
+
 def test_the_import_leaves_celerys_current_app_alone(directory: Path) -> None:
     imported(
         "app.tasks",
