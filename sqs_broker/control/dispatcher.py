@@ -5,7 +5,7 @@ from typing import Any
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 
-from sqs_broker.control.store import Broadcast
+from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.options import Kind
 
 

@@ -1,20 +1,20 @@
 """One connection's part in the control plane: what it publishes, and what it hears."""
 
-import json
 import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pymongo.errors import PyMongoError
-
-from sqs_broker.control import revokes
-from sqs_broker.control.plane import FLUSH_TIMEOUT, Plane, plane_for
-from sqs_broker.control.store import Broadcast
-from sqs_broker.errors import ControlPlaneDown, NoThread, PublishError
+from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.planes import plane_for
+from sqs_broker.errors import ConfigurationError, NoThread, PublishError
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.options import ControlOptions, Kind
+
+if TYPE_CHECKING:
+    from sqs_broker.control.plane import Plane
+    from sqs_broker.control.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Mailbox:
     @property
     def lost(self) -> int:
         """Events of this process that were never written."""
-        return plane_for(self.options).writer.lost if self.options.uri else 0
+        writer = self._writer()
+        return writer.lost if writer else 0
 
     # Publishing
 
@@ -71,24 +72,19 @@ class Mailbox:
     def send(self, kind: Kind, message: Broadcast) -> None:
         """Publish a message of the control plane."""
         if kind is Kind.COMMANDS:
-            self._command(message)
-        elif self.options.uri is not None:
+            plane_for(self.options).command(message)
+        elif writer := self._writer():
             self._has_published = True
-            writer = plane_for(self.options).writer
             put = writer.put_events if kind is Kind.EVENTS else writer.put_reply
             put(message)
 
-    def _command(self, message: Broadcast) -> None:
-        store = plane_for(self.options).store
-        try:
-            # First, so that a worker that starts in between hears of it either way.
-            revokes.keep(store, json.loads(message.body))
-            store.broadcast([message])
-        except PyMongoError as exc:
-            raise ControlPlaneDown(
-                f"MongoDB does not take the command ({type(exc).__name__}). Check that it runs, "
-                f"and that this user may write to the database {self.options.database!r}."
-            ) from exc
+    def _writer(self) -> "Writer | None":
+        if self.options.uri is None:
+            return None
+        # A producer that lacks pymongo has sent its message already; a worker stops at its start.
+        with suppress(ConfigurationError):
+            return plane_for(self.options).writer
+        return None
 
     # Hearing
 
@@ -175,16 +171,14 @@ class Mailbox:
         table = channel.get_table(exchange)
         table[:] = [entry for entry in table if entry[-1] != queue]
         if self.options.kind(exchange) is Kind.REPLIES and self.options.uri is not None:
-            # Else they expire.
-            with suppress(PyMongoError):
-                plane_for(self.options).store.forget_replies(exchange, routing_key)
+            plane_for(self.options).forget_replies(exchange, routing_key)
 
     def close(self) -> None:
         """Hear no more, and wait a little until what was published is written."""
         for queue in tuple(self._listeners):
             self.cancel(queue)
         if self._has_published:
-            plane_for(self.options).writer.flush(FLUSH_TIMEOUT)
+            plane_for(self.options).writer.flush()
 
 
 class _Bound:
@@ -193,7 +187,7 @@ class _Bound:
     def __init__(
         self,
         mailbox: Mailbox,
-        plane: Plane,
+        plane: "Plane",
         inbox: Inbox,
         channel: Any,
         queue: str,

@@ -1,21 +1,23 @@
 """What one process has of the control plane: a client, a writer, and a reader for each exchange."""
 
-import atexit
-import os
+import json
 import threading
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
+from pymongo.errors import PyMongoError
+
+from sqs_broker.control import revokes
+from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.store import Store
 from sqs_broker.control.tail import Tail
 from sqs_broker.control.writer import Writer
+from sqs_broker.errors import ControlPlaneDown
 from sqs_broker.options import ControlOptions
 
 #: Seconds that a reader stays for the next listener: one command often follows another.
 LINGER = 30.0
-
-#: Seconds that the end of a process waits until its last events are written.
-FLUSH_TIMEOUT = 2.0
 
 
 class Listener(Protocol):
@@ -34,6 +36,7 @@ class Plane:
     """Shared by all connections of a process. Thread-safe. Threads start when first needed."""
 
     def __init__(self, options: ControlOptions) -> None:
+        self._options = options
         self.store = Store(options)
         self.writer = Writer(self.store)
         self._lock = threading.Lock()
@@ -42,6 +45,23 @@ class Plane:
         self._open: set[str] = set()
         self._unheard_since: dict[str, float] = {}
         self._is_closed = False
+
+    def command(self, message: Broadcast) -> None:
+        """Write a command, before this returns. Raises ControlPlaneDown."""
+        try:
+            # First, so that a worker that starts in between hears of it either way.
+            revokes.keep(self.store, json.loads(message.body))
+            self.store.broadcast([message])
+        except PyMongoError as exc:
+            raise ControlPlaneDown(
+                f"MongoDB does not take the command ({type(exc).__name__}). Check that it runs, "
+                f"and that this user may write to the database {self._options.database!r}."
+            ) from exc
+
+    def forget_replies(self, exchange: str, routing_key: str) -> None:
+        """Delete the replies that a client does not wait for any more; else they expire."""
+        with suppress(PyMongoError):
+            self.store.forget_replies(exchange, routing_key)
 
     def listen(self, listener: Listener) -> bool:
         """Add a listener; whether its exchange is being read already.
@@ -65,7 +85,7 @@ class Plane:
 
     def close(self) -> None:
         """Write what waits, and end the readers within a second."""
-        self.writer.flush(FLUSH_TIMEOUT)
+        self.writer.flush()
         self._is_closed = True
         self.store.close()
 
@@ -95,35 +115,3 @@ class Plane:
             del self._tails[exchange]
             self._open.discard(exchange)
             return False
-
-
-_planes: dict[ControlOptions, Plane] = {}
-_lock = threading.Lock()
-
-#: Those of the parents of this process: never used, and never closed, for the sockets are theirs.
-_left_behind: list[Plane] = []
-
-
-def plane_for(options: ControlOptions) -> Plane:
-    """This process's plane. Raises ConfigurationError where the options name no MongoDB."""
-    with _lock:
-        if options not in _planes:
-            _planes[options] = Plane(options)
-        return _planes[options]
-
-
-def _start_anew() -> None:
-    global _lock
-    # Another thread may have held it at the fork.
-    _lock = threading.Lock()
-    _left_behind.extend(_planes.values())
-    _planes.clear()
-
-
-def _close_all() -> None:
-    for plane in _planes.values():
-        plane.close()
-
-
-os.register_at_fork(after_in_child=_start_anew)
-atexit.register(_close_all)

@@ -1,7 +1,6 @@
 """The collections of the control plane, and the one client that a process has for them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +11,7 @@ from pymongo.cursor import Cursor
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure
 
+from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.options import ControlOptions
 
 Document = dict[str, Any]
@@ -41,19 +41,6 @@ CATCH_UP_SECONDS = 60
 #: there with other options.
 NAMESPACE_EXISTS, INDEX_DIFFERS = 48, 85
 DUPLICATE_KEY = 11_000
-
-
-@dataclass(slots=True)
-class Broadcast:
-    """One message to whoever is bound to its exchange."""
-
-    exchange: str
-    routing_key: str
-    headers: Document
-    body: Any
-    """JSON; or what is still to be made JSON of."""
-    id: ObjectId = field(default_factory=ObjectId)
-    """The same in each try, so that it is written once."""
 
 
 class Store:
@@ -210,6 +197,8 @@ class Store:
 
 
 def _document(message: Broadcast) -> Document:
+    if message.id is None:
+        message.id = ObjectId()
     return {
         "_id": message.id,
         "exchange": message.exchange,

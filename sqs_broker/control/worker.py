@@ -6,10 +6,9 @@ from typing import Any
 
 from celery import signals
 from celery.worker import state
-from pymongo.errors import PyMongoError
 
 from sqs_broker.control import commands as commands  # Celery finds them once they are imported.
-from sqs_broker.control.plane import plane_for
+from sqs_broker.control.planes import plane_for
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import ControlOptions
 
@@ -28,6 +27,8 @@ def attach(consumer: Any) -> None:
         logger.info("No control plane is configured.", extra={"event": "control.none"})
         return
     store = plane_for(mailbox.options).store
+    from pymongo.errors import PyMongoError  # A worker without a control plane may lack it.
+
     # Celery forgets a revoke after 3 hours, and holds 50,000; a message lives for weeks.
     state.revoked.expires = mailbox.options.revokes_seconds
     state.revoked.maxlen = 0

@@ -6,8 +6,9 @@ from collections import deque
 from kombu.utils.json import dumps
 from pymongo.errors import ConnectionFailure
 
+from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.outage import Outage
-from sqs_broker.control.store import Broadcast, Store
+from sqs_broker.control.store import Store
 from sqs_broker.machine import threads
 
 #: Events that wait to be written, at the most; further ones are lost. About 20 MB.
@@ -18,6 +19,9 @@ BATCH = 200
 
 #: Seconds that events wait for others to be written with.
 GATHER = 0.1
+
+#: Seconds that the end of a connection, or of a process, waits until its last events are written.
+FLUSH_TIMEOUT = 2.0
 
 
 class Writer:
@@ -60,7 +64,7 @@ class Writer:
             self._replies.append(message)
             self._wake()
 
-    def flush(self, timeout: float) -> bool:
+    def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
         """Wait until all is written, `timeout` seconds at the most and not where nobody can write
         it, in an outage or without a thread; whether it is."""
         with self._changed:

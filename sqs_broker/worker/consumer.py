@@ -15,6 +15,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from sqs_broker.control import worker as control_plane
+from sqs_broker.control.planes import check_driver
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 from sqs_broker.rules.admission import Admitted, admit
@@ -41,7 +42,9 @@ class Consumer(CeleryConsumer):
                 "This pool has no event loop for the SQS transport (gevent, eventlet). "
                 "Use --pool=prefork, threads or solo."
             )
-        if found := circle(Options.read(self.app.conf.broker_transport_options)):
+        options = Options.read(self.app.conf.broker_transport_options)
+        check_driver(options.control)
+        if found := circle(options):
             raise ConfigurationError(
                 f"predefined_queues: {told(found)}. "
                 "Name a queue as dead_letter_url that no worker receives."

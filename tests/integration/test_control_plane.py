@@ -19,8 +19,10 @@ from pymongo.database import Database
 
 from sqs_broker.control import plane
 from sqs_broker.control import store as store_module
-from sqs_broker.control.plane import Plane, plane_for
-from sqs_broker.control.store import CATCH_UP_SECONDS, Broadcast, Store, start_of
+from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.plane import Plane
+from sqs_broker.control.planes import plane_for
+from sqs_broker.control.store import CATCH_UP_SECONDS, Store, start_of
 from sqs_broker.options import ControlOptions
 from tests.services import wait_until
 

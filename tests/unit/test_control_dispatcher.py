@@ -8,7 +8,7 @@ from kombu import Consumer, Exchange, Queue
 
 from sqs_broker import install
 from sqs_broker.control import mailbox as mailbox_module
-from sqs_broker.control.store import Broadcast
+from sqs_broker.control.broadcast import Broadcast
 
 OPTIONS = {
     "region": "us-east-1",
@@ -27,7 +27,7 @@ class Plane:
     def put_events(self, message: Broadcast) -> None:
         self.put.append(message)
 
-    def flush(self, timeout: float) -> None: ...
+    def flush(self) -> None: ...
 
 
 @pytest.fixture

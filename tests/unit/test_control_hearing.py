@@ -10,7 +10,7 @@ import pytest
 from bson import Timestamp
 from kombu import Connection, Exchange, Queue
 
-from sqs_broker.control.plane import plane_for
+from sqs_broker.control.planes import plane_for
 from sqs_broker.errors import NoThread
 from sqs_broker.options import ControlOptions
 from tests.unit.conftest import Machine

@@ -10,7 +10,7 @@ from pymongo.errors import AutoReconnect, OperationFailure
 
 from devstack.waiting import wait_until
 from sqs_broker.control import writer as writer_module
-from sqs_broker.control.store import Broadcast
+from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.writer import BATCH, MOST_WAITING, Writer
 from tests.unit.conftest import Machine
 

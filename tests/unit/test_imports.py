@@ -105,6 +105,32 @@ def test_the_domain_and_the_broker_s_name_load_neither_celery_nor_a_way_to_sqs(
     imported(module, directory, after=f"assert not (heavy := {HEAVY} & set(sys.modules)), heavy")
 
 
+def test_a_worker_without_a_control_plane_needs_no_pymongo(directory: Path) -> None:
+    imported(
+        "sqs_broker.worker.consumer, sqs_broker.worker.transport, sqs_broker.control.dispatcher",
+        directory,
+        before="sys.modules['pymongo'] = sys.modules['bson'] = None",
+    )
+
+
+def test_a_control_plane_without_pymongo_says_what_to_install(directory: Path) -> None:
+    imported(
+        "sqs_broker.control.planes as planes",
+        directory,
+        before="sys.modules['pymongo'] = sys.modules['bson'] = None",
+        after="""
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.options import ControlOptions
+try:
+    planes.plane_for(ControlOptions(uri="mongodb://127.0.0.1:1/"))
+except ConfigurationError as exc:
+    assert "pip install 'celery-sqs-broker[mongodb]'" in str(exc), exc
+else:
+    raise AssertionError("it was opened")
+""",
+    )
+
+
 def test_the_import_leaves_celerys_current_app_alone(directory: Path) -> None:
     imported(
         "app.tasks",
