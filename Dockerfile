@@ -8,7 +8,7 @@ COPY pyproject.toml README.md LICENSE celeryconfig.py flowerconfig.py ./
 COPY app app
 COPY sqs_broker sqs_broker
 # No compiler and no libcurl from Debian: every dependency has a wheel, and pycurl's brings its own.
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel . \
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel ./sqs_broker . \
     && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt \
         /wheel/*.whl
 

@@ -73,11 +73,12 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 # An interrupted installation may leave a pip that does not run: then .venv is made anew.
-$(STAMP): pyproject.toml constraints.txt | python
+$(STAMP): pyproject.toml sqs_broker/pyproject.toml constraints.txt | python
 	@echo "Setting up $(VENV): a minute or two, once."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -c constraints.txt --upgrade pip
-	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt --group dev -e .
+	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
+	    --group dev -e ./sqs_broker -e .
 	@touch $(STAMP)
 
 $(BENCH_STAMP): $(STAMP)

@@ -17,6 +17,7 @@ from tests.contract import Contract, from_environment
 from tests.deployments import deployment
 from tests.deployments.deployment import Deployment
 from tests.services import MakeQueues, Queues
+from tests.wheels import Wheels, build
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()
@@ -157,6 +158,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def contract(request: pytest.FixtureRequest) -> Contract | None:
     """The real queue to run against; None where the tests make their own."""
     return request.config.stash[CONTRACT]
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    """Both distributions as they are installed elsewhere."""
+    return build(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture

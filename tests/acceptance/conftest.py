@@ -1,7 +1,5 @@
 """Workers as real processes. However a test ends, its workers are gone after it."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ from pymongo import MongoClient
 from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
 from tests.acceptance.worker import (
-    PROGRAM_SECONDS,
-    ROOT,
     Place,
     Service,
     StartWorker,
@@ -23,6 +19,7 @@ from tests.acceptance.worker import (
 )
 from tests.probe.project import MakeProject, ProbeProject
 from tests.services import Queues
+from tests.wheels import Wheels, install
 
 
 @pytest.fixture
@@ -69,13 +66,8 @@ def service(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory where the wheel is installed, with its entry points."""
+def site(tmp_path_factory: pytest.TempPathFactory, wheels: Wheels) -> Path:
+    """A directory where both wheels are installed, with their entry points."""
     directory = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--target", directory, ROOT],
-        check=True,
-        timeout=PROGRAM_SECONDS,
-    )
+    install(wheels, directory)
     return directory

@@ -1,7 +1,6 @@
 """A registration goes in by any door and one user comes out."""
 
 import json
-import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from devstack.process import Process
-from tests.acceptance.worker import PROGRAM_SECONDS, ROOT, SETTLE_SECONDS, Service, run_program
+from tests.acceptance.worker import SETTLE_SECONDS, Service, run_program
 from tests.services import Queues, wait_until
 
 KIM = {"nickname": "kim", "gender": "F", "introduction": "hi"}
@@ -79,10 +78,10 @@ print(json.dumps([result.id, result.get()]))
 
 INSTALLED = """
 import json, sys
-import app, celeryconfig
+import app, celeryconfig, sqs_broker
 from app.tasks import register_user
 id_ = register_user.delay(**json.loads(sys.argv[1])).id
-print(json.dumps([id_, app.__file__, celeryconfig.__file__]))
+print(json.dumps([id_, app.__file__, sqs_broker.__file__, celeryconfig.__file__]))
 """
 
 #: What a `celeryconfig` of somebody else may say: with any of it, nothing would reach our queue.
@@ -129,15 +128,6 @@ print(json.dumps(register_user.delay(**json.loads(sys.argv[1])).id))
 def stock_id() -> str:
     """A session of the game of this test's own."""
     return f"s-{uuid.uuid4().hex}"
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as it is installed elsewhere."""
-    directory = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(ROOT))
-    [built] = directory.iterdir()
-    return built
 
 
 @pytest.mark.parametrize("style", ["keyword", "positional"])
@@ -243,18 +233,17 @@ def test_wrong_arguments_raise_at_the_caller_with_the_field_and_send_nothing(
 
 
 def test_an_installed_package_uses_its_own_settings_and_not_those_of_the_program(
-    service: Service, stock_id: str, tmp_path: Path, wheel: Path
+    service: Service, stock_id: str, tmp_path: Path, site: Path
 ) -> None:
-    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    pip("install", "--no-deps", "--target", str(site), str(wheel))
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "celeryconfig.py").write_text(MISLEADING)
     given, since = registration(stock_id), now()
 
     environment = service.environment | {"PYTHONPATH": str(site)}
-    id_, package, config = run_program(INSTALLED, environment, elsewhere, given)
+    id_, *packages, config = run_program(INSTALLED, environment, elsewhere, given)
 
-    assert Path(package).is_relative_to(site)
+    assert [Path(package).is_relative_to(site) for package in packages] == [True, True]
     assert Path(config).parent == elsewhere
     assert_registered(service, given, source="celery", message_id=id_, since=since)
 
@@ -456,11 +445,3 @@ def stock_environment(
         "STOCK_OPTIONS": json.dumps(options),
         "STOCK_QUEUE": queues.name,
     }
-
-
-def pip(*arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
-        check=True,
-        timeout=PROGRAM_SECONDS,
-    )
