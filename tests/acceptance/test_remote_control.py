@@ -19,7 +19,7 @@ from pymongo.database import Database
 
 from devstack.sqs import create_queues
 from sqs_broker import install
-from sqs_broker.control import plane
+from sqs_broker.control import planes
 from tests.acceptance.worker import PROGRAM_SECONDS, Place, Service, StartWorker, serving, workers
 from tests.services import wait_until
 
@@ -158,8 +158,8 @@ def client_of(service: Service, control: dict[str, Any]) -> Celery:
 @pytest.fixture(scope="module", autouse=True)
 def _close_what_the_client_opened() -> Iterator[None]:
     yield
-    for options in tuple(plane._planes):
-        plane._planes.pop(options).close()
+    for options in tuple(planes._planes):
+        planes._planes.pop(options).close()
 
 
 # Asking

@@ -17,7 +17,7 @@ from kombu.pidbox import Mailbox as Pidbox
 from pymongo import MongoClient, monitoring
 from pymongo.database import Database
 
-from sqs_broker.control import plane
+from sqs_broker.control import planes
 from sqs_broker.control import store as store_module
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.plane import Plane
@@ -67,7 +67,7 @@ def connect(options: dict[str, Any]) -> Iterator[Connect]:
     yield new
     for connection in made:
         connection.release()
-    if shared := plane._planes.pop(ControlOptions.read(options), None):
+    if shared := planes._planes.pop(ControlOptions.read(options), None):
         shared.close()
 
 
