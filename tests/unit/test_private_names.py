@@ -1,15 +1,17 @@
 """The private names of other libraries that we touch: the one list, and each is still there.
 
-celery, kombu, flower and mongoengine promise nothing about them, so an upgrade starts here. The
-list is complete: a further one fails a test, and so does a name of ours that hides one of
-theirs.
+celery, kombu, flower, mongoengine and Python's `logging` promise nothing about them, so an upgrade
+starts here. The list is complete: a further one that is read or written fails a test, and so does a
+name of ours that hides one of theirs.
 """
 
 import ast
 import importlib
+import logging
 import pkgutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +19,11 @@ from typing import Any
 
 import mongoengine
 import pytest
+from billiard.popen_fork import Popen
 from billiard.process import BaseProcess as Process
 from celery import Task as CeleryTask
 from celery.app.events import Events as CeleryEvents
+from celery.apps.worker import install_worker_term_hard_handler
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from celery.events.dispatcher import EventDispatcher
@@ -38,7 +42,8 @@ import app
 import sqs_broker
 
 #: (who has it, its name, what we want of it)
-TOUCHED: list[tuple[type, str, str]] = [
+TOUCHED: list[tuple[type | ModuleType, str, str]] = [
+    (logging, "_srcfile", "written: no record looks for its place in the code"),
     (virtual.Channel, "_put", "overridden: a message becomes a call of SendMessage"),
     (virtual.Channel, "_lookup", "overridden: a message without a route is an error"),
     (virtual.Channel, "_new_queue", "overridden: no queue is created at run time"),
@@ -66,6 +71,17 @@ TOUCHED: list[tuple[type, str, str]] = [
 
 NAMES = {name for _, name, _ in TOUCHED}
 
+#: Names of functions of theirs, and of variables in them, that are compared or looked up as text.
+BY_TEXT = {
+    "worker_Cold": "Celery's handler of a cold shutdown, which ours takes the place of",
+    "_launch": "billiard's method that forks: its frame is in the traceback of a fork that fails",
+    "parent_r": "a variable of it: an end of the pipe that it has opened",
+    "child_w": "the other end",
+}
+
+#: Attributes that hold such a name.
+NAMING = {"__name__", "__qualname__", "co_name", "f_locals"}
+
 #: Public names that we override and no manual promises.
 HOOKS: dict[type, str] = {
     CeleryConsumer: "loop_args create_task_handler on_decode_error on_unknown_message "
@@ -90,10 +106,11 @@ HOOKS: dict[type, str] = {
 @pytest.mark.parametrize(
     ("owner", "name"),
     [(owner, name) for owner, name, _ in TOUCHED],
-    ids=[f"{owner.__qualname__}.{name}" for owner, name, _ in TOUCHED],
+    ids=[f"{owner.__name__}.{name}" for owner, name, _ in TOUCHED],
 )
-def test_a_private_name_is_still_there(owner: type, name: str) -> None:
-    assert name in private_names_of(owner)
+def test_a_private_name_is_still_there(owner: type | ModuleType, name: str) -> None:
+    there = dir(owner) if isinstance(owner, ModuleType) else private_names_of(owner)
+    assert name in there
 
 
 @pytest.mark.parametrize(
@@ -105,6 +122,20 @@ def test_a_hook_is_still_there(owner: type, name: str) -> None:
 
 def test_every_private_name_has_a_reason() -> None:
     assert all(reason for _, _, reason in TOUCHED)
+    assert all(BY_TEXT.values())
+
+
+def test_celerys_handler_of_a_cold_shutdown_is_still_called_so() -> None:
+    kept = signal.getsignal(signal.SIGQUIT)
+    try:
+        install_worker_term_hard_handler(None)
+        assert getattr(signal.getsignal(signal.SIGQUIT), "__name__", "") == "worker_Cold"
+    finally:
+        signal.signal(signal.SIGQUIT, kept)
+
+
+def test_a_fork_of_billiards_still_keeps_its_pipe_in_variables_of_these_names() -> None:
+    assert {"parent_r", "child_w"} <= set(Popen._launch.__code__.co_varnames)
 
 
 # What those that are read must be
@@ -177,14 +208,19 @@ def tree_of(module: ModuleType) -> ast.Module:
 
 @cache
 def defined_in(tree: ast.AST) -> frozenset[str]:
-    """Private names that are defined there: functions, variables, and attributes of `self`."""
+    """Private names that are defined there: functions, variables, and attributes of `self` or
+    `cls`. One that is written on anything else is somebody else's."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and getattr(node.value, "id", "") in ("self", "cls")
+        ):
             found.add(node.attr)
     return frozenset(filter(private, found))
 
@@ -253,6 +289,45 @@ def names_in(found: set[tuple[Any, str]]) -> set[str]:
     return {name for _, name in found}
 
 
+def looked_up() -> set[str]:
+    """Texts that a name of a function, or of a variable in a frame, is compared with."""
+    found: set[str] = set()
+    for module in modules():
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.Compare) and words_in(node.left) & NAMING:
+                found |= texts_in(node.comparators)
+            elif isinstance(node, ast.For) and words_in(node) & {"f_locals"}:
+                found |= texts_in([node.iter])
+            elif isinstance(node, ast.Subscript) and words_in(node.value) & {"f_locals"}:
+                found |= texts_in([node.slice])
+    return found
+
+
+def words_in(node: ast.AST) -> set[str]:
+    """Attributes, and texts that may name one (`getattr`)."""
+    attributes = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    return attributes | texts_in([node])
+
+
+def texts_in(nodes: Sequence[ast.AST]) -> set[str]:
+    constants = (
+        each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Constant)
+    )
+    return {each.value for each in constants if isinstance(each.value, str)}
+
+
+def test_every_name_that_is_looked_up_as_text_is_in_the_list() -> None:
+    assert looked_up() == set(BY_TEXT)
+
+
+@pytest.mark.parametrize(
+    "written", ["other._x = 1", "module._x += 1", "self.other._x = 1", "for it._x in (): ..."]
+)
+def test_what_is_written_on_something_else_is_not_taken_for_ours(written: str) -> None:
+    assert "_x" not in defined_in(ast.parse(written))
+    assert "_x" in used_in(ast.parse(written))
+
+
 def test_every_private_name_that_is_used_is_in_the_list() -> None:
     assert names_in(used()) <= NAMES, used()
 
@@ -262,7 +337,10 @@ def test_no_private_name_of_ours_hides_one_of_theirs_by_accident() -> None:
     by_accident = {
         (cls.__name__, name)
         for cls, name in overridden()
-        if not any(issubclass(cls, owner) and name == its for owner, its, _ in TOUCHED)
+        if not any(
+            isinstance(owner, type) and issubclass(cls, owner) and name == its
+            for owner, its, _ in TOUCHED
+        )
     }
     assert by_accident == set()
 
