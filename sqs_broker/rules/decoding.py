@@ -70,7 +70,7 @@ def _json_object(text: str) -> dict[str, Any]:
         except (ValueError, RecursionError) as exc:
             if layer == MOST_LAYERS:
                 raise Undecodable("the body is not JSON") from exc
-            text = _without_base64(text)
+            text = _without_base64(text, "the body is neither JSON nor base64 of JSON")
         else:
             _check_depth(content)
             if not isinstance(content, dict):
@@ -93,13 +93,12 @@ def _check_depth(content: object) -> None:
     raise Undecodable(f"the body is nested deeper than {DEEPEST} levels")
 
 
-def _without_base64(text: str) -> str:
+def _without_base64(text: str, blame: str) -> str:
     try:
         return base64.b64decode(text.strip(), validate=True).decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise Undecodable("the body is base64 of something that is not UTF-8") from exc
     except (binascii.Error, ValueError) as exc:
-        raise Undecodable("the body is neither JSON nor base64 of it") from exc
+        # Also what can be decoded and is no UTF-8: many a plain word is base64 of some bytes.
+        raise Undecodable(blame) from exc
 
 
 def _json_type(content: object) -> str:
@@ -120,7 +119,7 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
     envelope = _checked(Envelope.model_validate, content, "the Celery envelope")
     body = envelope.body
     if envelope.properties.body_encoding == "base64":
-        body = _without_base64(body)
+        body = _without_base64(body, "the Celery envelope: body is not base64 of text")
     payload = _read_payload(body)
     headers = {
         name: value
