@@ -50,98 +50,112 @@ class Settings(BaseSettings):
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    aws_region: str | None = Field(None, description="Region of the queues.")
-    aws_sqs_queue_url: Url | None = Field(None, description="URL of the queue.")
+    aws_region: str | None = Field(None, description="AWS region of the queues.")
+    aws_sqs_queue_url: Url | None = Field(None, description="URL of the main queue.")
     aws_sqs_dlq_url: Url | None = Field(
-        None, description="URL of its dead-letter queue. The worker needs it."
+        None, description="URL of the dead-letter queue. Required by the worker."
     )
     sqs_queues: dict[str, QueueSettings] = Field(
         {},
-        description="More queues, as JSON: "
+        description="Additional queues, as JSON: "
         '`{"name": {"url": …, "dead_letter_url": …, "tasks": ["import*"]}}`.',
     )
     aws_endpoint_url: Url | None = Field(
-        None, description="An SQS server other than AWS, as `make run` starts."
+        None, description="URL of an SQS server other than AWS, such as the one `make run` starts."
     )
     aws_access_key_id: SecretStr | None = Field(
-        None, description="Static credentials; without them boto3's own chain is used."
+        None, description="Static credentials. Default: boto3 searches its own credential chain."
     )
-    aws_secret_access_key: SecretStr | None = Field(None, description="Belongs to the key above.")
-    aws_session_token: SecretStr | None = Field(None, description="Belongs to the key above.")
+    aws_secret_access_key: SecretStr | None = Field(
+        None, description="Secret for `AWS_ACCESS_KEY_ID`."
+    )
+    aws_session_token: SecretStr | None = Field(
+        None, description="Session token for `AWS_ACCESS_KEY_ID`, if it is temporary."
+    )
 
     mongo_uri: SecretStr | None = Field(
         None,
-        description="MongoDB, a replica set, with the name of the database. The worker needs it.",
+        description="URI of a MongoDB replica set, with the database name. Required by the worker.",
     )
 
     control_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] | None = (
         Field(
             None,
-            description="Database of events and remote control; without it, that of `MONGO_URI` "
-            "with `_control` added.",
+            description="Database for events and remote control. Default: the database name in "
+            "`MONGO_URI` with `_control` appended.",
         )
     )
     control_size_mib: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
-        64, description="MiB of it that the latest events and commands may take."
+        64,
+        description="Size in MiB of the collection in that database that holds the latest events "
+        "and commands.",
     )
 
     starting_money: Annotated[int, Field(ge=0, le=2**53)] = Field(
-        1_000_000, description="What a user starts with whose registration names no sum."
+        1_000_000, description="Initial `money` of a user if the registration does not set it."
     )
     once_retention_days: Annotated[int, Field(ge=43)] = Field(
         45,
-        description="Days a message id is remembered by `@once`: longer than queue, dead-letter "
-        "queue and a redrive can keep a message (14 each).",
+        description="How long `@once` remembers a message id, in days. Must exceed the time a "
+        "message can stay in the queue, in the dead-letter queue and, after a redrive, in the "
+        "queue again: 14 days each.",
     )
 
     mongo_transaction_lifetime: Annotated[int, Field(ge=1)] = Field(
         60,
-        description="MongoDB's `transactionLifetimeLimitSeconds`: how long the transaction of a "
-        "killed process keeps its locks.",
+        description="Value of MongoDB's `transactionLifetimeLimitSeconds`: how long the "
+        "transaction of a killed process keeps its locks, in seconds.",
     )
 
     worker_concurrency: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Tasks at a time; without it, the number of cores."
+        None,
+        description="Number of tasks that run at the same time. Default: the number of CPU cores.",
     )
     worker_health_file: str | None = Field(
         None,
-        description="A file that the worker keeps writing and `celery -A app sqs health` reads; "
-        "one for each worker.",
+        description="File that the worker updates and `celery -A app sqs health` reads. Each "
+        "worker needs its own file.",
     )
     worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
         90,
-        description="Seconds that running tasks have to finish once the worker is told to stop. "
-        "Then they are cut off and their messages released, which may take 25 more.",
+        description="Time that running tasks have to finish after the stop signal, in seconds. "
+        "Then the worker ends them and releases their messages, which may take 25 more seconds.",
     )
     task_soft_time_limit: Annotated[int, Field(ge=1)] = Field(
-        25, description="Seconds after which a task is told to stop."
+        25, description="Time after which `SoftTimeLimitExceeded` is raised in a task, in seconds."
     )
     task_time_limit: Annotated[int, Field(ge=1)] = Field(
-        30, description="Seconds after which a task is killed, and its message retried."
+        30, description="Time after which a task is killed and its message is retried, in seconds."
     )
     sqs_visibility_timeout: Annotated[int, Field(ge=1, le=43_200)] | None = Field(
-        None, description="Seconds of a lease; without it, the hard time limit and 30."
+        None, description="Visibility timeout, in seconds. Default: `TASK_TIME_LIMIT` + 30."
     )
     sqs_max_attempts: Annotated[int, Field(ge=1)] = Field(
-        3, description="The failure in this delivery, or a later one, is dead-lettered."
+        3,
+        description="Number of the delivery from which a failure is final: the message then goes "
+        "to the dead-letter queue. Earlier failures are retried.",
     )
     sqs_max_receive_count: Annotated[int, Field(ge=1, le=1000)] = Field(
-        10, description="`maxReceiveCount` of the queue's redrive policy, SQS's own backstop."
+        10,
+        description="`maxReceiveCount` in the queue's redrive policy. At least "
+        "`SQS_MAX_ATTEMPTS` + 3.",
     )
     sqs_backoff_base: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="Seconds; the first retry waits up to this, each later one twice as long."
+        2.0,
+        description="Longest delay before the first retry, in seconds. This limit doubles with "
+        "each delivery.",
     )
     sqs_backoff_max: Annotated[int, Field(ge=1, le=43_200)] = Field(
-        600, description="Seconds no retry waits longer than."
+        600, description="Upper limit of that delay, in seconds."
     )
     sqs_wait_time: Annotated[int, Field(ge=0, le=20)] = Field(
-        20, description="Seconds a receive call waits for a message (long poll)."
+        20, description="Time a receive call waits for a message (long poll), in seconds."
     )
     sqs_max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
-        1_048_576, description="The queue's `MaximumMessageSize`."
+        1_048_576, description="`MaximumMessageSize` of the queue, in bytes."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Level of the worker's log."
+        "INFO", description="Log level of the worker."
     )
 
     @property
@@ -208,28 +222,32 @@ class FlowerSettings(BaseSettings):
 
     address: str = Field(
         "127.0.0.1",
-        description="Where Flower listens. Beyond this machine (`0.0.0.0`) it wants a login.",
+        description="Address Flower listens on. Any address but loopback requires a login.",
     )
-    port: Annotated[int, Field(ge=1, le=65_535)] = Field(5555, description="The port of it.")
+    port: Annotated[int, Field(ge=1, le=65_535)] = Field(
+        5555, description="Port Flower listens on."
+    )
     basic_auth: SecretStr | None = Field(
-        None, description="Login by password: `user:password`, more of them after commas."
+        None, description="Login by password: `user:password`; separate several with commas."
     )
     auth_provider: str | None = Field(
-        None, description="Login by a provider: a class of `flower.views.auth`."
+        None, description="Login by an OAuth provider: the path of a class in `flower.views.auth`."
     )
     auth: str | None = Field(
         None,
-        description="Whom the provider's login lets in: an address, several between bars, or "
-        "`.*@example.com`.",
+        description="E-mail addresses that may log in through the provider: one address, several "
+        "separated by a vertical bar, or `.*@example.com`.",
     )
-    oauth2_key: str | None = Field(None, description="The provider's name for this Flower.")
-    oauth2_secret: SecretStr | None = Field(None, description="Belongs to the key above.")
+    oauth2_key: str | None = Field(
+        None, description="Client ID that the provider gave this Flower."
+    )
+    oauth2_secret: SecretStr | None = Field(
+        None, description="Client secret for `FLOWER_OAUTH2_KEY`."
+    )
     oauth2_redirect_uri: Url | None = Field(
-        None, description="Where the provider sends people back to: `https://…/login`."
+        None, description="URL the provider redirects to after the login: `https://…/login`."
     )
-    db: str = Field(
-        "flower.db", description="File with what Flower has seen, so that a restart forgets none."
-    )
+    db: str = Field("flower.db", description="File in which Flower keeps its data across restarts.")
 
     @property
     def logins(self) -> list[str]:

@@ -20,15 +20,12 @@ ABOUT = {
     "soak": "The worker over time",
 }
 
-#: Whose versions stand under the README's table.
-HEADLINE = ("Python", "celery", "kombu", "sqs-consumer", "dramatiq-sqs")
-
 #: Rows of one round that are told in one sentence.
 MANY = 4
 
 
 def write(results: Results, soak: Soak | None) -> list[Path]:
-    """The tables of docs/bench.md, the README's, and the charts; what was written.
+    """The tables of docs/bench.md, the README's sentence, and the charts; what was written.
 
     Without a soak, what is told of one stays as it is.
 
@@ -68,8 +65,7 @@ def _shown(charts: Sequence[Path], *names: str) -> str:
 
 
 def _headline(results: Results) -> str:
-    chart = f"![{ABOUT['throughput']}](docs/images/throughput.png)"
-    return f"{table.headline(results)}\n\n{chart}\n\n{short_origin(results)}"
+    return f"{table.headline(results)} {short_origin(results)}"
 
 
 def _soak(soak: Soak) -> str:
@@ -140,12 +136,11 @@ def _gathered(skipped: list[str]) -> list[str]:
 
 
 def short_origin(results: Results) -> str:
-    """One line of it."""
-    where = "[docs/bench.md](docs/bench.md)"
-    versions = "".join(
-        f", {name} {results.versions[name]}" for name in HEADLINE if name in results.versions
+    """One sentence of it."""
+    return (
+        f"Measured {results.at} on {results.machine}, with {results.server} as the SQS server; "
+        "all figures: [docs/bench.md](docs/bench.md)."
     )
-    return f"{results.at}, {results.machine}{versions}; {results.server}; more in {where}."
 
 
 def _proxy(results: Results) -> str:

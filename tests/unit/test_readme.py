@@ -1,15 +1,48 @@
 """What README.md and docs/ say of the code is what the code says."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic_settings import BaseSettings
 
+from app.broker.options import Options
 from app.settings import FlowerSettings, Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+OPTIONS = (ROOT / "docs" / "options.md").read_text()
+#: Options whose field has another name.
+OPTION = {"queues": "predefined_queues", "uri": "database_uri"}
+
+
+def shown(options: Any) -> dict[str, str]:
+    """The fields of a dataclass with their defaults, as the page shows them."""
+    return {f.name: as_code(repr(getattr(options, f.name))) for f in fields(options)}
+
+
+def as_code(text: str) -> str:
+    fence = "``" if "`" in text else "`"
+    return f"{fence}{text}{fence}"
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r"\]\((?!https?://)([^)]+)\)", page.read_text())
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, heading = link.partition("#")
+    target = page.parent / name if name else page
+    return target.is_file() and (not heading or heading in headings(target))
+
+
+def headings(page: Path) -> list[str]:
+    """The headings of a page as a link names them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in found]
 
 
 @pytest.mark.parametrize(
@@ -31,15 +64,35 @@ def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: 
     assert rows == declared
 
 
-def test_the_readme_is_read_in_one_sitting() -> None:
-    # What the benchmark writes into it is a table and a chart.
-    read = re.sub(r"<!-- bench: .*?<!-- end: ", "", README, flags=re.DOTALL)
-    assert len(read.splitlines()) <= 175
+def test_the_page_of_options_has_each_option_with_its_default() -> None:
+    options, control = (
+        dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", table, re.MULTILINE))
+        for table in OPTIONS.split("\n## ")[1:3]
+    )
+
+    told = Options("", {})
+    policy = shown(told.policy)
+    assert options == {
+        **{OPTION.get(k, k): v for k, v in shown(told).items() if k not in ("policy", "control")},
+        **policy,
+        "region": "",
+        "predefined_queues": "",
+        "control": "`{}`",
+    }
+    assert control == {OPTION.get(k, k): v for k, v in shown(told.control).items()}
+
+
+def test_each_page_of_docs_is_linked_from_the_readme() -> None:
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\]\(([^)#]+)", README))
+
+
+def test_each_link_of_a_page_leads_to_a_file_and_a_heading_of_it() -> None:
+    assert [link for page in PAGES for link in links(page) if not leads_somewhere(page, link)] == []
 
 
 def test_each_picture_is_shown_and_small() -> None:
-    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
-    text = "".join(page.read_text() for page in pages)
+    text = "".join(page.read_text() for page in PAGES)
     shown = re.findall(r"!\[[^\]]+\]\((?:docs/)?images/([^)]+)\)", text)
     pictures = list((ROOT / "docs" / "images").iterdir())
     assert set(shown) == {picture.name for picture in pictures}
