@@ -98,23 +98,23 @@ REPLACED: Mapping[str, str] = {
     "j": "writes wait for the journal of a majority",
     "journal": "writes wait for the journal of a majority",
     "maxStalenessSeconds": "reads go to the primary",
-    "readConcernLevel": "reads see what a majority has",
+    "readConcernLevel": "reads return only what a majority has",
     "readPreference": "reads go to the primary",
     "readPreferenceTags": "reads go to the primary",
-    "retryReads": "a failover costs no read",
-    "retryWrites": "a failover costs no write",
+    "retryReads": "the driver repeats a read after a failover",
+    "retryWrites": "the driver repeats a write after a failover",
     "tz_aware": "times are read as this program writes them",
     "unicode_decode_error_handler": "texts are read as this program writes them",
     "uuidRepresentation": "ids are read as this program writes them",
     "w": "writes wait for a majority",
-    "wTimeoutMS": "timeoutMS bounds the wait for a majority too",
+    "wTimeoutMS": "timeoutMS limits the wait for a majority too",
 }
 
 #: Options that are refused although pymongo knows them, and why.
 REFUSED: Mapping[str, str] = {
     "connect": "every client connects when it is first used",
-    "loadBalanced": "transactions and failovers behind a load balancer are untried",
-    "waitQueueMultiple": "pymongo has given it up; use waitQueueTimeoutMS",
+    "loadBalanced": "transactions and failovers behind a load balancer have not been tried",
+    "waitQueueMultiple": "pymongo no longer has it; use waitQueueTimeoutMS",
 }
 
 #: Options that are for the tasks' client and not for the control plane's, which has its own
