@@ -220,7 +220,10 @@ def test_each_option_that_pymongo_knows_has_its_place_and_the_page_has_each() ->
 
     assert set(URI_OPTIONS_VALIDATOR_MAP) - known == keywords_only
     rows = [
-        *(f"| `{n}` | used{f'; must be at least {ms} ms' if ms else ''} |" for n, ms in HONOURED.items()),
+        *(
+            f"| `{n}` | used{f'; must be at least {ms} ms' if ms else ''} |"
+            for n, ms in HONOURED.items()
+        ),
         *(f"| `{name}` | replaced: {why} |" for name, why in REPLACED.items()),
         *(f"| `{name}` | refused: {why} |" for name, why in REFUSED.items()),
     ]

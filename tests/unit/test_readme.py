@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic_settings import BaseSettings
 
-from app.broker.options import Options
 from app.settings import FlowerSettings, Settings
+from sqs_broker.options import Options
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
