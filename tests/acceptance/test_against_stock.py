@@ -96,8 +96,8 @@ def row(name: str, *, stock: str, ours: str, **settings: Any) -> Any:
 
 # Receiving ------------------------------------------------------------------------------------
 
-GOES_ON = "receives again by itself"
-DEAF = "exits, or lives on and never asks again"
+GOES_ON = "receives again without a restart"
+DEAF = "exits, or stays alive but never receives again"
 
 
 def after(run: Run, fault: Fault, seconds: float) -> str:
@@ -110,29 +110,33 @@ def after(run: Run, fault: Fault, seconds: float) -> str:
     return GOES_ON if run.project.events(id_, "end") and worker.poll() is None else DEAF
 
 
-@row("one HTTP 500 on a receive", stock=DEAF, ours=GOES_ON)
+@row("after one receive call that failed with HTTP 500, the worker", stock=DEAF, ours=GOES_ON)
 def one_server_error(run: Run) -> str:
     return after(run, SERVER_ERROR, SOON)
 
 
-@row("one 403 (expired token) on a receive", stock=DEAF, ours=GOES_ON)
+@row(
+    "after one receive call that failed with 403 (expired token), the worker",
+    stock=DEAF,
+    ours=GOES_ON,
+)
 def one_expired_token(run: Run) -> str:
     return after(run, EXPIRED, SOON)
 
 
-@row("a receive that is never answered", stock=DEAF, ours=GOES_ON)
+@row("after one receive call that got no answer, the worker", stock=DEAF, ours=GOES_ON)
 def no_answer(run: Run) -> str:
     return after(run, SILENT, LATER)
 
 
-STALLS = "stalls for a second whenever the window is full"
-REDELIVERED = "has `redelivered` true"
-FIRST = "looks like a first delivery"
-FLOWS = "goes on as soon as one task ends"
+STALLS = "receives nothing for a second whenever it holds as many messages as it may"
+REDELIVERED = "has `redelivered` set to true"
+FIRST = "cannot be told from a first delivery"
+FLOWS = "receives again as soon as one task ends"
 
 
 @row(
-    "a full window of short tasks, default settings",
+    "with many short tasks and default settings, the worker",
     stock=STALLS,
     ours=FLOWS,
     stock_transport={"polling_interval": 1},
@@ -150,7 +154,7 @@ def full_window(run: Run) -> str:
 
 
 @row(
-    "a redelivery",
+    "a task that is delivered again",
     stock=FIRST,
     ours=REDELIVERED,
     queues={"visibility_timeout": 3},
@@ -170,8 +174,8 @@ def redelivery(run: Run) -> str:
 # What nobody can run --------------------------------------------------------------------------
 
 STOPS = "stops the worker"
-HIDES = 'is "deleted", says the log, but is still in the queue'
-REJECT_AGAIN = "runs again, one visibility timeout later"
+HIDES = 'the log says "deleted", but the message is still in the queue'
+REJECT_AGAIN = "runs again after the visibility timeout"
 REASON = "is dead-lettered at once, with the reason"
 
 
@@ -221,18 +225,18 @@ def reject(run: Run) -> str:
 
 # Settling ----------------------------------------------------------------------------------------
 
-MORE = "more than one: each message is deleted by its own call"
-FEW = "less than a half: ten are received, and deleted, by one call"
+MORE = "more than one: each message needs a delete call of its own"
+FEW = "less than 0.5: one call receives ten messages, and one deletes ten"
 ONCE = "runs once"
 MORE_THAN_ONCE = "runs more than once"
 NEW = "a new message is sent, whose deliveries count from one"
 SAME = "the same message is delivered again, after its backoff"
-NO_WORD = "is dead-lettered by SQS, with no word why"
-NOTED = "is dead-lettered with its error, its id and the number of its deliveries"
+NO_WORD = "is dead-lettered by SQS without a reason"
+NOTED = "is dead-lettered with the error, the id and the number of deliveries"
 
 
 @row(
-    "calls for a message of a backlog",
+    "SQS calls that receive and delete one message of many",
     stock=MORE,
     ours=FEW,
 )
@@ -249,11 +253,11 @@ def calls(run: Run) -> str:
     return FEW
 
 
-AGAIN = "is run again while it runs"
+AGAIN = "runs a second time while the first run goes on"
 
 
 @row(
-    "a task longer than its visibility timeout",
+    "a task that runs longer than the visibility timeout",
     stock=AGAIN,
     ours=ONCE,
     queues={"visibility_timeout": 3},
@@ -399,15 +403,17 @@ def page() -> str:
     """docs/behaviour.md."""
     return f"""# Behaviour
 
-Seen on kombu {version("kombu")} and celery {version("celery")}.
-Both transports run the same project with the same settings of Celery; kombu's has what its
-documentation recommends: queues by name, long polls, `polling_interval` 0 (but for the row that
-says otherwise), `task_acks_late` and a redrive policy.
+This page compares this broker with the SQS transport of kombu, which Celery uses for `sqs://`. It
+was observed on kombu {version("kombu")} and celery {version("celery")}.
+
+Both transports ran the same project with the same Celery settings. kombu's transport was set up as
+its documentation recommends: named queues, long polls, `polling_interval` 0 (except for the row
+"default settings"), `task_acks_late` and a redrive policy.
 
 {table((row.name, row.stock, row.ours) for row in ROWS)}
-Each row is observed on both transports by `tests/acceptance/test_against_stock.py`, which fails
-where a cell is not what is seen: also where kombu comes to keep a promise. The page is written by
-`python -m tests.acceptance.test_against_stock`.
+`tests/acceptance/test_against_stock.py` observes each row on both transports. It fails if it
+observes anything else, also if kombu starts to keep a promise. To write this page again:
+`python -m tests.acceptance.test_against_stock > docs/behaviour.md`.
 """
 
 
