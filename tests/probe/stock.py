@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-SETTINGS = json.loads((Path(__file__).resolve().parents[2] / "probe.json").read_text())
+SETTINGS = json.loads((Path(__file__).resolve().parents[1] / "probe.json").read_text())
 
 
 def install(celery_app: Any) -> None:
