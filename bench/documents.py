@@ -136,10 +136,10 @@ def _gathered(skipped: list[str]) -> list[str]:
 
 
 def short_origin(results: Results) -> str:
-    """One sentence of it."""
+    """What a reader of one figure has to know of it."""
     return (
-        f"Measured {results.at} on {results.machine}, with {results.server} as the SQS server; "
-        "all figures: [docs/bench.md](docs/bench.md)."
+        f"Measured {results.at} on {results.machine}. SQS server: {results.server}. "
+        "All figures: [docs/bench.md](docs/bench.md)."
     )
 
 
