@@ -24,7 +24,8 @@ USER = {"stockId": "s1", "userId": "u1"}
 def checkout(tmp_path: Path) -> Path:
     """The tree with the README's task added, each block at the end of the file it names."""
     checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT / "app", checkout / "app")
+    for package in ("app", "sqs_broker"):
+        shutil.copytree(ROOT / package, checkout / package)
     shutil.copy(ROOT / "celeryconfig.py", checkout)
     for name, code in CODE.findall((ROOT / "README.md").read_text()):
         path = checkout / name
