@@ -1,0 +1,58 @@
+"""OpenTelemetry's and Sentry's own Celery integrations, as they come from the index.
+
+Each message has one span in a trace of its own, with the work inside, whether it runs alone or
+shares a job.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def seen_by(library: str, how: str) -> list[dict[str, Any]]:
+    """What the library saw of a job, in a process of its own: both patch Celery for good."""
+    program = ROOT / "tests" / "probe" / "traced.py"
+    ran = subprocess.run(
+        [sys.executable, program, library, how],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_opentelemetry_sees_the_work_inside_the_span_of_its_message() -> None:
+    write, task = seen_by("opentelemetry", "alone")
+    assert (write["name"], write["parent"]) == ("write", "0")
+    assert (task["message"], task["parent"], task["state"]) == ("0", None, "SUCCESS")
+
+
+def test_opentelemetry_sees_a_span_for_each_message_of_a_shared_job() -> None:
+    write, *tasks = seen_by("opentelemetry", "shared")
+    assert (write["name"], write["parent"]) == ("write", "0")
+    assert [(task["message"], task["state"]) for task in tasks] == [
+        ("0", "SUCCESS"),
+        ("1", "FAILURE"),
+        ("2", "SUCCESS"),
+    ]
+    assert [task["parent"] for task in tasks] == [None] * 3
+
+
+def test_sentry_sees_the_work_inside_the_transaction_of_its_message() -> None:
+    (transaction,) = seen_by("sentry", "alone")
+    assert (transaction["kind"], transaction["status"]) == ("transaction", "ok")
+    assert "write" in transaction["spans"]
+
+
+def test_sentry_sees_a_transaction_for_each_message_of_a_shared_job_and_one_error() -> None:
+    seen = seen_by("sentry", "shared")
+    transactions = [one for one in seen if one["kind"] == "transaction"]
+    assert [one["status"] for one in transactions] == ["ok", "internal_error", "ok"]
+    assert ["write" in one["spans"] for one in transactions] == [True, False, False]
+    assert [one["errors"] for one in seen if one["kind"] == "event"] == [["KeyError"]]

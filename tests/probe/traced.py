@@ -1,0 +1,126 @@
+"""Runs one job under a tracing library, as it is installed from the index, and prints what it saw.
+
+    python traced.py opentelemetry|sentry alone|shared
+
+A line for each span or event, as JSON. Of three messages that share a job the second one fails.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import celery.app.trace
+from celery import Celery
+
+from sqs_broker.worker.batch import Job, run
+
+Seen = Iterator[dict[str, Any]]
+
+
+def opentelemetry() -> tuple[Callable[[], None], Callable[[], Seen]]:
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.celery import CeleryInstrumentor
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()
+
+    def write() -> None:
+        with trace.get_tracer("test").start_as_current_span("write"):
+            pass
+
+    def seen() -> Seen:
+        spans = exporter.get_finished_spans()
+        messages = {s.context.span_id: s.attributes.get("messaging.message.id") for s in spans}
+        for span in spans:
+            yield {
+                "name": span.name,
+                "message": messages[span.context.span_id],
+                "parent": span.parent and messages[span.parent.span_id],
+                "state": span.attributes.get("celery.state"),
+            }
+
+    return write, seen
+
+
+def sentry() -> tuple[Callable[[], None], Callable[[], Seen]]:
+    import sentry_sdk
+    from sentry_sdk.integrations.celery import CeleryIntegration
+    from sentry_sdk.transport import Transport
+
+    kept: list[dict[str, Any]] = []
+
+    class Keeping(Transport):
+        def capture_envelope(self, envelope: Any) -> None:
+            kept.extend(item.payload.json for item in envelope.items)
+
+    sentry_sdk.init(
+        dsn="http://key@127.0.0.1:1/1",
+        transport=Keeping,
+        traces_sample_rate=1.0,
+        integrations=[CeleryIntegration()],
+    )
+
+    def write() -> None:
+        with sentry_sdk.start_span(op="db", name="write"):
+            pass
+
+    def seen() -> Seen:
+        sentry_sdk.flush()
+        for one in kept:
+            yield {
+                "kind": one.get("type", "event"),
+                "spans": [span["description"] for span in one.get("spans", ())],
+                "errors": [exc["type"] for exc in one.get("exception", {}).get("values", ())],
+                "status": one["contexts"]["trace"].get("status"),
+            }
+
+    return write, seen
+
+
+def main(library: str, how: str) -> None:
+    write, seen = {"opentelemetry": opentelemetry, "sentry": sentry}[library]()
+    app = Celery("traced", task_cls="sqs_broker.worker.task:Task")
+    app.conf.update(
+        task_acks_late=True,
+        task_ignore_result=True,
+        broker_transport_options={
+            "region": "us-east-1",
+            "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
+        },
+    )
+
+    def many(calls: Any) -> list[Any]:
+        write()
+        return [KeyError() if call.args == [1] else None for call in calls]
+
+    @app.task(name="job", many=many)
+    def job(number: int) -> None:
+        write()
+
+    app.finalize()
+    app.set_current()
+    tracer = celery.app.trace.build_tracer("job", app.tasks["job"], app=app)
+
+    def trace(name: str, id_: str, request: Any, body: Any, *_: Any) -> Any:
+        traced = tracer(id_, body[0], body[1], request)
+        return int(traced.info is not None), traced.retval, traced.runtime
+
+    def request(number: int) -> dict[str, Any]:
+        where = {"delivery_info": {"routing_key": "jobs"}, "hostname": "worker", "retries": 5}
+        return where | {"task": "job", "id": str(number)}
+
+    if how == "alone":
+        trace("job", "0", request(0), ([0], {}, {}))
+    else:
+        run(trace, "job", [Job(str(n), request(n), [n], {}, {}) for n in range(3)])
+    for line in seen():
+        print(json.dumps(line))  # noqa: T201
+
+
+main(*sys.argv[1:])
