@@ -39,8 +39,9 @@ class Journal(Observer):
         if isinstance(happened, outcomes.NotTaken):
             _not_taken(message, happened.error)
         delivery = message.delivery
-        facts: dict[str, Any] = _ids(message) | {
+        facts: dict[str, Any] = {
             "event": f"message.{outcome.name}",
+            **_ids(message),
             "deliveries": delivery.count,
             "seconds": round(monotonic() - delivery.received_at, 3),
         }
@@ -99,11 +100,14 @@ def clamped(delivery: Delivery, delay: int, task: str | None, id_: str | None) -
 
 
 def _not_taken(message: Facts, error: str) -> None:
+    facts = {
+        "event": "message.not_taken",
+        **_ids(message),
+        "deliveries": message.delivery.count,
+        "error": error,
+    }
     logger.warning(
-        "This machine could not take a message (%s); it is handed back.",
-        error,
-        extra=_ids(message)
-        | {"event": "message.not_taken", "deliveries": message.delivery.count, "error": error},
+        "This machine could not take a message (%s); it is handed back.", error, extra=facts
     )
 
 

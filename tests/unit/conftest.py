@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.rules.provenance import Provenance, Source
 from sqs_broker.sqs.leases import Leases
 
 MakeDelivery = Callable[..., Delivery]
@@ -20,6 +21,13 @@ MakeLease = Callable[..., Lease]
 VISIBILITY_TIMEOUT = 60
 
 SENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+#: Of a message in plain JSON.
+HEADERS = {
+    "task": "registerUser",
+    "id": "id-1",
+    "delivery": Provenance("id-1", True, Source.JSON, 1, SENT),
+}
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,10 @@ from sqs_broker.rules.outcomes import (
     Retry,
     Succeeded,
 )
-from sqs_broker.rules.provenance import Provenance, Source
-from tests.unit.conftest import SENT, MakeDelivery
+from tests.unit.conftest import HEADERS, MakeDelivery
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
-
-HEADERS = {
-    "task": "registerUser",
-    "id": "id-1",
-    "delivery": Provenance("id-1", True, Source.JSON, 1, SENT),
-}
 
 
 @pytest.fixture(autouse=True)

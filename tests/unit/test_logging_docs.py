@@ -12,9 +12,18 @@ from typing import get_args
 import pytest
 
 from app.logs import FIELDS
-from sqs_broker.observers import journal
-from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from tests.unit.conftest import MakeDelivery
+from sqs_broker.observers.journal import Journal
+from sqs_broker.observers.observer import facts_of
+from sqs_broker.rules.outcomes import (
+    DeadLetter,
+    Done,
+    Outcome,
+    Postponed,
+    Released,
+    Retry,
+    Succeeded,
+)
+from tests.unit.conftest import HEADERS, MakeDelivery
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/logging.md").read_text()
@@ -251,7 +260,7 @@ def test_the_line_at_the_end_of_a_message_is_as_the_page_has_it(
     outcome: Outcome, make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    journal.ended(make_delivery(), outcome, "registerUser", "id-1")
+    Journal().ended(facts_of(make_delivery(), HEADERS), Succeeded(), outcome)
     (record,) = caplog.records
     row = rows()[vars(record)["event"]]
     assert row.levels == {record.levelname.lower()}
