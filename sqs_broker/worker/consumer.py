@@ -163,7 +163,8 @@ class Consumer(CeleryConsumer):
 
     def _on_lease_lost(self, tag: str) -> None:
         """Runs on the heartbeat's thread; the requests are the loop's."""
-        if hasattr(self.pool, "terminate_job"):
+        # Only a pool of processes can end a task (celery 5.7 concurrency/base.py).
+        if self.pool.uses_semaphore:
             self.hub.call_soon(self._cancel_where_wanted, tag)
 
     def _cancel_where_wanted(self, tag: str) -> None:

@@ -420,7 +420,13 @@ def lose(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 
 PREFORK = SimpleNamespace(terminate_job=print, uses_semaphore=True)
-THREADS = SimpleNamespace(uses_semaphore=False)
+
+
+def cannot(*_: Any) -> None:
+    raise NotImplementedError  # As the base of Celery's pools does.
+
+
+THREADS = SimpleNamespace(terminate_job=cannot, uses_semaphore=False)
 
 
 def test_a_task_that_lost_its_lease_is_cancelled_where_that_is_wanted(
