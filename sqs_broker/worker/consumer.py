@@ -23,8 +23,8 @@ from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, Refused, UnknownTask
 from sqs_broker.rules.routes import circle, told
 from sqs_broker.worker.batches import Batches
+from sqs_broker.worker.channel import Message
 from sqs_broker.worker.loop import Hub
-from sqs_broker.worker.message import Message
 from sqs_broker.worker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import Failed, Happened, RetryAsked, is_final
 from sqs_broker.rules.suspicion import Suspicion
+from sqs_broker.worker.channel import Message
 from sqs_broker.worker.failures import frames_of, shown, unwrapped
-from sqs_broker.worker.message import Message
 
 logger = logging.getLogger(__name__)
 

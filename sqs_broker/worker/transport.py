@@ -19,8 +19,7 @@ from sqs_broker.options import Options
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
 from sqs_broker.sqs.clients import Client
-from sqs_broker.worker.channel import Channel
-from sqs_broker.worker.message import Message
+from sqs_broker.worker.channel import Channel, Message
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,8 @@ from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Done, Outcome
 from sqs_broker.sqs.copies import Copies
 from sqs_broker.worker.batches import Batches
-from sqs_broker.worker.channel import Channel
+from sqs_broker.worker.channel import Channel, Message
 from sqs_broker.worker.consumer import Consumer
-from sqs_broker.worker.message import Message
 from tests.bodies import AWKWARD, FIELDS, bodies, json_values
 from tests.unit.conftest import MakeDelivery
 

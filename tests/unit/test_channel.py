@@ -26,7 +26,7 @@ from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.rules.outcomes import Happened, Refused, RetryAsked
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNTOLD
-from sqs_broker.worker.message import Message
+from sqs_broker.worker.channel import Message
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.

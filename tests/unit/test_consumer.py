@@ -24,10 +24,10 @@ from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.rules.outcomes import DeadLetter, Failed, NotTaken, Refused, decide
 from sqs_broker.rules.policy import Policy
+from sqs_broker.worker.channel import Message
 from sqs_broker.worker.consumer import Consumer
 from sqs_broker.worker.loop import Hub
 from sqs_broker.worker.loop import Loop as EventLoop
-from sqs_broker.worker.message import Message
 from tests.unit.conftest import MakeDelivery
 
 #: Stands where a user could have typed something.

@@ -22,9 +22,8 @@ from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed
 from sqs_broker.sqs.copies import Copies
-from sqs_broker.worker.channel import Channel
+from sqs_broker.worker.channel import Channel, Message
 from sqs_broker.worker.consumer import Consumer
-from sqs_broker.worker.message import Message
 from tests.bodies import bodies
 from tests.unit.conftest import MakeDelivery
 

@@ -43,7 +43,7 @@ from sqs_broker.rules.outcomes import (
     Succeeded,
 )
 from sqs_broker.rules.suspicion import Suspicion
-from sqs_broker.worker.message import Message
+from sqs_broker.worker.channel import Message
 from sqs_broker.worker.request import HandedBack, Request
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery
 

@@ -27,8 +27,7 @@ from sqs_broker.sqs.heartbeat import Heartbeat
 from sqs_broker.sqs.leases import MOST_UNTOLD
 from sqs_broker.sqs.receiver import Receiver
 from sqs_broker.sqs.settler import LONGEST_LINGER, RETRY_PAUSE, Settler
-from sqs_broker.worker.channel import Channel
-from sqs_broker.worker.message import Message
+from sqs_broker.worker.channel import Channel, Message
 
 VISIBILITY, MAX_RECEIVES, MAX_ATTEMPTS = 30, 6, 3
 URL, DEAD_LETTER_URL = "https://sqs.test/jobs", "https://sqs.test/jobs-dlq"
