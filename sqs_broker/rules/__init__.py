@@ -1,1 +1,1 @@
-"""The rules: what a message is, whether it may run, and what becomes of it. No I/O, no clients."""
+"""The rules: what a message is, whether it may run, and how its delivery ends. No I/O, no clients."""

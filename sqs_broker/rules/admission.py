@@ -1,6 +1,6 @@
-"""What may run, and why not: first on arrival, then by the tasks that are here. Pure functions.
+"""Decides whether a message may run: on arrival, then by the worker's tasks. Pure functions.
 
-arrival = arrive(delivery, decode_json)     # on arrival: what the body is, and whether it is due
+arrival = arrive(delivery, decode_json)     # decodes the body, and checks whether it is due
 answer = admit(arrival, tasks)              # the task that runs it, or what happened instead
 """
 
@@ -19,7 +19,7 @@ from sqs_broker.rules.provenance import Provenance, Source
 
 
 class TaskMessage(Protocol):
-    """A decoded message: kombu's, or an Arrival."""
+    """A decoded message: a message of kombu, or an Arrival."""
 
     @property
     def headers(self) -> Any:
@@ -27,25 +27,26 @@ class TaskMessage(Protocol):
 
     @property
     def payload(self) -> Any:
-        """What the task is called with: [args, kwargs, embed]."""
+        """The arguments of the task: [args, kwargs, embed]."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A decoded message for the worker, unless its delivery `ended` on arrival."""
+    """A received message: decoded for the worker, or with the reason why it does not run."""
 
     content: dict[str, Any] = field(default_factory=dict)
-    """The message as kombu's `virtual.Message` takes it."""
+    """The payload of kombu's `virtual.Message`."""
     ended: Happened | None = None
+    """What ended the delivery on arrival; None if the message may run."""
 
     @property
     def headers(self) -> dict[str, Any] | None:
-        """The headers of its task; None if they could not be read."""
+        """The headers of the message; None if it could not be decoded."""
         return self.content.get("headers")
 
     @property
     def payload(self) -> Payload:
-        """What its task is called with: [args, kwargs, embed]."""
+        """The arguments of the task: [args, kwargs, embed]."""
         payload: Payload = self.content["body"]
         return payload
 
@@ -57,34 +58,34 @@ class Admitted:
     task: Any
     """The Celery task."""
     headers: dict[str, Any]
-    """Headers that hold in place of the message's own: its time limits, and the arguments as logs
-    and events may show them."""
+    """Headers that replace those of the message: its time limits, and the arguments as logs and
+    events may show them."""
 
 
 def arrive(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
-    """Decode a delivery. Never raises: no body may stop a receiver."""
+    """Decode a delivery. Never raises, because no body may stop a receiver."""
     try:
         content = decode(delivery, decode_json)
         due_in = seconds_until_due(content["headers"])
     except Exception as exc:
-        # Broad on purpose: whatever it is, what becomes of the message says it.
+        # Broad on purpose: `untaken` turns each exception into an end of the delivery.
         return Arrival(ended=untaken(exc))
     if due_in > CLOCK_TOLERANCE:
         return Arrival(content, NotDue(due_in))
-    # Celery would hold a task with an eta in memory (celery 5.7 worker/strategy.py).
+    # Celery holds a task with an eta in memory (celery 5.7 worker/strategy.py).
     content["headers"]["eta"] = None
     return Arrival(content)
 
 
 def admit(message: TaskMessage, tasks: Mapping[str, Any]) -> Admitted | UnknownTask | Refused:
-    """The task that runs a message, by its name among `tasks`; or why none does."""
+    """The task in `tasks` that runs a message, or the reason why no task may run it."""
     headers = message.headers
     task = tasks.get(headers["task"])
     if task is None:
         return UnknownTask(headers["task"])
     provenance: Provenance = headers["delivery"]
     if provenance.source is not Source.CELERY and getattr(task, "model", None) is None:
-        return Refused(f"task {task.name} cannot be reached by plain JSON")
+        return Refused(f"task {task.name} has no message model, so plain JSON cannot call it")
     own = task.time_limit, task.soft_time_limit
     changed: dict[str, Any] = {"timelimit": list(time_limits.of_message(headers["timelimit"], own))}
     if hasattr(task, "shown"):

@@ -1,8 +1,8 @@
-"""The copy that goes to the dead-letter queue: original body, original attributes, and why.
+"""The copy of a message for the dead-letter queue: original body and attributes, and the reason.
 
-The reason is one JSON attribute, `dead-letter`. SQS's own rules for a message are kept here, since
-no local server checks them all: at most ten attributes, body and attributes together within the
-limit, characters that XML allows.
+The reason is in one more attribute, `dead-letter`, as JSON. This module keeps SQS's rules for a
+message, because no local server checks all of them: at most ten attributes, body and attributes
+together within the size limit, only characters that XML allows.
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
 """
 
@@ -19,7 +19,7 @@ from sqs_broker.rules.outcomes import DeadLetter
 
 ATTRIBUTE = "dead-letter"
 
-#: Characters of a reason; more is cut, so that one long error does not fill the message.
+#: Most characters of a reason. A longer one is cut, so that it does not fill the message.
 LONGEST_REASON = 1_000
 
 Attributes = dict[str, Mapping[str, Any]]
@@ -30,9 +30,9 @@ def attributes_of(
 ) -> Attributes:
     """The attributes of the copy: the original ones and `dead-letter`.
 
-    Where ten are there already, the last joins `dead-letter` under `displaced`. Where `limit`
-    bytes leave too little room, the reason is shortened, then the note is left off: the body is
-    never cut.
+    If the message has ten attributes already, the last one moves into `dead-letter` as `displaced`.
+    If the copy is larger than `limit` bytes, the reason is shortened; if that is not enough,
+    `dead-letter` is left out. The body is never cut.
     """
     kept = _without_note(delivery)
     note: dict[str, Any] = {
@@ -55,7 +55,7 @@ def attributes_of(
 
 
 def size(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> int:
-    """Bytes of a message as SQS counts them: body, and name, type and value of each attribute."""
+    """Bytes of a message as SQS counts them: the body, and each attribute's name, type and value."""
     total = len(body.encode("utf-8", "surrogatepass"))
     for name, value in attributes.items():
         data = value.get("BinaryValue")
@@ -66,7 +66,8 @@ def size(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> int:
 
 
 def read_note(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The note on a dead letter; None where SQS moved it itself, which gives no reason."""
+    """The content of `dead-letter`; None if there is none: SQS itself moved the message, without a
+    reason."""
     try:
         note = json.loads(attributes.get(ATTRIBUTE, {}).get("StringValue", ""))
     except ValueError:
@@ -75,12 +76,12 @@ def read_note(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | N
 
 
 def restored(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
-    """The attributes as they were before the message became a dead letter: without the note, and
-    with what it displaced."""
+    """The attributes from before the message was dead-lettered: without `dead-letter`, and with the
+    attribute that it displaced."""
     kept = {name: value for name, value in attributes.items() if name != ATTRIBUTE}
     match (read_note(attributes) or {}).get("displaced"):
         case {"name": str(name), "DataType": str(kind), "base64": str(data)}:
-            with suppress(ValueError):  # Not ours, then.
+            with suppress(ValueError):  # Another program wrote this attribute.
                 kept[name] = {"DataType": kind, "BinaryValue": base64.b64decode(data)}
         case {"name": str(name), "DataType": str(kind), "StringValue": str(text)}:
             kept[name] = {"DataType": kind, "StringValue": text}
@@ -88,12 +89,12 @@ def restored(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
 
 
 def _without_note(delivery: Delivery) -> Attributes:
-    """The original attributes, but for the note of an earlier time as a dead letter."""
+    """The original attributes, except a `dead-letter` from before a redrive."""
     return {name: value for name, value in delivery.attributes.items() if name != ATTRIBUTE}
 
 
 def _text(note: Mapping[str, Any]) -> dict[str, str]:
-    # ASCII only: every character it can hold is one that SQS allows.
+    # ASCII only: SQS allows every character that this JSON can contain.
     return {"DataType": "String", "StringValue": json.dumps(note, ensure_ascii=True)}
 
 

@@ -1,9 +1,9 @@
-"""From a message as SQS gives it to one as Celery takes it, or a reason why not.
+"""Decodes a message of SQS into a message for Celery, or raises the reason why it cannot.
 
-Three doors lead in. A Celery envelope, written by ours or by a stock kombu 5.7 producer (which
-wraps it, or its body, or both in base64); plain JSON from any program; and either of them inside a
-notification of SNS. Whatever else a body holds, the answer is `Undecodable`: Celery is given only
-what it can run, since a malformed header ends a stock worker (celery 5.7 worker/request.py).
+A body may have three forms: a Celery envelope, from this project or from a stock kombu 5.7 producer
+(which encodes the envelope, its body, or both in base64); plain JSON from any program; or one of
+these two inside an SNS notification. Every other body raises `Undecodable`. Celery gets only what
+it can run, because a malformed header ends a stock worker (celery 5.7 worker/request.py).
 """
 
 import base64
@@ -24,11 +24,11 @@ from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Provenance, Source
 
-#: Layers of base64 that kombu's SQS transport can put around an envelope.
+#: How often kombu's SQS transport may encode an envelope in base64.
 MOST_LAYERS = 2
 
-#: Levels of arrays and objects in a body. Deeper ones, which json.loads still reads, meet Python's
-#: limit of recursion later, in Celery's event loop, which ends the worker.
+#: Most levels of arrays and objects in a body. json.loads reads deeper ones too, but they exceed
+#: Python's recursion limit later, in Celery's event loop, and that ends the worker.
 DEEPEST = 64
 
 #: Headers that Celery reads.
@@ -36,21 +36,21 @@ CELERYS = frozenset(Headers.model_fields)
 
 Model = TypeVar("Model")
 
-#: What a task is called with: args, kwargs, embed.
+#: The arguments of a task: args, kwargs, embed.
 Payload = list[Any]
 
 
 def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]:
-    """The delivery as a payload of kombu's `virtual.Message`.
+    """Return the delivery as a payload of kombu's `virtual.Message`.
 
-    This is the one reading of a body: `body` is [args, kwargs, embed] as the task gets them, and
-    goes to the pool's process like that. In plain JSON everything is data; in Celery's envelope
-    kombu makes dates and the like of what is written as such.
+    A body is decoded only here. `body` in the result is [args, kwargs, embed] as the task gets
+    them, and goes to the pool process unchanged. In plain JSON each value stays as it is. In a
+    Celery envelope kombu converts the values that are marked as dates and other types.
 
-    Headers from outside that describe the delivery (`retries`, `redelivered`) are overwritten with
-    what SQS says; the header `delivery` tells the task where the message came from. Raises
-    Undecodable, whose reason holds nothing of the body; MemoryError and OSError are no fault of a
-    body and are raised as they are.
+    If the producer set headers that describe the delivery (`retries`, `redelivered`), they are
+    replaced with the values of SQS. The header `delivery` holds a Provenance for the task. Raises
+    Undecodable, whose reason holds nothing of the body. MemoryError and OSError are not caused by
+    the body, so they are raised unchanged.
     """
     content = _json_object(delivery.body)
     source = Source.JSON
@@ -59,7 +59,7 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
     if "properties" in content:
         return _from_envelope(content, delivery)
     if decode_json is None:
-        raise Undecodable("the body is no Celery message, and plain JSON is not accepted here")
+        raise Undecodable("the body is not a Celery message, and this worker takes no plain JSON")
     return _from_foreign(content, source, delivery, decode_json)
 
 
@@ -93,12 +93,12 @@ def _check_depth(content: object) -> None:
     raise Undecodable(f"the body is nested deeper than {DEEPEST} levels")
 
 
-def _without_base64(text: str, blame: str) -> str:
+def _without_base64(text: str, reason: str) -> str:
     try:
         return base64.b64decode(text.strip(), validate=True).decode("utf-8")
     except (binascii.Error, ValueError) as exc:
-        # Also what can be decoded and is no UTF-8: many a plain word is base64 of some bytes.
-        raise Undecodable(blame) from exc
+        # Also if the bytes are not UTF-8: many plain words are valid base64.
+        raise Undecodable(reason) from exc
 
 
 def _json_type(content: object) -> str:
@@ -146,34 +146,34 @@ def _read_payload(body: str) -> Payload:
 
 
 def _read(body: str, what: str) -> Any:
-    """Celery's own way, which makes dates and the like of what names them so."""
-    made, unmade = [], f"{what} has a value that kombu cannot make"
+    """Parse JSON as Celery does: values that are marked as dates and other types are converted."""
+    converted, unconverted = [], f"{what} has a value that kombu cannot convert"
 
-    def make(value: dict[str, Any]) -> Any:
-        it = _tried(object_hook, value, unmade)
-        if it is not value:
-            made.append(it)
-        return it
+    def convert(value: dict[str, Any]) -> Any:
+        result = _call(object_hook, value, unconverted)
+        if result is not value:
+            converted.append(result)
+        return result
 
-    content = loads(body, object_hook=make)
-    if made:
-        # One that does not survive the way to a process would take the others of its job along.
-        _tried(_sent, made, f"{what} has a value that cannot go to another process")
+    content = loads(body, object_hook=convert)
+    if converted:
+        # A job of several messages is pickled as one: one bad value would fail all of them.
+        _call(_pickle_and_back, converted, f"{what} has a value that cannot go to another process")
     return content
 
 
-def _sent(values: list[Any]) -> Any:
+def _pickle_and_back(values: list[Any]) -> Any:
     return pickle.loads(pickle.dumps(values, pickle.HIGHEST_PROTOCOL))
 
 
-def _tried(function: Callable[[Any], Any], value: Any, blame: str) -> Any:
+def _call(function: Callable[[Any], Any], value: Any, reason: str) -> Any:
     try:
         return function(value)
     except (MemoryError, OSError):
         raise
     except Exception as exc:
-        # Broad on purpose: what makes a value is any code that somebody registered with kombu.
-        raise Undecodable(f"{blame} ({type(exc).__name__})") from exc
+        # Broad on purpose: kombu calls any converter that somebody registered.
+        raise Undecodable(f"{reason} ({type(exc).__name__})") from exc
 
 
 def _check_times(headers: Mapping[str, Any]) -> None:
@@ -216,7 +216,7 @@ def _payload(
     headers["delivery"] = provenance
     return {
         "body": payload,
-        # kombu's words for data that is there as it is (kombu 5.7 serialization.py, `loads`).
+        # The content type of data that kombu does not decode (kombu 5.7 serialization.py, `loads`).
         "content-type": "application/data",
         "content-encoding": "binary",
         "headers": headers,
@@ -225,7 +225,7 @@ def _payload(
             "reply_to": properties.reply_to,
             "priority": properties.priority or 0,
             "delivery_tag": delivery.tag,
-            # `virtual._restore` reads exchange and routing key (kombu 5.7).
+            # kombu 5.7 `virtual._restore` reads the exchange and the routing key.
             "delivery_info": {
                 "exchange": "",
                 "routing_key": delivery.queue,
@@ -240,5 +240,5 @@ def _checked(validate: Callable[[Any], Model], value: object, what: str) -> Mode
         return validate(value)
     except ValidationError as exc:
         fault = exc.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise Undecodable(f"{what}: {where}: {fault['msg']}") from None
+        field = ".".join(str(part) for part in fault["loc"])
+        raise Undecodable(f"{what}: {field}: {fault['msg']}") from None

@@ -1,4 +1,4 @@
-"""When a message is due: the `eta` of a task, by the clock of this machine."""
+"""When a message is due: its `eta`, compared with this machine's clock."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ CLOCK_TOLERANCE = 2
 
 
 def seconds_until_due(headers: Mapping[str, Any]) -> int:
-    """Whole seconds, rounded up, until the `eta` header of a task; 0 where it is past or none."""
+    """Whole seconds, rounded up, until the `eta` header; 0 if it is past or missing."""
     eta = headers.get("eta")
     if not eta:
         return 0

@@ -1,12 +1,13 @@
-"""kombu's envelope around a task: each part that Celery 5.7 reads, in the only shape it can live
-with. A malformed header ends a stock worker (celery 5.7 worker/request.py).
+"""kombu's envelope around a task: each part that Celery 5.7 reads, with the types that it accepts.
+
+A malformed header ends a stock worker (celery 5.7 worker/request.py).
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: Characters of a message id: it is printed in logs and kept as a key.
+#: Most characters of a message id. Logs show it, and it is stored as a key.
 LONGEST_ID = 255
 
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
@@ -25,10 +26,10 @@ class Signature(BaseModel):  # type: ignore[no-redef]  # the plugin's **kwargs m
 
 
 class Embed(BaseModel):
-    """The canvas around a task.
+    """The canvas of a task: the tasks that follow it.
 
-    Celery writes it over the request in the pool's process (celery 5.7 app/trace.py), so that any
-    other key could forge where the message came from and how often.
+    The pool process copies each key of it into the task's request (celery 5.7 app/trace.py).
+    Another key could falsify the message's origin and its number of deliveries, so it is refused.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -40,9 +41,10 @@ class Embed(BaseModel):
 
 
 class Headers(BaseModel):
-    """Each header that Celery 5.7 reads, with the only types it can live with.
+    """The headers that Celery 5.7 reads, with the types that it accepts.
 
-    Others are kept for the task, but for those that would overwrite Celery's own request.
+    The task also gets the other headers, except those that would overwrite an attribute of Celery's
+    request.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -65,7 +67,7 @@ class Headers(BaseModel):
 
 
 class Properties(BaseModel):
-    """The properties of kombu's envelope that are read."""
+    """The properties of kombu's envelope that this project reads."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -76,7 +78,7 @@ class Properties(BaseModel):
 
 
 class Envelope(BaseModel):
-    """kombu's own message around a task (kombu 5.7 transport/virtual/base.py)."""
+    """The message in which kombu sends a task (kombu 5.7 transport/virtual/base.py)."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

@@ -1,4 +1,4 @@
-"""Whose fault it is that a message could not be taken: this machine's for now, or its own."""
+"""Decides why the worker could not accept a message: this machine's state, or the message."""
 
 import errno
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from sqs_broker.errors import NoThread, Undecodable
 from sqs_broker.rules.outcomes import Failed, Happened, NotTaken, Refused
 
-#: What the system says where it has too little of something now, or its disk fails. Other errors of
-#: the system may be the message's: a path made of what it holds, a time that no clock can show.
+#: Error numbers if the system is short of a resource now, or a disk fails. The message may cause
+#: the other system errors: for example a path built from its contents, or a time out of range.
 TOO_LITTLE = frozenset(
     {
         errno.EAGAIN,
@@ -21,20 +21,20 @@ TOO_LITTLE = frozenset(
     }
 )
 
-#: What Python says, by no class of its own, where a thread cannot start or a pool takes nothing
-#: more (3.11 to 3.14 threading.py, concurrent/futures/thread.py).
+#: The texts of the RuntimeErrors that Python raises if a thread cannot start, or if a pool accepts
+#: no more work (3.11 to 3.14 threading.py, concurrent/futures/thread.py).
 NO_ROOM = ("can't start new thread", "can't create new thread", "cannot schedule new futures")
 
-#: Exceptions that led to one another which are looked at; Python ends no such chain by itself.
+#: Most exceptions of one chain (`__cause__`, `__context__`) that are checked: it may be a loop.
 LONGEST_CHAIN = 50
 
 
 def untaken(exc: BaseException, refusal: str | None = None) -> Happened:
-    """What happened to a message that this exception kept from being taken by the worker.
+    """What happened to a message that the worker could not accept because of this exception.
 
-    A fault of this machine is no fault of the message, also where another exception hides it. What
-    the decoder refuses is refused; so is anything else where `refusal` gives the reason why it can
-    never be taken. All else is one failed attempt.
+    If this machine caused it, directly or behind other exceptions, the message was not taken, and
+    no attempt counts. If the decoder raised it, or if `refusal` gives a reason why the message can
+    never be accepted, the message is refused. Otherwise it is one failed attempt.
     """
     for one in _chain(exc):
         if is_of_machine(one):
@@ -48,8 +48,8 @@ def untaken(exc: BaseException, refusal: str | None = None) -> Happened:
 
 
 def is_of_machine(exc: BaseException) -> bool:
-    """Whether an exception says that this machine cannot now: too little memory, too many threads,
-    processes or descriptors, a full disk."""
+    """Whether an exception means that this machine lacks a resource now: memory, threads,
+    processes, descriptors, disk space."""
     match exc:
         case MemoryError() | NoThread() | BlockingIOError() | InterruptedError():
             return True
@@ -62,7 +62,7 @@ def is_of_machine(exc: BaseException) -> bool:
 
 
 def _chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and those that led to it."""
+    """An exception, its cause, the cause of that, and so on."""
     for _ in range(LONGEST_CHAIN):
         if exc is None:
             return

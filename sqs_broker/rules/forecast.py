@@ -1,61 +1,63 @@
-"""How many messages the pool is likely to start within a second, by how long its jobs took so far.
+"""Estimates how many messages the pool will start within a second, from how long its jobs took.
 
-What is held beyond that waits here for long, while another worker could run it.
+A message that is received beyond that number waits here while another worker could run it.
 """
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from time import monotonic
 
-#: Seconds within which what is held ahead shall be started.
+#: Seconds within which a message that is received ahead should start.
 HORIZON = 1.0
 
-#: What the latest job counts for: after some of another kind, those before hardly count any more.
+#: The weight of the latest job in the averages: after a few jobs the earlier ones hardly count.
 WEIGHT = 0.25
 
-#: Seconds that a job takes at the least, as it is reckoned with.
+#: Shortest duration of a job in the estimate, in seconds.
 SHORTEST = 0.001
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process of the pool runs at a time: one message, or several that share it."""
+    """What a pool process runs at one time: one message, or several messages of one task."""
 
     id: Hashable
     takes: int = 1
-    """How many messages of its task a process takes at a time, where so many wait."""
+    """Most messages of this task that a process takes at one time."""
     is_measured: bool = True
-    """Whether the end of a message is that of its job: not where it is deleted before it runs."""
+    """Whether a message ends when its job ends. Not so if the message is deleted before it runs."""
 
 
 @dataclass
 class _Run:
-    """A job that runs, of so many messages that have not ended."""
+    """A running job."""
 
     started_at: float
     messages: int = 0
+    """Its messages that have not ended."""
     is_measured: bool = False
 
 
 class Forecast:
-    """What runs, and how long what ran took. Used under the lock of its owner.
+    """The running jobs, and how long earlier jobs took. Its owner's lock must be held.
 
-    A process that runs a job for longer than the horizon is not expected to finish it. How many
-    jobs of another process fit into it is the share of jobs that do, by the time they take of it.
+    A process whose job has run for longer than the horizon is not expected to finish it soon. For
+    the other processes, jobs per horizon = the share of jobs that end within it / the average time
+    that a job takes of it.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        #: By the id of their job, the oldest first.
+        #: By the id of the job, the oldest first.
         self._runs: dict[Hashable, _Run] = {}
         self._running = 0
         self._takes: float | None = None
-        #: Of all jobs so far, the later the more: the share that ended within the horizon, and the
-        #: seconds of it that they took.
+        #: Averages over the jobs so far, the latest weighted most: the share that ended within the
+        #: horizon, and the seconds of the horizon that a job took.
         self._ended: tuple[float, float] | None = None
 
     def started(self, job: Job) -> None:
-        """A process runs a message of this job now."""
+        """Record that a process runs a message of this job."""
         if (run := self._runs.get(job.id)) is None:
             run = self._runs[job.id] = _Run(self._clock(), is_measured=not job.is_measured)
             self._takes = _latest(self._takes, job.takes)
@@ -63,7 +65,7 @@ class Forecast:
         self._running += 1
 
     def ended(self, job: Job) -> None:
-        """A message of this job runs no more."""
+        """Record that a message of this job has ended."""
         run = self._runs[job.id]
         run.messages -= 1
         self._running -= 1
@@ -75,16 +77,16 @@ class Forecast:
 
     @property
     def running(self) -> int:
-        """Messages that run."""
+        """Number of running messages."""
         return self._running
 
     def at_once(self, processes: int) -> int:
-        """Messages that the processes which are free take at once."""
+        """Messages that the free ones of so many processes take at once."""
         return int(max(processes - len(self._runs), 0) * (self._takes or 1))
 
     def soon(self, processes: int) -> int | None:
-        """Messages that are started within the horizon by processes that end a job until then, if
-        those that are free have enough. None where no job has ended yet."""
+        """Messages that so many processes start within the horizon, without those whose job has run
+        for longer. None if no job has ended yet."""
         if self._ended is None:
             return None
         within, seconds = self._ended
@@ -92,7 +94,7 @@ class Forecast:
         return int(max(processes - self._lasting(), 0) * jobs * (self._takes or 1))
 
     def _lasting(self) -> int:
-        """Processes whose job runs for longer than the horizon."""
+        """Number of processes whose job has run for longer than the horizon."""
         before = self._clock() - HORIZON
         lasting = 0
         for run in self._runs.values():

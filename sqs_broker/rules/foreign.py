@@ -1,4 +1,4 @@
-"""A message of a program that is not Celery, and who reads it."""
+"""A message from a program that is not Celery, and the function that reads it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ForeignMessage:
-    """What a program that is not Celery asked for."""
+    """The call that a program other than Celery asks for."""
 
     task: str
     kwargs: dict[str, Any]
@@ -15,5 +15,5 @@ class ForeignMessage:
     """The producer's id of the message; None if it gave none."""
 
 
-#: Reads the object of a plain JSON body. Raises Undecodable for what is no message.
+#: Reads the object of a plain JSON body. Raises Undecodable if it is not a message.
 DecodeJson = Callable[[dict[str, Any]], ForeignMessage]

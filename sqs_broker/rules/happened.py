@@ -1,7 +1,7 @@
-"""What a run of a task was, by its result or its exception.
+"""Turns the result or the exception of a task's run into what happened.
 
-A task's run ends in its own process, and what becomes of its message is decided elsewhere. What is
-known of a failure only there crosses in one of the two exceptions below.
+A run ends in a pool process; the main process decides how the delivery ends. The two exceptions
+below carry to the main process what only the pool process knows about a failure.
 """
 
 import re
@@ -22,7 +22,7 @@ from sqs_broker.rules.outcomes import Failed, Happened, Refused, RetryAsked, Suc
 
 
 class Rejected(Reject):
-    """Celery's Reject with the class of the error behind it; crosses to the main process."""
+    """Celery's Reject, with the class of the exception that caused it. Goes to the main process."""
 
     def __init__(self, reason: str, error: str, requeue: bool = False) -> None:
         super().__init__(reason, requeue)
@@ -31,7 +31,8 @@ class Rejected(Reject):
 
 
 class Suspected(Reject):
-    """A failure that an outage may have caused; crosses to the main process, which finds out."""
+    """A failure that an outage may have caused. Goes to the main process, which finds out whether
+    it did."""
 
     def __init__(
         self, error: str, is_retry: bool, delay: float | None, is_blameless: bool = False
@@ -41,32 +42,32 @@ class Suspected(Reject):
         self.error = error
         #: Whether the task would run again if there were no outage.
         self.is_retry = is_retry
-        #: Seconds after which it can run again; None leaves it to the policy's backoff.
+        #: Seconds after which it can run again; if None, the policy's backoff.
         self.delay = delay
-        #: Whether it counts for nothing even if there is no outage.
+        #: Whether it does not count as a failure even if there is no outage.
         self.is_blameless = is_blameless
 
 
-#: The reason of a run that did not end by itself.
+#: The reason if the run did not end by itself.
 ENDS: dict[type[BaseException], str] = {
-    WorkerLostError: "the pool process died in each attempt",
-    TimeLimitExceeded: "the hard time limit passed each time",
-    SoftTimeLimitExceeded: "the soft time limit passed each time",
-    SystemExit: "the pool process exited in each attempt",
-    KeyboardInterrupt: "the pool process exited in each attempt",
+    WorkerLostError: "the pool process died in every attempt",
+    TimeLimitExceeded: "the task exceeded its hard time limit in every attempt",
+    SoftTimeLimitExceeded: "the task exceeded its soft time limit in every attempt",
+    SystemExit: "the pool process exited in every attempt",
+    KeyboardInterrupt: "the pool process exited in every attempt",
 }
 
 
 def happened(result: object) -> Happened:
-    """What a run was that ended with this result, or with this exception. Total: any exception that
-    no case names is a failure, and any other object is the result of a success."""
+    """What happened in a run that ended with this result or exception. Accepts any object: an
+    exception that no case names is a failure, and any other object is the result of a success."""
     match result:
         case Suspected(is_retry=True):
             return RetryAsked(result.delay, result.error)
         case Suspected():
-            return Failed(result.error, _failed_in_each(result.error))
+            return Failed(result.error, _failed_in_every(result.error))
         case Reject(requeue=True):
-            return Failed("Reject", "the task rejected its message each time")
+            return Failed("Reject", "the task rejected its message in every attempt")
         case Reject():
             return Refused(reason_of(result), getattr(result, "error", "Reject"))
         case Retry():
@@ -80,15 +81,14 @@ def happened(result: object) -> Happened:
 
 
 def error_of(retry: Any) -> str:
-    """The class of the exception behind a celery Retry."""
+    """The class of the exception that caused a celery Retry."""
     if retry.exc is not None:
         return label(retry.exc)
     return class_in(retry.excs) if retry.excs else "Retry"
 
 
 def reason_of(reject: Any) -> str:
-    """The reason of a celery Reject, without the text of an exception, which can hold what a user
-    typed."""
+    """The reason of a celery Reject. An exception's text is left out: it can hold user input."""
     if isinstance(reject.reason, str) and reject.reason:
         return reject.reason
     cause = f" ({label(reject.reason)})" if reject.reason else ""
@@ -96,7 +96,7 @@ def reason_of(reject: Any) -> str:
 
 
 def seconds_of(when: Any) -> float | None:
-    """Seconds until a retry is wanted: a number or a time says when; None leaves it open."""
+    """Seconds until a retry, from a number of seconds or a time; None if the task gave neither."""
     if isinstance(when, datetime):
         aware = when if when.tzinfo else when.replace(tzinfo=UTC)
         return (aware - datetime.now(UTC)).total_seconds()
@@ -104,8 +104,8 @@ def seconds_of(when: Any) -> float | None:
 
 
 def class_in(representation: str) -> str:
-    """The class in `repr(exception)`, without the text of the exception."""
-    # The parenthesis matters: an exception may have a `repr` of its own, which is any text.
+    """The class name in `repr(exception)`, without the exception's text."""
+    # The parenthesis is required, because a `repr` that a class defines itself may be any text.
     found = re.match(r"<?([A-Za-z_][\w.]*)\(", representation)
     return found.group(1) if found else "Exception"
 
@@ -114,8 +114,8 @@ def _failed(exc: BaseException) -> Failed:
     for kind, reason in ENDS.items():
         if isinstance(exc, kind):
             return Failed(type(exc).__name__, reason)
-    return Failed(label(exc), _failed_in_each(label(exc)))
+    return Failed(label(exc), _failed_in_every(label(exc)))
 
 
-def _failed_in_each(error: str) -> str:
-    return f"the task failed in each attempt, at last of {error}"
+def _failed_in_every(error: str) -> str:
+    return f"the task failed in every attempt, most recently with {error}"

@@ -1,4 +1,4 @@
-"""A delivery of a message, and the lease it has: for how long, and how far it may be extended."""
+"""A delivery of a message, and its lease: when it ends, and until when it may be extended."""
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
@@ -10,11 +10,11 @@ from sqs_broker.limits import LONGEST_VISIBILITY
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.policy import LONGEST_WAIT
 
-#: Seconds beyond its longest wait for which the lease of a message is still extended: to hand it
-#: back in, or for the process to start it that it was promised to at the last moment.
+#: Seconds after its longest wait for which a message's lease is still extended: time to release the
+#: message, or for a pool process that was about to take it to start it.
 WAIT_MARGIN = 30
 
-#: Seconds beyond the hard time limit of a running task for which its lease is still extended.
+#: Seconds after the hard time limit of a running task for which its lease is still extended.
 LIMIT_MARGIN = 10
 
 
@@ -29,18 +29,19 @@ class Delivery:
     receipt_handle: str
     body: str
     attributes: Mapping[str, Mapping[str, Any]]
-    """The message attributes, as SQS gave them."""
+    """The message attributes, as SQS returned them."""
     count: int
     """ApproximateReceiveCount: how often SQS has delivered the message, this one included."""
     enqueued_at: datetime
     received_at: float
-    """Monotonic seconds when the answer came that brought it."""
+    """When the answer to the receive call arrived, in monotonic seconds."""
     waited: float = 0.0
-    """Seconds for which the receive call was open: SQS handed the message out within them."""
+    """Seconds that the receive call took. SQS delivered the message within this time."""
 
     @property
     def asked_at(self) -> float:
-        """Monotonic seconds when the receive call was sent: the lease began no earlier."""
+        """When the receive call was sent, in monotonic seconds. The lease cannot have begun
+        earlier."""
         return self.received_at - self.waited
 
 
@@ -52,15 +53,15 @@ class Lease:
     expires_at: float
     longest_wait: InitVar[float] = LONGEST_WAIT
     waits_until: float = field(init=False)
-    """When it is handed back, where no process of the pool has taken it."""
+    """When the message is released if no pool process has taken it."""
     may_last_until: float = field(init=False)
-    """No extension reaches further."""
+    """The lease is never extended beyond this time."""
     started_at: float | None = None
-    """When a process of the pool took the task."""
+    """When a pool process took the task."""
     job: Job | None = None
-    """What the process runs, once it has taken the task."""
+    """The job that the pool process runs, once it has taken the task."""
     is_promised: bool = False
-    """Whether a process of the pool will take it, and cannot be kept from it any more."""
+    """Whether a pool process will take the task and can no longer be prevented from it."""
 
     def __post_init__(self, longest_wait: float) -> None:
         self.waits_until = self.delivery.received_at + longest_wait
@@ -68,16 +69,17 @@ class Lease:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process of the pool has taken the task."""
+        """Whether a pool process has taken the task."""
         return self.started_at is not None
 
     @property
     def can_be_kept_back(self) -> bool:
-        """Whether the task can still be kept from starting."""
+        """Whether the task can still be prevented from starting."""
         return not (self.is_running or self.is_promised)
 
     def started(self, time_limit: float | None) -> None:
-        """The task runs now; it may for `time_limit` seconds, or until SQS's 12 hours are over."""
+        """Record that the task runs now. Without a `time_limit` in seconds, it may run until SQS's
+        12 hours are over."""
         self.started_at = monotonic()
         if time_limit is None:
             self.may_last_until = self._longest

@@ -1,5 +1,6 @@
-"""What becomes of a delivery: `decide(what happened, deliveries, policy) -> outcome`, a pure
-function. Nothing else in the broker chooses between delete, retry and dead-letter.
+"""How a delivery ends: `decide(what happened, deliveries, policy) -> outcome`, a pure function.
+
+Nothing else in the broker chooses between delete, retry and dead-letter.
 """
 
 import math
@@ -13,7 +14,7 @@ from sqs_broker.rules.policy import Policy
 
 @dataclass(frozen=True)
 class Succeeded:
-    """The task returned; or it was revoked, expired or ignored, and shall not run again."""
+    """The task returned; or it was revoked, expired or ignored, and must not run again."""
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,26 @@ class RetryAsked:
     """The task asked to run again."""
 
     delay: float | None
-    """Seconds it asked for; None leaves it to the policy."""
+    """Seconds that the task asked for; if None, the policy's backoff."""
     error: str
-    """Class of the exception behind it."""
-    reason: str = "a retry was asked for in the last delivery SQS allows"
-    """A sentence without personal data, for the case that no delivery is left."""
+    """Class of the exception that caused the retry."""
+    reason: str = "the task asked for a retry in the last delivery that SQS allows"
+    """The reason on the dead letter if no delivery is left. Without personal data."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A run ended without an answer: an exception, the hard time limit, a lost pool process."""
+    """A run failed: an exception, the hard time limit, a lost pool process."""
 
     error: str
     """Class of the exception."""
     reason: str
-    """A sentence without personal data."""
+    """The reason on the dead letter if this attempt is the last. Without personal data."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """It can never succeed: a bad body, an unknown task, invalid data, a permanent error."""
+    """The message can never succeed: a bad body, invalid data, a permanent error."""
 
     reason: str
     error: str = "Reject"
@@ -55,24 +56,24 @@ class UnknownTask:
 
 @dataclass(frozen=True)
 class NotDue:
-    """It arrived before its time: SQS delays by 900 s at the most."""
+    """The message arrived before it was due. SQS can delay a message by at most 900 s."""
 
     delay: int
-    """Seconds until it is due."""
+    """Seconds until the message is due."""
 
 
 @dataclass(frozen=True)
 class NotStarted:
-    """The worker stops, or pauses, before the task was started."""
+    """The worker stopped or paused before it started the task."""
 
     release_after: int = 0
-    """Seconds until another worker may have it."""
+    """Seconds until another worker may receive the message."""
 
 
 @dataclass(frozen=True)
 class NotTaken:
-    """A fault of this machine (no memory, no room for a thread) kept the task from being started:
-    nothing of the message, and no attempt."""
+    """The task could not start because this machine lacks a resource (memory, a thread). This is
+    not an attempt."""
 
     error: str
     """Class of the exception."""
@@ -80,18 +81,18 @@ class NotTaken:
 
 @dataclass(frozen=True)
 class Copied:
-    """In an earlier delivery its copy was sent, and SQS did not hear the delete."""
+    """An earlier delivery sent the message's copy, but its delete did not reach SQS."""
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run ended because the worker stopped, or something it depends on was away: no failure of
-    the message, and none that counts."""
+    """A run ended because the worker stopped, or because a service that the task needs was
+    unavailable. This is not a failure of the message and does not count as one."""
 
     error: str
     """Class of the exception."""
     release_after: int
-    """Seconds until another worker may have it."""
+    """Seconds until another worker may receive the message."""
 
 
 Happened = (
@@ -107,7 +108,7 @@ Happened = (
     | Interrupted
 )
 
-#: Characters of a task's name that a reason shows.
+#: Most characters of a task's name in a reason.
 LONGEST_NAME = 100
 
 # Outcomes -------------------------------------------------------------------------------------
@@ -140,8 +141,8 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Postponed:
-    """Send the message on with SQS's own delay, then delete this one: its deliveries count from
-    one again."""
+    """Send a copy of the message with SQS's own delay, then delete the message. SQS counts the
+    copy's deliveries from one."""
 
     delay: int
     name = "postponed"
@@ -149,7 +150,7 @@ class Postponed:
 
 @dataclass(frozen=True)
 class Released:
-    """Hand the message back, at once or `delay` seconds from now."""
+    """Release the message, at once or `delay` seconds from now: SQS delivers it again."""
 
     delay: int = 0
     name = "released"
@@ -173,7 +174,7 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
         case NotDue(delay):
             return Postponed(min(delay, LONGEST_DELAY))
         case NotStarted() | NotTaken() | Interrupted():
-            return _handed_back(_wait(happened, deliveries, policy), deliveries, policy)
+            return _release(_release_delay(happened, deliveries, policy), deliveries, policy)
         case Failed() | RetryAsked():
             if is_final(happened, deliveries, policy):
                 return DeadLetter(happened.reason, happened.error)
@@ -181,8 +182,8 @@ def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
 
 
 def is_final(happened: Failed | RetryAsked, deliveries: int, policy: Policy) -> bool:
-    """Whether no run follows this one: the one answer to "is this the last attempt?"."""
-    # Who asks for a retry has kept its own limit where it asked; SQS's is the one left to keep.
+    """Whether this was the last attempt. No other function answers this."""
+    # A task checks its own limit when it asks for a retry, so only SQS's limit is left here.
     most = policy.max_receive_count
     if isinstance(happened, Failed):
         most = min(policy.max_attempts, most)
@@ -196,14 +197,16 @@ def _retry_delay(happened: Failed | RetryAsked, deliveries: int, policy: Policy)
     return math.ceil(min(max(asked, 0), LONGEST_VISIBILITY))
 
 
-def _wait(happened: NotStarted | NotTaken | Interrupted, deliveries: int, policy: Policy) -> int:
+def _release_delay(
+    happened: NotStarted | NotTaken | Interrupted, deliveries: int, policy: Policy
+) -> int:
     if isinstance(happened, NotTaken):
         return policy.backoff(deliveries)
     return happened.release_after
 
 
-def _handed_back(delay: int, deliveries: int, policy: Policy) -> Outcome:
+def _release(delay: int, deliveries: int, policy: Policy) -> Outcome:
     if deliveries >= policy.max_receive_count:
-        # Beyond the last delivery SQS would dead-letter it, for nothing that it did.
+        # After the last delivery SQS would dead-letter the message, which has not failed.
         return Postponed(min(delay, LONGEST_DELAY))
     return Released(delay)

@@ -1,4 +1,4 @@
-"""The numbers that decide how often, how late and how long: one frozen object, checked once."""
+"""The numbers for attempts, retry delays and leases: one frozen object, checked once."""
 
 import math
 import random
@@ -7,49 +7,53 @@ from typing import Self
 
 from sqs_broker.errors import ConfigurationError
 
-#: Seconds a message may wait here for a free process of the pool.
+#: Longest time in seconds that a received message waits for a free pool process.
 LONGEST_WAIT = 900
 
-#: Deliveries kept between our own limit and SQS's: redeliveries after a lost worker or lease, a
-#: release and a pause count for SQS but are no failures.
+#: Deliveries kept between `max_attempts` and SQS's own limit. SQS also counts the deliveries that end
+#: without a failure: in a lost worker, a lost lease, a release or a pause.
 SPARE_DELIVERIES = 3
 
-#: Seconds that a lease must outlast the hard time limit: to kill the task and settle its message.
+#: Seconds by which a lease must be longer than the hard time limit: time to kill the task and
+#: settle its message.
 LEAST_MARGIN = 1
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When a message is retried, and when it is given up."""
+    """When a message is retried, and when it is dead-lettered."""
 
     visibility_timeout: int = 60
-    """Seconds of a lease."""
+    """Length of a lease, in seconds."""
     max_attempts: int = 3
-    """A failure in this delivery or a later one is final."""
+    """A failure in the delivery with this number, or a later one, dead-letters the message."""
     max_receive_count: int = 10
-    """`maxReceiveCount` of the queue's redrive policy: SQS's backstop for what we cannot see."""
+    """`maxReceiveCount` of the queue's redrive policy: after so many deliveries SQS itself
+    dead-letters the message."""
     backoff_base: float = 2.0
-    """Seconds; the ceiling of the first retry's delay, doubled by each delivery."""
+    """Longest delay before the first retry, in seconds. It doubles with each delivery."""
     heartbeat: bool = True
-    """Whether leases are extended. Off, a task longer than its lease runs twice at a time."""
+    """Whether leases are extended. If not, a task that runs longer than its lease is delivered
+    again while it runs."""
     cancel_on_lease_loss: bool = False
-    """Whether a task is stopped whose lease was lost. Its redelivery runs either way."""
+    """Whether to stop a task that lost its lease. SQS delivers its message again in any case."""
     backoff_max: int = 600
-    """Seconds no retry waits longer than."""
+    """Longest delay before a retry, in seconds."""
     longest_wait: float = LONGEST_WAIT
-    """Seconds after which a message that still waits here is handed back, so that another worker
-    may have it, and a pool that is stuck keeps none."""
+    """Seconds after which a message that still waits for a pool process is released, so that
+    another worker can run it. A stuck pool thus keeps no message."""
 
     def check(self, time_limit: float | None) -> None:
-        """Raise ConfigurationError, with the two names, where the numbers contradict each other.
+        """Raise ConfigurationError, with both names, if two numbers contradict each other.
 
         `time_limit` is the longest hard time limit, in seconds, of any task that may run.
         """
         if self.max_attempts > self.max_receive_count - SPARE_DELIVERIES:
             raise ConfigurationError(
                 f"max_attempts ({self.max_attempts}) must be at most max_receive_count "
-                f"({self.max_receive_count}) less {SPARE_DELIVERIES}, or SQS dead-letters messages "
-                "that have not failed so often. Raise max_receive_count, here and on the queue."
+                f"({self.max_receive_count}) minus {SPARE_DELIVERIES}. Otherwise SQS dead-letters "
+                "messages before they have failed max_attempts times. Raise max_receive_count, "
+                "here and on the queue."
             )
         if time_limit is None:
             raise ConfigurationError(
@@ -57,19 +61,20 @@ class Policy:
             )
         if self.visibility_timeout < time_limit + LEAST_MARGIN:
             raise ConfigurationError(
-                f"visibility_timeout ({self.visibility_timeout} s) must be longer than "
-                f"task_time_limit ({time_limit} s), or SQS hands a running task's message to "
-                "another worker. Raise the one or lower the other."
+                f"visibility_timeout ({self.visibility_timeout} s) must be at least "
+                f"{LEAST_MARGIN} s longer than task_time_limit ({time_limit} s). Otherwise SQS "
+                "delivers a running task's message to another worker. Raise visibility_timeout or "
+                "lower task_time_limit."
             )
 
     def limited_to(self, max_retries: int | None) -> Self:
-        """The policy of a task that allows fewer retries than the queue."""
+        """This policy with at most `max_retries` retries; unchanged if that is None."""
         if max_retries is None:
             return self
         return replace(self, max_attempts=min(self.max_attempts, max_retries + 1))
 
     def backoff(self, deliveries: int) -> int:
-        """Whole seconds until the next delivery: exponential, with full jitter, at least one.
+        """Seconds until the next delivery: exponential backoff with full jitter, at least 1 s.
 
         https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
         """

@@ -1,4 +1,4 @@
-"""Where a message came from, as its task is told."""
+"""Where a message came from, for its task."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +20,10 @@ class Provenance:
     message_id: str
     """The producer's id; SQS's MessageId if the producer gave none."""
     has_producer_id: bool
-    """Whether the id is the producer's, and so survives a redrive."""
+    """Whether the id is the producer's. Such an id stays the same after a redrive."""
     source: Source
     deliveries: int
     """How often SQS has delivered the message, this delivery included."""
     enqueued_at: datetime
-    """When SQS took the message, in UTC; when the call was made, if no queue was between."""
+    """When SQS accepted the message, in UTC. If the task was called without a queue, the time of
+    the call."""

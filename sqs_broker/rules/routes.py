@@ -1,6 +1,7 @@
-"""Where dead letters go, and whether they come back: pure functions.
+"""Finds loops between queues and their dead-letter queues: pure functions.
 
-A bad message whose dead letters come back to a worker goes round for ever, many times a second.
+If a worker receives the dead letters of its own queue, one bad message goes round without end, many
+times a second.
 """
 
 import json
@@ -11,20 +12,20 @@ from enum import StrEnum
 from typing import Protocol
 from urllib.parse import unquote
 
-#: The region in the name of a host of Amazon's: of SQS's endpoints (also FIPS, dual-stack and those
-#: of a private network), and of the older ones. https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
+#: The region in the host name of an SQS endpoint: the usual ones (also FIPS, dual-stack and private
+#: ones) and the older ones. https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
 REGION = r"([a-z]+(?:-[a-z]+)+-\d+)"
 HOST = re.compile(rf"(?:^|\.)sqs(?:-fips)?\.{REGION}\.|^{REGION}\.queue\.amazonaws\.com")
 
-#: The oldest one names none.
+#: The oldest endpoint has no region in its name.
 FIRST_HOST, FIRST_REGION = "queue.amazonaws.com", "us-east-1"
 
-#: What local servers have where Amazon has an account: one queue may be reached by each.
+#: What local servers put in place of an AWS account; several of them may mean the same queue.
 NO_ACCOUNT = ("", "queue", "000000000000")
 
 
 class By(StrEnum):
-    """What sends the dead letters of a queue to another."""
+    """What makes the dead letters of a queue go to another queue."""
 
     SETTING = "dead_letter_url"
     POLICY = "its redrive policy"
@@ -32,13 +33,13 @@ class By(StrEnum):
 
 @dataclass(frozen=True)
 class Route:
-    """The dead letters of one queue go to another."""
+    """The dead letters of the queue `source` go to the queue `target`."""
 
     source: str
     target: str
     by: By
     configured: str | None = None
-    """What the options call the source, where they name the target."""
+    """The source's name in the options, if the options name the target."""
 
     def __str__(self) -> str:
         known_as = self.configured not in (None, self.source)
@@ -48,7 +49,7 @@ class Route:
 
 
 class Address(Protocol):
-    """Where a queue and its dead letters live."""
+    """The URLs of a queue and of its dead-letter queue."""
 
     @property
     def url(self) -> str: ...
@@ -58,7 +59,7 @@ class Address(Protocol):
 
 
 class Addresses(Protocol):
-    """The queues that are configured, as sqs_broker/options.py has them."""
+    """The configured queues, as in sqs_broker/options.py."""
 
     @property
     def region(self) -> str: ...
@@ -72,7 +73,7 @@ class Addresses(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two addresses those of one queue."""
+    """What identifies a queue: two addresses with equal identities are the same queue."""
 
     region: str
     account: str
@@ -80,26 +81,27 @@ class Identity:
 
 
 def circle(addresses: Addresses, policies: Mapping[str, str] | None = None) -> tuple[Route, ...]:
-    """Routes of dead letters that lead back to where the first began; none where all of them end.
+    """The routes of a loop of dead letters, in order; empty if there is no loop.
 
-    `policies`: the attribute RedrivePolicy of queues, by their URLs, as far as it is known.
+    `policies`: the known values of the queue attribute RedrivePolicy, by queue URL.
     """
     routes = _routes(addresses, policies or {})
     for queue in routes:
-        if found := _way_back(queue, routes):
+        if found := _shortest_loop(queue, routes):
             return found
     return ()
 
 
 def told(routes: tuple[Route, ...]) -> str:
-    """A circle in words."""
-    ways = ", ".join(str(route) for route in routes)
-    return f"dead letters come back: {ways}; so a bad message would go round for ever"
+    """A loop as a sentence for an error message."""
+    steps = ", ".join(str(route) for route in routes)
+    return f"dead letters go round in a loop: {steps}; so a bad message would never stop"
 
 
 def identity(url: str, addresses: Addresses) -> Identity:
-    """Of a queue's URL. Its host says no more than a region, since all calls go to one endpoint."""
-    # By hand: a URL that is none is no error here.
+    """The identity of a queue, from its URL. Of the host only the region counts, because all calls
+    go to one endpoint."""
+    # Parsed by hand: an invalid URL must not raise here.
     authority, _, rest = url.partition("://")[2].partition("/")
     host = authority.rpartition("@")[2].partition(":")[0].rstrip(".").lower()
     path = rest.partition("?")[0].partition("#")[0]
@@ -109,7 +111,7 @@ def identity(url: str, addresses: Addresses) -> Identity:
 
 
 def identity_of_arn(arn: str, addresses: Addresses) -> Identity:
-    """Of a queue's ARN: `arn:aws:sqs:region:account:name`."""
+    """The identity of a queue, from its ARN: `arn:aws:sqs:region:account:name`."""
     *_, region, account, name = f"::{arn}".split(":")
     return Identity(addresses.region if addresses.endpoint_url else region, account, name)
 
@@ -126,7 +128,7 @@ def _region(host: str, addresses: Addresses) -> str:
 def _routes(
     addresses: Addresses, policies: Mapping[str, str]
 ) -> dict[Identity, list[tuple[Identity, Route]]]:
-    """By source, each with its target."""
+    """Each source with its targets and routes."""
     edges = [*_by_setting(addresses), *_by_policy(addresses, policies)]
     known = {queue for source, target, _ in edges for queue in (source, target)}
     without_account = {queue.name for queue in known if queue.account in NO_ACCOUNT}
@@ -157,17 +159,17 @@ def _by_policy(
             yield source, target, Route(source.name, target.name, By.POLICY)
 
 
-def _way_back(
+def _shortest_loop(
     start: Identity, routes: Mapping[Identity, list[tuple[Identity, Route]]]
 ) -> tuple[Route, ...]:
-    """The shortest one from a queue to itself."""
-    ways: list[tuple[Identity, tuple[Route, ...]]] = [(start, ())]
+    """The shortest path from a queue to itself."""
+    paths: list[tuple[Identity, tuple[Route, ...]]] = [(start, ())]
     seen = set()
-    for queue, way in ways:
+    for queue, path in paths:
         for target, route in routes.get(queue, ()):
             if target == start:
-                return (*way, route)
+                return (*path, route)
             if target not in seen:
                 seen.add(target)
-                ways.append((target, (*way, route)))
+                paths.append((target, (*path, route)))
     return ()

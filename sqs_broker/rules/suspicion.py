@@ -1,8 +1,8 @@
-"""A failure that an outage may have caused: somebody who can find out says whether it has.
+"""A failure that an outage may have caused, until it is known whether one did.
 
-The broker does not know what a task depends on, and one error proves nothing. So such a failure is
-held, with its lease, until a verdict, given from any thread. Without anybody who finds out, it is
-what it is without an outage.
+The broker does not know which services a task needs, and one error proves nothing. So it hands such
+a failure to the application and keeps its lease until the application confirms or dismisses it,
+from any thread. If the application has no such check, the failure is an ordinary one.
 """
 
 from collections.abc import Callable
@@ -10,34 +10,35 @@ from dataclasses import dataclass
 
 from sqs_broker.rules.outcomes import Happened, Interrupted, RetryAsked
 
-#: The reason on a dead letter that nobody is to blame for.
-UNREACHABLE = "what the task depends on could not be reached in any delivery that SQS allows"
+#: The reason on a dead letter whose message did not cause the failures.
+UNREACHABLE = "a service that the task needs was unreachable in every delivery that SQS allows"
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """One failed run, which gets one verdict."""
+    """One failed run, which is confirmed or dismissed once."""
 
     error: str
     """Class of the exception."""
     started_at: float
     """When the run started, in monotonic seconds."""
     retry_after: int
-    """Seconds after which the task wants to run again, outage or not."""
+    """Seconds after which the task asked to run again, with or without an outage."""
     otherwise: Happened
-    """What happened if it was no outage."""
+    """What happened if there was no outage."""
     conclude: Callable[[Happened], None]
     """Ends the delivery."""
     is_blameless: bool = False
-    """Whether no message can be blamed for it, outage or not."""
+    """Whether the message cannot have caused the failure, with or without an outage."""
 
     def confirm(self, release_after: int) -> None:
-        """An outage has caused it: the message is released, in `release_after` seconds or later,
-        whatever its number of deliveries, and the failure counts for nothing."""
+        """An outage caused the failure, so it does not count. The message is released: after
+        `release_after` seconds or later, whatever its number of deliveries."""
         self.conclude(Interrupted(self.error, max(release_after, self.retry_after)))
 
     def dismiss(self) -> None:
-        """No outage has caused it: it is a failure as any other, unless nobody can be blamed."""
+        """No outage caused the failure, so it is an ordinary one; if the message cannot have caused
+        it, the message is retried until SQS allows no more deliveries."""
         if self.is_blameless:
             self.conclude(RetryAsked(self.retry_after, self.error, UNREACHABLE))
         else:

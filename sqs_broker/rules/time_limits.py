@@ -1,22 +1,23 @@
-"""The time limits of one message: those that its call asked for, as far as its task allows them."""
+"""The time limits of one message: its call may lower those of its task, not raise them."""
 
 from collections.abc import Sequence
 from math import inf
 
-#: Seconds, or None: the hard limit and the soft one, in the order of Celery's header.
+#: The hard limit and the soft limit, in seconds or None, in the order of Celery's header.
 Limits = tuple[float | None, float | None]
 
-#: Seconds that a message has at the least. A process needs tenths of a second to take a job up and
-#: to be replaced: a shorter limit would end it before the task has begun, at each delivery.
+#: Shortest time limit of a message, in seconds. A process needs tenths of a second to start a job
+#: and to be replaced. A shorter limit would end each delivery before its task begins.
 LEAST = 1.0
 
 
 def of_message(asked: Sequence[float | None] | None, of_task: Limits) -> Limits:
-    """The limits that hold in place of the task's, where the header asks for these; None where the
-    task's hold.
+    """The limits to apply to a message whose header has the limits `asked`; None if the limit of
+    the task applies.
 
-    Only a lower limit is one that the call asked for. Celery's producers write those of their own
-    settings into each message; the worker's win over these, for its leases are as long as they are.
+    Only a lower limit than the task's applies. Celery producers write the limits of their own
+    settings into each message. The worker's limits override those, because its leases are made for
+    them.
     """
     hard, soft = (
         _lower(limit, own) for limit, own in zip(asked or (None, None), of_task, strict=True)
@@ -28,7 +29,7 @@ def of_message(asked: Sequence[float | None] | None, of_task: Limits) -> Limits:
 
 
 def _lower(limit: float | None, own: float | None) -> float | None:
-    # Nothing and less is how Celery writes that there is none.
+    # In Celery's header, 0 and negative numbers mean no limit.
     if limit is None or not 0 < limit < inf:
         return None
     kept = max(limit, LEAST)

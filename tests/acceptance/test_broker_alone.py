@@ -214,6 +214,6 @@ def test_a_worker_whose_dead_letters_come_back_says_so_and_receives_nothing(
     assert ran.returncode == 1
     *_, line = ran.stderr.decode().strip().splitlines()  # Celery warns root before it.
     assert "Traceback" not in ran.stderr.decode()
-    assert "predefined_queues: dead letters come back" in line
+    assert "predefined_queues: dead letters go round in a loop" in line
     assert project.events() == []
     assert queues.counts() == (1, 0, 0)

@@ -207,7 +207,7 @@ def test_a_dead_letter_url_that_is_the_queue_s_own_is_a_fault_that_is_said_once(
     assert [f for f in found(told, "fault") if f[1] == "dead letters"] == [
         ("settings", "dead letters")
     ]
-    assert "AWS_SQS_DLQ_URL: dead letters come back" in told.stdout
+    assert "AWS_SQS_DLQ_URL: dead letters go round in a loop" in told.stdout
 
 
 # MongoDB
@@ -322,7 +322,7 @@ def test_a_worker_refuses_dead_letters_that_sqs_sends_back(
         "mail": {"url": mail.url, "dead_letter_url": queues.url},
     }
 
-    with pytest.raises(SettingsError, match="dead letters come back") as raised:
+    with pytest.raises(SettingsError, match="dead letters go round in a loop") as raised:
         check_queues(options(queues, endpoint_url=proxy.url, predefined_queues=both))
 
     assert f"those of {queues.name} to {mail.name} (its redrive policy)" in raised.value.message

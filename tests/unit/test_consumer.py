@@ -195,7 +195,7 @@ def test_a_message_has_the_time_limits_of_its_own_that_its_task_allows(
     [
         ("nobody", "envelope", "unknown task 'nobody'"),
         ("nobody", "plain JSON", "unknown task 'nobody'"),
-        ("plain", "plain JSON", "task plain cannot be reached by plain JSON"),
+        ("plain", "plain JSON", "task plain has no message model, so plain JSON cannot call it"),
         ("line\nbreak", "envelope", "unknown task 'line\\nbreak'"),
         ("x" * 200, "envelope", f"unknown task '{'x' * 100}'"),
     ],

@@ -220,10 +220,10 @@ OF_A_TYPE = [{"__type__": "ours", "__value__": MARKER}]
     ("make", "reason"),
     [
         *[
-            (raises(exc), f"kombu cannot make ({type(exc).__name__})")
+            (raises(exc), f"kombu cannot convert ({type(exc).__name__})")
             for exc in (ValueError(MARKER), InvalidOperation(), KeyError(MARKER), RecursionError())
         ],
-        (raises(AssertionError(MARKER)), "kombu cannot make (AssertionError)"),
+        (raises(AssertionError(MARKER)), "kombu cannot convert (AssertionError)"),
         (lambda _: Unsendable(), "cannot go to another process (TypeError)"),
         (lambda _: Unreadable(), "cannot go to another process (ValueError)"),
         (lambda _: lambda: None, "cannot go to another process"),
@@ -348,7 +348,7 @@ def test_what_only_resembles_a_notification_is_not_unwrapped(
 
 
 def test_plain_json_is_refused_where_no_decoder_is_given(make_delivery: MakeDelivery) -> None:
-    with pytest.raises(Undecodable, match="plain JSON is not accepted"):
+    with pytest.raises(Undecodable, match="takes no plain JSON"):
         decode(make_delivery(body=json.dumps(plain())), None)
 
 

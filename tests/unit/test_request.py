@@ -84,27 +84,32 @@ def without_text(exc: Any) -> Any:
         (Reject(), Refused("the task rejected the message", "Reject")),
         (
             Reject("later", requeue=True),
-            Failed("Reject", "the task rejected its message each time"),
+            Failed("Reject", "the task rejected its message in every attempt"),
         ),
-        (Rejected("x", "y", True), Failed("Reject", "the task rejected its message each time")),
+        (
+            Rejected("x", "y", True),
+            Failed("Reject", "the task rejected its message in every attempt"),
+        ),
         (Ignore(), Succeeded()),
         (Retry(when=3), RetryAsked(3, "Retry")),
         (
             WorkerLostError("signal 9"),
-            Failed("WorkerLostError", "the pool process died in each attempt"),
+            Failed("WorkerLostError", "the pool process died in every attempt"),
         ),
         (
             TimeLimitExceeded(30),
-            Failed("TimeLimitExceeded", "the hard time limit passed each time"),
+            Failed("TimeLimitExceeded", "the task exceeded its hard time limit in every attempt"),
         ),
         (
             SoftTimeLimitExceeded(25),
-            Failed("SoftTimeLimitExceeded", "the soft time limit passed each time"),
+            Failed(
+                "SoftTimeLimitExceeded", "the task exceeded its soft time limit in every attempt"
+            ),
         ),
-        (SystemExit(1), Failed("SystemExit", "the pool process exited in each attempt")),
+        (SystemExit(1), Failed("SystemExit", "the pool process exited in every attempt")),
         (
             KeyboardInterrupt(),
-            Failed("KeyboardInterrupt", "the pool process exited in each attempt"),
+            Failed("KeyboardInterrupt", "the pool process exited in every attempt"),
         ),
     ],
     ids=repr,
@@ -126,7 +131,9 @@ def test_what_an_exception_says_of_the_message(exc: Any, happened: Happened) -> 
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_any_other_exception_is_a_failure_of_its_class(exc: Exception, name: str) -> None:
-    assert without_text(exc) == Failed(name, f"the task failed in each attempt, at last of {name}")
+    assert without_text(exc) == Failed(
+        name, f"the task failed in every attempt, most recently with {name}"
+    )
 
 
 def test_an_exception_that_pickle_refuses_keeps_the_name_of_its_class() -> None:
@@ -610,7 +617,7 @@ def test_a_task_that_ran_out_of_memory_has_failed_as_any_other(
     name = type(exc).__name__
     run.request.on_failure(info_of(exc, pickled=pickled), return_ok=return_ok)
     assert run.message.happened == Failed(
-        name, f"the task failed in each attempt, at last of {name}"
+        name, f"the task failed in every attempt, most recently with {name}"
     )
     assert run.settled == ["reject"]
     (fields,) = (fields for type_, fields in run.eventer.sent if type_ == "task-failed")
@@ -693,7 +700,7 @@ def test_a_failure_without_an_outage_is_the_retry_that_it_was(make_run: MakeRun)
 def test_a_last_failure_without_an_outage_ends_the_task_for_good(make_run: MakeRun) -> None:
     run = make_run(3)
     suspected(run, Suspected("ConnectionError", False, None)).dismiss()
-    reason = "the task failed in each attempt, at last of ConnectionError"
+    reason = "the task failed in every attempt, most recently with ConnectionError"
     assert run.message.happened == Failed("ConnectionError", reason)
     assert run.settled == ["reject"]
     assert run.events == ["task-started", "task-failed"]

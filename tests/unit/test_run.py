@@ -78,7 +78,9 @@ def test_a_failure_asks_for_a_retry_with_the_class_of_its_error(handle: Handle) 
 
 def test_a_failure_in_the_last_attempt_is_a_failure(handle: Handle) -> None:
     failed = handle(raising(KeyError(MARKER)), deliveries=3)
-    assert failed == Failed("KeyError", "the task failed in each attempt, at last of KeyError")
+    assert failed == Failed(
+        "KeyError", "the task failed in every attempt, most recently with KeyError"
+    )
 
 
 def test_a_permanent_error_is_refused_with_its_reason(handle: Handle) -> None:
@@ -93,7 +95,7 @@ def test_a_permanent_error_is_refused_with_its_reason(handle: Handle) -> None:
         (Reject("not ours"), Refused("not ours", "Reject")),
         (
             Reject("later", requeue=True),
-            Failed("Reject", "the task rejected its message each time"),
+            Failed("Reject", "the task rejected its message in every attempt"),
         ),
     ],
     ids=repr,
