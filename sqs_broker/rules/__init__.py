@@ -1,1 +1,1 @@
-"""The rules: what a message is, whether it may run, and how its delivery ends. No I/O, no clients."""
+"""What a message is, whether it may run, and how its delivery ends. No I/O, no clients."""
