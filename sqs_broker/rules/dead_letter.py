@@ -55,7 +55,7 @@ def attributes_of(
 
 
 def size(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> int:
-    """Bytes of a message as SQS counts them: the body, and each attribute's name, type and value."""
+    """Bytes of a message as SQS counts them: body, and each attribute's name, type and value."""
     total = len(body.encode("utf-8", "surrogatepass"))
     for name, value in attributes.items():
         data = value.get("BinaryValue")

@@ -10,7 +10,7 @@ from sqs_broker.errors import ConfigurationError
 #: Longest time in seconds that a received message waits for a free pool process.
 LONGEST_WAIT = 900
 
-#: Deliveries kept between `max_attempts` and SQS's own limit. SQS also counts the deliveries that end
+#: Deliveries kept between `max_attempts` and SQS's own limit. SQS also counts deliveries that end
 #: without a failure: in a lost worker, a lost lease, a release or a pause.
 SPARE_DELIVERIES = 3
 
