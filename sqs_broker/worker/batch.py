@@ -1,10 +1,10 @@
-"""Many messages of one task as one job of the pool: what runs in the pool's process.
+"""Runs many messages of one task as one job, in the pool process.
 
-A task that says how (`Task.many`) does the work of all at once. Each message goes through Celery's
-own trace, and these are nested: the last message's is entered first, the first message's last,
-then the work is done, and they are left in the order of the messages. So whatever Celery or a
-library does before and after a task's run (signals, spans, scopes) is around the work, for each
-message; links, chains, retries and dead letters are what they are for a message that runs alone.
+`Task.many` does the work of all messages at once. Each message also goes through Celery's own
+trace. The traces are nested: the last message's trace starts first, the first message's starts
+last, then the work runs, and then the traces end in the order of the messages. So for each message
+the work is inside whatever Celery or a library does before and after a run (signals, spans,
+scopes). Links, chains, retries and dead letters are the same as for a message that runs alone.
 """
 
 import contextvars
@@ -20,13 +20,13 @@ from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.serialization import get_pickleable_exception
 
-#: What Celery's trace answers of a run: whether it failed, its result or failure, its seconds.
+#: What Celery's trace returns for a run: whether it failed, its result or failure, its seconds.
 Traced = tuple[int, Any, float | None]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One message of a batch, as its task is told of it."""
+    """One message of a batch, as `Task.many` gets it."""
 
     args: list[Any]
     kwargs: dict[str, Any]
@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Job:
-    """A message on its way to a process of the pool."""
+    """A message as it is sent to a pool process."""
 
     id: str
     request: dict[str, Any]
@@ -45,35 +45,36 @@ class Job:
 
 
 def run(trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> list[Traced]:
-    """Run the task for all messages at once; what came of each, in order.
+    """Run the task for all messages at once; return what Celery's trace returned for each, in
+    order.
 
-    An exception of the work itself is each message's own: none of them is done. A message that
-    fails before the work has no part in it. No Exception is raised.
+    If the work itself raises, every message has failed with that exception. A message that fails
+    before the work is left out of it. Raises no Exception.
     """
     return _Run(trace, name, jobs).finish()
 
 
 class Prepared:
-    """Stands for the function of a task whose message runs with others: runs what is left of the
-    job, and gives this message's own outcome."""
+    """Replaces the function of the task for one message of a job: it runs the rest of the job, then
+    returns this message's own outcome."""
 
     def __init__(self, shared: "_Run", place: int) -> None:
         self._shared = shared
         self._place = place
 
     def __call__(self, /, *_: Any, **__: Any) -> Any:
-        """The message's result. Raises its error, and TypeError for what is neither."""
+        """Return the message's result, or raise its error. Raises TypeError if it is neither."""
         outcome = self._shared.outcome_of(self._place)
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, BaseException | type):
-            # Raised, SystemExit would end the process with all messages; a class is a slip.
-            raise TypeError("the outcome of a message is its result or an Exception")
+            # To raise SystemExit would end the process with all messages. A class is a mistake.
+            raise TypeError("the outcome of a message must be its result or an Exception")
         return outcome
 
 
 class _Run:
-    """One run for many messages, by their places in the job."""
+    """One run for many messages. A place is the index of a message in the job."""
 
     def __init__(self, trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> None:
         self._trace = trace
@@ -82,28 +83,28 @@ class _Run:
         self._context = contextvars.copy_context()
         self._name = name
         self._jobs = jobs
-        #: Places that are not entered yet; the last one is next.
+        #: Places whose trace has not started yet; the last one is next.
         self._left = list(range(len(jobs)))
         self._entered: list[int] = []
         self._outcomes: dict[int, Any] | None = None
         self._traced: dict[int, Traced] = {}
-        #: Seconds of the work for each message.
+        #: Seconds of the work, divided by the number of messages.
         self._share = 0.0
-        #: Seconds that each message's trace has spent on the others and on the work.
+        #: Seconds that each message's trace spent on the other messages and on the work.
         self._inside: dict[int, float] = {}
-        #: The time limit that passed outside of any message's function.
+        #: The soft time limit, if it passed outside of every message's function.
         self._limit: Exception | None = None
 
     def finish(self) -> list[Traced]:
-        """Run all that is left."""
-        # More than once only if a message fails before its function is called.
+        """Run the whole job."""
+        # The loop repeats only if a message fails before its function is called.
         while self._left:
             self._enter()
         return [self._traced[place] for place in range(len(self._jobs))]
 
     def outcome_of(self, place: int) -> Any:
-        """Called in place of a message's function: enters the other messages, the innermost of
-        which does the work."""
+        """The outcome of one message. Starts the traces of the other messages first; the innermost
+        call does the work."""
         began = monotonic()
         self._entered.append(place)
         try:
@@ -119,24 +120,24 @@ class _Run:
         place = self._left.pop()
         job = self._jobs[place]
         job.request["prepared"] = Prepared(self, place)
-        # Without a content type Celery takes the body as it is (celery 5.7 app/trace.py).
+        # Without a content type Celery does not decode the body (celery 5.7 app/trace.py).
         body = job.args, job.kwargs, job.embed
         try:
             failed, result, seconds = self._context.copy().run(
                 self._trace, self._name, job.id, job.request, body, None, None
             )
         except Exception as exc:
-            # Broad on purpose: for this message memory was short, say, and for the next it may do.
+            # Broad on purpose: for example, memory was short for this message; the next may run.
             if isinstance(exc, SoftTimeLimitExceeded):
                 self._limit = exc
             failed, result, seconds = 1, ExceptionInfo(), None
-        del job.request["prepared"]  # It holds all of the job.
-        # Celery gives no time for what has failed.
+        del job.request["prepared"]  # It refers to the whole job.
+        # Celery returns no time for a failure.
         own = max((seconds or 0.0) - self._inside.get(place, 0.0), 0.0) + self._share
         self._traced[place] = failed, _sendable(result) if failed else result, own
 
     def _work(self) -> dict[int, Any]:
-        """The outcome of each message that was entered and has not failed."""
+        """The outcome of each message whose trace has started and has not failed."""
         places = sorted(place for place in self._entered if place not in self._traced)
         if self._limit is not None:
             return dict.fromkeys(places, self._limit)
@@ -145,7 +146,7 @@ class _Run:
         calls = [place for place in places if isinstance(outcomes[place], Call)]
         task = current_app.tasks[self._name]
         if calls:
-            done = _worked(task, [outcomes[place] for place in calls])
+            done = _run_many(task, [outcomes[place] for place in calls])
             outcomes |= zip(calls, done, strict=True)
         self._share = (monotonic() - began) / len(self._jobs)
         return outcomes
@@ -155,37 +156,39 @@ def _read(job: Job) -> Call | Exception:
     try:
         return Call(job.args, job.kwargs, Context(job.request))
     except Exception as exc:
-        # Broad on purpose: the others' calls are made all the same.
+        # Broad on purpose: the other messages still run.
         return exc
 
 
-def _worked(task: Any, calls: Sequence[Call]) -> Sequence[Any]:
+def _run_many(task: Any, calls: Sequence[Call]) -> Sequence[Any]:
     try:
         return outcomes_of(task.name, task.run_many(calls), len(calls))
     except Exception as exc:
-        # Broad on purpose: whatever the work died of, each message is retried or given up by its
-        # own number of deliveries.
+        # Broad on purpose: each message has failed, and its own number of deliveries decides
+        # whether it is retried.
         return [exc] * len(calls)
 
 
 def outcomes_of(name: str, outcomes: Any, count: int) -> Sequence[Any]:
-    """The outcomes, where they are that: one for each message, in order. Raises RuntimeError."""
+    """Return the outcomes. Raises RuntimeError if they are not a list with one for each message."""
     if not isinstance(outcomes, list | tuple):
-        raise RuntimeError(f"{name}: many gives a list of outcomes, no {type(outcomes).__name__}")
+        kind = type(outcomes).__name__
+        raise RuntimeError(f"{name}: many must return a list of outcomes, not {kind}")
     if len(outcomes) != count:
         raise RuntimeError(f"{name}: {len(outcomes)} outcomes for {count} messages")
     return outcomes
 
 
 def _sendable(failure: Any) -> Any:
-    """A failure that survives its way to the main process; another would take all of them along."""
+    """Return the failure, or one like it that can be pickled. If one message of a job could not be
+    pickled, the results of all would be lost."""
     try:
         pickle.loads(pickle.dumps(failure))
     except Exception:
         # Broad on purpose: any class may have its own way to be pickled.
         exc = failure.exception
         try:
-            # Until it was pickled it wears a wrapper (billiard 4.3 einfo.py).
+            # Until it is pickled, the exception is in a wrapper (billiard 4.3 einfo.py).
             raise get_pickleable_exception(
                 exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
             )

@@ -1,9 +1,9 @@
-"""Gathers what waits for the pool: messages of a task that runs many at once become one job.
+"""Collects messages that wait for the pool: several messages of a task with `many` make one job.
 
-Nothing waits for a batch to fill. While the pool is busy messages gather, and a process that
-becomes free takes ten of them, or up to twenty where so many wait for each. What failed before, or
-lost its process, runs alone: so a message that takes its process along harms others once at the
-most.
+No message waits for a batch to fill. Messages collect while the pool is busy. A process that
+becomes free takes ten of them, or up to twenty if that many wait for each process. A message that
+failed before, or whose process died, runs alone. So a message that kills its process harms other
+messages only once.
 """
 
 from collections import deque
@@ -16,17 +16,18 @@ from celery.app.trace import fast_trace_task, trace_task_ret
 
 from sqs_broker.limits import BATCH
 from sqs_broker.worker.batch import Job, run
-from sqs_broker.worker.request import HandedBack, say_unreported
+from sqs_broker.worker.request import HandedBack, log_unreported
 
-#: Messages of one job at the most. The way of a job to its process and back costs the same for all.
+#: Most messages of one job. To send a job to its process and back costs the same for any number.
 LARGEST = 2 * BATCH
 
 
 class Batches:
-    """Between Celery's consumer and its pool. Used on the event loop alone.
+    """Passes requests from Celery's consumer to its pool. Used on the event loop only.
 
-    `alone` is Celery's own way for a request that may run now, `semaphore` counts the processes
-    that are free (None for pools that queue by themselves), and `soon` calls back on the loop.
+    `alone` runs one request as Celery does, once a process is free; `process` runs it at once.
+    `semaphore` counts the free processes (None for pools that have their own queue). `soon`
+    schedules a call on the event loop.
     """
 
     def __init__(
@@ -53,16 +54,16 @@ class Batches:
         waiting = self._waiting.setdefault(request.name, deque())
         waiting.append(request)
         if len(waiting) == 1:
-            # In the next turn of the loop: what was received together is here by then.
+            # In the loop's next turn, when all messages that were received together are here.
             self._soon(self._ask, request.name)
 
     def clear(self) -> None:
-        """Forget what waits: its leases went with the connection."""
+        """Forget the waiting requests: the closed connection ended their leases."""
         self._waiting.clear()
         self._asked.clear()
 
     def _ask(self, name: str) -> None:
-        """Ask for as many processes as what waits can use."""
+        """Ask for as many processes as the waiting requests can use."""
         while self._asked.get(name, 0) * BATCH < len(self._waiting.get(name, ())):
             self._asked[name] = self._asked.get(name, 0) + 1
             if self._semaphore is None:
@@ -71,11 +72,11 @@ class Batches:
                 self._semaphore.acquire(self._start, name)
 
     def _start(self, name: str) -> None:
-        """A process is free: give it the next batch."""
+        """Give the next batch to a process that is free."""
         self._asked[name] = max(self._asked.get(name, 0) - 1, 0)
         waiting = self._waiting.get(name, deque())
         requests = [waiting.popleft() for _ in range(self._size(len(waiting)))]
-        # Celery settles and announces what was revoked when it is asked.
+        # `revoked` also settles a revoked message and sends its event.
         requests = [request for request in requests if _may_start(request)]
         if len(requests) == 1:
             self._process(requests[0])
@@ -87,7 +88,7 @@ class Batches:
             self._soon(self._ask, name)
 
     def _size(self, waiting: int) -> int:
-        """Ten, or a process's share of what waits where that is more."""
+        """Messages of the next batch: ten, or an equal share for each process if that is more."""
         share = waiting // max(int(self._pool.num_processes), 1)
         return min(waiting, max(BATCH, min(share, LARGEST)))
 
@@ -120,7 +121,7 @@ class Batches:
 
 
 class _Shared:
-    """The callbacks of one job, for each of its requests: one that breaks leaves the others."""
+    """The callbacks of one job: each calls all its requests, also if one of them raises."""
 
     def __init__(self, requests: Sequence[Any]) -> None:
         self._requests = requests
@@ -129,7 +130,7 @@ class _Shared:
     def on_accepted(self, *args: Any, **kwargs: Any) -> None:
         self._each(lambda request: request.on_accepted(*args, **kwargs))
         if len(self._handed_back) == len(self._requests):
-            # As a request by itself does: the threads pool starts nothing then.
+            # As for a single request: then the threads pool does not start the job.
             raise HandedBack(self._requests[0].id)
 
     def on_timeout(self, *args: Any, **kwargs: Any) -> None:
@@ -143,7 +144,7 @@ class _Shared:
 
     def on_success(self, traced: Any, **kwargs: Any) -> None:
         if isinstance(traced, ExceptionInfo):
-            # A pool of threads, or solo, whose job ended in a SystemExit (celery 5.7
+            # In a pool of threads, or solo, the job ended in a SystemExit (celery 5.7
             # concurrency/base.py, `apply_target`).
             self.on_failure(traced)
             return
@@ -159,8 +160,7 @@ class _Shared:
             except HandedBack:
                 self._handed_back.add(request)
             except Exception as exc:
-                # Broad on purpose, and MemoryError is one: the messages after this one have to
-                # hear of it too.
+                # Broad on purpose, also for MemoryError: the other requests must still be called.
                 _unreported(request, exc, is_end=is_end)
 
 
@@ -168,16 +168,16 @@ def _may_start(request: Any) -> bool:
     try:
         return not request.revoked()
     except Exception as exc:
-        # Broad on purpose: it was revoked or is expired, and that could not be stored.
+        # Broad on purpose: the request was revoked or has expired, and storing that failed.
         _unreported(request, exc, is_end=True)
         return False
 
 
 def _unreported(request: Any, exc: Exception, *, is_end: bool) -> None:
     with suppress(Exception):
-        say_unreported(request, exc)
+        log_unreported(request, exc)
         if is_end:
-            # Else it would keep its slot as long as its lease may last.
+            # Otherwise it keeps its slot for as long as its lease is extended.
             request.reject(requeue=True)
 
 

@@ -1,7 +1,7 @@
-"""A scheduler whose message ids are made from the schedule.
+"""A scheduler that derives message ids from the schedule. Set by `beat_scheduler`.
 
-Two beats that run at the same time, or one that was started again, send the same id for the same
-turn, so a task that runs once for each id absorbs the second message. Set by `beat_scheduler`.
+Two beat processes that run at the same time, or one that was restarted, send the same id for the
+same turn. A task that runs once for each id then ignores the second message.
 """
 
 from datetime import datetime
@@ -14,24 +14,24 @@ from celery.schedules import schedule as Interval
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine import files
 
-#: Seconds: the grain of all schedules but intervals (crontab, solar).
+#: The resolution of all schedules except intervals (crontab, solar), in seconds.
 MINUTE = 60
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's own, with `task_id` set to the entry's name and the number of its turn."""
+    """Celery's scheduler, with `task_id` set to the entry's name and the number of its turn."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._last_turns: dict[str, int] = {}
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """Read the schedule's file, which is unpickled. Raises ConfigurationError where another
+        """Read the schedule's file. It is unpickled, so this raises ConfigurationError if another
         user may have written it."""
         if why := files.fault(Path(self.schedule_filename)):
             raise ConfigurationError(
                 f"beat_schedule_filename (--schedule): {why}. "
-                "Name a file in a directory where this user alone may write."
+                "Set it to a file in a directory that only this user may write to."
             )
         super().setup_schedule()
 

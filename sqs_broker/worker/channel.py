@@ -1,4 +1,4 @@
-"""SQS behind kombu's channel: which queue lives where, what is sent, consumed, acked, rejected."""
+"""kombu's channel on SQS: queues, publishing, consuming, ack and reject."""
 
 from typing import Any
 
@@ -38,17 +38,17 @@ class Message(virtual.Message):
 
 
 class QoS(virtual.QoS):
-    """kombu's table of unacknowledged messages, which here never restores anything: the leases
-    know what is in flight, and the channel releases it."""
+    """kombu's table of unacknowledged messages. It never restores one: the leases know the messages
+    in flight, and the channel releases them."""
 
     restore_at_shutdown = False
 
 
 class Channel(virtual.Channel):
-    """What Celery and kombu call. What is in flight is the business of its `deliveries`.
+    """The channel that Celery and kombu call. Its `deliveries` manage the messages in flight.
 
-    `basic_ack` and `basic_reject` may be called from any thread, which Celery does while a pool
-    drains (celery 5.7 concurrency/prefork.py).
+    `basic_ack` and `basic_reject` may be called from any thread: Celery does so while a pool drains
+    (celery 5.7 concurrency/prefork.py).
     """
 
     Message = Message
@@ -63,9 +63,10 @@ class Channel(virtual.Channel):
         self._client = connection.sqs
         self._mailbox = connection.mailbox
         self._observers = connection.observers
-        #: Where messages are collected instead of sent one by one (`publish_many`).
+        #: If set, it collects the messages instead of sending them one by one (`publish_many`).
         self.batch: Batch | None = None
-        #: What is in flight here. Consumers, requests and whoever stops or pauses a worker use it.
+        #: The messages in flight. Consumers, requests and the code that stops or pauses a worker
+        #: use it.
         self.deliveries = Deliveries(
             self._options,
             message_of=lambda tag: self.qos._delivered.get(tag),
@@ -78,9 +79,9 @@ class Channel(virtual.Channel):
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> None:
-        """Send a task message. Raises UnknownQueue, and PublishError for what SQS would refuse.
+        """Send a task message. Raises UnknownQueue, and PublishError if SQS would refuse it.
 
-        What belongs to the control plane goes there, and may raise what `Mailbox.publish` does.
+        A message of the control plane goes there instead, and raises what `Mailbox.publish` raises.
         """
         if self._mailbox.publish(message, exchange, routing_key):
             return
@@ -91,7 +92,7 @@ class Channel(virtual.Channel):
         send(self._client(), self._options.queue(queue), message, self._options.max_message_bytes)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
-        # Where kombu would drop a message without a route, the caller is told.
+        # kombu drops a message without a route; here the caller gets an error.
         queues: list[str] = super()._lookup(exchange, routing_key, default)
         if not queues:
             raise PublishError(f"No queue is bound to {exchange!r} with key {routing_key!r}.")
@@ -107,10 +108,10 @@ class Channel(virtual.Channel):
         return queue in self._options.queues or self._mailbox.owns(queue)
 
     def _queue_bind(self, *binding: Any) -> None:
-        """Nothing: bindings belong to a process, and each reader knows its own."""
+        """Do nothing: bindings belong to a process, and each reader knows its own."""
 
     def _size(self, queue: str) -> int:
-        # Asked at each publish (kombu 5.7 `queue_declare`), where a producer may only send.
+        # kombu asks this at each publish (5.7 `queue_declare`), and a producer may only send.
         return 0
 
     def _purge(self, queue: str) -> int:
@@ -121,31 +122,34 @@ class Channel(virtual.Channel):
         if self._mailbox.owns(queue):
             self._mailbox.delete(self, queue, *args)
             return
-        raise PublishError(f"Queue {queue!r} is not deleted at run time; do it where it is made.")
+        raise PublishError(
+            f"Queue {queue!r} is not deleted at run time. Delete it with the tool that created it."
+        )
 
     # Consuming
 
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Set how many tasks run at a time; the window is a little wider, see Leases."""
+        """Set how many tasks run at a time. The window of held messages is a little larger: see
+        Leases."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         self.deliveries.resize(prefetch_count)
 
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
     ) -> None:
-        """Start receiving from a configured queue, or hearing the control plane."""
+        """Start receiving from a configured queue, or from the control plane."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         if self._mailbox.owns(queue):
             self._mailbox.consume(self, queue, callback)
             return
-        # The inbox is made here, before any thread could make another: from Python 3.12 on a
-        # cached property has no lock.
+        # The inbox is created here, before a thread could create a second one: from Python 3.12 on
+        # a cached property has no lock.
         self.deliveries.receive(queue, self.connection.inbox)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop receiving. What an open poll still brings is released."""
+        """Stop receiving. Messages that an open receive call still returns are released."""
         queue = self._tag_to_queue.get(consumer_tag)
         super().basic_cancel(consumer_tag)
         if queue is not None and self._mailbox.owns(queue):
@@ -163,12 +167,13 @@ class Channel(virtual.Channel):
     # Settling
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        """End a delivery with what happened to it; without a word, it succeeded."""
+        """End a delivery with what its message recorded; without a record, it succeeded."""
         self.deliveries.end_message(delivery_tag, outcomes.Succeeded())
         super().basic_ack(delivery_tag, multiple)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """End a delivery with what happened to it; without a word, it is released or refused."""
+        """End a delivery with what its message recorded; without a record, it is released if
+        `requeue`, and refused if not."""
         refused = outcomes.Refused("the message was rejected")
         self.deliveries.end_message(delivery_tag, outcomes.NotStarted() if requeue else refused)
         self.qos.ack(delivery_tag)
@@ -176,7 +181,7 @@ class Channel(virtual.Channel):
     # Closing
 
     def close(self) -> None:
-        """Close what is in flight, then the channel."""
+        """Release and settle the messages in flight, then close the channel."""
         if not self.closed:
             self.deliveries.close()
             super().close()

@@ -1,7 +1,7 @@
-"""What arrives at the worker: only what it can run gets to a task.
+"""Celery's consumer, which passes to a task only messages that can run.
 
-Celery's own handlers for what it cannot run log the whole body (celery 5.7
-worker/consumer/consumer.py, `dump_body`), so each is replaced.
+Celery's own handlers for other messages log the whole body (celery 5.7
+worker/consumer/consumer.py, `dump_body`), so each handler is replaced.
 """
 
 import gc
@@ -39,7 +39,7 @@ class Consumer(CeleryConsumer):
         super().__init__(on_task_request, *args, **kwargs)
         if self.hub is None:
             raise ConfigurationError(
-                "This pool has no event loop for the SQS transport (gevent, eventlet). "
+                "The SQS transport needs an event loop, and this pool (gevent, eventlet) has none. "
                 "Use --pool=prefork, threads or solo."
             )
         options = Options.read(self.app.conf.broker_transport_options)
@@ -47,10 +47,10 @@ class Consumer(CeleryConsumer):
         if found := circle(options):
             raise ConfigurationError(
                 f"predefined_queues: {told(found)}. "
-                "Name a queue as dead_letter_url that no worker receives."
+                "Set dead_letter_url to a queue that no worker receives from."
             )
-        # Before the pool makes its processes, which then share this memory for good.
-        _keep_from_collections()
+        # Before the pool creates its processes, so that they keep sharing this memory.
+        _freeze_garbage_collector()
         self._shutdown = Shutdown(self)
         semaphore = self.controller.semaphore if self.pool.uses_semaphore else None
         process = partial(self._process, semaphore)
@@ -64,15 +64,15 @@ class Consumer(CeleryConsumer):
         self.on_task_request: Callable[[Any], Any] = self._batches.take
 
     def on_close(self) -> None:
-        """The connection ends, and with it the leases of what waits for the pool."""
+        """Forget the messages that wait for the pool: the closed connection ended their leases."""
         self._batches.clear()
         super().on_close()
 
     def on_ready(self) -> None:
-        """The worker takes messages now."""
+        """Prepare for messages, which the worker accepts from now on."""
         deliveries = self.task_consumer.channel.deliveries
         deliveries.on_lease_lost = self._on_lease_lost
-        # Only a pool of processes has it (celery 5.7 concurrency/base.py).
+        # Only a pool of processes uses a semaphore (celery 5.7 concurrency/base.py).
         deliveries.pool_has_processes = self.pool.uses_semaphore
         self._shutdown.listen()
         if self.connection is not None:
@@ -80,24 +80,24 @@ class Consumer(CeleryConsumer):
         super().on_ready()
         if not self._was_ready:
             self._was_ready = True
-            _keep_from_collections()
+            _freeze_garbage_collector()
 
     def close(self) -> None:
-        """Let what runs finish: Celery calls this first when a worker stops, while its pool and its
-        event loop still work (celery 5.7 worker/worker.py, `signal_consumer_close`)."""
+        """Let running tasks finish. Celery calls this first when a worker stops, while the pool and
+        the event loop still work (celery 5.7 worker/worker.py, `signal_consumer_close`)."""
         self._shutdown.drain()
 
     def shutdown(self) -> None:
-        """The last step of a stop."""
+        """Do the last step of a stop."""
         super().shutdown()
         self._shutdown.finish()
 
     def loop_args(self) -> tuple[Any, ...]:
-        """What Celery's loop is given: the hub, whose loop goes on where one callback fails."""
+        """The arguments of Celery's loop, with a hub whose loop continues if a callback fails."""
         return tuple(Hub(arg) if arg is self.hub else arg for arg in super().loop_args())
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
-        """The function each task message goes through. It never raises."""
+        """The function that handles each task message. It never raises."""
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Message) -> None:
@@ -105,27 +105,27 @@ class Consumer(CeleryConsumer):
                 if self._admit(message):
                     handle(message)
             except Exception as exc:
-                # Broad on purpose: an exception here ends the worker, and the next one too.
+                # Broad on purpose: an exception here ends the worker, and would end the next one.
                 self._end(message, untaken(exc), exc)
 
         return on_task_received
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """The body is of a kind that is not accepted."""
+        """Refuse a message whose content cannot be decoded."""
         self._refuse(message, "the content of the message is not accepted", exc)
 
     def on_unknown_message(self, body: object, message: Message) -> None:
-        """The message names no task."""
-        self._refuse(message, "the message is no task message", None)
+        """Refuse a message without the name of a task."""
+        self._refuse(message, "the message is not a task message", None)
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
-        """No task has this name: it went between two looks."""
+        """End a message whose task was removed after the message was admitted."""
         self._end(message, UnknownTask(message.headers["task"]), exc)
-        self._say_unknown(message, exc)
+        self._send_unknown(message, exc)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
-        """Celery cannot make a request of the message."""
-        self._refuse(message, "the message is no valid task message", exc)
+        """Refuse a message from which Celery cannot create a request."""
+        self._refuse(message, "the message is not a valid task message", exc)
 
     def _admit(self, message: Message) -> bool:
         match admit(message, self.app.tasks):
@@ -135,12 +135,12 @@ class Consumer(CeleryConsumer):
                 return True
             case UnknownTask(name) as unknown:
                 self._end(message, unknown, KeyError(name))
-                self._say_unknown(message, KeyError(name))
+                self._send_unknown(message, KeyError(name))
             case refused:
                 self._end(message, refused, None)
         return False
 
-    def _say_unknown(self, message: Message, exc: Exception) -> None:
+    def _send_unknown(self, message: Message, exc: Exception) -> None:
         signals.task_unknown.send(
             sender=self,
             message=message,
@@ -150,46 +150,46 @@ class Consumer(CeleryConsumer):
         )
 
     def _process(self, semaphore: Any, request: Any) -> None:
-        """Hand a request to the pool, and take what that raises: whoever calls this when a process
-        becomes free has still to hear what that one has done (billiard 4.3 pool.py, `on_ready`)."""
+        """Pass a request to the pool. Never raises: if a process has become free, the caller must
+        still handle the result of that process (billiard 4.3 pool.py, `on_ready`)."""
         try:
             self.controller._process_task(request)
         except Exception as exc:
-            # Broad on purpose: whatever it is, it is said by what becomes of the message.
+            # Broad on purpose: `not_taken` turns each exception into an end of the delivery.
             if semaphore is not None:
-                # Later, for it calls the next one that waits.
+                # Later, because `release` runs the next waiting request.
                 self.hub.call_soon(semaphore.release)
             request.not_taken(exc)
 
     def _on_lease_lost(self, tag: str) -> None:
-        """Runs on the heartbeat's thread; the requests are the loop's."""
+        """Called on the heartbeat's thread. Only the event loop may use the requests."""
         # Only a pool of processes can end a task (celery 5.7 concurrency/base.py).
         if self.pool.uses_semaphore:
-            self.hub.call_soon(self._cancel_where_wanted, tag)
+            self.hub.call_soon(self._cancel_if_wanted, tag)
 
-    def _cancel_where_wanted(self, tag: str) -> None:
-        # Not by the id, which the redelivery has too: it may be here already, in this one's place.
+    def _cancel_if_wanted(self, tag: str) -> None:
+        # Found by tag, not by id: the redelivery has the same id and may be here already.
         for request in tuple(state.reserved_requests):
             if request.message.delivery_tag == tag and request.task.policy.cancel_on_lease_loss:
-                # Never a revoke: the redelivery would be discarded.
+                # Not a revoke, which would also discard the redelivery.
                 request.cancel(self.pool, emit_retry=False)
 
     def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
         self._end(message, untaken(exc, reason) if exc else Refused(reason), exc)
 
     def _end(self, message: Message, happened: Happened, exc: Exception | None) -> None:
-        """The end of a message that gets to no task."""
+        """End a message that does not get to a task."""
         message.note(happened)
         message.reject_log_error(logger, self.connection_errors)
         for request in tuple(state.reserved_requests):
             if request.message is message:
-                state.task_ready(request)  # Else Celery would keep it for ever.
+                state.task_ready(request)  # Otherwise Celery keeps it for ever.
         if isinstance(happened, Refused | UnknownTask):
             signals.task_rejected.send(sender=self, message=message, exc=exc)
 
 
-def _keep_from_collections() -> None:
-    """Let the garbage collector leave alone what is here now: a worker has it until it ends, and to
-    look through it stops every thread for a tenth of a second."""
+def _freeze_garbage_collector() -> None:
+    """Exclude all present objects from garbage collection. A worker keeps them until it ends, and
+    to scan them would stop every thread for a tenth of a second."""
     gc.collect()
     gc.freeze()

@@ -1,5 +1,4 @@
-"""The end of what runs: the event loop turns on while tasks finish, and the pool's processes are
-ended where they shall not."""
+"""Runs the event loop while tasks finish, or ends the pool's processes if they must not."""
 
 import os
 import signal
@@ -13,17 +12,17 @@ from celery.worker import state
 
 from sqs_broker.worker.loop import Loop
 
-#: Seconds a process of the pool has to end by itself (SIGTERM) before it is killed.
+#: Seconds that a pool process has to end after SIGTERM, before it is killed.
 CANCEL_PATIENCE = 1
 
-#: Seconds until a process that was killed is gone.
+#: Longest wait for a killed process to end, in seconds.
 KILL_PATIENCE = 5
 
 
 class Drain:
-    """Turns the event loop of a consumer that Celery itself turns no more.
+    """Runs the event loop of a consumer whose loop Celery no longer runs.
 
-    `on_terminate` is called where something asks for the end of the worker meanwhile.
+    `on_terminate` is called if the worker is asked to terminate meanwhile.
     """
 
     def __init__(self, consumer: Any, on_terminate: Callable[[], None]) -> None:
@@ -32,7 +31,7 @@ class Drain:
         self._on_terminate = on_terminate
 
     def turn(self, until: Callable[[], bool]) -> None:
-        """Turn the loop until this holds. Raises LoopBroken."""
+        """Run the loop until `until()` is true. Raises LoopBroken."""
         loop = Loop(self._hub, "shutdown.error")
         while not until():
             try:
@@ -43,11 +42,11 @@ class Drain:
                 self._on_terminate()
 
     def end_processes(self) -> None:
-        """End the processes of the pool, with what they run. What they had said is heard."""
+        """End the pool's processes and their tasks, then handle the results that they had sent."""
         pool = self._consumer.pool
         processes = set(pool.info["processes"])
         running = tuple(state.active_requests)
-        pool.close()  # It starts no process in place of one that ends.
+        pool.close()  # From now on the pool replaces no process that ends.
         for request in running:
             request.cancel(pool, emit_retry=False)
         # A second SIGTERM would cut a task's cleanup short.
@@ -56,7 +55,7 @@ class Drain:
         kill(processes & children(), signal.SIGKILL)
         self._await_end(processes, KILL_PATIENCE)
         loop = Loop(self._hub, "shutdown.error")
-        for _ in range(2):  # Results are read, then settled.
+        for _ in range(2):  # The first turn reads results, the second settles them.
             self._wake()
             next(loop)
 
@@ -70,12 +69,12 @@ class Drain:
 
 
 def children() -> set[int]:
-    """The ids of this process's children; those that have ended are collected."""
+    """The process ids of this process's running children. Reaps those that have ended."""
     return {child.pid for child in active_children()}
 
 
 def kill(processes: Iterable[int], number: int) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to each process that still exists."""
     for pid in processes:
         try:
             os.kill(pid, number)

@@ -1,9 +1,10 @@
-"""Whether a worker does its work: its main process keeps writing a small file, anybody can read it.
+"""Reports whether a worker is healthy, in a small file that its main process keeps writing.
 
     {"healthy": true, "text": "polling", "pid": 1, "at": "2026-11-24T12:00:00+00:00", …}
 
-Healthy is a worker that polls, or whose slots are all taken by tasks within their limits, while its
-event loop turns. An outage of SQS, or a pause, is said and is healthy: no restart would mend it.
+A worker is healthy if its event loop runs, and it polls or all its slots run tasks within their
+limits. A worker is also healthy during a pause or an outage of SQS, because a restart would not
+help.
 """
 
 import json
@@ -31,56 +32,58 @@ logger = logging.getLogger(__name__)
 #: Seconds between two writes.
 EVERY = 5.0
 
-#: Seconds without a write after which the file says nothing any more.
+#: Seconds after which a file without a new write is not valid any more.
 STALE = 30.0
 
-#: Seconds for which what should go on may stand still.
+#: Seconds that receiving may stand still before it is a fault.
 STALL = 60.0
 
-#: The part of its longest wait after which a message that waits, while nothing runs, says that the
-#: pool is stuck. Less than all of it: then it is handed back, and the next one has not waited yet.
+#: If a message waits for this part of its longest wait while no task runs, the pool is stuck. The
+#: part is less than 1, because after its longest wait a message is released, and the wait of the
+#: next one begins at zero.
 STUCK = 2 / 3
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """What is seen of a worker at one instant."""
+    """The state of a worker at one instant."""
 
     silence: float = 0.0
-    """Seconds since the event loop turned."""
+    """Seconds since the last heartbeat of the event loop."""
     is_solo: bool = False
-    """Whether tasks run on the event loop, and rightly keep it silent."""
+    """Whether tasks run on the event loop, so that it normally stops for them."""
     running: Sequence[str] = ()
-    """The task's name for each that runs within its limits."""
+    """The name of each task that runs within its limits."""
     overrun: Sequence[str] = ()
-    """The same for those past their hard limit."""
+    """The name of each task that runs beyond its hard time limit."""
     faults: Sequence[str] = ()
     """Why receivers will not receive any more."""
     is_polling: bool = False
     """Whether a receive call is open."""
     is_due: bool = False
-    """Whether there is room for a receive that is worth its call."""
+    """Whether there is enough room for a receive call."""
     held: int = 0
     """Deliveries in flight."""
     started: int = 0
-    """Tasks that have started since the worker did."""
+    """Tasks that have started since the worker started."""
     pauses: Sequence[str] = ()
-    """Why nothing is received on purpose."""
+    """Why receiving is paused on purpose."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Whether a worker is healthy, and one line that says why."""
+    """Whether a worker is healthy, and the reason in one line."""
 
     healthy: bool
     text: str
 
 
 class Judge:
-    """Judges vitals that are taken one after the other: some are a fault only if they last."""
+    """Turns the vitals of one worker, taken regularly, into reports. Some states are a fault only
+    if they last."""
 
     def __init__(self, longest_wait: float = LONGEST_WAIT) -> None:
-        """`longest_wait`: seconds after which what waits is handed back."""
+        """`longest_wait`: seconds after which a waiting message is released."""
         self._longest_wait = longest_wait
         self._since: dict[str, float] = {}
         self._started = 0
@@ -97,17 +100,17 @@ class Judge:
 
     def _of_the_loop(self, vitals: Vitals) -> Iterator[str]:
         if vitals.silence > STALL and not (vitals.is_solo and vitals.running):
-            yield f"the event loop is silent for {vitals.silence:.0f} s"
+            yield f"the event loop has not responded for {vitals.silence:.0f} s"
 
     def _of_the_pool(self, vitals: Vitals, now: float) -> Iterator[str]:
         if vitals.overrun:
             yield "past the hard time limit: " + ", ".join(vitals.overrun)
         if self._lasts("idle", vitals.is_due and not vitals.is_polling, now, STALL):
-            yield "there is room for messages, and nobody asks SQS"
+            yield "the worker has room for messages but sends no receive call"
         progress, self._started = vitals.started > self._started, vitals.started
         waits = vitals.held > 0 and not (vitals.running or vitals.overrun or progress)
         if self._lasts("stuck", waits, now, STUCK * self._longest_wait):
-            yield f"{vitals.held} messages are here, and no task starts"
+            yield f"{vitals.held} messages wait, but no task starts"
 
     def _lasts(self, name: str, holds: bool, now: float, patience: float) -> bool:
         if not holds:
@@ -116,8 +119,8 @@ class Judge:
         return now - self._since.setdefault(name, now) > patience
 
 
-def look(consumer: Any) -> Vitals:
-    """The vitals of the worker of this process. Thread-safe."""
+def vitals_of(consumer: Any) -> Vitals:
+    """The vitals of this process's worker. Thread-safe."""
     channel = consumer.task_consumer.channel
     leases, receivers = channel.deliveries.leases, channel.deliveries.receivers
     requests = _active()
@@ -141,12 +144,12 @@ def _active() -> list[Any]:
         try:
             return list(state.active_requests)
         except RuntimeError:
-            continue  # The event loop changed it meanwhile.
+            continue  # The event loop changed the set during the copy.
     return []
 
 
 class HealthFile(bootsteps.StartStopStep):
-    """Writes the file from a thread of its own, where the option `health_file` names one."""
+    """Writes the file in a thread of its own, if the option `health_file` is set."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -160,14 +163,14 @@ class HealthFile(bootsteps.StartStopStep):
         self._last = Report(True, "")
 
     def start(self, consumer: Any) -> None:
-        """Begin. Raises NoThread: without the file a healthy worker would look dead."""
+        """Start to write. Raises NoThread: without the file a healthy worker would seem dead."""
         if self._path is None:
             return
         self._stopping = threading.Event()
         self._thread = threads.insist(self._run, "sqs-health", consumer, self._path, self._stopping)
 
     def stop(self, consumer: Any) -> None:
-        """End; a worker that stops in order leaves no file."""
+        """Stop writing and remove the file, which stays only if the worker was killed."""
         self._stopping.set()
         if self._path is None or self._thread is None:
             return
@@ -178,18 +181,18 @@ class HealthFile(bootsteps.StartStopStep):
         judge = Judge(self._longest_wait)
         while not stopping.is_set():
             try:
-                vitals = look(consumer)
+                vitals = vitals_of(consumer)
                 report = judge(vitals, monotonic())
-                self._say(report)
+                self._log_change(report)
                 write(path, report, vitals)
             except Exception:
-                # Broad on purpose: without this thread a healthy worker would look dead.
+                # Broad on purpose: without this thread a healthy worker would seem dead.
                 logger.exception(
-                    "The health file could not be written.", extra={"event": "health.broken"}
+                    "Could not write the health file.", extra={"event": "health.broken"}
                 )
             stopping.wait(EVERY)
 
-    def _say(self, report: Report) -> None:
+    def _log_change(self, report: Report) -> None:
         if report.healthy != self._last.healthy:
             text, event = (
                 ("healthy again", "regained") if report.healthy else ("not healthy", "lost")
@@ -205,36 +208,37 @@ class HealthFile(bootsteps.StartStopStep):
 
 
 def write(path: Path, report: Report, vitals: Vitals) -> None:
-    """Replace the file: whoever reads it sees the old one or the new one."""
-    told = asdict(report) | {
+    """Replace the file in one step: a reader sees the old content or the new one."""
+    content = asdict(report) | {
         "pid": os.getpid(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        # Of the machine and not of a process (Linux, macOS), and no clock is set back.
+        # The same clock for all processes of a machine (Linux, macOS), and never set back.
         "monotonic": monotonic(),
         "running": len(vitals.running),
         "held": vitals.held,
     }
-    files.replace(path, json.dumps(told) + "\n", files.PUBLIC)
+    files.replace(path, json.dumps(content) + "\n", files.PUBLIC)
 
 
 def read(path: Path) -> Report:
-    """What the file says, if its worker still writes it."""
+    """The report in the file; not healthy if its worker no longer writes it."""
     try:
-        told = json.loads(path.read_text())
-        age, pid, report = monotonic() - told["monotonic"], told["pid"], _report(told)
+        content = json.loads(path.read_text())
+        age, pid, report = monotonic() - content["monotonic"], content["pid"], _report(content)
     except FileNotFoundError:
         return Report(False, f"no worker writes {path}")
     except (OSError, ValueError, KeyError, TypeError) as exc:
         return Report(False, f"{path} cannot be read ({type(exc).__name__})")
     if not _is_alive(pid):
-        return Report(False, f"the worker (process {pid}) is gone; it was: {report.text}")
+        return Report(False, f"the worker (process {pid}) is gone; last report: {report.text}")
     if not 0 <= age <= STALE:
-        return Report(False, f"the worker says nothing since {told['at']}; it was: {report.text}")
+        since = f"the worker has reported nothing since {content['at']}"
+        return Report(False, f"{since}; last report: {report.text}")
     return report
 
 
-def _report(told: Any) -> Report:
-    return Report(told["healthy"] is True, str(told["text"]))
+def _report(content: Any) -> Report:
+    return Report(content["healthy"] is True, str(content["text"]))
 
 
 def _is_alive(pid: int) -> bool:
@@ -243,5 +247,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # It is another user's.
+        pass  # The process exists and belongs to another user.
     return True

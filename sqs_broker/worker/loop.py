@@ -1,9 +1,9 @@
-"""Celery's event loop, which goes on where one callback fails.
+"""Celery's event loop, which continues if a callback fails.
 
-An exception that comes out of a turn ends Celery's worker, or makes it connect anew, which releases
-what runs (celery 5.7 worker/loops.py, `asynloop`). Here there is no connection on the loop that
-could be lost: SQS and MongoDB are called on other threads. What fails is one callback, of one
-process, message or timer.
+In stock Celery, an exception in one turn of the loop ends the worker or makes it reconnect, which
+releases the running tasks (celery 5.7 worker/loops.py, `asynloop`). Here no connection depends on
+the loop, because other threads call SQS and MongoDB. So a failure concerns only one callback, of
+one process, message or timer.
 """
 
 import logging
@@ -16,23 +16,23 @@ from billiard.exceptions import RestartFreqExceeded
 
 logger = logging.getLogger(__name__)
 
-#: Errors within so many seconds that a loop outlives.
+#: The loop survives this many errors within this many seconds.
 MOST_ERRORS, WITHIN = 10, 10.0
 
-#: How often callbacks that were asked for by callbacks are run before the loop looks at what else
-#: there is to do.
+#: Most rounds of callbacks that other callbacks scheduled, before a turn for timers and files.
 MOST_ROUNDS = 1_000
 
 
 class LoopBroken(Exception):
-    """The event loop fails again and again."""
+    """The event loop failed too often."""
 
 
 class Loop:
-    """Turns the event loop of a hub, one turn for each `next`, without end.
+    """An endless iterator: each `next` runs one turn of a hub's event loop.
 
-    Raises LoopBroken where turns fail too often, and at once what is to end the worker: any
-    BaseException, and what says that the pool has given up. `event` is that of the log lines.
+    Raises LoopBroken if callbacks fail too often. An exception that must end the worker is raised
+    at once: a BaseException that is no Exception, or RestartFreqExceeded. `event` is the event name
+    of the log lines.
     """
 
     def __init__(self, hub: Any, event: str = "loop.error") -> None:
@@ -48,21 +48,21 @@ class Loop:
         rounds = 0
         while self._run_ready() and rounds < MOST_ROUNDS:
             rounds += 1
-        self._outlive(self._turn)
+        self._survive(self._turn)
 
     def _run_ready(self) -> bool:
-        """Run what was asked for meanwhile; whether there was any.
+        """Run the scheduled callbacks; return whether there were any.
 
-        One by one: a turn that ends in the middle of them forgets the others, and with them what
-        became of a task.
+        Each runs by itself. In a turn of kombu's own loop, one that fails drops those after it, and
+        with them perhaps the result of a task.
         """
         ready = self._hub._pop_ready()
         had_any = bool(ready)
         try:
             while ready:
-                self._outlive(ready.pop())
+                self._survive(ready.pop())
         finally:
-            for callback in ready:  # One has ended the worker. It still drains.
+            for callback in ready:  # A callback ended the worker, but the loop still drains.
                 self._hub.call_soon(callback)
         return had_any
 
@@ -72,11 +72,11 @@ class Loop:
         except StopIteration:
             self._turns = self._hub.create_loop()
         except BaseException:
-            # A generator that has raised has ended.
+            # A generator ends when it raises, so a new one is needed.
             self._turns = self._hub.create_loop()
             raise
 
-    def _outlive(self, callback: Callable[[], Any]) -> None:
+    def _survive(self, callback: Callable[[], Any]) -> None:
         try:
             callback()
         except RestartFreqExceeded:
@@ -88,14 +88,17 @@ class Loop:
                     f"The event loop failed more than {MOST_ERRORS} times in {WITHIN:g} s."
                 ) from exc
             self._errors.append(now)
-            logger.exception("The event loop goes on.", extra={"event": self._event})
+            logger.exception(
+                "A callback of the event loop failed; the loop continues.",
+                extra={"event": self._event},
+            )
 
 
 class Hub:
-    """A hub of kombu's as it is, but for its loop. For who turns the loop and gives up too soon."""
+    """kombu's hub, but with a Loop as its loop. For code that ends at the first error of a loop."""
 
     def __init__(self, hub: Any) -> None:
-        # Past our own `__setattr__`.
+        # Through `vars`, because `__setattr__` below would set it on the hub.
         vars(self)["hub"] = hub
 
     def __getattr__(self, name: str) -> Any:
@@ -105,5 +108,5 @@ class Hub:
         setattr(self.hub, name, value)
 
     def create_loop(self) -> Loop:
-        """A loop that goes on where one callback fails."""
+        """A loop that continues if a callback fails."""
         return Loop(self.hub)

@@ -1,7 +1,7 @@
-"""Celery's pool of processes, whole again where this machine had no room for one of them.
+"""Celery's prefork pool, which recovers if a process cannot be forked.
 
-A process that cannot be forked stays in Celery's pool half made, and keeps its place and its pipes
-for good (billiard 4.3 pool.py, `_create_worker_process`; celery 5.7 concurrency/asynpool.py).
+Celery's own pool keeps such a process half created, with its place and its pipes, for ever
+(billiard 4.3 pool.py, `_create_worker_process`; celery 5.7 concurrency/asynpool.py).
 """
 
 import logging
@@ -19,19 +19,19 @@ from celery.concurrency.prefork import TaskPool as CeleryTaskPool
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a process is tried again that could not be started.
+#: Seconds until the pool tries again to start a process.
 RETRY_PAUSE = 1.0
 
 
 class Processes(AsynPool):
-    """The processes. One that has ended is replaced as soon as there is room for another."""
+    """The pool's processes. One that has ended is replaced as soon as the machine has resources."""
 
     _hub: Any = None
     _is_short = False
-    _is_tried_again = False
+    _will_retry = False
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Let the processes be looked after on this loop."""
+        """Manage the processes on this event loop."""
         self._hub = hub
         super().register_with_event_loop(hub)
 
@@ -42,14 +42,14 @@ class Processes(AsynPool):
         except Exception as exc:
             for process in tuple(self._pool):
                 if process not in before:
-                    self._give_up(process)
+                    self._discard(process)
             _close_pipe(exc.__traceback__)
             raise
 
-    def _give_up(self, process: Any) -> None:
-        """Take back what was made of a process."""
+    def _discard(self, process: Any) -> None:
+        """Remove a half created process from the pool."""
         if process._popen is not None:
-            # It runs, but nobody hears it. Celery finds that it has ended.
+            # It runs, but the pool does not read from it. Once it is killed, Celery removes it.
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             return
@@ -57,46 +57,46 @@ class Processes(AsynPool):
         self._process_cleanup_queues(process)
 
     def _repopulate_pool(self, exitcodes: Sequence[int]) -> None:
-        """Replace what has ended. Where one cannot be started now, what follows goes on without it:
-        that the places of those that ended are free."""
+        """Replace the processes that have ended. If one cannot be started now, Celery continues: it
+        must still free the slots of those that ended."""
         try:
             super()._repopulate_pool(exitcodes)
         except RestartFreqExceeded:
             raise
         except Exception as exc:
-            # Broad on purpose: whatever keeps a process from starting, the pool shall be whole.
-            self._say_short(type(exc).__name__)
-            self._try_again_later()
+            # Broad on purpose: any cause is tried again.
+            self._log_short(type(exc).__name__)
+            self._retry_later()
         else:
-            self._say_whole()
+            self._log_whole()
 
-    def _try_again_later(self) -> None:
-        # Once, though Celery looks after the pool now and then by itself.
-        if self._hub is not None and not self._is_tried_again:
-            self._is_tried_again = True
-            self._hub.call_later(RETRY_PAUSE, self._try_again)
+    def _retry_later(self) -> None:
+        # At most one retry is scheduled: Celery also calls `maintain_pool` by itself.
+        if self._hub is not None and not self._will_retry:
+            self._will_retry = True
+            self._hub.call_later(RETRY_PAUSE, self._retry)
 
-    def _try_again(self) -> None:
-        self._is_tried_again = False
+    def _retry(self) -> None:
+        self._will_retry = False
         self.maintain_pool()
 
-    def _say_short(self, error: str) -> None:
+    def _log_short(self, error: str) -> None:
         if not self._is_short:
             self._is_short = True
             logger.warning(
-                "A process of the pool could not be started (%s); it is tried again.",
+                "Could not start a pool process (%s); trying again.",
                 error,
                 extra={"event": "pool.short", "error": error},
             )
 
-    def _say_whole(self) -> None:
+    def _log_whole(self) -> None:
         if self._is_short:
             self._is_short = False
             logger.info("The pool has all its processes again.", extra={"event": "pool.whole"})
 
 
 def _close_pipe(traceback: TracebackType | None) -> None:
-    """Close what billiard opens for a fork, and forgets where that fails (4.3 popen_fork.py)."""
+    """Close the pipe that billiard leaves open if a fork fails (4.3 popen_fork.py)."""
     for frame, _ in walk_tb(traceback):
         if frame.f_code.co_name == "_launch":
             for name in ("parent_r", "child_w"):
@@ -105,6 +105,6 @@ def _close_pipe(traceback: TracebackType | None) -> None:
 
 
 class TaskPool(CeleryTaskPool):
-    """Celery's own, with these processes. Set by `worker_pool`."""
+    """Celery's prefork pool with these processes. Set by `worker_pool`."""
 
     Pool = Processes

@@ -1,7 +1,7 @@
-"""What happened to a task, as the worker's main process learns it.
+"""Celery's request of a task: it records what happened, in the worker's main process.
 
 Celery generates a subclass that replaces `execute_using_pool` and `on_success` (celery 5.7
-worker/request.py, `create_request_cls`), so a success is seen in `acknowledge`.
+worker/request.py, `create_request_cls`), so a success shows only as a call of `acknowledge`.
 """
 
 import logging
@@ -35,47 +35,51 @@ logger = logging.getLogger(__name__)
 
 
 class HandedBack(Exception):
-    """The delivery of a task ended before the task was started."""
+    """The delivery of a task ended before the task started."""
 
 
 class OutOfMemory(Exception):
-    """Stands for the MemoryError of a task. Celery raises that again where it is told of it, which
-    is not where memory was short (celery 5.7 worker/request.py), and settles nothing."""
+    """Replaces the MemoryError of a task. Celery raises a reported MemoryError again in the main
+    process, which is not short of memory, and settles nothing (celery 5.7 worker/request.py)."""
 
 
 class Request(CeleryRequest):
-    """Notes on the message what happened, before Celery acks or rejects it without a reason."""
+    """Records on the message what happened, before Celery acks or rejects it without a reason."""
 
-    #: Class of the exception that ended the task, once one did.
+    #: Class of the exception that ended the task, if one did.
     _error: str | None = None
     _lease: Lease | None = None
-    #: The thread of this process that has started the task, or was told so.
+    #: The thread in which `on_accepted` was called: the one that runs the task, in a pool of
+    #: threads and in solo.
     _started_on: int | None = None
     _is_suspected = False
 
     def __init__(self, message: Message, **options: Any) -> None:
-        # `decoded`: the pool is given what the receiver has read of the body, and reads no text.
+        # `decoded`: the pool gets the payload that the receiver decoded, and decodes nothing.
         super().__init__(message, **options | {"body": message.payload, "decoded": True})
 
     def shares(self, job: Any) -> None:
-        """The request runs in a job with others: what `terminate` and `cancel` end is that one."""
+        """Record the job that the request runs in with others; `terminate` and `cancel` end it."""
         self._apply_result = None if job is None else ref(job)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """A process of the pool runs the task now."""
+        """Record that a pool process runs the task now.
+
+        Raises HandedBack if the delivery has ended, and the pool has no processes.
+        """
         deliveries, tag = self._message.channel.deliveries, self._message.delivery_tag
         self._lease = deliveries.started(tag, self.hard_time_limit, self._job(pid, time_accepted))
         if self._lease is None and not deliveries.pool_has_processes:
-            self._give_up()
-            # The threads pool calls this before the task, and does not start it then. A process has
-            # started it, and billiard 4.3 is broken by what is raised here (pool.py, `_ack`).
+            self._forget()
+            # The threads pool calls this before the task, and an exception prevents the start. A
+            # process has already started it; an exception breaks billiard 4.3 (pool.py, `_ack`).
             raise HandedBack(self.id)
         self._started_on = threading.get_ident()
         super().on_accepted(pid, time_accepted)
 
     def _job(self, pid: int, time_accepted: float) -> Job:
-        """The run that a process has begun. Messages that share it are told of it with the same
-        process and time."""
+        """The job that a process has begun. Each message of the job is accepted with the same
+        process and time, so these identify it."""
         takes = 1 if self.task.many is None else BATCH
         return Job((pid, time_accepted), takes, is_measured=bool(self.task.acks_late))
 
@@ -86,31 +90,31 @@ class Request(CeleryRequest):
         return float(limit) if limit else None
 
     def overrun(self) -> float:
-        """Seconds that the task runs beyond its hard time limit; negative within it."""
+        """Seconds that the task has run beyond its hard time limit; negative before the limit."""
         started_at = self._lease.started_at if self._lease else None
         if started_at is None or self.hard_time_limit is None:
             return float("-inf")
         return monotonic() - started_at - self.hard_time_limit
 
     def revoked(self) -> bool:
-        """Whether the task shall not start, asked right before it does: its message was handed back
-        meanwhile, or it was revoked or is expired."""
+        """Whether the task must not start: its message was released meanwhile, or the task was
+        revoked or has expired. Celery calls this right before a start."""
         deliveries = self._message.channel.deliveries
-        # Celery asks on arrival too, when the task may still have to wait for a slot.
+        # Celery also calls this on arrival, when the task may still have to wait for a slot.
         may_start = deliveries.hand_over if self in state.reserved_requests else deliveries.holds
         if may_start(self._message.delivery_tag):
             return bool(super().revoked())
-        self._give_up()
+        self._forget()
         return True
 
     def not_taken(self, exc: Exception) -> None:
-        """The pool raised this when it was given the task. For who has caught it.
+        """Record that the pool raised this exception when it got the task.
 
-        One of threads has the task in its queue even so, where a thread may have found it by now:
-        then this ends nothing. In the solo pool the task has run, if it was started.
+        A threads pool may have queued the task before it raised, and a thread may have started it.
+        Then the delivery goes on. In the solo pool a task that has started has also ended.
         """
         if isinstance(exc, HandedBack):
-            return  # It is given up already.
+            return  # `_forget` was called before it was raised.
         if self._started_on == threading.get_ident():
             self.on_failure(ExceptionInfo())
             return
@@ -118,17 +122,17 @@ class Request(CeleryRequest):
         if message.channel.deliveries.end_unstarted(
             message.delivery_tag, untaken(exc), message.headers, self.task.policy
         ):
-            self._give_up()
+            self._forget()
 
-    def _give_up(self) -> None:
-        """Forget a delivery that has ended, of which Celery was not told."""
+    def _forget(self) -> None:
+        """Remove the request from Celery's state: its delivery has ended without Celery."""
         state.task_ready(self)
         self.acknowledge()
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
-        """The task ended with an exception, or its process did."""
+        """Handle the exception that ended the task or its process."""
         exc = unwrapped(exc_info)
         self._error = shown(exc)
         if self._suspect(exc, exc_info):
@@ -136,7 +140,7 @@ class Request(CeleryRequest):
         self._note(happened(exc))
         self._fail(exc_info, send_failed_event, return_ok)
         if isinstance(exc, WorkerLostError):
-            # Celery requeues the message and says nothing.
+            # Celery requeues the message and sends no event.
             self._announce(exc)
 
     def _fail(self, exc_info: Any, *rest: Any) -> None:
@@ -146,19 +150,20 @@ class Request(CeleryRequest):
         try:
             super().on_failure(exc_info, *rest)
         except Exception as broken:
-            # Broad on purpose: the pool would print the text of what is raised here, and the
-            # message would keep its slot for ever.
-            say_unreported(self, broken)
+            # Broad on purpose: otherwise the pool prints the text of the exception, and the message
+            # keeps its slot for ever.
+            log_unreported(self, broken)
             self.reject(requeue=False)
 
     def _suspect(self, exc: Any, exc_info: Any) -> bool:
-        """Whether an outage may have caused this failure. Then its end waits for the verdict."""
+        """Whether an outage may have caused this failure. If so, its delivery ends only once the
+        suspicion is confirmed or dismissed."""
         if self._lease is None or not isinstance(exc, (Suspected, *self.task.suspect_on)):
             return False
         assert self._error is not None
         assert self._lease.started_at is not None
         self._is_suspected = True
-        state.task_ready(self)  # Celery is done with it, whatever the verdict.
+        state.task_ready(self)  # For Celery the task has ended in any case.
         self._message.channel.deliveries.on_suspicion(
             Suspicion(
                 error=self._error,
@@ -178,7 +183,7 @@ class Request(CeleryRequest):
         return backoff
 
     def _conclude(self, what: Happened, exc_info: Any) -> None:
-        """End a run of which the outage was suspected. Called from any thread."""
+        """End a run whose failure was suspected. Called from any thread."""
         self._note(what)
         if isinstance(what, Failed | RetryAsked) and not self._will_run_again(what):
             exc_info.exception = Rejected(what.reason, what.error)
@@ -188,12 +193,12 @@ class Request(CeleryRequest):
         self._send("task-retried", exception=self._error, traceback="")
 
     def maybe_expire(self) -> bool:
-        """Whether the message's time is over. Celery adds its id to the revoked ones, so that any
-        later message of that id is discarded too."""
+        """Whether the message has expired. Unlike Celery's method, this does not add the id to the
+        revoked ones, which would discard later messages with that id."""
         return self.expires is not None and datetime.now(UTC) > self.expires
 
     def on_retry(self, exc_info: Any) -> None:
-        """The task asked to run again: the same message, later."""
+        """Let SQS deliver the message again: the task asked for a retry."""
         asked = happened(unwrapped(exc_info))
         assert isinstance(asked, RetryAsked)
         self._note(asked)
@@ -201,7 +206,7 @@ class Request(CeleryRequest):
         if not self._will_run_again(asked):
             self._send("task-failed", exception=f"{asked.error}: {asked.reason}", traceback="")
             return
-        # Not through our `send_event`, which would take the delay away with the text.
+        # Not through `send_event` below, which would remove the delay with the text.
         self._send(
             "task-retried",
             exception=f"Retry in {asked.delay or 0:.0f} s: {asked.error}",
@@ -209,7 +214,7 @@ class Request(CeleryRequest):
         )
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A time limit passed. At the hard one, `on_failure` was called just before."""
+        """Handle a time limit that passed. At the hard limit, `on_failure` was called before."""
         if not soft:
             self._error = "TimeLimitExceeded"
         if self._is_suspected:
@@ -221,7 +226,7 @@ class Request(CeleryRequest):
         super().on_timeout(soft, timeout)
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Send an event without the text of an exception, which can hold what a user typed."""
+        """Send an event without the text of an exception, which can hold user input."""
         if "exception" in fields:
             fields["exception"] = self._error or class_in(fields["exception"])
         if "traceback" in fields:
@@ -229,16 +234,16 @@ class Request(CeleryRequest):
         self._send(type, **fields)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """What `inspect` shows: never the arguments themselves."""
+        """The request as `inspect` shows it: without the arguments."""
         return dict(super().info(safe=True))
 
     def _send(self, type: str, **fields: Any) -> None:
         try:
             super().send_event(type, **fields)
         except Exception as broken:
-            # Broad on purpose: an event that cannot be sent costs the event and not the message.
+            # Broad on purpose: a message must not fail because its event cannot be sent.
             logger.warning(
-                "An event could not be sent (%s).",
+                "Could not send an event (%s).",
                 label(broken),
                 extra={"event": "event.failed", "error": label(broken)},
             )
@@ -256,10 +261,10 @@ class Request(CeleryRequest):
         self.send_event(event, exception=repr(exc), traceback="")
 
 
-def say_unreported(request: Any, exc: Exception) -> None:
-    """Log that Celery's own code failed at the end of a task: there may be no event of it."""
+def log_unreported(request: Any, exc: Exception) -> None:
+    """Log that Celery's own code failed at the end of a task."""
     logger.error(
-        "Celery could not take the end of a task.",
+        "Celery failed while recording the result of a task; its event may be missing.",
         extra={
             "event": "task.unreported",
             "task": request.name,

@@ -1,4 +1,4 @@
-"""One message, run here and now by Celery's own trace, without a worker around it."""
+"""Runs one message in this thread through Celery's own trace, without a worker."""
 
 from celery.app import trace as tracing
 
@@ -6,16 +6,15 @@ from sqs_broker.rules.admission import Admitted, Arrival
 from sqs_broker.rules.happened import happened
 from sqs_broker.rules.outcomes import Happened, Succeeded
 
-#: What stands in a request for the name of a worker.
+#: The value of a request's `hostname`, in place of a worker's name.
 HERE = "sqs_broker"
 
 
 def run(arrival: Arrival, admitted: Admitted) -> Happened:
-    """Run an admitted message in this thread, and say what the run was.
+    """Run an admitted message in this thread, and return what happened.
 
-    It goes through what a run in a worker's process goes through: signals, brackets, links, and the
-    task's own rules for its failures. Nobody enforces its time limits. Raises what ends a process:
-    SystemExit, KeyboardInterrupt.
+    Signals, brackets, links and the task's own rules for failures work as in a worker. Time limits
+    are not enforced. Raises SystemExit and KeyboardInterrupt if the task does.
     """
     task = admitted.task
     args, kwargs, embed = arrival.payload
@@ -29,5 +28,5 @@ def run(arrival: Arrival, admitted: Admitted) -> Happened:
     # By the module: tracing libraries put their own in the place of Celery's function.
     trace = tracing.build_tracer(task.name, task, hostname=HERE, app=task.app)
     traced = trace(request["id"], args, kwargs, request)
-    # Not by its result: a task may return any object, also an exception.
+    # `info` is checked, not the result, because a task may also return an exception.
     return Succeeded() if traced.info is None else happened(traced.info.retval)

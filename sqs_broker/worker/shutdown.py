@@ -1,11 +1,11 @@
-"""How a worker stops: nothing it received stays hidden, and what runs has its time to finish.
+"""How a worker stops: it releases waiting messages, and running tasks have time to finish.
 
-Celery's own stop (5.7 worker/worker.py) has no deadline, a second SIGTERM changes nothing in it,
-and its prefork pool forgets a task that a process has taken and not yet confirmed, which then keeps
-that process for half a minute (`AsynPool.flush`). So what runs is awaited before Celery begins to
-stop, while its event loop still turns: results, time limits and settlements go their usual way.
+Celery's own stop (5.7 worker/worker.py) has no deadline and ignores a second SIGTERM. Its prefork
+pool also forgets a task that a process has taken but not yet confirmed, and that process then stays
+for half a minute (`AsynPool.flush`). So this module waits for the running tasks before Celery
+begins to stop, while the event loop still runs: results, time limits and settlements work as usual.
 
-A thread takes the signals, for a task may occupy the loop (solo), or hang it.
+A thread reacts to the signals, because a task may occupy the event loop (solo pool) or block it.
 """
 
 import logging
@@ -27,18 +27,19 @@ from sqs_broker.worker.drain import Drain, children, kill
 
 logger = logging.getLogger(__name__)
 
-#: Seconds the event loop has to settle what its tasks have just told it; in solo, it is busy.
+#: Seconds that the event loop has to settle the latest results of its tasks. In the solo pool the
+#: loop is busy with a task and cannot.
 LAST_TURN = 0.2
 
-#: Seconds to tell SQS outcomes, each of three times, where the process leaves without unwinding.
+#: Seconds to send outcomes to SQS, three times, before a process exits without cleanup.
 LAST_FLUSH = 3
 
-#: Seconds of a forced stop after which the process leaves, whatever holds it up.
+#: Seconds after which a forced stop ends the process, whatever still runs.
 LAST_RESORT = 15
 
 
 class Ask(Enum):
-    """What the thread is told."""
+    """A request to the thread."""
 
     STOP = "stop"
     STOP_AT_ONCE = "stop at once"
@@ -52,7 +53,7 @@ class Shutdown:
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
         self._pid = os.getpid()
-        # A signal handler puts: it takes no lock that its own thread could hold.
+        # A signal handler puts into it, and must take no lock that its own thread may hold.
         self._asked: SimpleQueue[Ask] = SimpleQueue()
         self._is_asked = False
         self._is_by_signal = False
@@ -62,7 +63,7 @@ class Shutdown:
         self._timeout = 0.0
 
     def listen(self) -> None:
-        """Wait for signals. May be called again, after a reconnect. Raises NoThread."""
+        """Start to wait for signals. May be called again after a reconnect. Raises NoThread."""
         if self._thread is not None:
             return
         self._timeout = self._consumer.connection.transport.options.shutdown_timeout
@@ -72,15 +73,15 @@ class Shutdown:
             self._replace_cold_shutdown()
 
     def drain(self) -> None:
-        """Turn the event loop until nothing runs, or until the stop is forced."""
+        """Run the event loop until no task runs, or until the stop is forced."""
         if self._thread is None or self._deliveries is None or not self._consumer.hub.readers:
-            return  # It never was ready, or an error has emptied the loop.
+            return  # The consumer never was ready, or an error removed the loop's readers.
         if not self._is_asked:
             self._ask(Ask.STOP)
         if self._is_by_signal:
-            self._consumer.controller.exitcode = 0  # Celery's is 1 after Ctrl+C.
+            self._consumer.controller.exitcode = 0  # Celery sets 1 after Ctrl+C.
         if semaphore := self._consumer.controller.semaphore:
-            semaphore.clear()  # What waits for the pool is released, and not to be started.
+            semaphore.clear()  # The requests that wait for the pool must not start.
         try:
             drain = Drain(self._consumer, on_terminate=lambda: self._ask(Ask.STOP_AT_ONCE))
             drain.turn(self._is_over)
@@ -88,18 +89,22 @@ class Shutdown:
                 drain.end_processes()
                 self._deliveries.release(running=True)
         except Exception:
-            # Broad on purpose: Celery's own stop has still to come, and the thread bounds it.
-            logger.exception("Draining failed.", extra={"event": "shutdown.broken"})
+            # Broad on purpose: Celery's own stop must still follow, and the thread limits its time.
+            logger.exception(
+                "Could not wait for running tasks; shutdown continues.",
+                extra={"event": "shutdown.broken"},
+            )
 
     def finish(self) -> None:
-        """The worker has stopped; its process ends."""
+        """End the thread: the worker has stopped, and its process exits."""
         signals.worker_shutting_down.disconnect(self._on_signal)
         self._asked.put(Ask.END)
 
     # In a signal handler: no lock, no log
 
     def _on_signal(self, how: str, **_: Any) -> None:
-        """The first signal has come: Celery's handler says so. Any further one means: at once."""
+        """React to the first signal, which Celery's handler announces. Each later signal forces the
+        stop."""
         self._is_by_signal = True
         self._ask(Ask.STOP if how == "Warm" else Ask.STOP_AT_ONCE)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -107,7 +112,7 @@ class Shutdown:
 
     def _at_once(self, number: int, frame: Any) -> None:
         if os.getpid() != self._pid:
-            return  # A process of the pool, forked since.
+            return  # This is a pool process, forked after the handler was set.
         self._is_by_signal = True
         state.should_stop = 0
         self._ask(Ask.STOP_AT_ONCE)
@@ -123,8 +128,8 @@ class Shutdown:
             connection.transport.inbox.wake()
 
     def _replace_cold_shutdown(self) -> None:
-        # Celery's joins the pool in the signal handler, for ever where it is one of threads
-        # (celery 5.7 apps/worker.py, `on_cold_shutdown`).
+        # Celery's own handler joins the pool, which never ends in the threads pool (celery 5.7
+        # apps/worker.py, `on_cold_shutdown`).
         for number in (signal.SIGTERM, signal.SIGQUIT):
             if getattr(signal.getsignal(number), "__name__", "") == "worker_Cold":
                 signal.signal(number, self._at_once)
@@ -141,7 +146,7 @@ class Shutdown:
             self._force()
 
     def _next(self, seconds: float) -> Ask:
-        """What is asked next; to stop at once where nothing is, within so many seconds."""
+        """The next request; STOP_AT_ONCE if there is none within `seconds`."""
         try:
             return self._asked.get(timeout=seconds)
         except Empty:
@@ -152,17 +157,20 @@ class Shutdown:
             if deliveries := self._deliveries:
                 deliveries.on_empty(self._wake_the_loop)
                 deliveries.stop_receiving()
-                self._say_begun(deliveries.release(running=False))
+                self._log_begun(deliveries.release(running=False))
         except Exception:
-            # Broad on purpose: without this thread the stop would have no end.
-            logger.exception("Stopping goes on.", extra={"event": "shutdown.broken"})
+            # Broad on purpose: without this thread the stop would have no deadline.
+            logger.exception(
+                "Could not release waiting messages; shutdown continues.",
+                extra={"event": "shutdown.broken"},
+            )
         self._begun.set()
         self._wake_the_loop()
 
-    def _say_begun(self, released: int) -> None:
+    def _log_begun(self, released: int) -> None:
         logger.info(
-            "Stopping: nothing more is received, %d messages are released, and what runs has %g s "
-            "to finish.",
+            "Stopping: receiving has ended, %d waiting messages are released, and running tasks "
+            "have %g s to finish.",
             released,
             self._timeout,
             extra={"event": "shutdown.begun", "count": released},
@@ -171,7 +179,7 @@ class Shutdown:
     def _force(self) -> None:
         running = len(state.active_requests)
         logger.warning(
-            "Stopping at once: %d running tasks are cut off and their messages released.",
+            "Stopping at once: %d running tasks are ended and their messages released.",
             running,
             extra={"event": "shutdown.forced", "count": running},
         )
@@ -181,9 +189,9 @@ class Shutdown:
         self._wake_the_loop()
         if self._has_processes:
             if self._ends_within(LAST_RESORT):
-                return  # The loop has ended the processes, and Celery all the rest.
+                return  # The loop has ended the processes, and Celery has stopped the rest.
             logger.error(
-                "The worker does not come to its end; its process leaves.",
+                "The worker did not stop in time; its process exits now.",
                 extra={"event": "shutdown.last_resort"},
             )
         self._leave()
@@ -196,29 +204,31 @@ class Shutdown:
         return False
 
     def _leave(self) -> None:
-        """End the process: a thread cannot be stopped, and the interpreter would wait for it."""
+        """End the process without cleanup: a thread cannot be stopped, and the interpreter would
+        wait for it."""
         try:
             kill(children(), signal.SIGKILL)
             if deliveries := self._deliveries:
-                self._hand_back(deliveries)
+                self._release_all(deliveries)
         finally:
-            if isinstance(self._consumer.controller, Worker):  # Else it is part of a program.
+            if isinstance(self._consumer.controller, Worker):  # If not, a program runs the worker.
                 logging.shutdown()
                 leave_at_once(0)
 
-    def _hand_back(self, deliveries: Any) -> None:
-        # What is done goes first, so that no message is visible long before its task is cut off.
+    def _release_all(self, deliveries: Any) -> None:
+        # Ended deliveries go first, so that no message is visible long before its task is ended.
         settled = threading.Event()
         self._consumer.hub.call_soon(settled.set)
         settled.wait(LAST_TURN)
         deliveries.flush(LAST_FLUSH)
         deliveries.release(running=True)
         deliveries.flush(LAST_FLUSH)
-        # Last, for an open poll takes what was just released: it is handed back once more.
+        # Last, because an open receive call may return a message that was just released. It is
+        # released again.
         deliveries.await_polls()
         if not deliveries.flush(LAST_FLUSH):
             logger.warning(
-                "Left before SQS was told every outcome; it delivers those messages again.",
+                "Exiting before SQS had every outcome; it delivers those messages again.",
                 extra={"event": "shutdown.unfinished"},
             )
 
@@ -238,5 +248,5 @@ class Shutdown:
 
     @property
     def _has_processes(self) -> bool:
-        # Only prefork does (celery 5.7 concurrency/base.py).
+        # Only prefork uses a semaphore (celery 5.7 concurrency/base.py).
         return bool(self._consumer.pool.uses_semaphore)

@@ -1,7 +1,8 @@
-"""The base of every task on this broker: what a failure means, and what a retry is.
+"""The base class of every task on this broker: it classifies failures and makes retries.
 
-A retry is the same message, made visible later; never a new one. So `request.retries` is the
-delivery count less one, and what a change of visibility cannot express raises at the call.
+A retry is the same message, made visible later, never a new message. So `request.retries` is the
+delivery count minus one, and `retry` raises if it is called with something that a change of
+visibility cannot express.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +19,12 @@ from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.batch import Prepared, outcomes_of
 
-#: The reason of a failure after which the run's own call allows no retry.
-FINAL = "the task has used the retries that its call allows, at last it failed of {}"
+#: The reason if a task has used up the `max_retries` of its own call of `retry`.
+FINAL = "the task has used the retries that its call allows; it failed most recently with {}"
 
 
 class Task(CeleryTask):
-    """A task whose unexpected failures are retried with backoff, and whose permanent ones are not.
+    """A task that retries unexpected failures with backoff, and dead-letters permanent ones.
 
     Options beyond Celery's: `dead_letter_on`, `suspect_on`, and `model`.
     """
@@ -31,35 +32,39 @@ class Task(CeleryTask):
     abstract = True
     Request = "sqs_broker.worker.request:Request"
 
-    #: Exceptions that no retry can help: the message is dead-lettered with their text as the
-    #: reason, which is therefore shown to operators and must hold no personal data.
+    #: Permanent errors: a message that raises one is dead-lettered without a retry. The text of the
+    #: exception is the reason, which operators see, so it must hold no personal data.
     dead_letter_on: ClassVar[tuple[type[Exception], ...]] = ()
 
-    #: Exceptions that may mean that something this worker depends on is away. They are a hint: see
+    #: Exceptions that may mean an outage of a service that the task needs: see
     #: sqs_broker/rules/suspicion.py. Celery's two time limits may be among them.
     suspect_on: ClassVar[tuple[type[Exception], ...]] = ()
 
-    #: The message model. Only a task that has one can be reached by plain JSON.
+    #: The message model. Plain JSON can call only a task that has one.
     model: ClassVar[type | None] = None
 
-    #: Does the work of many messages at once: takes their Calls, and returns for each, in order,
-    #: its result or the exception that is its own. A task that has it shares jobs of the pool
-    #: (sqs_broker/worker/batches.py), with its time limits for the whole job.
+    #: Does the work of many messages at once. It takes a list of Calls and returns, in the same
+    #: order, the result of each or the exception that it failed with. Messages of a task with
+    #: `many` share pool jobs (sqs_broker/worker/batches.py); the task's time limits apply to the
+    #: whole job.
     many: ClassVar[Callable[[Sequence[Any]], Sequence[Any]] | None] = None
 
-    #: The queue's policy, narrowed by the task's own `max_retries`.
+    #: The queue's policy, limited by the task's own `max_retries`.
     policy: ClassVar[Policy] = Policy()
 
-    #: No call of `retry` may ask for more: the queue's `max_attempts` less one. None: no bound, for
-    #: Celery's own tasks.
+    #: Most retries that a call of `retry` may ask for: the queue's `max_attempts` minus one. None
+    #: means no limit, for Celery's own tasks.
     most_retries: ClassVar[int | None] = None
 
-    #: Entered around each run (sqs_broker/observers/bracket.py).
+    #: Context managers around each run (sqs_broker/observers/bracket.py).
     brackets: ClassVar[tuple[Bracket, ...]] = ()
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Take the number of retries from the queue's policy, where the task has no own."""
+        """Set `max_retries` from the queue's policy if the task does not set it itself.
+
+        Raises ConfigurationError if the task's number is above the policy's, or None.
+        """
         super().on_bound(app)
         options = Options.read(app.conf.broker_transport_options)
         policy, cls.brackets = options.policy, options.brackets
@@ -67,29 +72,30 @@ class Task(CeleryTask):
             cls.policy = policy
             return  # Celery's own tasks keep Celery's number of retries.
         cls.most_retries = policy.max_attempts - 1
-        if not _says_max_retries(cls):
+        if not _sets_max_retries(cls):
             cls.max_retries = policy.max_attempts - 1
         elif cls.max_retries is None:
             raise ConfigurationError(
-                f"Task {cls.name}: max_retries=None asks for retries without end, which SQS does "
-                "not have. Give a number, at most max_attempts less one."
+                f"Task {cls.name}: max_retries=None means unlimited retries, which SQS does not "
+                "have. Set a number, at most max_attempts minus one."
             )
         elif cls.max_retries > policy.max_attempts - 1:
             raise ConfigurationError(
                 f"Task {cls.name}: max_retries ({cls.max_retries}) must be at most max_attempts "
-                f"({policy.max_attempts}) less one. Raise max_attempts or lower max_retries."
+                f"({policy.max_attempts}) minus one. Raise max_attempts or lower max_retries."
             )
         cls.policy = policy.limited_to(cls.max_retries)
 
     def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
-        """The arguments as logs, events and Flower may show them: no value or name that came with
-        the message, unless it is known to be no personal data."""
+        """The arguments as logs, events and Flower may show them: without any value or name from
+        the message, unless it is known not to be personal data."""
         return f"({len(args)} hidden)" if args else "()", f"{{{len(kwargs)} hidden}}"
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
-        """Send the task. The message shows no argument that `shown` hides, and names no time limit
-        but those of this call: the worker has the task's own."""
-        # Else Celery adds what the task has here, and the worker could not tell who asked for it.
+        """Send the task. The message shows the arguments as `shown` does, and has a time limit only
+        if this call sets one: the worker knows the task's own."""
+        # Celery would add the limits that the task has in this process. The worker could not tell
+        # those from the limits of this call.
         options.setdefault("time_limit", None)
         options.setdefault("soft_time_limit", None)
         shown = self.shown(args or (), kwargs or {})
@@ -98,7 +104,7 @@ class Task(CeleryTask):
         return super().apply_async(args, kwargs, *rest, **options)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the task; in a worker, turn a failure into a retry or a dead letter."""
+        """Run the task. In a worker, turn a failure into a retry or a dead letter."""
         request = self.request
         if request.called_directly:
             return super().__call__(*args, **kwargs)
@@ -119,11 +125,11 @@ class Task(CeleryTask):
     ) -> Any:
         """Raise celery's Retry, so that the same message is delivered again.
 
-        `countdown` is in seconds and `eta` a time; without them the policy's backoff is used. Once
-        `max_retries` are used up, raises `exc`, or MaxRetriesExceededError, and the message is
-        dead-lettered; a number above the queue's `max_attempts` less one counts as that. Raises
-        TypeError for what the same message cannot express: other arguments or options,
-        `throw=False`.
+        `countdown` is in seconds and `eta` is a time; without them the policy's backoff is used.
+        After `max_retries` retries, raises `exc`, or MaxRetriesExceededError if that is None, and
+        the message is dead-lettered. `max_retries` cannot exceed the queue's `max_attempts` minus
+        one. Raises TypeError for what the same message cannot express: other arguments or options,
+        or `throw=False`.
         """
         if self.request.called_directly or self.request.is_eager:
             return super().retry(
@@ -131,17 +137,17 @@ class Task(CeleryTask):
             )
         if args is not None or kwargs is not None or options or not throw:
             raise TypeError(
-                f"Task {self.name}: a retry is the same message again, so retry() takes no args, "
-                "kwargs, throw=False or options of apply_async. Send a new task instead."
+                f"Task {self.name}: a retry delivers the same message again, so retry() takes no "
+                "args, kwargs, throw=False or options of apply_async. Send a new task instead."
             )
         if not self.acks_late:
             raise TypeError(
                 f"Task {self.name}: with acks_late=False its message is deleted before it runs, so "
-                "there is nothing to deliver again. Set acks_late=True."
+                "SQS cannot deliver it again. Set acks_late=True."
             )
         limit = self._limit(max_retries)
         if self.request.retries >= limit:
-            # For the guard: this failure is final, also if the task has retries left.
+            # For `_is_final`: this failure is final even if the task has retries left.
             self.request.has_used_its_retries = True
             if exc is not None:
                 raise exc
@@ -151,21 +157,21 @@ class Task(CeleryTask):
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
         """The outcome of each call of a batch, in order.
 
-        Raises what `many` raises, and RuntimeError where it gives no list of outcomes.
+        Raises what `many` raises, and RuntimeError if it does not return one outcome for each call.
         """
-        # From the class: on the task it would be a method.
+        # Read from the class: read from the instance, it would be a bound method.
         many = type(self).many
         assert many is not None
         return outcomes_of(self.name, many(calls), len(calls))
 
     def retry_delay(self, exc: Exception) -> float | None:
-        """Seconds until a failure is tried again; None leaves it to the policy's backoff."""
+        """Seconds until a failure is retried; None means the policy's backoff."""
         return None
 
     def is_blameless(self, hint: BaseException) -> bool:
-        """Whether no message can be blamed for an exception of `suspect_on`, whatever is found out
-        about an outage: this process does not reach what others do. Then the message is tried
-        again until SQS allows no further delivery."""
+        """Whether the message cannot have caused this exception of `suspect_on`, even if there is
+        no outage: for example, only this process cannot reach the service. Such a message is
+        retried until SQS allows no further delivery."""
         return False
 
     def _limit(self, asked: int | None) -> int:
@@ -195,14 +201,14 @@ class Task(CeleryTask):
             ) from exc
 
     def _hint(self, exc: BaseException | None) -> BaseException | None:
-        """What may mean an outage: the exception, or one that led to it."""
+        """The exception of `suspect_on`: `exc`, its cause, and so on; None if there is none."""
         while exc is not None and not isinstance(exc, self.suspect_on):
             exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
         return exc
 
     def _classified(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        # Permanent and transient are told apart here, in the pool's process: on its way to the
-        # main one an exception may lose its class (celery 5.7 utils/serialization.py).
+        # Failures are classified here, in the pool process: on its way to the main process an
+        # exception may lose its class (celery 5.7 utils/serialization.py).
         prepared = getattr(self.request, "prepared", None)
         if isinstance(prepared, Prepared):
             run = prepared
@@ -214,15 +220,15 @@ class Task(CeleryTask):
             raise Rejected(str(exc), label(exc)) from exc
         except Exception as exc:
             if not self.acks_late:
-                raise  # Its message is deleted already.
+                raise  # The message is deleted already.
             if self._is_final(exc):
                 raise Rejected(FINAL.format(label(exc)), label(exc)) from exc
-            # Broad on purpose: what nobody has classified may pass, so it is retried.
+            # Broad on purpose: an unclassified failure may be temporary, so it is retried.
             return self.retry(exc=exc, countdown=self.retry_delay(exc))
 
     def _is_final(self, exc: Exception) -> bool:
-        """Whether the run has used up the retries that its own call allows, which are fewer than
-        the task has. A failure that an outage may have caused is not final."""
+        """Whether the run has used up the retries that its own call of `retry` allows, while the
+        task has more. A failure that an outage may have caused is not final."""
         if not getattr(self.request, "has_used_its_retries", False) or self._hint(exc) is not None:
             return False
         return self.max_retries is None or bool(self.request.retries < self.max_retries)
@@ -234,6 +240,6 @@ class Task(CeleryTask):
             return run(*args, **kwargs)
 
 
-def _says_max_retries(cls: type[Task]) -> bool:
+def _sets_max_retries(cls: type[Task]) -> bool:
     own = cls.__mro__[: cls.__mro__.index(Task)]
     return any("max_retries" in vars(base) for base in own)

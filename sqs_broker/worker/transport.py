@@ -1,5 +1,6 @@
-"""SQS as a kombu transport. What it adds to `virtual.Transport`: one inbox that receivers fill and
-the event loop empties, and no sleep anywhere.
+"""SQS as a kombu transport: `virtual.Transport` with one inbox in place of polling.
+
+The receivers' threads fill the inbox, and the event loop empties it. Nothing sleeps.
 """
 
 import logging
@@ -24,18 +25,20 @@ from sqs_broker.worker.channel import Channel, Message
 logger = logging.getLogger(__name__)
 
 
-#: Seconds between two signs of life of the event loop.
+#: Seconds between two heartbeats of the event loop.
 BEAT = 1.0
 
 
 class Transport(virtual.Transport):
-    """Celery's way to SQS: `broker_transport = "sqs_broker:Transport"`, `broker_url = "sqs://"`."""
+    """kombu's transport for SQS: `broker_transport = "sqs_broker:Transport"`, `broker_url =
+    "sqs://"`."""
 
     Channel = Channel
     default_port = None
     driver_type = "sqs"
     driver_name = "sqs"
-    # Not every OSError: a fork or a file that fails on a worker's loop is no connection of ours.
+    # Not every OSError: if a fork or a file operation fails on the event loop, no connection is
+    # lost.
     connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, ConnectionError)
     # `asynchronous` makes Celery run its event loop (celery 5.7 worker/worker.py).
     implements = virtual.Transport.implements.extend(
@@ -52,7 +55,7 @@ class Transport(virtual.Transport):
 
     @cached_property
     def inbox(self) -> Inbox:
-        """Where receivers put what came."""
+        """Received messages, until the event loop takes them."""
         return Inbox()
 
     def driver_version(self) -> str:
@@ -62,32 +65,31 @@ class Transport(virtual.Transport):
         return str(boto3.__version__)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Deliver on the loop whenever a receiver brought something."""
+        """Deliver messages on the event loop as soon as a receiver has put them into the inbox."""
         loop.add_reader(self.inbox.fileno(), self._deliver_arrived)
-        # From now on: a loop that hangs before its first turn hangs too.
+        # The first beat is now, so that a loop that hangs before its first turn is noticed.
         self._beat()
         loop.call_repeatedly(BEAT, self._beat)
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver what arrives within `timeout` seconds. Raises socket.timeout where nothing does.
-
-        For consumers without Celery's event loop.
+        """Deliver one message that arrives within `timeout` seconds. Raises socket.timeout if none
+        does. For consumers without Celery's event loop.
         """
         if not self.inbox.wait(timeout):
             raise socket.timeout  # noqa: UP041 - the name kombu's callers know it by
-        # One at a time: who waits for replies counts them (kombu 5.7 pidbox.py `_collect`).
+        # One at a time, because kombu counts replies by calls (kombu 5.7 pidbox.py `_collect`).
         if (arrived := self.inbox.take_one()) is not None:
             self._hand_over(*arrived)
 
     def close_connection(self, connection: Any) -> None:
-        """Close the channels, which releases and settles, then the inbox."""
+        """Close the channels, which release and settle their messages, then the inbox."""
         super().close_connection(connection)
         self.mailbox.close()
         if "inbox" in vars(self):
             self.inbox.close()
 
     def silence(self) -> float:
-        """Seconds since the event loop was last seen to turn; 0 where there is none."""
+        """Seconds since the last heartbeat of the event loop; 0 if there is no event loop."""
         return 0.0 if self._beat_at is None else monotonic() - self._beat_at
 
     def _beat(self) -> None:
@@ -99,10 +101,10 @@ class Transport(virtual.Transport):
             try:
                 self._hand_over(queue, arrived)
             except Exception:
-                # Broad on purpose: an exception in a hub callback ends the worker or is swallowed
+                # Broad on purpose: an exception in a hub callback ends the worker or is lost
                 # (kombu 5.7 asynchronous/hub.py).
                 logger.exception(
-                    "A message of the control plane could not be handed to its consumer.",
+                    "Could not deliver a message of the control plane to its consumer.",
                     extra={"event": "deliver.failed", "queue": queue},
                 )
 
@@ -119,13 +121,13 @@ class Transport(virtual.Transport):
             self._end(tag, NotStarted())
             return
         if not any(channel.deliveries.holds(tag) for channel in self.channels):
-            return  # Its lease was lost or handed back while it waited here.
+            return  # It lost its lease or was released while it waited in the inbox.
         try:
             callback(payload)
         except Exception as exc:
-            # Broad on purpose: this message must not take the others along.
+            # Broad on purpose: the other messages must still be delivered.
             logger.exception(
-                "A message could not be handed to the worker.",
+                "Could not deliver a message to the worker's consumer.",
                 extra={"event": "deliver.failed", "queue": queue},
             )
             self._end(tag, untaken(exc))

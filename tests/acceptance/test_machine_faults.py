@@ -286,7 +286,7 @@ def test_callbacks_that_fail_on_the_event_loop_cost_no_task_and_no_worker(
 
     for times in (1, 2):
         worker.send_signal(signal.SIGUSR2)
-        wait_for_log(project, "The event loop goes on.", times=4 * times)
+        wait_for_log(project, "the loop continues.", times=4 * times)
 
     for id_ in running:
         project.wait_for_end(id_)

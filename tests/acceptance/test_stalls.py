@@ -78,7 +78,7 @@ def test_a_worker_that_is_frozen_says_nothing_any_more(project: ProbeProject, lo
     worker = project.start()
     wait_for(look, "polling", healthy=True)
     os.kill(worker.pid, signal.SIGSTOP)
-    wait_for(look, "says nothing since", STALE + PATIENCE)
+    wait_for(look, "has reported nothing since", STALE + PATIENCE)
     os.kill(worker.pid, signal.SIGCONT)
     wait_for(look, "polling", healthy=True)
 
@@ -109,7 +109,7 @@ def test_an_event_loop_that_hangs_is_seen_and_so_is_its_recovery(
 ) -> None:
     worker = project.start("-P", "threads")
     project.send("hang_the_loop", STALL + 20)
-    wait_for(look, "the event loop is silent", STALL + PATIENCE)
+    wait_for(look, "the event loop has not responded", STALL + PATIENCE)
     wait_for(look, "polling", STALL + PATIENCE, healthy=True)
     log = project.worker_log()
     assert (log.count("The worker is not healthy"), log.count("The worker is healthy again")) == (

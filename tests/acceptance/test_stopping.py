@@ -65,7 +65,7 @@ def assert_gone(worker: "Popen[bytes]") -> None:
 
 def assert_orderly(project: ProbeProject) -> None:
     """No stop had to leave its process as the last resort."""
-    assert "does not come to its end" not in project.worker_log()
+    assert "did not stop in time" not in project.worker_log()
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -69,7 +69,7 @@ OF_MACHINE = [
 
 
 @pytest.mark.parametrize("exc", OF_MACHINE, ids=repr)
-@pytest.mark.parametrize("refusal", [None, "the message is no valid task message"])
+@pytest.mark.parametrize("refusal", [None, "the message is not a valid task message"])
 def test_what_this_machine_has_too_little_of_is_no_fault_of_the_message(
     exc: Exception, refusal: str | None
 ) -> None:

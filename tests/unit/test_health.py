@@ -46,15 +46,18 @@ def test_a_worker_that_does_its_work_is_healthy(vitals: Vitals, text: str) -> No
 @pytest.mark.parametrize(
     ("vitals", "text"),
     [
-        (Vitals(silence=61, is_polling=True), "the event loop is silent for 61 s"),
-        (Vitals(silence=61, running=["job"]), "the event loop is silent for 61 s"),
-        (Vitals(silence=61, is_solo=True), "the event loop is silent for 61 s"),
-        (Vitals(silence=61, pauses=["MongoDB is away"]), "the event loop is silent for 61 s"),
+        (Vitals(silence=61, is_polling=True), "the event loop has not responded for 61 s"),
+        (Vitals(silence=61, running=["job"]), "the event loop has not responded for 61 s"),
+        (Vitals(silence=61, is_solo=True), "the event loop has not responded for 61 s"),
+        (
+            Vitals(silence=61, pauses=["MongoDB is away"]),
+            "the event loop has not responded for 61 s",
+        ),
         (Vitals(overrun=["job"], is_polling=True), "past the hard time limit: job"),
         (Vitals(faults=["the receiver of jobs has ended"]), "the receiver of jobs has ended"),
         (
             Vitals(silence=61, faults=["the receiver of jobs has ended"]),
-            "the event loop is silent for 61 s; the receiver of jobs has ended",
+            "the event loop has not responded for 61 s; the receiver of jobs has ended",
         ),
     ],
 )
@@ -65,8 +68,12 @@ def test_a_stall_is_not_healthy_and_is_named(vitals: Vitals, text: str) -> None:
 @pytest.mark.parametrize(
     ("vitals", "patience", "text"),
     [
-        (Vitals(is_due=True), STALL, "there is room for messages, and nobody asks SQS"),
-        (Vitals(held=22), STUCK * LONGEST_WAIT, "22 messages are here, and no task starts"),
+        (
+            Vitals(is_due=True),
+            STALL,
+            "the worker has room for messages but sends no receive call",
+        ),
+        (Vitals(held=22), STUCK * LONGEST_WAIT, "22 messages wait, but no task starts"),
     ],
 )
 def test_what_may_be_for_an_instant_is_a_fault_where_it_lasts(
@@ -134,7 +141,9 @@ def test_the_file_of_a_process_that_is_gone_says_so(path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     change(path, pid=gone.pid)
-    assert read(path) == Report(False, f"the worker (process {gone.pid}) is gone; it was: polling")
+    assert read(path) == Report(
+        False, f"the worker (process {gone.pid}) is gone; last report: polling"
+    )
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"monotonic": "x"}', "\x00"])
