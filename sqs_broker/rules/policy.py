@@ -36,7 +36,8 @@ class Policy:
     """Whether leases are extended. If not, a task that runs longer than its lease is delivered
     again while it runs."""
     cancel_on_lease_loss: bool = False
-    """Whether to stop a task that lost its lease. SQS delivers its message again in any case."""
+    """Whether to stop a task that lost its lease; prefork only. SQS delivers its message again in
+    any case."""
     backoff_max: int = 600
     """Longest delay before a retry, in seconds."""
     longest_wait: float = LONGEST_WAIT
