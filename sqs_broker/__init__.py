@@ -1,4 +1,4 @@
-"""Amazon SQS as a Celery broker that keeps its promises: nothing lost, doubled or stuck.
+"""Amazon SQS as a Celery broker: no message is lost, counted twice or stuck.
 
     from sqs_broker import install
 
@@ -9,7 +9,7 @@
         "predefined_queues": {"jobs": {"url": "https://…", "dead_letter_url": "https://…"}},
     }
 
-Importing it loads neither Celery nor boto3: Celery loads each part when it needs it.
+The import loads neither Celery nor boto3: Celery imports each module when it needs it.
 """
 
 from collections.abc import Sequence
@@ -40,21 +40,22 @@ __all__ = [
 
 
 def install(celery_app: Any, commands: Sequence[str] = ()) -> None:
-    """Make a Celery app use this broker. Reads no configuration and opens nothing.
+    """Make a Celery app use this broker. Reads no configuration and opens no connection.
 
-    Call it before the app's first task is used. If the app has a task class of its own, that must
-    be a subclass of `sqs_broker.worker.task.Task`; otherwise that class is set. `commands` names
-    click commands of the app ("package.module:command") which `celery -A … sqs` has beside ours.
+    Call it before you use the app's first task. If the app has its own task class, that class must
+    be a subclass of `sqs_broker.worker.task.Task`; if not, `install` sets that class. `commands`
+    lists click commands of the app ("package.module:command") to add to `celery -A … sqs`.
     """
     from celery.app.task import Task as CeleryTask
 
-    # `sqs_broker.worker.task` makes Celery import its worker only where a task is defined.
+    # Set by name, so that Celery imports that module, and its own worker with it, only once a task
+    # is defined.
     if celery_app.task_cls in ("celery.app.task:Task", CeleryTask):
         celery_app.task_cls = "sqs_broker.worker.task:Task"
     celery_app.events_cls = "sqs_broker.control.dispatcher:Events"
     celery_app.sqs_commands = tuple(commands)
     celery_app.conf.update(
-        # A host that is never asked: without one kombu warns and prints localhost.
+        # Nothing connects to this host. Without a host kombu warns and prints localhost.
         broker_url="sqs://amazon",
         broker_transport="sqs_broker:Transport",
         worker_consumer="sqs_broker.worker.consumer:Consumer",

@@ -1,42 +1,42 @@
 """The broker's errors.
 
-ConfigurationError   the worker or the caller is set up wrongly: stop, a person must change it
-PublishError         raised at the caller of `.delay`; nothing was sent
+ConfigurationError   the configuration is wrong: the process exits, and a person must correct it
+PublishError         raised to the caller of `.delay`; nothing was sent
 ├── UnknownQueue
 └── MessageTooLarge
-ControlPlaneDown     raised at the caller of a command: MongoDB did not take it
-Undecodable          a body that can never become a task: dead-letter it
-NoThread             this machine has no room for a thread that a worker cannot live without
+ControlPlaneDown     raised to the sender of a command: MongoDB did not accept it
+Undecodable          a body that can never become a task: the message is dead-lettered
+NoThread             this machine has no resources for a thread that the worker needs
 """
 
 import click
 
 
 def label(exc: object) -> str:
-    """The class of an exception, and its number where it has one: `WriteError(121)`.
+    """The class of an exception, with its code if it has one: `WriteError(121)`.
 
-    Never its text, which can hold what a user typed.
+    Never the text, which can hold user input.
     """
-    # An exception that had to be wrapped on its way from the pool (billiard 4.3 einfo.py).
+    # An exception that was wrapped on its way from the pool has this name (billiard 4.3 einfo.py).
     name = str(getattr(exc, "exc_cls_name", type(exc).__name__))
     code = getattr(exc, "code", None)
     return f"{name}({code})" if isinstance(code, int) and not isinstance(code, bool) else name
 
 
 class ConfigurationError(click.ClickException):
-    """The settings contradict each other or the queue; the text names them and the way out.
+    """The settings contradict each other or the queue. The text names them and says what to do.
 
-    A `ClickException`, because every `celery` command is a click command, and click ends the
-    process with the text in one line and exit status 1 where any other error is a traceback.
+    It is a `ClickException` because every `celery` command is a click command: click prints the
+    text in one line and exits with status 1. Any other error would print a traceback.
     """
 
 
 class ControlPlaneDown(click.ClickException):
-    """MongoDB did not take a command; nobody has heard it. Shown as ConfigurationError is."""
+    """MongoDB did not accept a command, so no worker received it. Printed like ConfigurationError."""
 
 
 class PublishError(Exception):
-    """The message was refused before anything was sent."""
+    """The message was refused, and nothing was sent."""
 
 
 class UnknownQueue(PublishError):
@@ -44,7 +44,7 @@ class UnknownQueue(PublishError):
 
 
 class MessageTooLarge(PublishError):
-    """Body and attributes together are above what SQS takes in one message."""
+    """Body and attributes together exceed the size that SQS accepts for a message."""
 
 
 class Undecodable(Exception):
@@ -56,10 +56,10 @@ class Undecodable(Exception):
 
 
 class NoThread(click.ClickException, RuntimeError):
-    """This machine has no room for one more thread; who asked for it is as before."""
+    """This machine has no resources for one more thread. The caller's state is unchanged."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"This machine has no room for the thread {name}. Raise its limit of processes and "
-            "threads (ulimit -u, TasksMax, pids.max), or run less beside it."
+            f"This machine cannot start the thread {name}. Raise its limit of processes and "
+            "threads (ulimit -u, TasksMax, pids.max), or run fewer programs on it."
         )

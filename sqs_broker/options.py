@@ -1,7 +1,7 @@
-"""`broker_transport_options`, read once into a typed and checked object.
+"""Reads `broker_transport_options` once, into a typed and checked object.
 
-The names that stock kombu has (`region`, `predefined_queues`, `visibility_timeout`,
-`wait_time_seconds`; kombu 5.7 transport/SQS) mean here what they mean there.
+The options that stock kombu also has (`region`, `predefined_queues`, `visibility_timeout`,
+`wait_time_seconds`; kombu 5.7 transport/SQS) have the same meaning as there.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from sqs_broker.limits import LONGEST_RETENTION, MOST_BYTES
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.policy import Policy
 
-#: Seconds a message can live: in its queue, in the dead-letter queue, and in its queue again; and
-#: three days.
+#: Longest life of a message, in seconds: in its queue, in the dead-letter queue, and in its queue
+#: again after a redrive, plus three days.
 LONGEST_LIFE = 3 * LONGEST_RETENTION + 3 * 86_400
 
 
@@ -30,15 +30,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class ControlOptions:
-    """Where the control plane lives. Equal for everybody who is to hear each other."""
+    """Where the control plane is stored. All processes that communicate through it need equal
+    options."""
 
     uri: str | None = field(default=None, repr=False)
-    """MongoDB's. Without it there is no control plane, and only its clients are told so."""
+    """MongoDB's URI. Without it there is no control plane, and only its clients get an error."""
     database: str = "celery_control"
     size_bytes: int = 64 * 1024 * 1024
-    """Of the capped collection, which holds the latest events and commands."""
+    """Size of the capped collection, which holds the latest events and commands."""
     revokes_seconds: int = LONGEST_LIFE
-    """How long a revoke is kept."""
+    """How long a revoke is kept, in seconds."""
     how_to_set: str = "Give broker_transport_options a `control` with a `database_uri`."
     event_exchange: str = "celeryev"
     event_queue_prefix: str = "celeryev"
@@ -56,21 +57,21 @@ class ControlOptions:
         except TypeError:
             known = ", ".join(sorted({"database_uri", *cls.__dataclass_fields__} - {"uri"}))
             raise ConfigurationError(
-                f"broker_transport_options: control takes {known}, and nothing else."
+                f"broker_transport_options: `control` has an unknown key. It takes only {known}."
             ) from None
 
     def kind(self, exchange: str) -> Kind | None:
-        """What an exchange carries; None where it is none of the control plane's."""
+        """What an exchange carries; None if it does not belong to the control plane."""
         return self._kinds.get(exchange)
 
     def owns_queue(self, name: str) -> bool:
-        """Whether a queue of this name is the control plane's: an allow-list of Celery's names."""
+        """Whether a queue belongs to the control plane, by Celery's names for such queues."""
         return name.startswith(f"{self.event_queue_prefix}.") or name.endswith(
             f".{self.control_exchange}.pidbox"
         )
 
     def require_uri(self) -> str:
-        """MongoDB's URI. Raises ConfigurationError where there is none."""
+        """MongoDB's URI. Raises ConfigurationError if there is none."""
         if self.uri is None:
             raise ConfigurationError(
                 f"Events, inspect and control go through MongoDB. {self.how_to_set}"
@@ -89,7 +90,7 @@ class ControlOptions:
 
 @dataclass(frozen=True)
 class QueueAddress:
-    """Where a queue and its dead letters live."""
+    """The URLs of a queue and of its dead-letter queue."""
 
     url: str
     dead_letter_url: str | None = None
@@ -97,30 +98,30 @@ class QueueAddress:
 
 @dataclass(frozen=True)
 class Options:
-    """How to reach SQS, and what to do with what comes from it."""
+    """How to reach SQS, and how to handle its messages."""
 
     region: str
     queues: Mapping[str, QueueAddress]
     endpoint_url: str | None = None
     credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """boto3's arguments; empty for its own credential chain."""
+    """Credential arguments of boto3; if empty, boto3 uses its own credential chain."""
     wait_time_seconds: int = 20
     receive_pause_max: float = 20.0
-    """Seconds to which the pauses grow between receives that fail."""
+    """Longest pause between receive calls that fail, in seconds."""
     shutdown_timeout: float = 90.0
-    """Seconds that running tasks have to finish once the worker is told to stop. The rest of a stop
-    takes up to 25 more, so this suits the 120 s that a container often gets."""
+    """Seconds that running tasks have to finish after the signal to stop. The rest of a stop takes
+    up to 25 s more, which fits into the 120 s that many container platforms allow."""
     max_receivers: int = 4
-    """Receive calls at a time for one queue, while full batches keep coming."""
+    """Most receive calls at a time for one queue. More than one is used while batches are full."""
     max_message_bytes: int = MOST_BYTES
-    """Bytes that the queues take in one message."""
+    """Most bytes of a message that the queues accept."""
     health_file: str | None = None
-    """Where a worker writes whether it does its work (sqs_broker/worker/health.py)."""
+    """File to which a worker writes whether it is healthy (sqs_broker/worker/health.py)."""
     decode_json: DecodeJson | None = None
     observers: tuple[Any, ...] = ()
-    """The project's own, beside the log (sqs_broker/observers/observer.py)."""
+    """The project's own observers (sqs_broker/observers/observer.py)."""
     brackets: tuple[Any, ...] = ()
-    """What is entered around each run of a task (sqs_broker/observers/bracket.py)."""
+    """Context managers around each run of a task (sqs_broker/observers/bracket.py)."""
     policy: Policy = field(default_factory=Policy)
     control: ControlOptions = field(default_factory=ControlOptions)
 
@@ -128,7 +129,7 @@ class Options:
     def read(cls, given: Mapping[str, Any]) -> Self:
         """Read Celery's `broker_transport_options`. Raises ConfigurationError naming the option."""
         if not given.get("region"):
-            raise ConfigurationError("broker_transport_options has no region. Add it.")
+            raise ConfigurationError("broker_transport_options has no `region`. Add it.")
         from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
 
         decoder = given.get("decode_json")
@@ -157,19 +158,19 @@ class Options:
         except KeyError:
             known = ", ".join(sorted(self.queues))
             raise UnknownQueue(
-                f"No queue {name!r} is configured; there is: {known}. "
+                f"No queue {name!r} is configured. The configured queues are: {known}. "
                 "Queues are not created at run time: add it to predefined_queues."
             ) from None
 
 
 def _queues(given: Mapping[str, Mapping[str, str]]) -> dict[str, QueueAddress]:
     if not given:
-        raise ConfigurationError("broker_transport_options has no predefined_queues. Add one.")
+        raise ConfigurationError("broker_transport_options has no `predefined_queues`. Add one.")
     for name, address in given.items():
         if name.endswith(".fifo"):
             raise ConfigurationError(f"Queue {name!r} is FIFO; only standard queues are supported.")
         if not address.get("url"):
-            raise ConfigurationError(f"predefined_queues gives no url for queue {name!r}.")
+            raise ConfigurationError(f"predefined_queues has no `url` for queue {name!r}. Add it.")
     return {
         name: QueueAddress(address["url"], address.get("dead_letter_url"))
         for name, address in given.items()

@@ -1,1 +1,1 @@
-"""What a worker takes of its machine: threads, files, and a pipe to the event loop."""
+"""What a worker uses of its machine: threads, files, and a pipe to the event loop."""

@@ -1,8 +1,8 @@
-"""Files that are written where other users may write too: nobody's link is followed, and nobody's
-file is written to.
+"""Writes files safely in directories where other users may write: it follows no link and writes to
+no existing file.
 
-A name that is known beforehand can be planted in a shared directory such as /tmp, as a symbolic
-link to a file of the one who will write there.
+In a shared directory such as /tmp, another user who knows the name can create it first, as a
+symbolic link to a file of the user who will write there.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-#: Modes of files for this user alone, and for all to read.
+#: Modes of a file that only this user can read, and of one that all users can read.
 PRIVATE = 0o600
 PUBLIC = 0o644
 
 
 def replace(path: Path, content: str | bytes, mode: int) -> None:
-    """Put a new file in the place of a file or a link. Whoever reads sees the old one or the new
-    one. Raises OSError where something else is there or it cannot be, and leaves what is there."""
-    _refuse_what_is_no_file(path)
+    """Replace a file or a link with a new file in one step: a reader sees the old one or the new
+    one. Raises OSError, and changes nothing, if that fails or if something else has this name."""
+    _require_file(path)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -35,45 +35,45 @@ def replace(path: Path, content: str | bytes, mode: int) -> None:
 
 
 def create(path: Path, mode: int) -> IO[bytes]:
-    """A new file in the place of a file or a link, to write to as time goes by. Raises OSError as
+    """Replace a file or a link with a new file, and return it open for writing. Raises OSError as
     `replace` does."""
-    _refuse_what_is_no_file(path)
+    _require_file(path)
     path.unlink(missing_ok=True)
-    # Whoever plants one in between keeps it from being written, and no more.
+    # If another user creates the name here, the open fails, and nothing is written.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     return os.fdopen(descriptor, "wb")
 
 
 def open_lock(path: Path) -> int:
-    """The descriptor of a file to lock, which is made where there is none. Nothing is ever written
-    to it. Raises OSError for a link."""
+    """Open a file to lock it, and return its descriptor. Creates the file if needed, and never
+    writes to it. Raises OSError if it is a link."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
 
 
-def _refuse_what_is_no_file(path: Path) -> None:
+def _require_file(path: Path) -> None:
     if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} is no file")
+        raise FileExistsError(f"{path} is not a regular file")
 
 
 def fault(path: Path) -> str | None:
-    """Why a library may not open files of this name, which follows links and reads what it finds;
-    None where it may.
+    """Why it is unsafe to let a library open files of this name; None if it is safe. The library
+    follows links and reads any file that it finds.
 
-    The names are `path` and those that begin with it and a dot, as of `dbm` and `shelve`.
+    Checks `path` and the names that begin with it and a dot, which `dbm` and `shelve` use.
     """
     directory = path.absolute().parent
     with contextlib.suppress(FileNotFoundError):
         if directory.stat().st_mode & stat.S_IWOTH:
-            return f"every user may write in {directory}"
-    for found in _of_the_name(path):
+            return f"every user may write to {directory}"
+    for found in _files_of(path):
         if found.is_symlink():
             return f"{found} is a symbolic link"
         if found.stat().st_uid not in (os.geteuid(), 0):
-            return f"{found} is another user's"
+            return f"{found} belongs to another user"
     return None
 
 
-def _of_the_name(path: Path) -> Iterator[Path]:
+def _files_of(path: Path) -> Iterator[Path]:
     directory = path.absolute().parent
     for name in os.listdir(directory) if directory.is_dir() else ():
         if name == path.name or name.startswith(f"{path.name}."):

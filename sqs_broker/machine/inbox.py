@@ -1,4 +1,4 @@
-"""What receivers bring and the event loop takes: the one crossing between the threads."""
+"""The queue in memory from the receivers' threads to the event loop."""
 
 import os
 import threading
@@ -6,14 +6,14 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-#: A queue and what came for it: a payload of SQS, or a message of the control plane.
+#: The name of a queue, and a message for it: a payload of SQS, or a message of the control plane.
 Arrived = tuple[str, Any]
 
 
 class Inbox:
     """Messages on their way to their consumer, each with the name of its queue. Thread-safe.
 
-    `put` wakes an event loop that watches `fileno()`, and whoever waits in `wait`.
+    `put` wakes an event loop that watches `fileno()`, and each thread in `wait`.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Inbox:
         os.set_blocking(self._write_end, False)
 
     def fileno(self) -> int:
-        """The descriptor that is readable while something is here."""
+        """The file descriptor that is readable while there are messages."""
         return self._read_end
 
     def put(self, arrived: list[Arrived]) -> None:
@@ -33,33 +33,33 @@ class Inbox:
             self._arrived.extend(arrived)
             self._changed.notify_all()
             if self._write_end >= 0:
-                # A full pipe holds wake-ups that nobody has read yet: one more adds nothing.
+                # A full pipe already holds unread wake-ups, so another one is not needed.
                 with suppress(BlockingIOError):
                     os.write(self._write_end, b"\0")
 
     def wake(self) -> None:
-        """Wake the loop for nothing. Takes no lock: a signal handler may call it."""
+        """Wake the loop without a message. Takes no lock, so a signal handler may call it."""
         with suppress(OSError):
             os.write(self._write_end, b"\0")
 
     def take_all(self) -> list[Arrived]:
-        """Take what is here."""
+        """Remove and return all messages."""
         with self._changed:
             arrived = list(self._arrived)
             self._arrived.clear()
             if self._read_end >= 0:
-                # An empty pipe: nothing was written since the last time.
+                # The pipe is empty if nothing was written since the last call.
                 with suppress(BlockingIOError):
                     os.read(self._read_end, 65_536)
         return arrived
 
     def take_one(self) -> Arrived | None:
-        """Take the oldest one that is here; for who waits with `wait`, and not for `fileno()`."""
+        """Remove and return the oldest message. For callers of `wait`, not of `fileno()`."""
         with self._changed:
             return self._arrived.popleft() if self._arrived else None
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until something is here; False where `timeout` seconds passed first."""
+        """Wait until there is a message; return False if `timeout` seconds pass first."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._arrived), timeout)
 

@@ -1,4 +1,4 @@
-"""Threads of this process. That a machine has no room for one more passes, and ends nothing."""
+"""Starts threads. If the machine has no resources for one, that is temporary and ends nothing."""
 
 import logging
 import threading
@@ -11,35 +11,36 @@ from sqs_broker.errors import NoThread
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a thread is tried without which a worker would live only half.
+#: Seconds for which `insist` tries to start a thread.
 PATIENCE = 5.0
 
-#: Seconds: the first pause between two tries, doubled by each one that follows.
+#: Seconds of the first pause between two tries. It doubles with each try.
 FIRST_PAUSE = 0.1
 
 #: Seconds between two log lines about one thread.
 QUIET = 60.0
 
-_said_at: dict[str, float] = {}
+_logged_at: dict[str, float] = {}
 
 
 def start(target: Callable[..., Any], name: str, *args: Any) -> threading.Thread | None:
     """Run `target(*args)` on a daemon thread of this name.
 
-    None where this machine has no room for it now: nothing has changed then, and whoever asked may
-    ask again. Said once a minute.
+    Returns None if this machine has no resources for it now. Then nothing has changed, and the
+    caller may try again. This is logged at most once a minute.
     """
     try:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
         thread.start()
     except (RuntimeError, MemoryError) as exc:
-        _say(name, type(exc).__name__)
+        _log_failure(name, type(exc).__name__)
         return None
     return thread
 
 
 def insist(target: Callable[..., Any], name: str, *args: Any) -> threading.Thread:
-    """The same, tried again and again for PATIENCE seconds. Raises NoThread after that."""
+    """Like `start`, but try for PATIENCE seconds, then raise NoThread. For threads that a worker
+    needs."""
     deadline, pause = monotonic() + PATIENCE, FIRST_PAUSE
     while (thread := start(target, name, *args)) is None:
         if (left := deadline - monotonic()) <= 0:
@@ -49,13 +50,14 @@ def insist(target: Callable[..., Any], name: str, *args: Any) -> threading.Threa
     return thread
 
 
-def _say(name: str, error: str) -> None:
+def _log_failure(name: str, error: str) -> None:
     now = monotonic()
-    if now - _said_at.get(name, -QUIET) < QUIET:
+    if now - _logged_at.get(name, -QUIET) < QUIET:
         return
-    _said_at[name] = now
+    _logged_at[name] = now
     logger.warning(
-        "This machine has no room for the thread %s (%s); it is tried again.",
+        "Could not start the thread %s (%s): this machine is short of threads or memory. Trying "
+        "again.",
         name,
         error,
         extra={"event": "thread.failed", "error": error},

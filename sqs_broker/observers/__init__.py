@@ -1,1 +1,1 @@
-"""Those who see what happens to messages, and change nothing of it: the log, metrics, traces."""
+"""Observers of messages (log, metrics) and brackets around runs (traces). They change no message."""

@@ -1,10 +1,10 @@
 """Brackets: context managers around each run of a task, in the process that runs it.
 
-`broker_transport_options["brackets"]` names them: callables that are given the task and its request
-and return a context manager. It is entered right before the task's function and left right after
-it, with the exception that the function raised. Messages that share a job have one run: then all
-brackets are entered before the work and left in reverse order, and the first message's are the
-innermost.
+`broker_transport_options["brackets"]` lists them. Each is a callable that takes the task and its
+request and returns a context manager. The manager is entered right before the task's function and
+exited right after it, with the exception that the function raised. Messages that share a job have
+one run: the brackets of all messages are entered before the work and exited in reverse order. The
+first message's brackets are the innermost.
 """
 
 import logging
@@ -18,23 +18,23 @@ from sqs_broker.errors import label
 
 logger = logging.getLogger(__name__)
 
-#: Makes a context manager of a task and its request.
+#: Takes a task and its request, and returns a context manager.
 Bracket = Callable[[Any, Any], AbstractContextManager[Any]]
 
 
 @contextmanager
 def around(brackets: Sequence[Bracket], task: Any, request: Any) -> Iterator[None]:
-    """Run a block inside of all brackets. One that fails is logged, and neither stops the block nor
-    changes its result; nor can one suppress the block's exception."""
+    """Run a block inside all brackets. A failure of a bracket is logged; it does not stop the block
+    or change its result. A bracket cannot suppress the block's exception."""
     entered: list[AbstractContextManager[Any]] = []
     try:
         for bracket in brackets:
             _enter(bracket, task, request, entered)
         yield
     except BaseException as exc:
-        _leave(entered, exc)
+        _exit(entered, exc)
         raise
-    _leave(entered, None)
+    _exit(entered, None)
 
 
 def _enter(
@@ -44,29 +44,29 @@ def _enter(
         manager = bracket(task, request)
         manager.__enter__()
     except SoftTimeLimitExceeded:
-        raise  # It is the run's, not the bracket's.
+        raise  # The time limit is that of the run, not of the bracket.
     except Exception as exc:
-        # Broad on purpose, here and below: a bracket is anybody's code.
-        _say(exc)
+        # Broad on purpose, here and below: a bracket is foreign code.
+        _log_failure(exc)
     else:
         entered.append(manager)
 
 
-def _leave(entered: list[AbstractContextManager[Any]], exc: BaseException | None) -> None:
+def _exit(entered: list[AbstractContextManager[Any]], exc: BaseException | None) -> None:
     limit: SoftTimeLimitExceeded | None = None
     for manager in reversed(entered):
         try:
             manager.__exit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None)
         except SoftTimeLimitExceeded as passed:
-            limit = passed  # The others are left all the same.
+            limit = passed  # The other brackets must still be exited.
         except Exception as failure:
             if failure is not exc:
-                _say(failure)
+                _log_failure(failure)
     if limit is not None and limit is not exc:
         raise limit
 
 
-def _say(exc: Exception) -> None:
+def _log_failure(exc: Exception) -> None:
     logger.error(
         "A bracket around the run of a task failed (%s). The task is not affected.",
         label(exc),

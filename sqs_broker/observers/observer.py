@@ -1,6 +1,6 @@
-"""The protocol of an observer, and the group of all observers of a process.
+"""The base class of observers, and the group of all observers of a process.
 
-`broker_transport_options["observers"]` names a project's own, beside the log.
+`broker_transport_options["observers"]` lists a project's own observers; the log is always one.
 """
 
 import logging
@@ -22,12 +22,13 @@ QUIET = 60.0
 
 @dataclass(frozen=True)
 class Facts:
-    """What an observer is given of a message: ids and times, and nothing that a user typed."""
+    """What an observer gets about a message."""
 
     delivery: Delivery
-    """Its body is not for logs, metrics or traces."""
+    """Its body and attributes can hold personal data: never write them to logs, metrics or traces.
+    """
     task: str | None
-    """None if the body names no task."""
+    """Name of the task; None if the body could not be read."""
     id: str
     """The producer's id of the message; SQS's MessageId if there is none."""
     source: Source | None
@@ -35,50 +36,49 @@ class Facts:
 
 
 def facts_of(delivery: Delivery, headers: dict[str, Any] | None) -> Facts:
-    """The facts of a message, by the headers of its task; None if they could not be read."""
+    """The facts of a message. `headers` are those of its task, or None if they could not be read."""
     if not headers:
         return Facts(delivery, None, delivery.message_id, None)
     return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source)
 
 
 class Observer:
-    """Hears what happens to messages. A subclass overrides what it wants to hear.
+    """Is called for each step of a message. A subclass overrides the methods that it needs.
 
-    The methods are called in the main process, on several threads, in the order of this class for
-    one delivery. They must return at once: they run on the way of each message. What one raises is
-    logged, once a minute, and changes nothing else.
+    The methods are called in the main process, on several threads; for one delivery, in the order
+    of this class. They must return at once, because each message waits for them. If one raises,
+    that is logged, at most once a minute, and has no other effect.
     """
 
     def received(self, message: Facts) -> None:
-        """A message has come that may run. One that ends before that is only `ended`."""
+        """A message that may run was received. One that ends earlier is reported only by `ended`."""
 
     def started(self, message: Facts) -> None:
-        """A process or thread of the pool runs its task now."""
+        """A process or thread of the pool runs the message's task now."""
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
-        """Its delivery has ended here: what happened, and what becomes of the message. SQS hears of
-        it next."""
+        """The delivery ended: what happened, and the outcome, which is sent to SQS next."""
 
     def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
-        """SQS was told the outcome; or it was not and will not be, for the reason `error`: then SQS
-        delivers the message again."""
+        """SQS accepted the outcome, and `error` is None. Otherwise the outcome will not be sent
+        because of `error`, and SQS delivers the message again."""
 
     def lost(self, message: Facts, why: str) -> None:
-        """Its lease was lost: nothing is settled, and SQS delivers the message again."""
+        """The message's lease was lost: no outcome is sent, and SQS delivers the message again."""
 
     def published(self, queue: str, count: int) -> None:
-        """SQS took so many new messages for a queue, by its configured name."""
+        """SQS accepted `count` new messages for a queue, given by its configured name."""
 
     def paused(self, reasons: frozenset[str]) -> None:
-        """Why nothing is received from now on. Without a reason, receiving goes on."""
+        """Receiving is paused for these reasons. If there are none, receiving resumes."""
 
 
 class Observers(Observer):
-    """All observers of a process, told one after the other. None of them harms another."""
+    """All observers of a process, called one after the other. If one fails, the others still run."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
-        self._said_at: dict[tuple[type, str], float] = {}
+        self._logged_at: dict[tuple[type, str], float] = {}
 
     def received(self, message: Facts) -> None:
         self._tell("received", message)
@@ -106,14 +106,14 @@ class Observers(Observer):
             try:
                 getattr(observer, what)(*facts)
             except Exception as exc:
-                # Broad on purpose: an observer is anybody's code, and no message is its business.
-                self._say(observer, what, exc)
+                # Broad on purpose: an observer is foreign code and must not affect a message.
+                self._log_failure(observer, what, exc)
 
-    def _say(self, observer: Observer, what: str, exc: Exception) -> None:
+    def _log_failure(self, observer: Observer, what: str, exc: Exception) -> None:
         kind, now = (type(observer), what), monotonic()
-        if now - self._said_at.get(kind, -QUIET) < QUIET:
+        if now - self._logged_at.get(kind, -QUIET) < QUIET:
             return
-        self._said_at[kind] = now
+        self._logged_at[kind] = now
         logger.error(
             "An observer failed (%s.%s, %s). Messages are not affected.",
             type(observer).__name__,

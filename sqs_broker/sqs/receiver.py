@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from sqs_broker.machine import threads
-from sqs_broker.observers import journal
+from sqs_broker.observers import log
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.calls import error_code
@@ -191,7 +191,7 @@ class Receiver:
         why = {tag: OVER for tag, end in until.items() if end <= now} | why
         for delivery in received:
             if delivery.tag in why:
-                journal.lease_lost(delivery, why[delivery.tag])
+                log.lease_lost(delivery, why[delivery.tag])
                 del until[delivery.tag]
         return until
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from time import monotonic
 
 from sqs_broker.limits import LONGEST_VISIBILITY
-from sqs_broker.observers import journal
+from sqs_broker.observers import log
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import Outcome, Released, Retry
 
@@ -29,7 +29,7 @@ def told_visibility(settlement: Settlement) -> int:
     visibility = visibility_of(settlement)
     outcome = settlement.outcome
     if isinstance(outcome, Retry) and visibility < outcome.delay:
-        journal.clamped(settlement.delivery, visibility, settlement.task, settlement.id)
+        log.clamped(settlement.delivery, visibility, settlement.task, settlement.id)
     return visibility
 
 

@@ -14,7 +14,7 @@ from kombu.transport import virtual
 
 from sqs_broker.control.mailbox import Mailbox
 from sqs_broker.machine.inbox import Inbox
-from sqs_broker.observers.journal import Journal
+from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.faults import untaken
@@ -49,7 +49,7 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self.options = Options.read(client.transport_options)
         self.sqs = Client(self.options)
-        self.observers = Observers([Journal(), *self.options.observers])
+        self.observers = Observers([MessageLog(), *self.options.observers])
         self.mailbox = Mailbox(self.options.control, lambda: self.inbox)
         self._beat_at: float | None = None
 

@@ -138,7 +138,7 @@ def test_what_no_thread_can_be_started_for_is_handed_back_and_runs_once_there_is
     ids = [project.send("work"), *(project.send("together", "ok") for _ in range(5))]
     worker = project.start("--pool", "threads")
 
-    wait_for_log(project, "could not take a message (RuntimeError)", times=len(ids))
+    wait_for_log(project, "lacks resources for a message (RuntimeError)", times=len(ids))
     assert project.events() == []
     full.unlink()
     for id_ in ids:
@@ -167,7 +167,7 @@ def test_what_a_thread_that_becomes_free_finds_later_runs_once(make_project: Mak
     full = project.directory / "no-threads"
     full.write_text("ThreadPoolExecutor")
     ids = [project.send("work", 0.2) for _ in range(20)]
-    wait_for_log(project, "could not take a message (RuntimeError)", times=10)
+    wait_for_log(project, "lacks resources for a message (RuntimeError)", times=10)
     project.wait_for_empty_queue()
 
     assert full.exists()
@@ -341,7 +341,7 @@ def test_a_worker_that_could_only_live_half_ends_and_says_why(
     )
 
     assert ended.returncode == 1
-    assert f"This machine has no room for the thread {thread}" in ended.stderr
+    assert f"This machine cannot start the thread {thread}" in ended.stderr
     assert "Raise its limit" in ended.stderr
     assert project.events() == []
     (project.directory / "no-threads").unlink()
@@ -357,7 +357,7 @@ def test_a_worker_waits_for_the_threads_that_it_needs(make_project: MakeProject)
     full.write_text("sqs-")
     with ThreadPoolExecutor() as pool:
         starting = pool.submit(project.start)
-        wait_for_log(project, "no room for the thread sqs-settler")
+        wait_for_log(project, "Could not start the thread sqs-settler")
         full.unlink()
         worker = starting.result()
     project.wait_for_end(project.send("work"))

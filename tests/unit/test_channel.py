@@ -442,7 +442,7 @@ def test_an_error_in_the_middle_of_a_batch_costs_no_other_message(
     def fail(record: logging.LogRecord) -> bool:
         return vars(record).get("event") != event or run_short()
 
-    log = logging.getLogger("sqs_broker.observers.journal")
+    log = logging.getLogger("sqs_broker.observers.log")
     log.addFilter(fail)
     connection.transport_options["decode_json"] = run_short
     try:

@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from app.logs import FIELDS
-from sqs_broker.observers.journal import Journal
+from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.observer import facts_of
 from sqs_broker.rules.outcomes import (
     DeadLetter,
@@ -260,7 +260,7 @@ def test_the_line_at_the_end_of_a_message_is_as_the_page_has_it(
     outcome: Outcome, make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    Journal().ended(facts_of(make_delivery(), HEADERS), Succeeded(), outcome)
+    MessageLog().ended(facts_of(make_delivery(), HEADERS), Succeeded(), outcome)
     (record,) = caplog.records
     row = rows()[vars(record)["event"]]
     assert row.levels == {record.levelname.lower()}

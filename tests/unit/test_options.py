@@ -59,8 +59,8 @@ def test_the_decoder_is_found_by_its_name() -> None:
         (LEAST | {"region": ""}, "region"),
         ({"region": "us-east-1"}, "predefined_queues"),
         (LEAST | {"predefined_queues": {}}, "predefined_queues"),
-        (LEAST | {"predefined_queues": {"jobs": {}}}, "no url for queue 'jobs'"),
-        (LEAST | {"predefined_queues": {"jobs": {"url": ""}}}, "no url for queue 'jobs'"),
+        (LEAST | {"predefined_queues": {"jobs": {}}}, "no `url` for queue 'jobs'"),
+        (LEAST | {"predefined_queues": {"jobs": {"url": ""}}}, "no `url` for queue 'jobs'"),
         (LEAST | {"predefined_queues": {"jobs.fifo": {"url": URL}}}, "'jobs.fifo' is FIFO"),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_is_missing_or_not_supported_is_named(given: dict[str, Any], named:
 
 def test_an_unknown_queue_is_told_with_those_that_are_known() -> None:
     queues = {"jobs": {"url": URL}, "mail": {"url": URL}}
-    with pytest.raises(UnknownQueue, match="No queue 'job' is configured; there is: jobs, mail"):
+    with pytest.raises(UnknownQueue, match=r"No queue 'job' is configured\. .* are: jobs, mail"):
         Options.read(LEAST | {"predefined_queues": queues}).queue("job")
 
 

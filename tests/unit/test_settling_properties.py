@@ -37,7 +37,7 @@ CLOCKS = (
     "sqs.deliveries",
     "sqs.extension",
     "sqs.heartbeat",
-    "observers.journal",
+    "observers.log",
     "rules.lease",
     "sqs.receiver",
     "sqs.settlement",

@@ -46,9 +46,9 @@ def test_it_is_said_once_a_minute_with_its_name_and_class(
     for now[0] in (0.0, 20.0, 59.0, 61.0, 100.0):
         assert threads.start(print, "said-1") is None
     assert threads.start(print, "said-2") is None
-    room = "This machine has no room for the thread"
+    room = "Could not start the thread"
     assert said(caplog) == [
-        f"{room} {name} (RuntimeError); it is tried again."
+        f"{room} {name} (RuntimeError): this machine is short of threads or memory. Trying again."
         for name in ("said-1", "said-1", "said-2")
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
@@ -64,6 +64,6 @@ def test_what_is_insisted_on_is_tried_until_there_is_room(machine: Machine) -> N
 def test_what_is_insisted_on_is_given_up_in_the_end_with_what_to_do(machine: Machine) -> None:
     machine.has_no_room_for("one")
     began = monotonic()
-    with pytest.raises(NoThread, match=r"no room for the thread one\. Raise its limit"):
+    with pytest.raises(NoThread, match=r"cannot start the thread one\. Raise its limit"):
         threads.insist(print, "one")
     assert 0.05 <= monotonic() - began < DEADLINE

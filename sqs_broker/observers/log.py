@@ -1,7 +1,7 @@
-"""The log of messages: a sentence, a stable `event`, and ids. Never a body.
+"""The log lines about messages: a sentence, a stable `event`, and ids. Never a body.
 
-Each message has one line when it has come (`message.received`) and one at its end
-(`message.<outcome>`). docs/logging.md lists them all.
+Each delivery has a line when it is received (`message.received`) and a line when it ends
+(`message.<outcome>`). docs/logging.md lists all events.
 """
 
 import logging
@@ -16,13 +16,13 @@ from sqs_broker.rules.outcomes import Happened, Outcome
 logger = logging.getLogger(__name__)
 
 
-class Journal(Observer):
-    """The observer that every process has."""
+class MessageLog(Observer):
+    """The observer that writes the log. Every process has one."""
 
     def received(self, message: Facts) -> None:
-        """One line at the start of a message."""
+        """Log that a message was received."""
         logger.info(
-            "Message arrives.",
+            "Message received.",
             extra={
                 "event": "message.received",
                 "task": message.task,
@@ -34,8 +34,8 @@ class Journal(Observer):
         )
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
-        """One line at its end: its outcome, its ids, its time. A fault of this machine is a line of
-        its own before it."""
+        """Log the outcome, the ids and the duration of a delivery. If this machine could not run
+        the message, log that first, in a line of its own."""
         if isinstance(happened, outcomes.NotTaken):
             _not_taken(message, happened.error)
         delivery = message.delivery
@@ -47,30 +47,30 @@ class Journal(Observer):
         }
         match outcome:
             case outcomes.Retry(delay, error):
-                text, level = f"Message fails ({error}); again in {delay} s.", logging.WARNING
+                text, level = f"Message is retried in {delay} s ({error}).", logging.WARNING
                 facts |= {"delay": delay, "error": error}
             case outcomes.DeadLetter(reason, error):
-                text, level = f"Message is dead-lettered: {reason}.", logging.ERROR
+                text, level = f"Message dead-lettered: {reason}.", logging.ERROR
                 facts |= {"reason": reason, "error": error}
             case outcomes.Postponed(delay):
-                text, level = f"Message is sent on with a delay of {delay} s.", logging.INFO
+                text, level = f"Message sent again with a delay of {delay} s.", logging.INFO
                 facts |= {"delay": delay}
             case outcomes.Released(delay):
-                text, level = f"Message is released; again in {delay} s.", logging.INFO
+                text, level = f"Message released; available again in {delay} s.", logging.INFO
                 facts |= {"delay": delay}
             case outcomes.Done():
-                text, level = "Message is done.", logging.INFO
+                text, level = "Message done.", logging.INFO
         logger.log(level, text, extra=facts)
 
     def lost(self, message: Facts, why: str) -> None:
-        """A lease was lost: what happens to the message is another worker's now."""
+        """Log that a lease was lost."""
         lease_lost(message.delivery, why)
 
 
 def lease_lost(delivery: Delivery, why: str) -> None:
-    """A lease was lost: what happens to the message is another worker's now."""
+    """Log that a lease was lost: this worker no longer settles the message."""
     logger.warning(
-        "The lease of a message was lost: %s. Nothing is settled; SQS delivers it again.",
+        "The lease of a message was lost: %s. SQS delivers the message again.",
         why,
         extra={
             "event": "lease.lost",
@@ -83,10 +83,10 @@ def lease_lost(delivery: Delivery, why: str) -> None:
 
 
 def clamped(delivery: Delivery, delay: int, task: str | None, id_: str | None) -> None:
-    """A retry comes sooner than its task asked for."""
+    """Log that a retry comes sooner than its task asked for."""
     logger.warning(
-        "A task asked for its retry later than SQS can hide a message, which is 12 hours from the "
-        "receive; again in %s s.",
+        "A task asked for a retry later than 12 hours after the receive, the longest time that SQS "
+        "can hide a message; retrying in %s s.",
         delay,
         extra={
             "event": "retry.clamped",
@@ -107,7 +107,9 @@ def _not_taken(message: Facts, error: str) -> None:
         "error": error,
     }
     logger.warning(
-        "This machine could not take a message (%s); it is handed back.", error, extra=facts
+        "This machine lacks resources for a message (%s); the message is released.",
+        error,
+        extra=facts,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sqs_broker.observers.journal import Journal
+from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.observer import facts_of
 from sqs_broker.rules.outcomes import (
     DeadLetter,
@@ -57,7 +57,7 @@ def test_the_end_of_a_delivery_is_told_with_what_its_outcome_says(
     level: int,
     facts: dict[str, Any],
 ) -> None:
-    Journal().ended(facts_of(make_delivery(), HEADERS), Succeeded(), outcome)
+    MessageLog().ended(facts_of(make_delivery(), HEADERS), Succeeded(), outcome)
     line = the_line(caplog)
     assert line["levelno"] == level
     assert {name: line[name] for name in facts} == facts
@@ -67,7 +67,7 @@ def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     delivery = make_delivery(message_id="sqs-7", count=3, body=MARKER, receipt_handle=MARKER)
-    Journal().ended(facts_of(delivery, HEADERS), Succeeded(), Done())
+    MessageLog().ended(facts_of(delivery, HEADERS), Succeeded(), Done())
     line = the_line(caplog)
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
     assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)
@@ -78,14 +78,14 @@ def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(
 def test_the_time_of_a_delivery_counts_from_when_it_came_and_not_from_when_it_was_asked_for(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Journal().ended(facts_of(make_delivery(waited=1_000.0), HEADERS), Succeeded(), Done())
+    MessageLog().ended(facts_of(make_delivery(waited=1_000.0), HEADERS), Succeeded(), Done())
     assert 0 <= the_line(caplog)["seconds"] < 60
 
 
 def test_a_message_that_was_never_decoded_is_told_by_the_id_of_sqs(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Journal().ended(facts_of(make_delivery(message_id="sqs-7"), None), Succeeded(), Done())
+    MessageLog().ended(facts_of(make_delivery(message_id="sqs-7"), None), Succeeded(), Done())
     assert the_line(caplog)["message_id"] == "sqs-7"
 
 
@@ -93,7 +93,7 @@ def test_a_lost_lease_is_told_with_why(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     delivery = make_delivery(message_id="sqs-7", count=3, body=MARKER)
-    Journal().lost(facts_of(delivery, None), "its time ran out")
+    MessageLog().lost(facts_of(delivery, None), "its time ran out")
     line = the_line(caplog)
     assert (line["event"], line["reason"]) == ("lease.lost", "its time ran out")
     assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)
@@ -103,7 +103,7 @@ def test_a_lost_lease_is_told_with_why(
 def test_a_message_that_has_come_is_a_line_with_its_ids_and_without_its_body(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Journal().received(facts_of(make_delivery(body=MARKER), HEADERS))
+    MessageLog().received(facts_of(make_delivery(body=MARKER), HEADERS))
     line = the_line(caplog)
     assert (line["event"], line["task"]) == ("message.received", "registerUser")
     assert (line["message_id"], line["source"]) == ("id-1", "json")
