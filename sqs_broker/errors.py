@@ -32,7 +32,7 @@ class ConfigurationError(click.ClickException):
 
 
 class ControlPlaneDown(click.ClickException):
-    """MongoDB did not accept a command, so no worker received it. Printed like ConfigurationError."""
+    """MongoDB did not accept a command; no worker received it. Printed like ConfigurationError."""
 
 
 class PublishError(Exception):

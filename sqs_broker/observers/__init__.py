@@ -1,1 +1,1 @@
-"""Observers of messages (log, metrics) and brackets around runs (traces). They change no message."""
+"""Observers of messages (log, metrics) and brackets around runs (traces)."""

@@ -36,7 +36,7 @@ class Facts:
 
 
 def facts_of(delivery: Delivery, headers: dict[str, Any] | None) -> Facts:
-    """The facts of a message. `headers` are those of its task, or None if they could not be read."""
+    """The facts of a message. `headers` are its task's, or None if they could not be read."""
     if not headers:
         return Facts(delivery, None, delivery.message_id, None)
     return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source)
@@ -51,7 +51,7 @@ class Observer:
     """
 
     def received(self, message: Facts) -> None:
-        """A message that may run was received. One that ends earlier is reported only by `ended`."""
+        """A message that may run was received. For any other, only `ended` is called."""
 
     def started(self, message: Facts) -> None:
         """A process or thread of the pool runs the message's task now."""
@@ -74,7 +74,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """All observers of a process, called one after the other. If one fails, the others still run."""
+    """All observers of a process, called one after the other, also if one of them fails."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)

@@ -13,17 +13,18 @@ from sqs_broker.sqs.publisher import Batch, publish
 
 
 class Message(virtual.Message):
-    """One delivery of a task message, which carries what happened to it.
+    """One delivery of a task message. It records what happened to it.
 
-    Celery tells a channel only `ack` or `reject`, without a reason (kombu 5.7 `basic_reject`). So
-    the worker's side writes what happened on the message first, and the channel reads it there.
+    Celery calls only `ack` or `reject` on a channel, without a reason (kombu 5.7 `basic_reject`).
+    So the worker records on the message what happened, and the channel reads it when it settles.
     """
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         super().__init__(payload, channel=channel, **kwargs)
-        #: What happened; the first word counts. None means what ack or reject says by itself.
+        #: What happened, as recorded first. If None, ack means success, and reject means released
+        #: (with requeue) or refused.
         self.happened: Happened | None = None
-        #: The policy of the message's task, where it differs from the queue's.
+        #: The policy of the message's task; if None, the queue's.
         self.policy: Policy | None = None
 
     @property
@@ -32,7 +33,7 @@ class Message(virtual.Message):
         return int(self.headers["delivery"].deliveries)
 
     def note(self, happened: Happened, policy: Policy | None = None) -> None:
-        """Say what happened, before ack or reject."""
+        """Record what happened, before ack or reject. Only the first call counts."""
         if self.happened is None:
             self.happened, self.policy = happened, policy
 
