@@ -20,7 +20,7 @@ from tornado.web import authenticated, url
 
 from app.logs import set_up
 from sqs_broker.options import Options
-from sqs_broker.sqs.clients import new_client
+from sqs_broker.sqs.boto import driver_for
 from sqs_broker.tools.commands.queues import Row, ages_of, duration, is_aws, look, remembered
 
 PAGE = str(Path(__file__).with_suffix(".html"))
@@ -38,7 +38,7 @@ class Queues:
     def __init__(self, options: Options) -> None:
         self.is_aws = is_aws(options.endpoint_url)
         self._options = options
-        self._client = new_client(options, read_timeout=READ_TIMEOUT, tries=1)
+        self._driver = driver_for(options, read_timeout=READ_TIMEOUT, tries=1)
         self._ages = remembered(lambda: ages_of(options))
 
     async def rows(self) -> list[Row]:
@@ -54,7 +54,7 @@ class Queues:
     def _look(self) -> list[Row]:
         ages = self._ages()
         return [
-            replace(row, oldest=ages.get(row.queue)) for row in look(self._client, self._options)
+            replace(row, oldest=ages.get(row.queue)) for row in look(self._driver, self._options)
         ]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pymongo
-from botocore.exceptions import BotoCoreError, ClientError
 from celery import bootsteps
 from pymongo.errors import PyMongoError
 
@@ -20,8 +19,9 @@ from sqs_broker.errors import label
 from sqs_broker.machine import files
 from sqs_broker.options import Options
 from sqs_broker.rules.routes import circle, told
-from sqs_broker.sqs.calls import NO_QUEUE, error_code
-from sqs_broker.sqs.clients import new_client
+from sqs_broker.sqs.boto import driver_for
+from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.tools.checks import (
     Finding,
     Level,
@@ -97,7 +97,7 @@ def check_dead_letter_urls(options: Options) -> None:
 
 
 def check_queues(options: Options) -> None:
-    """Ask SQS once for each queue; the client is closed before any fork.
+    """Ask SQS once for each queue; the connection is closed before any fork.
 
     Raises SettingsError for a queue that is not there or has no redrive policy, since a message
     whose worker dies each time would go round for ever, and where these policies lead dead letters
@@ -106,19 +106,16 @@ def check_queues(options: Options) -> None:
     ask, the worker starts: neither says that anything is wrong with the queue.
     """
     policies: dict[str, str] = {}
-    with closing(new_client(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as client:
+    with closing(driver_for(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as driver:
         for name, address in options.queues.items():
+            queue = Queue(address.url, driver)
             try:
-                answer: Any = client.get_queue_attributes(
-                    QueueUrl=address.url, AttributeNames=["RedrivePolicy", "VisibilityTimeout"]
-                )
-            except ClientError as exc:
-                _not_checked(name, address.url, error_code(exc))
-            except BotoCoreError as exc:
-                _not_checked(name, address.url, error_code(exc))
-                break  # No answer at all: the other queues would only take as long again.
+                attributes = queue.attributes("RedrivePolicy", "VisibilityTimeout").values
+            except SqsError as exc:
+                _not_checked(name, address.url, exc)
+                if not exc.has_reached:
+                    break  # No answer at all: the other queues would only take as long again.
             else:
-                attributes = answer.get("Attributes", {})
                 policies[address.url] = attributes.get("RedrivePolicy", "")
                 for finding in check_redrive_policy(name, options, attributes):
                     _heed(finding)
@@ -126,14 +123,14 @@ def check_queues(options: Options) -> None:
     _heed(check_routes(options, policies))
 
 
-def _not_checked(name: str, url: str, code: str) -> None:
-    if code in NO_QUEUE:
+def _not_checked(name: str, url: str, error: SqsError) -> None:
+    if error.is_no_queue:
         raise SettingsError(f"{url}: there is no such queue. Check the URL and AWS_REGION.")
     logger.warning(
         "Whether queue %s has a redrive policy is not known (%s); see `celery -A app sqs doctor`.",
         name,
-        code,
-        extra={"event": "start.unchecked", "queue": name, "error": code},
+        error.code,
+        extra={"event": "start.unchecked", "queue": name, "error": error.code},
     )
 
 

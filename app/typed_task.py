@@ -39,7 +39,7 @@ class TypedTask(Task):
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Check the arguments and send the task. Raises InvalidMessage, SettingsError or
         PublishError before anything is sent, kombu's OperationalError where SQS cannot be reached,
-        and botocore's ClientError for what SQS refuses."""
+        and SqsError (sqs_broker/sqs/errors.py) for what SQS refuses."""
         if self.model is not None and not self._is_sent_by_a_task(options):
             self._message(tuple(args or ()), dict(kwargs or {}))
         return super().apply_async(args, kwargs, *rest, **options)

@@ -4,7 +4,7 @@ The options that stock kombu also has (`region`, `predefined_queues`, `visibilit
 `wait_time_seconds`; kombu 5.7 transport/SQS) have the same meaning as there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
@@ -122,6 +122,8 @@ class Options:
     """The project's own observers (sqs_broker/observers/observer.py)."""
     brackets: tuple[Any, ...] = ()
     """Context managers around each run of a task (sqs_broker/observers/bracket.py)."""
+    driver: Callable[..., Any] | None = None
+    """Makes what brings requests to SQS (sqs_broker/sqs/queue.py `Driver`); None for boto3."""
     policy: Policy = field(default_factory=Policy)
     control: ControlOptions = field(default_factory=ControlOptions)
 
@@ -132,7 +134,7 @@ class Options:
             raise ConfigurationError("broker_transport_options has no `region`. Add it.")
         from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
 
-        decoder = given.get("decode_json")
+        decoder, driver = given.get("decode_json"), given.get("driver")
         return cls(
             region=given["region"],
             queues=_queues(given.get("predefined_queues") or {}),
@@ -147,6 +149,7 @@ class Options:
             decode_json=symbol_by_name(decoder) if decoder else None,
             observers=tuple(map(symbol_by_name, given.get("observers") or ())),
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
+            driver=symbol_by_name(driver) if driver else None,
             control=ControlOptions.read(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
         )

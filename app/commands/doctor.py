@@ -3,12 +3,11 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from botocore.exceptions import BotoCoreError, ClientError
 
 from app.commands.database import check_database
 from app.settings import get_settings
@@ -17,8 +16,10 @@ from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.routes import circle
-from sqs_broker.sqs.calls import date_of, error_code, name_of
-from sqs_broker.sqs.clients import new_session
+from sqs_broker.sqs.boto import asked, quick_client
+from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import ALL, name_of
 from sqs_broker.tools.checks import (
     Finding,
     Level,
@@ -27,19 +28,15 @@ from sqs_broker.tools.checks import (
     check_queue,
     check_routes,
 )
-from sqs_broker.tools.commands.broker import client_of, options_of, refusal
+from sqs_broker.tools.commands.broker import driver_of, options_of, refusal
 from sqs_broker.tools.commands.output import print_json, printable, say
-from sqs_broker.tools.commands.queues import QUICK, is_aws
+from sqs_broker.tools.commands.queues import is_aws
 from sqs_broker.tools.permissions import (
-    DENIED,
     ON_DEAD_LETTERS,
     ON_QUEUE,
     check_permissions,
     permission,
 )
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
 
 #: What is said of settings, whose own text names the way out.
 NOT_SO = "Change it: no worker starts like this."
@@ -89,13 +86,13 @@ def examine(celery_app: Any) -> Iterator[Finding]:
         return
     yield from check_settings(celery_app)
     yield from check_regions(options)
-    client = client_of(options)
+    driver = driver_of(options)
     if is_aws(options.endpoint_url):
-        yield check_identity(new_session(options).client("sts", config=QUICK))
-    yield check_clock(client, next(iter(options.queues.values())).url)
+        yield check_identity(quick_client(options, "sts"))
+    yield check_clock(Queue(next(iter(options.queues.values())).url, driver))
     policies: dict[str, str] = {}
     for name in options.queues:
-        yield from _check_queue_pair(client, name, options, policies)
+        yield from _check_queue_pair(driver, name, options, policies)
     if not circle(options):  # Else it was said of the settings.
         yield check_routes(options, policies)
     if (uri := get_settings().mongo_uri) is not None:
@@ -140,22 +137,22 @@ def check_identity(sts: Any) -> Finding:
     """
     check = Subject("credentials", "whose")
     try:
-        return check.ok(sts.get_caller_identity()["Arn"])
-    except (ClientError, BotoCoreError) as exc:
-        return check.unknown(f"STS did not say: {error_code(exc)}")
+        return check.ok(asked(sts.get_caller_identity)["Arn"])
+    except SqsError as exc:
+        return check.unknown(f"STS did not say: {exc.code}")
 
 
-def check_clock(client: "SQSClient", url: str, now: Callable[[], float] = time.time) -> Finding:
+def check_clock(queue: Queue, now: Callable[[], float] = time.time) -> Finding:
     """Compare this machine's clock with SQS's, which is told in whole seconds."""
     check = Subject("clock", "SQS's time")
     before = now()
     try:
-        answer: Any = client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
-    except ClientError as exc:
-        answer = exc.response  # It has a date all the same.
-    except BotoCoreError as exc:
-        return check.unknown(f"SQS gave no answer: {error_code(exc)}")
-    after, date = now(), date_of(answer)
+        date = queue.attributes("QueueArn").at
+    except SqsError as exc:
+        if not exc.has_reached:
+            return check.unknown(f"SQS gave no answer: {exc.code}")
+        date = exc.at  # A refusal has one all the same.
+    after = now()
     if date is None:
         return check.unknown("SQS's answer has no date")
     ahead = max(before - (date.timestamp() + 1), 0)
@@ -171,46 +168,47 @@ def check_clock(client: "SQSClient", url: str, now: Callable[[], float] = time.t
 
 
 def _check_queue_pair(
-    client: "SQSClient", name: str, options: Options, policies: dict[str, str]
+    driver: Driver, name: str, options: Options, policies: dict[str, str]
 ) -> Iterator[Finding]:
     """Adds the redrive policies of both to `policies`."""
     address = options.queue(name)
-    attributes, finding = _attributes_of(client, address.url)
+    queue = Queue(address.url, driver)
+    attributes, finding = _attributes_of(queue)
     yield finding
     if attributes is not None:
         policies[address.url] = attributes.get("RedrivePolicy", "")
         yield from check_queue(name, options, attributes)
     if finding.check != REACHED:
-        yield from check_permissions(client, address.url, ON_QUEUE)
+        yield from check_permissions(queue, ON_QUEUE)
     if address.dead_letter_url is None:
         return
-    dead_letters, finding = _attributes_of(client, address.dead_letter_url, is_needed=False)
+    dead_letter_queue = Queue(address.dead_letter_url, driver)
+    dead_letters, finding = _attributes_of(dead_letter_queue, is_needed=False)
     yield finding
     if dead_letters is not None:
         policies[address.dead_letter_url] = dead_letters.get("RedrivePolicy", "")
     if attributes is not None and dead_letters is not None:
         yield from check_dead_letters(name, address.dead_letter_url, attributes, dead_letters)
     if finding.check != REACHED:
-        yield from check_permissions(client, address.dead_letter_url, ON_DEAD_LETTERS)
+        yield from check_permissions(dead_letter_queue, ON_DEAD_LETTERS)
 
 
 def _attributes_of(
-    client: "SQSClient", url: str, *, is_needed: bool = True
-) -> tuple[dict[str, str] | None, Finding]:
+    queue: Queue, *, is_needed: bool = True
+) -> tuple[Mapping[str, str] | None, Finding]:
     """A queue's attributes, and whether they could be read. A worker needs those of its queue."""
-    action, name = "GetQueueAttributes", name_of(url)
+    action, name = "GetQueueAttributes", name_of(queue.url)
     try:
-        answer: Any = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
-    except (ClientError, BotoCoreError) as exc:
-        code = error_code(exc)
-        if code not in DENIED:
+        attributes = queue.attributes(ALL).values
+    except SqsError as exc:
+        if not exc.is_denied:
             fix = "Nothing else of it could be checked."
-            return None, Subject(name, REACHED).fault(refusal(exc, action, url), fix)
+            return None, Subject(name, REACHED).fault(refusal(exc, action, queue.url), fix)
         if is_needed:
-            return None, permission(name, action, code)
+            return None, permission(name, action, exc)
         text = "not allowed, so that retention and size were not checked"
         return None, Subject(name, f"sqs:{action}").unknown(text, "A worker does without it.")
-    return answer["Attributes"], permission(name, action, None)
+    return attributes, permission(name, action, None)
 
 
 def _show(finding: Finding) -> None:

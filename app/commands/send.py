@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import click
 from celery.exceptions import QueueNotFound
@@ -20,12 +20,11 @@ from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Source
 from sqs_broker.sqs.publisher import Batch, Published
-from sqs_broker.tools.commands.broker import client_of, options_of
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import Outgoing
+from sqs_broker.tools.commands.broker import driver_of, options_of
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_json, printable, say
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
 
 #: Faults that are told one by one; of more, the number is.
 MOST_TOLD = 20
@@ -79,7 +78,7 @@ def command(
         _say_faults(unfit)
         raise click.ClickException(f"Nothing was sent: {len(unfit)} of the lines are wrong.")
     with deferred() as is_interrupted:
-        sent, failed = send(client_of(options), options, fit, is_interrupted)
+        sent, failed = send(driver_of(options), options, fit, is_interrupted)
     for line in sent:
         if as_json:
             print_json({"line": line.number, "id": line.id, "queue": line.queue})
@@ -152,7 +151,7 @@ def checked(
 
 
 def send(
-    client: "SQSClient",
+    driver: Driver,
     options: Options,
     lines: list[Line],
     is_interrupted: Callable[[], bool] = lambda: False,
@@ -164,9 +163,8 @@ def send(
     for batch.place, line in enumerate(lines):
         if is_interrupted():
             break
-        call = {"MessageBody": line.body, "MessageAttributes": {}}
-        url = options.queue(line.queue).url
-        batch.add_call(client, url, call, options.max_message_bytes)
+        queue = Queue(options.queue(line.queue).url, driver)
+        batch.add(queue, Outgoing(line.body), options.max_message_bytes)
         given.append(line)
     batch.flush()
     sent = [line for place, line in enumerate(given) if place not in published.failed]

@@ -77,10 +77,10 @@ class Lease:
         """Whether the task can still be prevented from starting."""
         return not (self.is_running or self.is_promised)
 
-    def started(self, time_limit: float | None) -> None:
-        """Record that the task runs now. Without a `time_limit` in seconds, it may run until SQS's
-        12 hours are over."""
-        self.started_at = monotonic()
+    def started(self, time_limit: float | None, now: float | None = None) -> None:
+        """Record that the task runs since `now`. Without a `time_limit` in seconds, it may run
+        until SQS's 12 hours are over."""
+        self.started_at = monotonic() if now is None else now
         if time_limit is None:
             self.may_last_until = self._longest
         else:

@@ -6,15 +6,13 @@ the next delivery of such a message is deleted, without a second run and without
 """
 
 import threading
-from typing import TYPE_CHECKING, Any
 
 from sqs_broker.options import Options
 from sqs_broker.rules import dead_letter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import Outgoing
 
 #: Messages remembered: many more than may wait to be deleted.
 MOST_REMEMBERED = 1_000
@@ -23,9 +21,9 @@ MOST_REMEMBERED = 1_000
 class Copies:
     """Sends copies, each once. Thread-safe."""
 
-    def __init__(self, options: Options, client: "SQSClient") -> None:
+    def __init__(self, options: Options, driver: Driver) -> None:
         self._options = options
-        self._client = client
+        self._driver = driver
         self._lock = threading.Lock()
         self._sent: dict[str, None] = {}
 
@@ -39,29 +37,23 @@ class Copies:
     def send(
         self, delivery: Delivery, outcome: DeadLetter | Postponed, task: str | None, id_: str | None
     ) -> None:
-        """Send the copy, where it was not sent before. Raises what boto3 raises."""
+        """Send the copy, where it was not sent before. Raises what `Queue.send` does."""
         if self.are_sent(delivery):
             return
-        self._client.send_message(**self._call(delivery, outcome, task, id_))
+        url, message = self._copy(delivery, outcome, task, id_)
+        Queue(url, self._driver).send(message)
         with self._lock:
             self._sent[delivery.message_id] = None
             if len(self._sent) > MOST_REMEMBERED:
                 del self._sent[next(iter(self._sent))]
 
-    def _call(
+    def _copy(
         self, delivery: Delivery, outcome: DeadLetter | Postponed, task: str | None, id_: str | None
-    ) -> dict[str, Any]:
+    ) -> tuple[str, Outgoing]:
+        """The queue that it goes to, and the message."""
         address = self._options.queue(delivery.queue)
         if isinstance(outcome, Postponed):
-            return {
-                "QueueUrl": address.url,
-                "MessageBody": delivery.body,
-                "MessageAttributes": delivery.attributes,
-                "DelaySeconds": outcome.delay,
-            }
+            return address.url, Outgoing(delivery.body, delivery.attributes, outcome.delay)
         limit = self._options.max_message_bytes
-        return {
-            "QueueUrl": address.dead_letter_url,
-            "MessageBody": delivery.body,
-            "MessageAttributes": dead_letter.attributes_of(delivery, outcome, task, id_, limit),
-        }
+        attributes = dead_letter.attributes_of(delivery, outcome, task, id_, limit)
+        return address.dead_letter_url or "", Outgoing(delivery.body, attributes)

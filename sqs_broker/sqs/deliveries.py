@@ -23,7 +23,7 @@ from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Happened, decide
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.suspicion import Suspicion
-from sqs_broker.sqs.clients import new_client
+from sqs_broker.sqs.boto import driver_for
 from sqs_broker.sqs.extension import OVER
 from sqs_broker.sqs.heartbeat import Heartbeat
 from sqs_broker.sqs.leases import Leases
@@ -66,13 +66,15 @@ class Deliveries:
         message_of: Callable[[str], Taken | None],
         silence: Callable[[], float],
         observers: Observer,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._options = options
         self._message_of = message_of
         self._silence = silence
         self._observers = observers
+        self._clock = clock
         policy = options.policy
-        self._leases = Leases(policy.visibility_timeout, policy.longest_wait, monotonic)
+        self._leases = Leases(policy.visibility_timeout, policy.longest_wait, clock)
         self._receivers: dict[str, Receiver] = {}
         self._leaving: list[Receiver] = []
         self._settler: Settler | None = None
@@ -102,8 +104,11 @@ class Deliveries:
         if queue not in self._receivers:
             wait = self._options.wait_time_seconds
             # One try: the receiver itself tries again, and says so.
-            client = new_client(self._options, read_timeout=wait + ANSWER_MARGIN, tries=1)
-            receiver = Receiver(queue, self._options, client, self._leases, self._on_received)
+            driver = driver_for(self._options, read_timeout=wait + ANSWER_MARGIN, tries=1)
+            driver.open()
+            receiver = Receiver(
+                queue, self._options, driver, self._leases, self._on_received, clock=self._clock
+            )
             self._receivers[queue] = receiver
             self._leases.share_among(len(self._receivers))
             try:
@@ -125,19 +130,27 @@ class Deliveries:
         self._inbox = inbox
         # Each is kept once it runs, so that the next call tries for what does not.
         if self._settler is None:
+            driver = driver_for(self._options)
+            driver.open()
             settler = Settler(
-                self._options, new_client(self._options), lambda told: self._leases.telling(-told)
+                self._options,
+                driver,
+                lambda told: self._leases.telling(-told),
+                clock=self._clock,
             )
             settler.start()
             self._settler = settler
         if self._heartbeat is None and self._options.policy.heartbeat:
+            driver = driver_for(self._options, tries=1)
+            driver.open()
             heartbeat = Heartbeat(
                 self._options,
-                new_client(self._options, tries=1),
+                driver,
                 self._leases,
                 self._on_lost,
                 self._watch_the_loop,
                 self._on_waited,
+                clock=self._clock,
             )
             heartbeat.start()
             self._heartbeat = heartbeat
@@ -255,7 +268,7 @@ class Deliveries:
     ) -> None:
         if self._settler is None:
             return
-        if lease.expires_at <= monotonic():
+        if lease.expires_at <= self._clock():
             self._observers.lost(facts_of(lease.delivery, headers), OVER)
             return
         delivery = lease.delivery
@@ -310,6 +323,16 @@ class Deliveries:
     def receivers(self) -> tuple[Receiver, ...]:
         """One for each queue that is received from."""
         return tuple(self._receivers.values())
+
+    @property
+    def settler(self) -> Settler | None:
+        """What tells SQS; None before the first queue."""
+        return self._settler
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """What extends leases; None before the first queue, or where none is to."""
+        return self._heartbeat
 
     # Pausing
 

@@ -11,17 +11,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
 
-from sqs_broker.limits import BATCH
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Lease
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
 from sqs_broker.sqs.leases import Leases
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import tens
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +33,26 @@ class Heartbeat:
     def __init__(
         self,
         options: Options,
-        client: "SQSClient",
+        driver: Driver,
         leases: Leases,
         on_lost: Callable[[Lease, str], None],
         on_beat: Callable[[], None],
         on_waited: Callable[[Lease], None] = lambda _: None,
+        *,
+        clock: Callable[[], float] = monotonic,
+        beats_per_lease: float | None = None,
     ) -> None:
         self._options = options
-        self._client = client
+        self._driver = driver
         self._leases = leases
         self._on_lost = on_lost
         self._on_beat = on_beat
         self._on_waited = on_waited
-        self._interval = options.policy.visibility_timeout / BEATS_PER_LEASE
+        self._clock = clock
+        beats = beats_per_lease or BEATS_PER_LEASE
+        self._interval = options.policy.visibility_timeout / beats
         # Half an interval: a lease that was just too young at one beat is not late at the next.
-        self._pause = min(self._interval, options.policy.longest_wait / BEATS_PER_LEASE) / 2
+        self._pause = min(self._interval, options.policy.longest_wait / beats) / 2
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -77,7 +79,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Extend what is due, hand back what has waited for long, and find out what is lost."""
-        now = monotonic()
+        now = self._clock()
         due: list[Lease] = []
         for lease in self._leases.all():
             if lease.expires_at <= now:
@@ -91,23 +93,24 @@ class Heartbeat:
         for lease in due:
             by_queue.setdefault(lease.delivery.queue, []).append(lease)
         for queue, leases in by_queue.items():
-            for start in range(0, len(leases), BATCH):
-                self._extend(self._options.queue(queue).url, leases[start : start + BATCH])
+            asked = Queue(self._options.queue(queue).url, self._driver)
+            for some in tens(leases):
+                self._extend(asked, some)
 
     def _is_due(self, lease: Lease, now: float) -> bool:
         age = now - (lease.expires_at - self._leases.visibility_timeout)
         reaches_further = seconds_for(lease, now, self._leases.visibility_timeout) + now
         return age >= self._interval / 2 and reaches_further > lease.expires_at
 
-    def _extend(self, url: str, leases: Sequence[Lease]) -> None:
-        now, timeout = monotonic(), self._leases.visibility_timeout
+    def _extend(self, queue: Queue, leases: Sequence[Lease]) -> None:
+        now, timeout = self._clock(), self._leases.visibility_timeout
         # What ended while others were extended would be hidden for a whole lease.
         held = [lease for lease in leases if self._leases.holds(lease.delivery.tag)]
         leases = [lease for lease in held if self._is_due(lease, now)]
         if not leases:
             return
         wanted = [(lease.delivery, seconds_for(lease, now, timeout)) for lease in leases]
-        extension = extend(self._client, url, wanted)
+        extension = extend(queue, wanted, self._clock)
         for tag, until in extension.until.items():
             self._leases.extended(tag, until)
         for lease in leases:

@@ -84,6 +84,7 @@ class Leases:
         #: Why nothing is received. Each reason ends by itself and undoes no other.
         self._pauses: set[str] = set()
         self._untold = 0
+        self._clock = clock
         self._pace = Pace(clock)
         self._forecast = Forecast(clock)
         #: Called when nothing is in flight, and no receive is open. It may be called at any time,
@@ -236,7 +237,7 @@ class Leases:
                 if lease.job is None:
                     lease.job = job or Job(tag)
                     self._forecast.started(lease.job)
-                lease.started(time_limit)
+                lease.started(time_limit, self._clock())
                 if lease.job.takes > 1:
                     # Messages that share a job leave room: they wait no more, for one process.
                     self._wake_if_worth_it()

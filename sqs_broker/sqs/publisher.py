@@ -2,30 +2,19 @@
 ten a call where there are many.
 """
 
-import random
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombu.utils.json import dumps
 
 from sqs_broker.errors import MessageTooLarge, PublishError
-from sqs_broker.limits import BATCH, LONGEST_DELAY, MOST_ATTRIBUTES
-from sqs_broker.options import QueueAddress
+from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.dead_letter import size
 from sqs_broker.rules.due import seconds_until_due
-from sqs_broker.sqs.calls import error_code
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
-
-#: Times an entry of a batch is sent that SQS failed for a reason of its own.
-TRIES = 5
-
-#: Seconds: the ceiling of the pause before the second try, doubled by each later one.
-FIRST_PAUSE = 0.2
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.requests import Outgoing, Pack
 
 #: Messages between two lines of progress.
 PROGRESS_EVERY = 1_000
@@ -64,92 +53,48 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
     return published
 
 
-@dataclass
-class Entry:
-    """One message of a batch."""
-
-    place: int
-    url: str
-    bytes_: int
-    call: dict[str, Any]
-
-
 class Batch:
     """Collects messages and sends them ten a call, within SQS's limit for a whole call."""
 
     def __init__(self, published: Published) -> None:
         self.place = 0
         self._published = published
-        self._entries: list[Entry] = []
-        self._client: SQSClient | None = None
+        self._queue: Queue | None = None
+        self._limit = 0
+        self._pack = Pack(0)
+        self._places: list[int] = []
 
-    def add(
-        self, client: "SQSClient", queue: QueueAddress, message: dict[str, Any], limit: int
-    ) -> None:
-        """Take a kombu message; send those before it where it would be one too many. May raise
-        PublishError for it."""
-        self.add_call(client, queue.url, call_for(message, limit), limit)
-
-    def add_call(self, client: "SQSClient", url: str, call: dict[str, Any], limit: int) -> None:
-        """The same for the arguments of SendMessage, attributes included."""
-        entry = Entry(self.place, url, size(call["MessageBody"], call["MessageAttributes"]), call)
-        together = entry.bytes_ + sum(other.bytes_ for other in self._entries)
-        fits = len(self._entries) < BATCH and together <= limit
-        if self._entries and not (fits and self._entries[0].url == entry.url):
+    def add(self, queue: Queue, message: Outgoing, limit: int) -> None:
+        """Take a message; send those before it where it would be one too many."""
+        is_with_them = self._queue is not None and self._queue.url == queue.url
+        if not (is_with_them and self._pack.add(message)):
             self.flush()
-        self._client = client
-        self._entries.append(entry)
+            self._queue, self._limit, self._pack = queue, limit, Pack(limit)
+            self._pack.add(message)
+        self._places.append(self.place)
 
     def flush(self) -> None:
         """Send what is here."""
-        entries, self._entries = self._entries, []
-        for attempt in range(TRIES):
-            if not entries:
-                return
-            if attempt:
-                time.sleep(random.uniform(0, FIRST_PAUSE * 2.0**attempt))
-            entries = self._send(entries, is_last=attempt == TRIES - 1)
-
-    def _send(self, entries: list[Entry], *, is_last: bool) -> list[Entry]:
-        """Send entries in one call; those that are worth another."""
-        assert self._client is not None
-        try:
-            answer = self._client.send_message_batch(
-                QueueUrl=entries[0].url,
-                Entries=[{"Id": str(n), **entry.call} for n, entry in enumerate(entries)],  # type: ignore[typeddict-item]  # the stubs want a literal
-            )
-        except Exception as exc:
-            # Broad on purpose: botocore has tried often enough, and each message is accounted for.
-            self._published.failed |= {entry.place: error_code(exc) for entry in entries}
-            return []
-        self._published.sent += len(answer.get("Successful", ()))
-        again = []
-        for fault in answer.get("Failed", ()):
-            entry = entries[int(fault["Id"])]
-            if fault["SenderFault"] or is_last:
-                self._published.failed[entry.place] = fault["Code"]
+        messages, places = self._pack.messages, self._places
+        self._pack, self._places = Pack(self._limit), []
+        if self._queue is None or not messages:
+            return
+        for place, error in zip(places, self._queue.send_many(messages, self._limit), strict=True):
+            if error is None:
+                self._published.sent += 1
             else:
-                again.append(entry)
-        return again
+                self._published.failed[place] = error.code
 
 
-def publish(client: "SQSClient", queue: QueueAddress, message: dict[str, Any], limit: int) -> None:
-    """Send a kombu message, without base64, so that a stock worker can read it too.
+def message_for(message: dict[str, Any], limit: int) -> Outgoing:
+    """What is sent for a kombu message, without base64, so that a stock worker can read it too.
 
     A message with an `eta` (Celery makes one of a countdown) waits in SQS, not in a worker. Raises
-    PublishError before any call for what SQS would refuse, and botocore's errors as they are.
+    PublishError for what SQS would refuse.
     """
-    client.send_message(QueueUrl=queue.url, **call_for(message, limit))
-
-
-def call_for(message: dict[str, Any], limit: int) -> dict[str, Any]:
-    """SendMessage's arguments for a kombu message, without the queue. May raise PublishError."""
     attributes = message["properties"].pop("message_attributes", {})
-    return {
-        "MessageBody": _body(message, attributes, limit),
-        "MessageAttributes": attributes,
-        "DelaySeconds": min(seconds_until_due(message["headers"]), LONGEST_DELAY),
-    }
+    body = _body(message, attributes, limit)
+    return Outgoing(body, attributes, min(seconds_until_due(message["headers"]), LONGEST_DELAY))
 
 
 def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) -> str:

@@ -1,30 +1,27 @@
 """Threads that ask SQS for messages and outlive every fault of the asking.
 
 kombu's own receive path has no timeout and dies of one HTTP error (kombu 5.7
-asynchronous/aws/connection.py); these poll with boto3, wait a little longer than the
-long poll for an answer, and back off, for ever.
+asynchronous/aws/connection.py); these wait a little longer than the long poll for an answer, and
+back off, for ever.
 """
 
 import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from sqs_broker.machine import threads
 from sqs_broker.observers import log
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Delivery
-from sqs_broker.sqs.calls import error_code
-from sqs_broker.sqs.clients import CONNECT_TIMEOUT
+from sqs_broker.sqs.boto import CONNECT_TIMEOUT
+from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
 from sqs_broker.sqs.leases import Leases
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import Received
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +57,22 @@ class Receiver:
         self,
         queue: str,
         options: Options,
-        client: "SQSClient",
+        driver: Driver,
         leases: Leases,
         on_received: Callable[[list[Delivery]], None],
+        *,
+        clock: Callable[[], float] = monotonic,
+        first_pause: float = FIRST_PAUSE,
+        helper_patience: float = HELPER_PATIENCE,
     ) -> None:
         self._queue = queue
-        self._url = options.queue(queue).url
+        self._sqs = Queue(options.queue(queue).url, driver)
+        self._clock = clock
+        self._first_pause = first_pause
+        self._helper_patience = helper_patience
         self._wait = options.wait_time_seconds
         self._longest_pause = options.receive_pause_max
         self._most = options.max_receivers
-        self._client = client
         self._leases = leases
         self._on_received = on_received
         self._stopping = threading.Event()
@@ -106,9 +109,9 @@ class Receiver:
             return f"the receiver of {self._queue} has ended"
         # A copy, in one step: threads add and remove theirs.
         asked_at = min(self._asked_at.copy().values(), default=None)
-        if asked_at is None or monotonic() - asked_at <= self._longest + FAULT_MARGIN:
+        if asked_at is None or self._clock() - asked_at <= self._longest + FAULT_MARGIN:
             return None
-        return f"a receive call of {self._queue} is open for {monotonic() - asked_at:.0f} s"
+        return f"a receive call of {self._queue} is open for {self._clock() - asked_at:.0f} s"
 
     def join(self, timeout: float) -> None:
         """Wait for the threads to end, `timeout` seconds for all of them at the most."""
@@ -125,7 +128,7 @@ class Receiver:
 
     def _run(self) -> None:
         while slots := self._leases.reserve(self._stopping):
-            if self._poll(slots, self._wait) == slots:
+            if self.poll(slots, self._wait) == slots:
                 self._get_help()
 
     def _get_help(self) -> None:
@@ -145,14 +148,15 @@ class Receiver:
                 self._threads.append(helper)
 
     def _help(self, slots: int) -> None:
-        while slots and self._poll(slots, HELPER_WAIT) == slots:
+        while slots and self.poll(slots, HELPER_WAIT) == slots:
             # It waits for room as the first one does, but not long: an idle worker has one thread.
-            slots = self._leases.reserve(self._stopping, HELPER_PATIENCE)
+            slots = self._leases.reserve(self._stopping, self._helper_patience)
 
-    def _poll(self, slots: int, wait: int) -> int:
-        """One receive call; how many messages came."""
+    def poll(self, slots: int, wait: int) -> int:
+        """Make one receive call of `wait` seconds, for slots that are reserved, and hand over what
+        came; how many that was. Never raises for what goes wrong with the call."""
         received: list[Delivery] = []
-        self._asked_at[threading.get_ident()] = monotonic()
+        self._asked_at[threading.get_ident()] = self._clock()
         try:
             received = self._receive(slots, wait)
             self._recovered()
@@ -184,10 +188,10 @@ class Receiver:
         why: dict[str, str] = {}
         # Nobody knows when in a long call SQS handed a message out: it does.
         if doubtful := [d for d in received if d.waited > timeout * MOST_DOUBT]:
-            extension = extend(self._client, self._url, [(d, timeout) for d in doubtful])
+            extension = extend(self._sqs, [(d, timeout) for d in doubtful], self._clock)
             until |= extension.until
             why = dict.fromkeys(extension.lost, REFUSED)
-        now = monotonic()
+        now = self._clock()
         why = {tag: OVER for tag, end in until.items() if end <= now} | why
         for delivery in received:
             if delivery.tag in why:
@@ -209,31 +213,23 @@ class Receiver:
             )
 
     def _receive(self, slots: int, wait: int) -> list[Delivery]:
-        asked_at = monotonic()
-        answer: Any = self._client.receive_message(
-            QueueUrl=self._url,
-            MaxNumberOfMessages=slots,
-            WaitTimeSeconds=wait,
-            MessageAttributeNames=["All"],
-            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
-        )
-        received_at = monotonic()
-        return [
-            delivery_of(message, self._queue, received_at, received_at - asked_at)
-            for message in answer.get("Messages", ())
-        ]
+        asked_at = self._clock()
+        messages = self._sqs.receive(slots, wait)
+        received_at = self._clock()
+        waited = received_at - asked_at
+        return [delivery_of(message, self._queue, received_at, waited) for message in messages]
 
     def _outlive(self, exc: Exception) -> None:
         try:
             self._back_off(exc)
         except Exception:
             # Broad on purpose: an error that cannot even be told must not end the thread either.
-            self._stopping.wait(FIRST_PAUSE)
+            self._stopping.wait(self._first_pause)
 
     def _back_off(self, exc: Exception) -> None:
         self._failures += 1
-        kind = error_code(exc)
-        now = monotonic()
+        kind = SqsError.of(exc).code
+        now = self._clock()
         if now - self._said_at.get(kind, -QUIET) >= QUIET:
             self._said_at[kind] = now
             self._is_said = True
@@ -243,7 +239,7 @@ class Receiver:
                 kind,
                 extra={"event": "receive.failed", "queue": self._queue, "error": kind},
             )
-        ceiling = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), self._longest_pause)
+        ceiling = min(self._first_pause * 2.0 ** min(self._failures - 1, 16), self._longest_pause)
         self._stopping.wait(random.uniform(ceiling / 2, ceiling))
 
     def _recovered(self) -> None:
@@ -258,30 +254,18 @@ class Receiver:
             )
 
 
-def delivery_of(message: Any, queue: str, received_at: float, waited: float = 0.0) -> Delivery:
-    """The delivery that a message of ReceiveMessage's answer is, which came at `received_at`, in
-    monotonic seconds, after a call of `waited` seconds.
-
-    Raises KeyError for a message without what the call asks for.
-    """
-    facts = message["Attributes"]
+def delivery_of(message: Received, queue: str, received_at: float, waited: float = 0.0) -> Delivery:
+    """The delivery that a received message is, which came at `received_at`, in monotonic seconds,
+    after a call of `waited` seconds."""
     return Delivery(
         tag=str(next(_tags)),
         queue=queue,
-        message_id=message["MessageId"],
-        receipt_handle=message["ReceiptHandle"],
-        body=message["Body"],
-        attributes={
-            name: _sendable(value) for name, value in message.get("MessageAttributes", {}).items()
-        },
-        count=int(facts["ApproximateReceiveCount"]),
-        enqueued_at=datetime.fromtimestamp(int(facts["SentTimestamp"]) / 1000, UTC),
+        message_id=message.message_id,
+        receipt_handle=message.receipt_handle,
+        body=message.body,
+        attributes=message.attributes,
+        count=message.receives,
+        enqueued_at=message.sent_at,
         received_at=received_at,
         waited=waited,
     )
-
-
-def _sendable(attribute: dict[str, Any]) -> dict[str, Any]:
-    """The attribute as SendMessage takes it: SQS adds empty lists that it would refuse."""
-    wanted = ("DataType", "StringValue", "BinaryValue")
-    return {key: attribute[key] for key in wanted if key in attribute}

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from time import monotonic
 
 from sqs_broker.limits import LONGEST_VISIBILITY
 from sqs_broker.observers import log
@@ -24,20 +23,20 @@ class Settlement:
     not_before: float = 0.0
 
 
-def told_visibility(settlement: Settlement) -> int:
+def told_visibility(settlement: Settlement, now: float) -> int:
     """The visibility; said where it is shorter than the task has asked for."""
-    visibility = visibility_of(settlement)
+    visibility = visibility_of(settlement, now)
     outcome = settlement.outcome
     if isinstance(outcome, Retry) and visibility < outcome.delay:
         log.clamped(settlement.delivery, visibility, settlement.task, settlement.id)
     return visibility
 
 
-def visibility_of(settlement: Settlement) -> int:
+def visibility_of(settlement: Settlement, now: float) -> int:
     """Seconds, within what is left of SQS's 12 hours from the receive."""
     if not isinstance(settlement.outcome, Retry | Released):
         return 0
-    age = math.ceil(monotonic() - settlement.delivery.asked_at)
+    age = math.ceil(now - settlement.delivery.asked_at)
     return max(0, min(settlement.outcome.delay, LONGEST_VISIBILITY - age - 1))
 
 

@@ -9,22 +9,20 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from sqs_broker.limits import BATCH
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from sqs_broker.sqs.calls import bare, error_code
+from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
-from sqs_broker.sqs.settlement import Settlement, by_queue, told_visibility
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
+from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.queue import Driver
+from sqs_broker.sqs.settlement import Settlement
+from sqs_broker.sqs.teller import Teller, Untold
 
 logger = logging.getLogger(__name__)
 
@@ -43,32 +41,28 @@ GROW_PAUSE = 5.0
 #: Seconds between two tries of what failed; the lease bounds how many there are.
 RETRY_PAUSE = 1.0
 
-#: Stands for an error code where the lease was over before SQS was told.
-LEASE_OVER = "LeaseOver"
-
-#: Error codes that no second try can change.
-FINAL_CODES = frozenset(
-    {
-        "AccessDenied",
-        "AccessDeniedException",
-        "InvalidParameterValue",
-        "MessageNotInflight",
-        "ReceiptHandleIsInvalid",
-    }
-)
-
-Fault = Exception | str
-
 
 class Settler:
     """The threads and their queue of work. `settle` may be called from any other thread."""
 
     def __init__(
-        self, options: Options, client: "SQSClient", on_told: Callable[[int], None] = lambda _: None
+        self,
+        options: Options,
+        driver: Driver,
+        on_told: Callable[[int], None] = lambda _: None,
+        *,
+        clock: Callable[[], float] = monotonic,
+        retry_pause: float | None = None,
+        linger: float = LINGER,
+        longest_linger: float = LONGEST_LINGER,
+        grow_pause: float = GROW_PAUSE,
     ) -> None:
-        self._options = options
-        self._client = client
-        self.copies = Copies(options, client)
+        self._clock = clock
+        self._retry_pause = RETRY_PAUSE if retry_pause is None else retry_pause
+        self._linger = linger
+        self._longest_linger = longest_linger
+        self._grow_pause = grow_pause
+        self._teller = Teller(options, driver, clock)
         self._lock = threading.Lock()
         #: There is more to tell, or it is time to stop.
         self._changed = threading.Condition(self._lock)
@@ -79,13 +73,18 @@ class Settler:
         self._gathering = threading.Lock()
         self._waiting: deque[Settlement] = deque()
         self._waiting_since = 0.0
-        self._failed: list[Settlement] = []
+        self._again: list[Settlement] = []
         self._on_told = on_told
         self._at_work = 0
         self._stopping = False
         # Held, not inherited: Thread has private names of its own, `_delete` among them.
         self._threads: list[threading.Thread] = []
         self._grows_at = math.inf
+
+    @property
+    def copies(self) -> Copies:
+        """The copies that were sent."""
+        return self._teller.copies
 
     def start(self) -> None:
         """Start the threads. One is enough to go on with; raises NoThread where there is none."""
@@ -100,17 +99,27 @@ class Settler:
         with self._changed:
             self._waiting.append(settlement)
             if len(self._waiting) == 1:
-                self._waiting_since = monotonic()
+                self._waiting_since = self._clock()
             # The first starts the linger of a batch and the tenth ends it; those between say
             # nothing new.
             if len(self._waiting) == 1 or len(self._waiting) % BATCH == 0:
                 self._changed.notify()
 
+    def tell_next(self) -> bool:
+        """Tell the next ten that are due, on this thread, without waiting for others; False where
+        nothing is."""
+        with self._changed:
+            self._requeue()
+            batch = self._take_batch() if self._waiting else []
+        if batch:
+            self._work(batch)
+        return bool(batch)
+
     def flush(self, timeout: float) -> bool:
         """Wait until nothing is left to tell; False where `timeout` seconds were not enough."""
         with self._less:
             return self._less.wait_for(
-                lambda: not (self._waiting or self._failed or self._at_work), timeout
+                lambda: not (self._waiting or self._again or self._at_work), timeout
             )
 
     def stop(self, timeout: float) -> None:
@@ -132,13 +141,13 @@ class Settler:
     def _run(self) -> None:
         while batch := self._next_batch():
             self._work(batch)
-            if len(self._threads) < THREADS and self._grows_at <= monotonic():
+            if len(self._threads) < THREADS and self._grows_at <= self._clock():
                 self._grow()
 
     def _grow(self) -> None:
         """Start the threads that are still missing; what there is no room for is tried again."""
         with self._lock:
-            self._grows_at = monotonic() + GROW_PAUSE
+            self._grows_at = self._clock() + self._grow_pause
             while len(self._threads) < THREADS and not self._stopping:
                 thread = threads.start(self._run, f"sqs-settler-{len(self._threads)}")
                 if thread is None:
@@ -147,25 +156,30 @@ class Settler:
 
     def _work(self, batch: Sequence[Settlement]) -> None:
         try:
-            self._tell(batch)
-        except Exception as exc:
-            # Broad on purpose: without this thread no message would ever be settled again.
-            logger.exception(
-                "Telling SQS outcomes failed; trying again.", extra={"event": "settle.broken"}
-            )
-            self._failed_all(batch, exc)
+            for untold in self._tell(batch):
+                self._failed(untold)
         finally:
             self._on_told(len(batch))
             with self._less:
                 self._at_work -= 1
                 self._less.notify_all()
 
+    def _tell(self, batch: Sequence[Settlement]) -> list[Untold]:
+        try:
+            return self._teller.tell(batch)
+        except Exception as exc:
+            # Broad on purpose: without this thread no message would ever be settled again.
+            logger.exception(
+                "Telling SQS outcomes failed; trying again.", extra={"event": "settle.broken"}
+            )
+            return [Untold(settlement, SqsError.of(exc)) for settlement in batch]
+
     def _next_batch(self) -> list[Settlement]:
         with self._gathering, self._changed:
             while not self._stopping:
-                self._requeue_failed()
+                self._requeue()
                 if not self._waiting:
-                    self._changed.wait(RETRY_PAUSE if self._failed else None)
+                    self._changed.wait(self._retry_pause if self._again else None)
                 elif (left := self._linger_left()) > 0:
                     self._changed.wait_for(self._is_batch_ready, left)
                 else:
@@ -177,116 +191,46 @@ class Settler:
         if self._is_batch_ready():
             return 0.0
         # While a call is under way there is time to fill the next one.
-        linger = LONGEST_LINGER if self._at_work else LINGER
-        return linger - (monotonic() - self._waiting_since)
+        linger = self._longest_linger if self._at_work else self._linger
+        return linger - (self._clock() - self._waiting_since)
 
     def _take_batch(self) -> list[Settlement]:
         self._at_work += 1
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-        self._waiting_since = monotonic()
+        self._waiting_since = self._clock()
         return batch
 
     def _is_batch_ready(self) -> bool:
         return len(self._waiting) >= BATCH or self._stopping
 
-    def _requeue_failed(self) -> None:
-        now = monotonic()
-        due = [settlement for settlement in self._failed if settlement.not_before <= now]
-        self._failed = [settlement for settlement in self._failed if settlement.not_before > now]
+    def _requeue(self) -> None:
+        now = self._clock()
+        due = [settlement for settlement in self._again if settlement.not_before <= now]
+        self._again = [settlement for settlement in self._again if settlement.not_before > now]
         if due and not self._waiting:
             self._waiting_since = now
         self._waiting.extend(due)
 
-    def _tell(self, batch: Sequence[Settlement]) -> None:
-        sent = [s for s in batch if self._has_lease(s) and self._send_copy(s)]
-        for queue, settlements in by_queue(sent):
-            url = self._options.queue(queue).url
-            for tell, outcomes in (
-                (self._delete, Done | DeadLetter | Postponed),
-                (self._change_visibility, Retry | Released),
-            ):
-                # Looked at again: each call before this one took its time.
-                told = [s for s in settlements if isinstance(s.outcome, outcomes)]
-                if told := [s for s in told if self._has_lease(s)]:
-                    tell(url, told)
-
-    def _has_lease(self, settlement: Settlement) -> bool:
-        """Whether the lease lasts; where it does not, the message may be another worker's."""
-        if settlement.expires_at > monotonic():
-            return True
-        self._give_up(settlement, LEASE_OVER)
-        return False
-
-    def _send_copy(self, settlement: Settlement) -> bool:
-        """Send what must be sent before the message may be deleted; True where that is done."""
-        delivery, outcome = settlement.delivery, settlement.outcome
-        if not isinstance(outcome, DeadLetter | Postponed):
-            return True
-        try:
-            self.copies.send(delivery, outcome, settlement.task, settlement.id)
-        except Exception as exc:
-            # Broad on purpose, here and below: half an answer is no error of botocore's own.
-            self._failed_once(settlement, exc)
-            return False
-        return True
-
-    def _delete(self, url: str, settlements: Sequence[Settlement]) -> None:
-        entries = [_entry(n, s) for n, s in enumerate(settlements)]
-        self._call(self._client.delete_message_batch, url, entries, settlements)
-
-    def _change_visibility(self, url: str, settlements: Sequence[Settlement]) -> None:
-        entries = [
-            _entry(n, s) | {"VisibilityTimeout": told_visibility(s)}
-            for n, s in enumerate(settlements)
-        ]
-        self._call(self._client.change_message_visibility_batch, url, entries, settlements)
-
-    def _call(
-        self,
-        call: Callable[..., Any],
-        url: str,
-        entries: Sequence[dict[str, Any]],
-        settlements: Sequence[Settlement],
-    ) -> None:
-        try:
-            answer = call(QueueUrl=url, Entries=entries)
-        except Exception as exc:
-            self._failed_all(settlements, exc)
-        else:
-            self._failed_some(settlements, answer.get("Failed", ()))
-
-    def _failed_all(self, settlements: Sequence[Settlement], exc: Exception) -> None:
-        for settlement in settlements:
-            self._failed_once(settlement, exc)
-
-    def _failed_some(self, settlements: Sequence[Settlement], failed: Iterable[Any]) -> None:
-        for entry in failed:
-            self._failed_once(settlements[int(entry["Id"])], entry["Code"])
-
-    def _failed_once(self, settlement: Settlement, fault: Fault) -> None:
-        code = bare(fault) if isinstance(fault, str) else error_code(fault)
-        now = monotonic()
-        if code in FINAL_CODES or now + RETRY_PAUSE >= settlement.expires_at:
-            self._give_up(settlement, code)
+    def _failed(self, untold: Untold) -> None:
+        """Try it again, for as long as the lease lasts."""
+        settlement, now = untold.settlement, self._clock()
+        if untold.error.is_final or now + self._retry_pause >= settlement.expires_at:
+            self._give_up(settlement, untold.error)
             return
         # It is not told yet, whatever the end of this batch says.
         self._on_told(-1)
         with self._changed:
-            self._failed.append(replace(settlement, not_before=now + RETRY_PAUSE))
+            self._again.append(replace(settlement, not_before=now + self._retry_pause))
             self._changed.notify()
 
-    def _give_up(self, settlement: Settlement, code: str) -> None:
+    def _give_up(self, settlement: Settlement, error: SqsError) -> None:
         logger.error(
             "SQS was not told the outcome of a message, so it will deliver it again.",
             extra={
                 "event": "settle.failed",
                 "outcome": settlement.outcome.name,
-                "error": code,
+                "error": error.code,
                 "sqs_message_id": settlement.delivery.message_id,
                 "queue": settlement.delivery.queue,
             },
         )
-
-
-def _entry(number: int, settlement: Settlement) -> dict[str, Any]:
-    return {"Id": str(number), "ReceiptHandle": settlement.delivery.receipt_handle}

@@ -13,7 +13,7 @@ from sqs_broker.limits import LONGEST_RETENTION
 from sqs_broker.options import Options, QueueAddress
 from sqs_broker.rules.policy import SPARE_DELIVERIES
 from sqs_broker.rules.routes import circle, told
-from sqs_broker.sqs.calls import name_of
+from sqs_broker.sqs.requests import name_of
 
 #: A visibility timeout of so many long polls leaves no doubt about how old a lease is on arrival.
 POLLS_PER_LEASE = 3

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-from botocore.exceptions import BotoCoreError, ClientError
+from typing import Any, Self
 
 from sqs_broker.errors import Undecodable
 from sqs_broker.limits import BATCH, LONGEST_VISIBILITY
@@ -21,11 +19,9 @@ from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
-from sqs_broker.sqs.calls import date_of, name_of
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
+from sqs_broker.sqs.requests import ALL, Received, name_of
 
 #: What is said in place of a reason where there is no note.
 MOVED_BY_SQS = "moved by SQS itself after maxReceiveCount deliveries"
@@ -67,14 +63,16 @@ class Letter:
         return self.id, self.delivery.body
 
 
-def read_letter(message: Any, dead_letter_url: str, options: Options, asked_at: float) -> Letter:
+def read_letter(
+    message: Received, dead_letter_url: str, options: Options, asked_at: float
+) -> Letter:
     """The letter that a received message is."""
     delivery = delivery_of(message, name_of(dead_letter_url), asked_at)
     note = read_note(delivery.attributes) or {"reason": MOVED_BY_SQS}
     headers: dict[str, Any] = {}
     with suppress(Undecodable):  # Then the note says what is known of it.
         headers = decode(delivery, options.decode_json)["headers"]
-    arn = message["Attributes"].get("DeadLetterQueueSourceArn", "")
+    arn = message.system.get("DeadLetterQueueSourceArn", "")
     return Letter(
         delivery=delivery,
         id=_text(note.get("message_id")) or headers.get("id") or delivery.message_id,
@@ -113,22 +111,16 @@ class Counts:
     """By SQS's clock, whole seconds."""
 
 
-def count_letters(client: "SQSClient", dead_letter_url: str) -> Counts:
-    """Ask SQS. Raises botocore's errors."""
-    answer = client.get_queue_attributes(
-        QueueUrl=dead_letter_url,
-        AttributeNames=[
-            "ApproximateNumberOfMessages",
-            "ApproximateNumberOfMessagesNotVisible",
-            "RedrivePolicy",
-        ],
+def count_letters(dead_letters: Queue) -> Counts:
+    """Ask SQS. Raises SqsError."""
+    asked = dead_letters.attributes(
+        "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "RedrivePolicy"
     )
-    attributes = answer["Attributes"]
     return Counts(
-        visible=int(attributes["ApproximateNumberOfMessages"]),
-        in_flight=int(attributes["ApproximateNumberOfMessagesNotVisible"]),
-        has_redrive_policy=bool(attributes.get("RedrivePolicy")),
-        at=date_of(answer) or datetime.now(UTC).replace(microsecond=0),
+        visible=int(asked.values["ApproximateNumberOfMessages"]),
+        in_flight=int(asked.values["ApproximateNumberOfMessagesNotVisible"]),
+        has_redrive_policy=bool(asked.values.get("RedrivePolicy")),
+        at=asked.at or datetime.now(UTC).replace(microsecond=0),
     )
 
 
@@ -136,31 +128,31 @@ class Look:
     """Takes letters of one dead-letter queue, and at the end of its block lets go of all that were
     not deleted.
 
-        with Look(client, options, url, expected=120) as look:
+        with Look(dead_letters, options, expected=120) as look:
             for letters in look.batches():
                 ...
     """
 
     def __init__(
         self,
-        client: "SQSClient",
+        dead_letters: Queue,
         options: Options,
-        url: str,
         *,
         expected: int,
         is_stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """`expected` letters will be taken, about; `is_stopping` is asked before each call."""
         self.hold = min(int(LEAST_HOLD + HOLD_A_LETTER * expected), LONGEST_VISIBILITY)
         #: Letters that could not be let go, and stay hidden for `hold` seconds.
         self.still_held = 0
         self.is_cut_short = False
-        self._client = client
+        self._queue = dead_letters
         self._options = options
-        self._url = url
+        self._clock = clock
         self._is_stopping = is_stopping
         self._handles: dict[str, str] = {}
-        self._ends_at = monotonic() + self.hold - HOLD_MARGIN
+        self._ends_at = clock() + self.hold - HOLD_MARGIN
 
     def __enter__(self) -> Self:
         return self
@@ -171,50 +163,26 @@ class Look:
         self._let_go()
 
     def batches(self) -> Iterator[list[Letter]]:
-        """Up to ten letters at a time, each once, until no more are there. Raises botocore's
-        errors."""
+        """Up to ten letters at a time, each once, until no more are there. Raises
+        SqsError."""
         while not self._is_stopping():
-            asked_at = monotonic()
+            asked_at = self._clock()
             if asked_at >= self._ends_at:
                 self.is_cut_short = True
                 return
-            messages = self._receive()
+            messages = self._queue.receive(BATCH, WAIT, visibility=self.hold, system=(ALL,))
             if not messages:
                 return
-            new = [m for m in messages if m["MessageId"] not in self._handles]
-            self._handles |= {m["MessageId"]: m["ReceiptHandle"] for m in messages}
-            yield [read_letter(m, self._url, self._options, asked_at) for m in new]
+            new = [m for m in messages if m.message_id not in self._handles]
+            self._handles |= {m.message_id: m.receipt_handle for m in messages}
+            yield [read_letter(m, self._queue.url, self._options, asked_at) for m in new]
 
     def deleted(self, letters: Iterable[Letter]) -> None:
         """These are gone from the queue: there is nothing to let go."""
         for letter in letters:
             self._handles.pop(letter.delivery.message_id, None)
 
-    def _receive(self) -> list[Any]:
-        answer = self._client.receive_message(
-            QueueUrl=self._url,
-            MaxNumberOfMessages=BATCH,
-            VisibilityTimeout=self.hold,
-            WaitTimeSeconds=WAIT,
-            MessageAttributeNames=["All"],
-            MessageSystemAttributeNames=["All"],
-        )
-        return list(answer.get("Messages", ()))
-
     def _let_go(self) -> None:
-        handles = list(self._handles.values())
-        for start in range(0, len(handles), BATCH):
-            some = handles[start : start + BATCH]
-            try:
-                answer = self._client.change_message_visibility_batch(
-                    QueueUrl=self._url,
-                    Entries=[
-                        {"Id": str(n), "ReceiptHandle": handle, "VisibilityTimeout": 0}
-                        for n, handle in enumerate(some)
-                    ],
-                )
-            except (ClientError, BotoCoreError):
-                # They show up by themselves when the hold ends.
-                self.still_held += len(some)
-            else:
-                self.still_held += len(answer.get("Failed", ()))
+        errors = self._queue.change_visibility([(h, 0) for h in self._handles.values()])
+        # They show up by themselves when the hold ends.
+        self.still_held += sum(error is not None for error in errors)

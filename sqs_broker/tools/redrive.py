@@ -8,18 +8,13 @@ SQS gives anew is its MessageId, and a count of deliveries that starts at one.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-from botocore.exceptions import BotoCoreError, ClientError
 
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
-from sqs_broker.sqs.calls import bare, error_code
 from sqs_broker.sqs.publisher import Batch, Published
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import Outgoing
 from sqs_broker.tools.letters import Letter
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
 
 #: Times a delete is tried that SQS fails for one letter of a batch.
 DELETE_TRIES = 3
@@ -51,7 +46,7 @@ class Redriven:
 class Redrive:
     """Redrives letters, batch by batch, each of which has a queue."""
 
-    client: "SQSClient"
+    driver: Driver
     options: Options
     dead_letter_url: str
     keeps_twins: bool = False
@@ -92,36 +87,21 @@ class Redrive:
         batch = Batch(published)
         for batch.place, letter in enumerate(letters):
             assert letter.queue is not None
-            call = {
-                "MessageBody": letter.delivery.body,
-                "MessageAttributes": restored(letter.delivery.attributes),
-            }
-            url = self.options.queue(letter.queue).url
-            batch.add_call(self.client, url, call, self.options.max_message_bytes)
+            queue = Queue(self.options.queue(letter.queue).url, self.driver)
+            message = Outgoing(letter.delivery.body, restored(letter.delivery.attributes))
+            batch.add(queue, message, self.options.max_message_bytes)
         batch.flush()
         return published.failed
 
     def _delete(self, letters: Sequence[Letter]) -> dict[str, str]:
         """Why each letter was not deleted, by SQS's MessageId."""
-        left = {letter.delivery.message_id: letter.delivery.receipt_handle for letter in letters}
-        why: dict[str, str] = {}
-        for _ in range(DELETE_TRIES):
-            if not left:
-                break
-            why = self._delete_once(left)
-            left = {id_: left[id_] for id_ in why}
-        return why if left else {}
-
-    def _delete_once(self, handles: dict[str, str]) -> dict[str, str]:
-        ids = list(handles)
-        try:
-            answer = self.client.delete_message_batch(
-                QueueUrl=self.dead_letter_url,
-                Entries=[{"Id": str(n), "ReceiptHandle": handles[i]} for n, i in enumerate(ids)],
-            )
-        except (ClientError, BotoCoreError) as exc:
-            return dict.fromkeys(ids, error_code(exc))
-        return {ids[int(fault["Id"])]: bare(fault["Code"]) for fault in answer.get("Failed", ())}
+        handles = [letter.delivery.receipt_handle for letter in letters]
+        errors = Queue(self.dead_letter_url, self.driver).delete(handles, DELETE_TRIES)
+        return {
+            letter.delivery.message_id: error.code
+            for letter, error in zip(letters, errors, strict=True)
+            if error is not None
+        }
 
     @staticmethod
     def _result(letter: Letter, became: Became, kept: dict[str, str]) -> Redriven:

@@ -1,5 +1,7 @@
 """kombu's channel on SQS: queues, publishing, consuming, ack and reject."""
 
+from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from kombu.transport import virtual
@@ -9,7 +11,8 @@ from sqs_broker.rules import outcomes
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.deliveries import Deliveries
-from sqs_broker.sqs.publisher import Batch, publish
+from sqs_broker.sqs.publisher import Batch, message_for
+from sqs_broker.sqs.queue import Queue
 
 
 class Message(virtual.Message):
@@ -57,11 +60,13 @@ class Channel(virtual.Channel):
     do_restore = False
     body_encoding = None
     supports_fanout = True
+    #: What measures leases, in seconds.
+    clock: Callable[[], float] = staticmethod(monotonic)
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._options = connection.options
-        self._client = connection.sqs
+        self._driver = connection.sqs
         self._mailbox = connection.mailbox
         self._observers = connection.observers
         #: If set, it collects the messages instead of sending them one by one (`publish_many`).
@@ -73,6 +78,7 @@ class Channel(virtual.Channel):
             message_of=lambda tag: self.qos._delivered.get(tag),
             silence=connection.silence,
             observers=connection.observers,
+            clock=self.clock,
         )
 
     # Publishing
@@ -89,8 +95,12 @@ class Channel(virtual.Channel):
         super().basic_publish(message, exchange, routing_key, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        send = self.batch.add if self.batch else publish
-        send(self._client(), self._options.queue(queue), message, self._options.max_message_bytes)
+        to, limit = self._sqs_queue(queue), self._options.max_message_bytes
+        outgoing = message_for(message, limit)
+        if self.batch:
+            self.batch.add(to, outgoing, limit)
+        else:
+            to.send(outgoing)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # kombu drops a message without a route; here the caller gets an error.
@@ -116,8 +126,11 @@ class Channel(virtual.Channel):
         return 0
 
     def _purge(self, queue: str) -> int:
-        self._client().purge_queue(QueueUrl=self._options.queue(queue).url)
+        self._sqs_queue(queue).purge()
         return 0
+
+    def _sqs_queue(self, name: str) -> Queue:
+        return Queue(self._options.queue(name).url, self._driver)
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         if self._mailbox.owns(queue):

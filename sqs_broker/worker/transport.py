@@ -9,7 +9,6 @@ from functools import cached_property
 from time import monotonic
 from typing import Any
 
-from botocore.exceptions import BotoCoreError
 from kombu.transport import virtual
 
 from sqs_broker.control.mailbox import Mailbox
@@ -19,7 +18,8 @@ from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
-from sqs_broker.sqs.clients import Client
+from sqs_broker.sqs.boto import driver_for
+from sqs_broker.sqs.errors import Unreached
 from sqs_broker.worker.channel import Channel, Message
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Transport(virtual.Transport):
     driver_name = "sqs"
     # Not every OSError: if a fork or a file operation fails on the event loop, no connection is
     # lost.
-    connection_errors = (*virtual.Transport.connection_errors, BotoCoreError, ConnectionError)
+    connection_errors = (*virtual.Transport.connection_errors, Unreached, ConnectionError)
     # `asynchronous` makes Celery run its event loop (celery 5.7 worker/worker.py).
     implements = virtual.Transport.implements.extend(
         asynchronous=True, exchange_type=frozenset({"direct", "topic", "fanout"})
@@ -48,8 +48,9 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         self.options = Options.read(client.transport_options)
-        self.sqs = Client(self.options)
         self.observers = Observers([MessageLog(), *self.options.observers])
+        # Parameters are checked here too: messages may have attributes of the caller's own.
+        self.sqs = driver_for(self.options, is_checked=True)
         self.mailbox = Mailbox(self.options.control, lambda: self.inbox)
         self._beat_at: float | None = None
 

@@ -1,5 +1,6 @@
 """What the benchmark copies is what each door's own producer sends."""
 
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,6 @@ from devstack.mongo import MongoServer
 from devstack.sqs import SqsServer
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
-from sqs_broker.sqs.receiver import delivery_of
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ def sent(sqs_server: SqsServer, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def delivery(body: str) -> Delivery:
-    facts = {"ApproximateReceiveCount": "1", "SentTimestamp": "0"}
-    message = {"MessageId": "m", "ReceiptHandle": "r", "Body": body, "Attributes": facts}
-    return delivery_of(message, "bench", 0.0)
+    return Delivery("1", "bench", "m", "r", body, {}, 1, datetime.now(UTC), 0.0)
 
 
 @pytest.mark.parametrize("door", DOORS)

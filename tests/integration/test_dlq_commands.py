@@ -2,15 +2,15 @@
 
 import json
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from sqs_broker.rules import dead_letter
+from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter
-from sqs_broker.sqs.calls import date_of
-from sqs_broker.sqs.receiver import delivery_of
+from sqs_broker.sqs.requests import date_in
 from tests.faults import proxy as faults
 from tests.integration.conftest import Run
 from tests.services import Queues, wait_until
@@ -250,14 +250,10 @@ def bury(
     attributes: dict[str, Any] | None = None,
 ) -> None:
     """Put a dead letter there as a worker does."""
-    message = {
-        "MessageId": "sqs-1",
-        "ReceiptHandle": "handle",
-        "Body": text,
-        "Attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "0"},
-        "MessageAttributes": attributes or {},
-    }
-    delivery = delivery_of(message, queues.name, time.monotonic())
+    sent = datetime.now(UTC)
+    delivery = Delivery(
+        "1", queues.name, "sqs-1", "handle", text, attributes or {}, 1, sent, time.monotonic()
+    )
     outcome = DeadLetter(reason, "TransientError")
     queues.client.send_message(
         QueueUrl=queues.dead_letter_url,
@@ -276,7 +272,8 @@ def redrive(run: Run, queues: Queues, *arguments: str) -> Any:
 
 def next_second(queues: Queues) -> None:
     def now() -> datetime:
-        date = date_of(queues.client.get_queue_attributes(QueueUrl=queues.url))
+        answer = queues.client.get_queue_attributes(QueueUrl=queues.url)
+        date = date_in(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
         assert date is not None
         return date
 

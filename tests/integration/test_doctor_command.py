@@ -17,9 +17,9 @@ from app.settings import get_settings
 from app.startup import check_queues, prepare_database
 from devstack import ports, sqs
 from sqs_broker.options import Options, QueueAddress
-from sqs_broker.sqs.clients import new_session
+from sqs_broker.sqs.boto import QUICK, driver_for, new_session
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.tools.checks import Level
-from sqs_broker.tools.commands.queues import QUICK
 from tests.faults import proxy as faults
 from tests.faults.proxy import FaultProxy
 from tests.integration.conftest import transport_options
@@ -276,7 +276,8 @@ def test_the_credentials_are_named(moto_url: str, queues: Queues) -> None:
     [(0, Level.OK), (1, Level.OK), (-1, Level.OK), (5, Level.FAULT), (-600, Level.FAULT)],
 )
 def test_a_clock_that_is_off_is_a_fault(queues: Queues, ahead: float, level: Level) -> None:
-    finding = check_clock(queues.client, queues.url, lambda: datetime.now(UTC).timestamp() + ahead)
+    queue = Queue(queues.url, driver_for(options(queues)))
+    finding = check_clock(queue, lambda: datetime.now(UTC).timestamp() + ahead)
 
     assert finding.level is level
     if level is Level.FAULT:

@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from sqs_broker.options import Options
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.provenance import Provenance, Source
 from sqs_broker.sqs.leases import Leases
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.receiver import delivery_of
+from sqs_broker.testing import Clock, FakeSqs
 
 MakeDelivery = Callable[..., Delivery]
 MakeLease = Callable[..., Lease]
+Receive = Callable[..., Lease]
 
 #: Seconds of a lease.
 VISIBILITY_TIMEOUT = 60
@@ -109,3 +114,40 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setattr("sqs_broker.machine.threads.FIRST_PAUSE", 0.001)
     yield made
     made.has_room()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time, which stands still until a test lets it pass."""
+    return Clock()
+
+
+@pytest.fixture
+def fake(clock: Clock) -> FakeSqs:
+    """SQS, with two queues that have dead letters."""
+    made = FakeSqs(clock)
+    for name in ("jobs", "mail"):
+        made.create_queue(name, dead_letters=f"{name}-dlq", visibility_timeout=VISIBILITY_TIMEOUT)
+    return made
+
+
+@pytest.fixture
+def options(fake: FakeSqs) -> Options:
+    """What leads to this SQS."""
+    return fake.options(visibility_timeout=VISIBILITY_TIMEOUT)
+
+
+@pytest.fixture
+def receive(fake: FakeSqs, options: Options, clock: Clock) -> Receive:
+    """Receives a new message. Gives the lease; its call is not counted."""
+
+    def receive_one(body: str = "{}", *, queue: str = "jobs", **facts: Any) -> Lease:
+        url = options.queue(queue).url
+        fake.put(url, body, **facts)
+        asked_at = clock()
+        (message,) = Queue(url, fake).receive(1, 0)
+        fake.forget_calls()
+        delivery = delivery_of(message, queue, clock(), clock() - asked_at)
+        return Lease(delivery, asked_at + VISIBILITY_TIMEOUT)
+
+    return receive_one

@@ -26,7 +26,7 @@ from sqs_broker.rules.outcomes import (
 )
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.heartbeat import seconds_for
-from sqs_broker.sqs.publisher import call_for
+from sqs_broker.sqs.publisher import message_for
 from sqs_broker.sqs.settlement import Settlement, visibility_of
 from tests.unit.conftest import MakeDelivery
 
@@ -96,7 +96,7 @@ def test_no_failure_gets_a_delivery_more_than_sqs_allows(
 
 
 def assert_told_within_twelve_hours(delivery: Delivery, outcome: Retry) -> None:
-    visibility = visibility_of(Settlement(delivery, outcome, None, None, 0.0))
+    visibility = visibility_of(Settlement(delivery, outcome, None, None, 0.0), monotonic())
     assert isinstance(visibility, int)
     assert visibility >= 0
     assert delivery.received_at + LONGEST_VISIBILITY >= monotonic() + visibility
@@ -150,6 +150,6 @@ def test_a_message_is_delayed_by_no_more_than_sqs_takes(eta: Any) -> None:
         "properties": {},
         "headers": {"eta": eta.isoformat() if eta else None},
     }
-    delay = call_for(message, 1_000)["DelaySeconds"]
+    delay = message_for(message, 1_000).delay
     assert isinstance(delay, int)
     assert 0 <= delay <= LONGEST_DELAY

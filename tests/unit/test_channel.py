@@ -13,20 +13,21 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from devstack.waiting import wait_until
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
 from sqs_broker.limits import BATCH
-from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.rules.outcomes import Happened, Refused, RetryAsked
 from sqs_broker.rules.suspicion import Suspicion
+from sqs_broker.sqs.errors import Unreached
 from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNTOLD
-from sqs_broker.worker.channel import Message
+from sqs_broker.testing import Clock, FakeSqs, State
+from sqs_broker.worker.channel import Channel, Message
+from sqs_broker.worker.transport import Transport
 from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
@@ -35,98 +36,98 @@ DEADLINE = 5
 #: Seconds after which what has not happened does not happen.
 PATIENCE = 0.05
 
-JOBS, MAIL = "https://sqs.test/jobs", "https://sqs.test/mail"
+RECEIVE, SEND = "ReceiveMessage", "SendMessage"
+DELETE, CHANGE = "DeleteMessageBatch", "ChangeMessageVisibilityBatch"
 
 
-class Sqs:
-    """One client for all calls: gives what is in `waiting`, and notes what it is told."""
+class Sqs(FakeSqs):
+    """SQS with two queues, whose time stands still and whose polls stay open. Ids are SQS's."""
 
     def __init__(self) -> None:
-        self.waiting: dict[str, list[dict[str, Any]]] = {JOBS: [], MAIL: []}
-        self.asked: list[str] = []
-        self.sent: list[dict[str, Any]] = []
-        #: Those of the next messages that are sent.
-        self.faults: list[Exception] = []
-        self.deleted: list[str] = []
-        #: Codes by which the next delete of a receipt handle fails.
-        self.refusals: dict[str, str] = {}
-        self.visible: dict[str, int] = {}
-        self.purged: list[str] = []
-        self.made: list[dict[str, Any]] = []
-        self.deletes = threading.Event()
-        self.deletes.set()
-        self.ended = threading.Event()
+        super().__init__(Clock(), holds_polls=True)
+        self.jobs, self.mail = (
+            self.create_queue(name, dead_letters=f"{name}-dlq", visibility_timeout=60)
+            for name in ("jobs", "mail")
+        )
 
-    def put(
-        self, number: int, body: Any, url: str = JOBS, count: int = 1, receipt: str | None = None
-    ) -> str:
-        facts = {"ApproximateReceiveCount": str(count), "SentTimestamp": "1767323045678"}
-        message = {
-            "MessageId": f"sqs-{number}",
-            "ReceiptHandle": receipt or f"receipt-{number}",
-            "Body": body if isinstance(body, str) else json.dumps(body),
-            "Attributes": facts,
+    def bring(self, body: Any, url: str | None = None, count: int = 1) -> str:
+        """Put a message there that was received before, if `count` says so. Its id."""
+        text = body if isinstance(body, str) else json.dumps(body)
+        return self.put(url or self.jobs, text, receives=count - 1)
+
+    @property
+    def polled(self) -> list[str]:
+        """The queue of each receive."""
+        return [call["QueueUrl"] for call in self.asked(RECEIVE)]
+
+    @property
+    def sent(self) -> list[Any]:
+        return list(self.asked(SEND))
+
+    @property
+    def deleted(self) -> list[str]:
+        """Those that SQS has deleted."""
+        there = {m.message_id for url in (self.jobs, self.mail) for m in self.messages(url)}
+        told = dict.fromkeys(self.message_id(e["ReceiptHandle"]) for e in self.entries(DELETE))
+        return [id_ for id_ in told if id_ not in there]
+
+    @property
+    def visible(self) -> dict[str, int]:
+        """The last visibility that SQS was told of each."""
+        return {
+            self.message_id(e["ReceiptHandle"]): e["VisibilityTimeout"]
+            for e in self.entries(CHANGE)
         }
-        self.waiting[url].append(message)
-        return str(message["ReceiptHandle"])
 
-    def receive_message(self, **call: Any) -> dict[str, Any]:
-        url = call["QueueUrl"]
-        self.asked.append(url)
-        if not self.waiting[url]:
-            # A long poll, which brings what has come when it ends.
-            self.ended.wait(DEADLINE)
-        most = call["MaxNumberOfMessages"]
-        messages, self.waiting[url] = self.waiting[url][:most], self.waiting[url][most:]
-        return {"Messages": messages}
+    def waiting(self) -> int:
+        """Messages that were not received yet."""
+        return sum(m.state is State.VISIBLE for m in self.messages(self.jobs))
 
-    def send_message(self, **call: Any) -> None:
-        if self.faults:
-            raise self.faults.pop(0)
-        self.sent.append(call)
 
-    def delete_message_batch(self, **call: Any) -> dict[str, Any]:
-        self.deletes.wait(DEADLINE)
-        refused = {e["Id"]: self.refusals.pop(e["ReceiptHandle"], None) for e in call["Entries"]}
-        self.deleted += [e["ReceiptHandle"] for e in call["Entries"] if not refused[e["Id"]]]
-        return {"Failed": [{"Id": id_, "Code": code} for id_, code in refused.items() if code]}
+class Ahead:
+    """The machine's clock, which a test can put forward."""
 
-    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
-        self.visible |= {e["ReceiptHandle"]: e["VisibilityTimeout"] for e in call["Entries"]}
-        return {}
+    def __init__(self) -> None:
+        self._seconds = 0.0
 
-    def purge_queue(self, **call: Any) -> None:
-        self.purged.append(call["QueueUrl"])
+    def __call__(self) -> float:
+        return monotonic() + self._seconds
+
+    def advance(self, seconds: float) -> None:
+        self._seconds += seconds
 
 
 @pytest.fixture
-def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
-    """What stands where boto3's clients stand."""
+def clock() -> Ahead:
+    """The worker's clock; SQS has another."""
+    return Ahead()
+
+
+@pytest.fixture
+def sqs() -> Iterator[Sqs]:
     made = Sqs()
-
-    def new_client(_: Options, **how: Any) -> Sqs:
-        made.made.append(how)
-        return made
-
-    monkeypatch.setattr("sqs_broker.sqs.deliveries.new_client", new_client)
-    monkeypatch.setattr("sqs_broker.sqs.clients.new_client", new_client)
     yield made
-    made.ended.set()
+    made.release()
+    made.end_polls()
 
 
 @pytest.fixture
-def connection(sqs: Sqs) -> Iterator[Connection]:
+def connection(sqs: Sqs, clock: Ahead) -> Iterator[Connection]:
     """A connection of the transport, closed after the test."""
-    options = {
-        "region": "us-east-1",
-        "predefined_queues": {
-            "jobs": {"url": JOBS, "dead_letter_url": f"{JOBS}-dlq"},
-            "mail": {"url": MAIL, "dead_letter_url": f"{MAIL}-dlq"},
-        },
-    }
-    made = Connection("sqs://", transport="sqs_broker:Transport", transport_options=options)
+
+    class Clocked(Channel):
+        pass
+
+    class ClockedTransport(Transport):
+        Channel = Clocked
+
+    Clocked.clock = clock
+    made = Connection(
+        "sqs://", transport=ClockedTransport, transport_options=sqs.transport_options()
+    )
     yield made
-    sqs.ended.set()
+    sqs.release()
+    sqs.end_polls()
     made.release()
 
 
@@ -155,7 +156,7 @@ class Worker:
 
     def close(self, sqs: Sqs) -> None:
         """Close the channel, which waits until SQS was told all."""
-        sqs.ended.set()
+        sqs.end_polls()
         self.channel.close()
 
 
@@ -186,7 +187,7 @@ def publish(connection: Connection, queue: str, **how: Any) -> None:
 
 def test_a_message_goes_to_the_queue_of_its_name(connection: Connection, sqs: Sqs) -> None:
     publish(connection, "mail")
-    assert [call["QueueUrl"] for call in sqs.sent] == [MAIL]
+    assert [call["QueueUrl"] for call in sqs.sent] == [sqs.mail]
 
 
 @pytest.mark.parametrize("queue", ["job", "jobs-dlq", "jobs.fifo", "celery"])
@@ -210,7 +211,7 @@ def test_a_message_goes_where_its_exchange_is_bound(connection: Connection, sqs:
     exchange = Exchange("letters", type="direct")
     queue = Queue("mail", exchange, routing_key="urgent")
     publish(connection, "urgent", exchange=exchange, declare=[queue])
-    assert [call["QueueUrl"] for call in sqs.sent] == [MAIL]
+    assert [call["QueueUrl"] for call in sqs.sent] == [sqs.mail]
 
 
 @pytest.mark.parametrize("exchange", ["celeryev", "reply.celery.pidbox"])
@@ -229,29 +230,29 @@ def test_a_command_without_a_control_plane_is_an_error_at_the_caller(
     assert sqs.sent == []
 
 
-AWAY = EndpointConnectionError(endpoint_url="https://sqs.test")
+AWAY = Unreached("EndpointConnectionError", "Could not connect to https://sqs.test")
 
 
-@pytest.mark.parametrize(
-    "fault", [AWAY, ConnectionClosedError(endpoint_url="https://sqs.test"), ConnectionResetError()]
-)
+@pytest.mark.parametrize("fault", [AWAY, Unreached("ReadTimeoutError"), ConnectionResetError()])
 def test_a_producer_tries_again_where_sqs_cannot_be_reached(
     connection: Connection, sqs: Sqs, fault: Exception
 ) -> None:
-    sqs.faults = [fault]
+    sqs.fail(SEND, error=fault)
     publish(connection, "jobs", retry=True, retry_policy={"interval_start": 0, "max_retries": 3})
-    assert len(sqs.sent) == 1
+    assert len(sqs.sent) == 2
+    assert len(sqs.messages(sqs.jobs)) == 1
 
 
 def test_a_producer_hears_in_the_end_that_sqs_cannot_be_reached(
     connection: Connection, sqs: Sqs
 ) -> None:
-    sqs.faults = [AWAY] * 10
+    sqs.fail(SEND, error=AWAY, times=10)
     with pytest.raises(OperationalError, match=r"https://sqs\.test"):
         publish(
             connection, "jobs", retry=True, retry_policy={"interval_start": 0, "max_retries": 1}
         )
-    assert sqs.sent == []
+    assert len(sqs.sent) == 2
+    assert sqs.messages(sqs.jobs) == []
 
 
 def test_what_fails_for_the_system_alone_is_no_lost_connection(connection: Connection) -> None:
@@ -263,7 +264,7 @@ def test_what_fails_for_the_system_alone_is_no_lost_connection(connection: Conne
 def test_a_producer_calls_nothing_but_send(connection: Connection, sqs: Sqs) -> None:
     # Declaring asks stock kombu for the length of the queue, which a producer may not see.
     publish(connection, "jobs", declare=[Queue("jobs", Exchange(""), routing_key="jobs")])
-    assert (len(sqs.sent), sqs.asked, len(sqs.made)) == (1, [], 1)
+    assert sqs.counts == {SEND: 1}
 
 
 def test_no_queue_is_made_or_deleted_at_run_time(connection: Connection) -> None:
@@ -277,23 +278,23 @@ def test_no_queue_is_made_or_deleted_at_run_time(connection: Connection) -> None
 
 def test_a_purge_is_one_call(connection: Connection, sqs: Sqs) -> None:
     connection.channel().queue_purge("jobs")
-    assert sqs.purged == [JOBS]
+    assert [call["QueueUrl"] for call in sqs.asked("PurgeQueue")] == [sqs.jobs]
 
 
-def test_without_a_consumer_there_is_no_thread_and_no_client(
+def test_without_a_consumer_there_is_no_thread_and_no_call(
     connection: Connection, sqs: Sqs
 ) -> None:
     before = threading.active_count()
     connection.channel()
     connection.channel()
-    assert (threading.active_count(), sqs.made) == (before, [])
+    assert (threading.active_count(), sqs.calls) == (before, [])
 
 
 # Consuming
 
 
 def test_a_message_that_is_acknowledged_is_deleted(connection: Connection, sqs: Sqs) -> None:
-    receipt = sqs.put(1, task(1), count=3)
+    receipt = sqs.bring(task(1), count=3)
     worker = Worker(connection, "jobs")
     message = worker.get()
     assert message.payload == [[1], {}, {}]
@@ -307,13 +308,12 @@ def test_a_message_that_is_acknowledged_is_deleted(connection: Connection, sqs: 
 @pytest.mark.parametrize("end", ["ack", "reject", "requeue"])
 def test_a_message_that_has_ended_is_forgotten(connection: Connection, sqs: Sqs, end: str) -> None:
     worker = Worker(connection, "jobs")
-    sqs.put(1, task(1))
-    sqs.ended.set()
+    sqs.bring(task(1))
     message = worker.get()
     getattr(message, end)()
     assert not worker.channel.deliveries.holds(message.delivery_tag)
     # kombu forgets what has ended when the next message comes.
-    sqs.put(2, task(2))
+    sqs.bring(task(2))
     other = worker.get()
     assert list(worker.channel.qos._delivered) == [other.delivery_tag]
 
@@ -322,23 +322,23 @@ def test_the_end_of_a_message_is_logged_with_its_ids(
     connection: Connection, sqs: Sqs, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    sqs.put(7, task(1))
+    sqs.bring(task(1))
     Worker(connection, "jobs").get().ack()
     (facts,) = (vars(r) for r in caplog.records if vars(r).get("event") == "message.done")
-    assert (facts["task"], facts["message_id"], facts["sqs_message_id"]) == ("job", "id-1", "sqs-7")
+    assert (facts["task"], facts["message_id"], facts["sqs_message_id"]) == ("job", "id-1", "sqs-1")
 
 
 def test_a_rejected_message_is_dead_lettered(connection: Connection, sqs: Sqs) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     worker.get().reject()
     worker.close(sqs)
-    assert [call["QueueUrl"] for call in sqs.sent] == [f"{JOBS}-dlq"]
+    assert [call["QueueUrl"] for call in sqs.sent] == [f"{sqs.jobs}-dlq"]
     assert sqs.deleted == [receipt]
 
 
 def test_a_requeued_message_is_visible_again_at_once(connection: Connection, sqs: Sqs) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     worker.get().requeue()
     worker.close(sqs)
@@ -349,7 +349,7 @@ def test_a_requeued_message_is_visible_again_at_once(connection: Connection, sqs
 def test_what_was_noted_on_a_message_counts_more_than_its_ack(
     connection: Connection, sqs: Sqs
 ) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     message = worker.get()
     message.note(RetryAsked(7, "KeyError"))
@@ -360,7 +360,7 @@ def test_what_was_noted_on_a_message_counts_more_than_its_ack(
 
 
 def test_a_message_is_settled_once(connection: Connection, sqs: Sqs) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     message = worker.get()
     message.ack()
@@ -374,13 +374,13 @@ def test_a_message_is_settled_once(connection: Connection, sqs: Sqs) -> None:
 def test_a_body_that_cannot_run_is_dead_lettered_and_never_delivered(
     connection: Connection, sqs: Sqs
 ) -> None:
-    bad = [sqs.put(1, "not JSON"), sqs.put(2, {"plain": "JSON"}), sqs.put(3, task(id=None))]
-    sqs.put(4, task(4))
+    bad = [sqs.bring("not JSON"), sqs.bring({"plain": "JSON"}), sqs.bring(task(id=None))]
+    good = sqs.bring(task(4))
     worker = Worker(connection, "jobs")
     worker.get().ack()
     assert worker.received == []
     worker.close(sqs)
-    assert sorted(sqs.deleted) == sorted([*bad, "receipt-4"])
+    assert sorted(sqs.deleted) == sorted([*bad, good])
     notes = [read_note(call["MessageAttributes"]) or {} for call in sqs.sent]
     assert [note["error"] for note in notes] == ["Undecodable"] * 3
     assert sqs.sent[0]["MessageBody"] == "not JSON"
@@ -391,9 +391,9 @@ def test_a_decoder_that_fails_holds_no_message_up(connection: Connection, sqs: S
         raise RuntimeError("Kim-1f9c")
 
     connection.transport_options["decode_json"] = fail
-    again = sqs.put(1, {"plain": "JSON"})
-    sqs.put(2, task(2))
-    sqs.put(3, {"plain": "JSON"}, count=3)
+    again = sqs.bring({"plain": "JSON"})
+    sqs.bring(task(2))
+    sqs.bring({"plain": "JSON"}, count=3)
     worker = Worker(connection, "jobs")
     worker.get().ack()
     wait_until(lambda: sqs.sent, DEADLINE, "the dead letter")
@@ -419,14 +419,14 @@ def test_what_this_machine_has_no_room_for_is_handed_back_with_its_class_in_the_
 
     connection.transport_options["decode_json"] = fail
     # However often it was delivered: its failures would be counted, and this is none.
-    receipts = [sqs.put(number, {"plain": "JSON"}, count=number) for number in (1, 3, 9)]
-    sqs.put(10, {"plain": "JSON"}, count=10)
+    receipts = [sqs.bring({"plain": "JSON"}, count=number) for number in (1, 3, 9)]
+    sqs.bring({"plain": "JSON"}, count=10)
     worker = Worker(connection, "jobs")
     wait_until(lambda: sqs.visible.keys() >= set(receipts) and sqs.sent, DEADLINE, "four ends")
     worker.close(sqs)
     assert all(sqs.visible[receipt] >= 1 for receipt in receipts)
     # In SQS's last delivery it is sent on, for SQS would dead-letter it.
-    assert [call["QueueUrl"] for call in sqs.sent] == [JOBS]
+    assert [call["QueueUrl"] for call in sqs.sent] == [sqs.jobs]
     lines = [vars(r) for r in caplog.records if vars(r).get("event") == "message.not_taken"]
     assert [line["error"] for line in lines] == [type(fault).__name__] * 4
     assert "Kim-1f9c" not in caplog.text
@@ -446,10 +446,10 @@ def test_an_error_in_the_middle_of_a_batch_costs_no_other_message(
     log.addFilter(fail)
     connection.transport_options["decode_json"] = run_short
     try:
-        sqs.put(1, task(1))
-        sqs.put(2, "not JSON")
-        sqs.put(4, {"plain": "JSON"})
-        sqs.put(3, task(3))
+        sqs.bring(task(1))
+        sqs.bring("not JSON")
+        sqs.bring({"plain": "JSON"})
+        sqs.bring(task(3))
         worker = Worker(connection, "jobs")
         assert [worker.get().payload[0], worker.get().payload[0]] == [[1], [3]]
     finally:
@@ -468,7 +468,7 @@ def test_messages_that_cannot_be_handed_over_are_handed_back(
         return write(to, data)
 
     monkeypatch.setattr(os, "write", fail)
-    receipts = {sqs.put(1, task(1)), sqs.put(2, task(2))}
+    receipts = {sqs.bring(task(1)), sqs.bring(task(2))}
     worker = Worker(connection, "jobs")
     wait_until(lambda: sqs.visible.keys() == receipts, DEADLINE, "both handed back")
     monkeypatch.setattr(os, "write", write)
@@ -479,12 +479,12 @@ def test_messages_that_cannot_be_handed_over_are_handed_back(
 
 def test_a_message_that_is_not_due_waits_in_sqs(connection: Connection, sqs: Sqs) -> None:
     eta = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    receipt = sqs.put(1, task(1, eta=eta))
+    receipt = sqs.bring(task(1, eta=eta))
     worker = Worker(connection, "jobs")
     wait_until(lambda: sqs.sent, DEADLINE, "the message sent on")
     worker.close(sqs)
     assert worker.received == []
-    assert [(call["QueueUrl"], call["DelaySeconds"]) for call in sqs.sent] == [(JOBS, 900)]
+    assert [(call["QueueUrl"], call["DelaySeconds"]) for call in sqs.sent] == [(sqs.jobs, 900)]
     assert json.loads(sqs.sent[0]["MessageBody"])["headers"]["eta"] == eta
     assert sqs.deleted == [receipt]
 
@@ -493,15 +493,14 @@ def test_a_message_that_is_not_due_waits_in_sqs(connection: Connection, sqs: Sqs
 def test_a_message_that_is_due_has_no_eta_for_celery_to_wait_for(
     connection: Connection, sqs: Sqs, late: timedelta
 ) -> None:
-    sqs.put(1, task(1, eta=(datetime.now(UTC) - late).isoformat()))
+    sqs.bring(task(1, eta=(datetime.now(UTC) - late).isoformat()))
     assert Worker(connection, "jobs").get().headers["eta"] is None
 
 
 def test_a_message_that_the_worker_cannot_take_holds_no_other_up(
     connection: Connection, sqs: Sqs
 ) -> None:
-    first = sqs.put(1, task(1))
-    sqs.put(2, task(2))
+    first, second = sqs.bring(task(1)), sqs.bring(task(2))
     worker = Worker(connection, "jobs")
 
     def take(message: Any) -> None:
@@ -512,16 +511,16 @@ def test_a_message_that_the_worker_cannot_take_holds_no_other_up(
     worker.on_message = take
     worker.get().ack()
     worker.close(sqs)
-    assert sqs.deleted == ["receipt-2"]
+    assert sqs.deleted == [second]
     # A failure of its first attempt: again, after the backoff.
     assert sqs.visible[first] >= 1
 
 
 def test_every_queue_is_asked_although_one_is_empty(connection: Connection, sqs: Sqs) -> None:
-    sqs.put(1, task(1), url=MAIL)
+    sqs.bring(task(1), url=sqs.mail)
     worker = Worker(connection, "jobs", "mail")
     # The long poll of the empty queue is open for five times as long.
-    wait_until(lambda: MAIL in sqs.asked, DEADLINE / 5, "a poll of the second queue")
+    wait_until(lambda: sqs.mail in sqs.polled, DEADLINE / 5, "a poll of the second queue")
     assert worker.get().delivery_info["routing_key"] == "mail"
 
 
@@ -535,10 +534,10 @@ def test_no_more_is_held_than_the_pool_runs_and_of_short_tasks_than_full_batches
             wait_until(lambda: taken() > number, PATIENCE, "one more")
 
     def taken() -> int:
-        return 100 - len(sqs.waiting[JOBS]) - len(sqs.deleted)
+        return 100 - sqs.waiting() - len(sqs.deleted)
 
     for number in range(100):
-        sqs.put(number, task(number))
+        sqs.bring(task(number))
     worker = Worker(connection, "jobs", prefetch=prefetch)
     # Nobody knows how long its tasks are.
     wait_until_held(prefetch)
@@ -552,49 +551,50 @@ def test_a_message_that_was_dead_lettered_before_is_deleted_and_does_not_run(
     connection: Connection, sqs: Sqs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # SQS took the copy and did not hear the delete, so it delivers the message again.
-    sqs.put(7, task(1), count=3)
-    worker = Worker(connection, "jobs")
     monkeypatch.setattr("sqs_broker.sqs.settler.RETRY_PAUSE", 100)  # One try, no second one.
-    sqs.refusals["receipt-7"] = "InternalError"
+    id_ = sqs.bring(task(1), count=3)
+    worker = Worker(connection, "jobs")
+    sqs.fail(DELETE)
     message = worker.get()
     message.note(Refused("no such user"))
     message.reject()
-    wait_until(lambda: "receipt-7" not in sqs.refusals, DEADLINE, "the delete that fails")
-    again = sqs.put(7, task(1), count=4, receipt="receipt-7-again")
-    sqs.ended.set()
-    wait_until(lambda: sqs.deleted == [again], DEADLINE, "the delete")
+    wait_until(lambda: sqs.asked(DELETE), DEADLINE, "the delete that fails")
+    sqs.pause(61)
+    wait_until(lambda: sqs.deleted == [id_], DEADLINE, "the delete")
     drain(connection)
     assert worker.received == []
-    assert [call["QueueUrl"] for call in sqs.sent] == [f"{JOBS}-dlq"]
+    assert [call["QueueUrl"] for call in sqs.sent] == [f"{sqs.jobs}-dlq"]
 
 
 def test_what_sqs_was_not_told_yet_bounds_what_is_received(
     connection: Connection, sqs: Sqs
 ) -> None:
     # Else messages that are done pile up here until their leases are over.
-    sqs.deletes.clear()
+    sqs.hold(DELETE)
     for number in range(300):
-        sqs.put(number, task(number))
+        sqs.bring(task(number))
     worker = Worker(connection, "jobs")
     worker.on_message = lambda message: message.ack()
     drain(connection)
     # The window widens, for these messages are short.
-    assert 300 - len(sqs.waiting[JOBS]) <= MOST_UNTOLD + MOST_AHEAD + 2 + BATCH
-    sqs.deletes.set()
+    assert 300 - sqs.waiting() <= MOST_UNTOLD + MOST_AHEAD + 2 + BATCH
+    sqs.release(DELETE)
     wait_until(lambda: drain(connection) or len(sqs.deleted) == 300, DEADLINE, "all deleted")
 
 
 def test_each_client_waits_and_tries_as_its_calls_need(connection: Connection, sqs: Sqs) -> None:
     Worker(connection, "jobs")
-    settler, heartbeat, receiver = sqs.made
-    assert settler == {}
+    producer, settler, heartbeat, receiver = sqs.drivers
+    # What a producer sends may have attributes of the caller's own.
+    assert producer == {"read_timeout": 10, "tries": 3, "is_checked": True}
+    assert settler == producer | {"is_checked": False}
     # These try again themselves, and the second waits longer than the long poll.
-    assert heartbeat == {"tries": 1}
-    assert receiver == {"read_timeout": 25, "tries": 1}
+    assert heartbeat == settler | {"tries": 1}
+    assert receiver == heartbeat | {"read_timeout": 25}
 
 
 def test_the_event_loop_delivers_what_a_receiver_brought(connection: Connection, sqs: Sqs) -> None:
-    sqs.put(1, task(1))
+    sqs.bring(task(1))
     loop = Loop()
     worker = Worker(connection, "jobs")
     connection.transport.register_with_event_loop(connection, loop)
@@ -649,30 +649,30 @@ class Loop:
 
 
 def test_under_a_lease_that_was_lost_nothing_is_settled(
-    connection: Connection, sqs: Sqs, later: Later, caplog: pytest.LogCaptureFixture
+    connection: Connection, sqs: Sqs, clock: Ahead, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The message may be another worker's by now.
-    sqs.put(7, task(1))
+    id_ = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     message = worker.get()
-    later(61, "sqs.deliveries")
+    clock.advance(61)
     message.ack()
     worker.close(sqs)
     assert (sqs.deleted, sqs.visible, sqs.sent) == ([], {}, [])
     (record,) = (r for r in caplog.records if vars(r).get("event") == "lease.lost")
-    assert vars(record)["sqs_message_id"] == "sqs-7"
+    assert vars(record)["sqs_message_id"] == id_
 
 
 @pytest.mark.usefixtures("_beats_fast")
 def test_a_lost_lease_is_told_to_the_worker_by_its_tag(
-    connection: Connection, sqs: Sqs, later: Later
+    connection: Connection, sqs: Sqs, clock: Ahead
 ) -> None:
-    sqs.put(1, task(1))
+    sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     lost: list[str] = []
     worker.channel.deliveries.on_lease_lost = lost.append
     message = worker.get()
-    later(61, "sqs.heartbeat")
+    clock.advance(61)
     wait_until(lambda: lost, DEADLINE, "the loss")
     worker.close(sqs)
     assert lost == [message.delivery_tag]
@@ -680,14 +680,14 @@ def test_a_lost_lease_is_told_to_the_worker_by_its_tag(
 
 @pytest.mark.usefixtures("_beats_fast")
 def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
-    connection: Connection, sqs: Sqs, later: Later
+    connection: Connection, sqs: Sqs, clock: Ahead
 ) -> None:
-    sqs.put(1, task(1))
+    sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     lost: list[str] = []
     worker.channel.deliveries.on_lease_lost = lost.append
     assert connection.transport.inbox.wait(DEADLINE)
-    later(61, "sqs.heartbeat")
+    clock.advance(61)
     wait_until(lambda: lost, DEADLINE, "the loss")
     connection.drain_events(timeout=DEADLINE)
     assert worker.received == []
@@ -697,7 +697,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
 def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_received(
     connection: Connection, sqs: Sqs, later: Later, caplog: pytest.LogCaptureFixture
 ) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     loop = Loop()
     connection.transport.register_with_event_loop(connection, loop)
     loop.beat()
@@ -705,16 +705,14 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     assert connection.transport.inbox.wait(DEADLINE)
     later(61, "worker.transport")
     wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
-    sqs.put(2, task(2))
-    sqs.ended.set()
     connection.drain_events(timeout=DEADLINE)
     # What the poll brought that was open before.
-    wait_until(lambda: sqs.visible.get("receipt-2") == 0, DEADLINE, "the second release")
-    asked = len(sqs.asked)
+    wait_until(lambda: len(sqs.entries(CHANGE)) == 2, DEADLINE, "the second release")
+    asked = len(sqs.polled)
     with pytest.raises(TimeoutError):
-        wait_until(lambda: len(sqs.asked) > asked, PATIENCE, "a poll in the pause")
+        wait_until(lambda: len(sqs.polled) > asked, PATIENCE, "a poll in the pause")
     loop.beat()
-    wait_until(lambda: len(sqs.asked) > asked, DEADLINE, "a poll after the beat")
+    wait_until(lambda: len(sqs.polled) > asked, DEADLINE, "a poll after the beat")
     assert worker.received == []
     events = [vars(record)["event"] for record in caplog.records]
     assert events == ["loop.hangs", "loop.beats"]
@@ -726,7 +724,7 @@ def test_a_message_that_waits_for_too_long_is_released_and_cannot_start_any_more
 ) -> None:
     caplog.set_level(logging.INFO)
     connection.transport_options["longest_wait"] = 0.2
-    runs, waits = sqs.put(1, task(1)), sqs.put(2, task(2))
+    runs, waits = sqs.bring(task(1)), sqs.bring(task(2))
     worker = Worker(connection, "jobs")
     deliveries = worker.channel.deliveries
     started, waiting = worker.get(), worker.get()
@@ -742,7 +740,8 @@ def test_a_message_that_waits_for_too_long_is_released_and_cannot_start_any_more
     worker.close(sqs)
     assert sqs.deleted == [runs]
     lines = [vars(record) for record in caplog.records]
-    (line,) = (line for line in lines if line.get("event") == "message.released")
+    # SQS delivers it again, and it waits again.
+    line, *_ = (line for line in lines if line.get("event") == "message.released")
     assert (line["task"], line["message_id"], line["delay"]) == ("job", "id-2", 0)
     assert not [line for line in lines if line.get("event") == "lease.lost"]
 
@@ -752,7 +751,7 @@ def test_a_message_that_waits_on_its_way_to_the_worker_is_released_and_not_deliv
     connection: Connection, sqs: Sqs
 ) -> None:
     connection.transport_options["longest_wait"] = 0.2
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
     connection.drain_events(timeout=DEADLINE)
@@ -765,11 +764,11 @@ def test_what_waits_for_too_long_in_the_last_delivery_that_sqs_allows_is_sent_on
 ) -> None:
     # Else SQS would dead-letter it, without a reason, and it never ran.
     connection.transport_options["longest_wait"] = 0.2
-    receipt = sqs.put(1, task(1), count=10)
+    receipt = sqs.bring(task(1), count=10)
     worker = Worker(connection, "jobs")
     worker.get()
     wait_until(lambda: sqs.deleted == [receipt], DEADLINE, "the delete")
-    assert [call["QueueUrl"] for call in sqs.sent] == [JOBS]
+    assert [call["QueueUrl"] for call in sqs.sent] == [sqs.jobs]
 
 
 @pytest.mark.usefixtures("_beats_fast")
@@ -777,7 +776,7 @@ def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
     connection: Connection, sqs: Sqs, later: Later
 ) -> None:
     # In the solo pool the task runs on the loop.
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     loop = Loop()
     connection.transport.register_with_event_loop(connection, loop)
     loop.beat()
@@ -808,7 +807,7 @@ def pause(worker: Worker, release_after: float = 1) -> None:
 def test_a_pause_hands_back_what_has_not_started_until_after_the_open_polls(
     connection: Connection, sqs: Sqs, asked: float, given: int
 ) -> None:
-    running, waiting = sqs.put(1, task(1)), sqs.put(2, task(2))
+    running, waiting = sqs.bring(task(1)), sqs.bring(task(2))
     worker = Worker(connection, "jobs")
     message = worker.get()
     worker.channel.deliveries.started(message.delivery_tag, 600)
@@ -823,19 +822,18 @@ def test_what_an_open_poll_brings_in_a_pause_is_handed_back_too(
     connection: Connection, sqs: Sqs
 ) -> None:
     worker = Worker(connection, "jobs")
-    wait_until(lambda: sqs.asked, DEADLINE, "the poll")
+    wait_until(lambda: sqs.polled, DEADLINE, "the poll")
     pause(worker)
-    receipt = sqs.put(1, task(1))
-    sqs.ended.set()
+    receipt = sqs.bring(task(1))
     wait_until(lambda: sqs.visible == {receipt: 25}, DEADLINE, "the release")
     drain(connection)
-    assert (worker.received, len(sqs.asked)) == ([], 1)
+    assert (worker.received, len(sqs.polled)) == ([], 1)
 
 
 def test_what_was_handed_back_on_its_way_to_the_worker_is_not_delivered(
     connection: Connection, sqs: Sqs
 ) -> None:
-    sqs.put(1, task(1))
+    sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
     pause(worker)
@@ -846,10 +844,9 @@ def test_what_was_handed_back_on_its_way_to_the_worker_is_not_delivered(
 def test_after_a_pause_messages_come_again(connection: Connection, sqs: Sqs) -> None:
     worker = Worker(connection, "jobs")
     pause(worker)
-    sqs.ended.set()
     worker.channel.deliveries.resume("away")
     assert worker.channel.deliveries.pauses == frozenset()
-    sqs.put(1, task(1))
+    sqs.bring(task(1))
     assert worker.get().headers["id"] == "id-1"
 
 
@@ -879,9 +876,9 @@ def test_what_an_open_poll_brings_after_the_cancel_is_released(
     connection: Connection, sqs: Sqs
 ) -> None:
     worker = Worker(connection, "jobs")
-    wait_until(lambda: sqs.asked, DEADLINE, "the poll")
+    wait_until(lambda: sqs.polled, DEADLINE, "the poll")
     worker.consumer.cancel()
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker.close(sqs)
     assert worker.received == []
     assert sqs.visible == {receipt: 0}
@@ -890,7 +887,7 @@ def test_what_an_open_poll_brings_after_the_cancel_is_released(
 def test_a_worker_that_stops_hands_back_what_waits_and_then_what_runs(
     connection: Connection, sqs: Sqs
 ) -> None:
-    running, waiting = sqs.put(1, task(1)), sqs.put(2, task(2))
+    running, waiting = sqs.bring(task(1)), sqs.bring(task(2))
     worker = Worker(connection, "jobs")
     channel = worker.channel
     started, queued = worker.get(), worker.get()
@@ -904,7 +901,7 @@ def test_a_worker_that_stops_hands_back_what_waits_and_then_what_runs(
     assert channel.deliveries.release(running=True) == 1
     wait_until(lambda: running in sqs.visible, DEADLINE, "the release of what runs")
     assert sqs.visible == {waiting: 0, running: 0}
-    sqs.ended.set()
+    sqs.end_polls()
     channel.deliveries.await_polls()
     assert channel.deliveries.is_empty
     assert sqs.deleted == []
@@ -913,7 +910,7 @@ def test_a_worker_that_stops_hands_back_what_waits_and_then_what_runs(
 def test_what_was_promised_to_a_process_is_not_released_before_its_end(
     connection: Connection, sqs: Sqs
 ) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     worker.channel.deliveries.pool_has_processes = True
     message = worker.get()
@@ -927,7 +924,7 @@ def test_what_was_promised_to_a_process_is_not_released_before_its_end(
 def test_what_came_before_the_cancel_and_was_not_delivered_is_released(
     connection: Connection, sqs: Sqs
 ) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
     worker.consumer.cancel()
@@ -939,7 +936,7 @@ def test_what_came_before_the_cancel_and_was_not_delivered_is_released(
 
 def test_closing_settles_by_what_was_noted(connection: Connection, sqs: Sqs) -> None:
     # Celery noted it, and its ack has not come through yet.
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     worker.get().note(RetryAsked(7, "KeyError"))
     worker.close(sqs)
@@ -951,7 +948,7 @@ def test_closing_the_connection_gives_its_descriptors_back(
 ) -> None:
     Worker(connection, "jobs")
     inbox = connection.transport.inbox
-    sqs.ended.set()
+    sqs.end_polls()
     connection.release()
     assert inbox.fileno() == -1
 
@@ -960,12 +957,12 @@ def test_closing_the_connection_gives_its_descriptors_back(
 def test_closing_releases_what_was_not_settled(
     connection: Connection, sqs: Sqs, taken: bool
 ) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     if taken:
         worker.get()
     else:
-        wait_until(lambda: len(sqs.asked) == 2, DEADLINE, "the poll after the message")
+        wait_until(lambda: len(sqs.polled) == 2, DEADLINE, "the poll after the message")
     worker.close(sqs)
     assert sqs.visible == {receipt: 0}
     assert sqs.deleted == []
@@ -984,7 +981,7 @@ def test_closing_ends_the_threads(connection: Connection, sqs: Sqs) -> None:
 def test_consuming_that_there_is_no_room_for_raises_and_can_be_tried_again(
     connection: Connection, sqs: Sqs, machine: Machine, thread: str
 ) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     machine.has_no_room_for(thread)
     channel, got = connection.channel(), list[Any]()
     channel.basic_qos(0, 1, False)
@@ -994,7 +991,7 @@ def test_consuming_that_there_is_no_room_for_raises_and_can_be_tried_again(
     channel.basic_consume("jobs", False, got.append, "tag-2")
     connection.drain_events(timeout=DEADLINE)
     got[0].ack()
-    sqs.ended.set()
+    sqs.end_polls()
     channel.close()
     assert sqs.deleted == [receipt]
     assert not any(t.name.startswith("sqs-") for t in threading.enumerate())
@@ -1011,7 +1008,7 @@ def test_a_channel_that_there_was_no_room_for_closes(
 
 
 def test_closing_twice_does_nothing_more(connection: Connection, sqs: Sqs) -> None:
-    receipt = sqs.put(1, task(1))
+    receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     worker.get()
     worker.close(sqs)

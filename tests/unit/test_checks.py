@@ -8,8 +8,11 @@ import pytest
 
 from sqs_broker.options import Options, QueueAddress
 from sqs_broker.rules.policy import Policy
+from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.testing import FakeSqs, State
 from sqs_broker.tools.checks import Finding, Level, check_dead_letters, check_queue
-from sqs_broker.tools.permissions import permission
+from sqs_broker.tools.permissions import ON_QUEUE, check_permissions, permission
 
 JOBS = "https://sqs.us-east-1.amazonaws.com/123456789012/jobs"
 DEAD = "https://sqs.us-east-1.amazonaws.com/123456789012/dead"
@@ -171,19 +174,36 @@ def test_a_key_of_kms_comes_with_what_it_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "level"),
+    ("error", "level"),
     [
-        ("AccessDenied", Level.FAULT),
-        ("AccessDeniedException", Level.FAULT),
-        ("ReceiptHandleIsInvalid", Level.OK),
-        ("EmptyBatchRequest", Level.OK),
-        ("InvalidParameterValue", Level.OK),
+        (SqsError("AccessDenied"), Level.FAULT),
+        (SqsError("AccessDeniedException"), Level.FAULT),
+        (SqsError("ReceiptHandleIsInvalid"), Level.OK),
+        (SqsError("EmptyBatchRequest"), Level.OK),
+        (SqsError("InvalidParameterValue"), Level.OK),
         (None, Level.OK),
-        ("RequestThrottled", Level.UNKNOWN),
-        ("EndpointConnectionError", Level.UNKNOWN),
+        (SqsError("RequestThrottled"), Level.UNKNOWN),
+        (Unreached("EndpointConnectionError"), Level.UNKNOWN),
     ],
 )
-def test_a_refusal_tells_whether_the_action_was_allowed(code: str | None, level: Level) -> None:
-    found = permission("jobs", "DeleteMessage", code)
+def test_a_refusal_tells_whether_the_action_was_allowed(
+    error: SqsError | None, level: Level
+) -> None:
+    found = permission("jobs", "DeleteMessage", error)
     assert found.level is level
     assert found.check == "sqs:DeleteMessage"
+
+
+@pytest.mark.parametrize("denied", [None, *ON_QUEUE])
+def test_each_action_is_tried_and_no_message_is_touched(
+    fake: FakeSqs, options: Options, denied: str | None
+) -> None:
+    url = options.queue("jobs").url
+    fake.put(url, "{}")
+    if denied:
+        fake.deny(f"{denied}Batch" if denied == "SendMessage" else denied)
+    found = {
+        f.check.partition(":")[2]: f.level for f in check_permissions(Queue(url, fake), ON_QUEUE)
+    }
+    assert found == {name: Level.FAULT if name == denied else Level.OK for name in ON_QUEUE}
+    assert [(m.state, m.receives) for m in fake.messages(url)] == [(State.VISIBLE, 0)]

@@ -7,17 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
-from botocore.parsers import ResponseParserError
 
 from sqs_broker.errors import NoThread
 from sqs_broker.limits import LONGEST_VISIBILITY
-from sqs_broker.options import Options, QueueAddress
+from sqs_broker.options import Options
 from sqs_broker.rules.lease import LIMIT_MARGIN, WAIT_MARGIN, Lease
 from sqs_broker.rules.policy import LONGEST_WAIT, Policy
+from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.heartbeat import Heartbeat
 from sqs_broker.sqs.leases import Leases
-from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.testing import Clock, FakeSqs
+from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery, Receive
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -25,48 +26,15 @@ DEADLINE = 5
 #: When every message of these tests was received, in monotonic seconds.
 RECEIVED = 1_000.0
 
-OPTIONS = Options(
-    region="us-east-1",
-    queues={name: QueueAddress(f"https://sqs.test/{name}") for name in ("jobs", "mail")},
-    policy=Policy(visibility_timeout=VISIBILITY_TIMEOUT),
-)
+CHANGE = "ChangeMessageVisibilityBatch"
 
-
-class Client:
-    """Notes each call. `faults` are those of the next calls: an exception, or the error code of
-    each entry that fails, by its receipt handle."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.faults: list[Any] = []
-        self.before_each: Callable[[], Any] = lambda: None
-
-    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
-        self.calls.append(call)
-        self.before_each()
-        fault = self.faults.pop(0) if self.faults else {}
-        if isinstance(fault, Exception):
-            raise fault
-        entries = {entry["Id"]: fault.get(entry["ReceiptHandle"]) for entry in call["Entries"]}
-        return {"Failed": [{"Id": id_, "Code": code} for id_, code in entries.items() if code]}
-
-    def extended(self) -> dict[str, int]:
-        """The seconds that each receipt handle was extended by."""
-        return {
-            entry["ReceiptHandle"]: entry["VisibilityTimeout"]
-            for call in self.calls
-            for entry in call["Entries"]
-        }
+#: So many beats in a lease that the thread never pauses for long.
+FAST = 100_000
 
 
 @pytest.fixture
-def client() -> Client:
-    return Client()
-
-
-@pytest.fixture
-def leases() -> Leases:
-    return Leases(VISIBILITY_TIMEOUT)
+def leases(clock: Clock) -> Leases:
+    return Leases(VISIBILITY_TIMEOUT, clock=clock)
 
 
 @pytest.fixture
@@ -83,7 +51,12 @@ def handed_back() -> list[Lease]:
 
 @pytest.fixture
 def heartbeat(
-    client: Client, leases: Leases, lost: list[tuple[str, str]], handed_back: list[Lease]
+    options: Options,
+    fake: FakeSqs,
+    leases: Leases,
+    clock: Clock,
+    lost: list[tuple[str, str]],
+    handed_back: list[Lease],
 ) -> Heartbeat:
     """Not started: the tests beat. What is lost or handed back is taken from the table, as the
     channel does."""
@@ -96,28 +69,21 @@ def heartbeat(
         if leases.keep_back(lease.delivery.tag):
             handed_back.append(lease)
 
-    return Heartbeat(OPTIONS, client, leases, on_lost, lambda: None, on_waited)  # type: ignore[arg-type]
+    return Heartbeat(options, fake, leases, on_lost, lambda: None, on_waited, clock=clock)
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the clock to so many seconds after the receive."""
-
-    def set_to(seconds: float) -> None:
-        for module in ("sqs.extension", "sqs.heartbeat", "rules.lease"):
-            monkeypatch.setattr(f"sqs_broker.{module}.monotonic", lambda: RECEIVED + seconds)
-
-    set_to(0)
-    return set_to
+def at(clock: Clock) -> Callable[[float], None]:
+    """Lets the time pass to so many seconds after the receive, where it is not there yet."""
+    return lambda seconds: clock.advance(max(0, RECEIVED + seconds - clock()))
 
 
 @pytest.fixture
-def hold(leases: Leases, make_delivery: MakeDelivery) -> Callable[..., Lease]:
+def hold(leases: Leases, receive: Receive) -> Callable[..., Lease]:
     """Holds a new delivery."""
 
     def hold_one(**facts: Any) -> Lease:
-        delivery = make_delivery(received_at=RECEIVED, **facts)
-        leases.fill(0, [delivery])
+        leases.fill(0, [receive(**facts).delivery])
         return leases.all()[-1]
 
     return hold_one
@@ -127,32 +93,42 @@ At = Callable[[float], None]
 Hold = Callable[..., Lease]
 
 
+def extended(fake: FakeSqs) -> dict[str, int]:
+    """The seconds that each receipt handle was extended by."""
+    return {e["ReceiptHandle"]: e["VisibilityTimeout"] for e in fake.entries(CHANGE)}
+
+
+def refuse(fake: FakeSqs, lease: Lease, code: str) -> None:
+    """Let the next extension of a lease fail."""
+    fake.fail(CHANGE, code, entries=[lease.delivery.receipt_handle])
+
+
 # When
 
 
 @pytest.mark.parametrize("age", [0, 5, 9.9])
 def test_a_young_lease_costs_no_call(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At, age: float
+    heartbeat: Heartbeat, fake: FakeSqs, hold: Hold, at: At, age: float
 ) -> None:
     hold()
     at(age)
     heartbeat.beat()
-    assert client.calls == []
+    assert fake.calls == []
 
 
 @pytest.mark.parametrize("age", [10, 20, 40, 59.9])
 def test_a_lease_is_extended_before_its_time_is_over(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At, age: float
+    heartbeat: Heartbeat, fake: FakeSqs, hold: Hold, at: At, age: float
 ) -> None:
     lease = hold()
     at(age)
     heartbeat.beat()
-    assert client.extended() == {lease.delivery.receipt_handle: VISIBILITY_TIMEOUT}
+    assert extended(fake) == {lease.delivery.receipt_handle: VISIBILITY_TIMEOUT}
     assert lease.expires_at == RECEIVED + age + VISIBILITY_TIMEOUT
 
 
 def test_no_lease_gets_older_than_a_third_of_its_time_between_two_beats(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+    heartbeat: Heartbeat, fake: FakeSqs, hold: Hold, at: At
 ) -> None:
     # The thread beats every sixth of it.
     lease = hold()
@@ -165,14 +141,14 @@ def test_no_lease_gets_older_than_a_third_of_its_time_between_two_beats(
 
 
 def test_an_extension_that_failed_is_tried_again_at_the_next_beat(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+    heartbeat: Heartbeat, fake: FakeSqs, hold: Hold, at: At
 ) -> None:
     lease = hold()
-    client.faults = [ReadTimeoutError(endpoint_url="https://sqs.test")]
+    fake.fail(CHANGE, error=Unreached("ReadTimeoutError"))
     for age in (10, 20):
         at(age)
         heartbeat.beat()
-    assert len(client.calls) == 2
+    assert len(fake.calls) == 2
     assert lease.expires_at == RECEIVED + 20 + VISIBILITY_TIMEOUT
 
 
@@ -180,48 +156,47 @@ def test_an_extension_that_failed_is_tried_again_at_the_next_beat(
 
 
 def test_leases_are_extended_ten_a_call(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+    heartbeat: Heartbeat, fake: FakeSqs, hold: Hold, at: At
 ) -> None:
     handles = [hold().delivery.receipt_handle for _ in range(25)]
     at(20)
     heartbeat.beat()
-    assert [len(call["Entries"]) for call in client.calls] == [10, 10, 5]
-    assert all(len({entry["Id"] for entry in call["Entries"]}) > 4 for call in client.calls)
-    assert list(client.extended()) == handles
+    assert [len(call["Entries"]) for call in fake.asked(CHANGE)] == [10, 10, 5]
+    assert list(extended(fake)) == handles
 
 
 def test_each_queue_is_asked_by_its_own_url(
-    heartbeat: Heartbeat, client: Client, hold: Hold, at: At
+    heartbeat: Heartbeat, options: Options, fake: FakeSqs, hold: Hold, at: At
 ) -> None:
     for queue in ("jobs", "mail", "jobs"):
         hold(queue=queue)
     at(20)
     heartbeat.beat()
-    asked = {call["QueueUrl"]: len(call["Entries"]) for call in client.calls}
-    assert asked == {"https://sqs.test/jobs": 2, "https://sqs.test/mail": 1}
+    asked = {call["QueueUrl"]: len(call["Entries"]) for call in fake.asked(CHANGE)}
+    assert asked == {options.queue("jobs").url: 2, options.queue("mail").url: 1}
 
 
 def test_what_ends_while_others_are_extended_is_not_extended(
-    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At
+    heartbeat: Heartbeat, fake: FakeSqs, leases: Leases, hold: Hold, at: At
 ) -> None:
     # Its settler has told SQS when it is to be seen again, or that it is done.
     held = [hold() for _ in range(11)]
-    client.before_each = lambda: leases.take(held[-1].delivery.tag)
+    fake.on_call = lambda _: leases.take(held[-1].delivery.tag)
     at(20)
     heartbeat.beat()
-    assert [len(call["Entries"]) for call in client.calls] == [10]
+    assert [len(call["Entries"]) for call in fake.asked(CHANGE)] == [10]
 
 
 def test_a_lease_lasts_as_long_as_sqs_was_asked_for_although_its_task_starts_meanwhile(
-    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At
+    heartbeat: Heartbeat, fake: FakeSqs, leases: Leases, hold: Hold, at: At
 ) -> None:
     lease = hold()
     leases.started(lease.delivery.tag, 0.5)
-    client.before_each = lambda: leases.started(lease.delivery.tag, 600)
+    fake.on_call = lambda _: leases.started(lease.delivery.tag, 600)
     lease.expires_at = RECEIVED + 5
     at(4)
     heartbeat.beat()
-    (seconds,) = client.extended().values()
+    (seconds,) = extended(fake).values()
     assert lease.expires_at == RECEIVED + 4 + seconds
 
 
@@ -322,29 +297,37 @@ def test_no_extension_reaches_beyond_what_its_lease_may_last(
 
 @pytest.mark.parametrize("limit", [None, 100_000])
 def test_no_extension_reaches_beyond_twelve_hours(
-    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At, limit: int | None
+    heartbeat: Heartbeat,
+    options: Options,
+    fake: FakeSqs,
+    leases: Leases,
+    hold: Hold,
+    at: At,
+    limit: int | None,
 ) -> None:
     # SQS refuses the whole extension, and its 12 hours count from the receive.
     lease = hold()
     leases.started(lease.delivery.tag, limit)
+    queue = Queue(options.queue("jobs").url, fake)
+    assert queue.change_visibility([(lease.delivery.receipt_handle, 43_180)]) == [None]
     lease.expires_at = RECEIVED + LONGEST_VISIBILITY - 20
     at(LONGEST_VISIBILITY - 30)
     heartbeat.beat()
-    (seconds,) = client.extended().values()
+    (seconds,) = extended(fake).values()
     assert 20 < seconds <= 29
     # What was asked for is what the lease lasts.
     assert lease.expires_at == RECEIVED + LONGEST_VISIBILITY - 30 + seconds
 
 
 def test_after_twelve_hours_nothing_is_asked_for(
-    heartbeat: Heartbeat, client: Client, leases: Leases, hold: Hold, at: At
+    heartbeat: Heartbeat, fake: FakeSqs, leases: Leases, hold: Hold, at: At
 ) -> None:
     lease = hold()
     leases.started(lease.delivery.tag, None)
     lease.expires_at = RECEIVED + LONGEST_VISIBILITY + 20
     at(LONGEST_VISIBILITY - 1)
     heartbeat.beat()
-    assert client.calls == []
+    assert fake.calls == []
 
 
 # What is lost
@@ -353,7 +336,7 @@ def test_after_twelve_hours_nothing_is_asked_for(
 @pytest.mark.parametrize("age", [60, 61, 10_000])
 def test_a_lease_whose_time_is_over_is_lost_once_and_not_extended(
     heartbeat: Heartbeat,
-    client: Client,
+    fake: FakeSqs,
     hold: Hold,
     at: At,
     lost: list[tuple[str, str]],
@@ -364,7 +347,7 @@ def test_a_lease_whose_time_is_over_is_lost_once_and_not_extended(
     heartbeat.beat()
     heartbeat.beat()
     assert lost == [(lease.delivery.receipt_handle, "its time ran out")]
-    assert client.calls == []
+    assert fake.calls == []
 
 
 @pytest.mark.parametrize(
@@ -378,14 +361,14 @@ def test_a_lease_whose_time_is_over_is_lost_once_and_not_extended(
 )
 def test_a_refused_receipt_handle_is_lost_once_and_those_beside_it_are_not(
     heartbeat: Heartbeat,
-    client: Client,
+    fake: FakeSqs,
     hold: Hold,
     at: At,
     lost: list[tuple[str, str]],
     code: str,
 ) -> None:
     first, second = hold(), hold()
-    client.faults = [{first.delivery.receipt_handle: code}]
+    refuse(fake, first, code)
     for age in (20, 40):
         at(age)
         heartbeat.beat()
@@ -396,14 +379,14 @@ def test_a_refused_receipt_handle_is_lost_once_and_those_beside_it_are_not(
 @pytest.mark.parametrize("code", ["InternalError", "RequestThrottled", "AccessDenied"])
 def test_an_entry_that_may_succeed_later_is_not_lost(
     heartbeat: Heartbeat,
-    client: Client,
+    fake: FakeSqs,
     hold: Hold,
     at: At,
     lost: list[tuple[str, str]],
     code: str,
 ) -> None:
     lease = hold()
-    client.faults = [{lease.delivery.receipt_handle: code}]
+    refuse(fake, lease, code)
     at(20)
     heartbeat.beat()
     assert lease.expires_at == RECEIVED + VISIBILITY_TIMEOUT
@@ -415,16 +398,15 @@ def test_an_entry_that_may_succeed_later_is_not_lost(
 @pytest.mark.parametrize(
     "fault",
     [
-        ClientError({"Error": {"Code": "AccessDenied"}}, "ChangeMessageVisibilityBatch"),
-        ConnectionClosedError(endpoint_url="https://sqs.test"),
-        ResponseParserError("half an answer"),
+        SqsError("AccessDenied"),
+        Unreached("ConnectionClosedError"),
         RuntimeError("Kim-1f9c"),
     ],
     ids=repr,
 )
 def test_a_call_that_failed_loses_nothing_and_is_logged_without_its_text(
     heartbeat: Heartbeat,
-    client: Client,
+    fake: FakeSqs,
     hold: Hold,
     at: At,
     lost: list[tuple[str, str]],
@@ -433,7 +415,7 @@ def test_a_call_that_failed_loses_nothing_and_is_logged_without_its_text(
 ) -> None:
     # The leases of one queue do not suffer from a fault of the other.
     jobs, mail = hold(queue="jobs"), hold(queue="mail")
-    client.faults = [fault]
+    fake.fail(CHANGE, error=fault)
     at(20)
     heartbeat.beat()
     assert lost == []
@@ -446,11 +428,10 @@ def test_a_call_that_failed_loses_nothing_and_is_logged_without_its_text(
 
 
 def test_the_thread_beats_until_it_is_stopped(
-    client: Client, leases: Leases, monkeypatch: pytest.MonkeyPatch
+    options: Options, fake: FakeSqs, leases: Leases
 ) -> None:
-    monkeypatch.setattr("sqs_broker.sqs.heartbeat.BEATS_PER_LEASE", 100_000)
     beats = threading.Semaphore(0)
-    heartbeat = Heartbeat(OPTIONS, client, leases, print, beats.release)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(options, fake, leases, print, beats.release, beats_per_lease=FAST)
     heartbeat.start()
     assert all(beats.acquire(timeout=DEADLINE) for _ in range(3))
     heartbeat.stop(DEADLINE)
@@ -458,14 +439,14 @@ def test_the_thread_beats_until_it_is_stopped(
 
 
 def test_a_wait_that_is_shorter_than_a_beat_of_a_long_lease_is_noticed_in_time(
-    client: Client, make_delivery: MakeDelivery
+    options: Options, fake: FakeSqs, make_delivery: MakeDelivery
 ) -> None:
     policy = Policy(visibility_timeout=LONGEST_VISIBILITY, longest_wait=0.3)
     leases = Leases(policy.visibility_timeout, policy.longest_wait)
     waited = threading.Event()
     heartbeat = Heartbeat(
-        replace(OPTIONS, policy=policy),
-        client,  # type: ignore[arg-type]
+        replace(options, policy=policy),
+        fake,
         leases,
         print,
         lambda: None,
@@ -480,19 +461,15 @@ def test_a_wait_that_is_shorter_than_a_beat_of_a_long_lease_is_noticed_in_time(
 
 
 def test_the_thread_outlives_a_fault_of_who_is_told(
-    client: Client,
-    leases: Leases,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    options: Options, fake: FakeSqs, leases: Leases, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sqs_broker.sqs.heartbeat.BEATS_PER_LEASE", 100_000)
     beats = threading.Semaphore(0)
 
     def fail() -> None:
         beats.release()
         raise RuntimeError
 
-    heartbeat = Heartbeat(OPTIONS, client, leases, print, fail)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(options, fake, leases, print, fail, beats_per_lease=FAST)
     with caplog.at_level(logging.CRITICAL + 1):
         heartbeat.start()
         assert all(beats.acquire(timeout=DEADLINE) for _ in range(3))

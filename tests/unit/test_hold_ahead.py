@@ -7,21 +7,21 @@ own.
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqs_broker.limits import BATCH
-from sqs_broker.options import Options, QueueAddress
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.sqs.heartbeat import Heartbeat
 from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, Leases
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.receiver import delivery_of
+from sqs_broker.testing import Clock, FakeSqs
 from tests.unit.conftest import SENT, VISIBILITY_TIMEOUT
-
-OPTIONS = Options(region="us-east-1", queues={"jobs": QueueAddress("https://sqs.test/jobs")})
 
 #: Deliveries after which SQS dead-letters a message.
 MOST_DELIVERIES = 10
@@ -29,39 +29,34 @@ MOST_DELIVERIES = 10
 MANY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
 
-class Client:
-    """SQS, which extends what it is asked to."""
-
-    def change_message_visibility_batch(self, **_: Any) -> dict[str, Any]:
-        return {}
-
-
 class Model:
     """One worker of some processes, and one queue. Nothing takes time but tasks."""
 
-    def __init__(self, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1_000.0
-        for module in ("sqs.extension", "sqs.heartbeat", "rules.lease"):
-            monkeypatch.setattr(f"sqs_broker.{module}.monotonic", lambda: self.now)
-        self.leases = Leases(VISIBILITY_TIMEOUT, clock=lambda: self.now)
+    def __init__(self, processes: int) -> None:
+        self.clock = Clock()
+        fake = FakeSqs(self.clock, shuffle=random.Random(1))
+        url = fake.create_queue("jobs", visibility_timeout=VISIBILITY_TIMEOUT)
+        self.put = partial(fake.put, url)
+        self.queue = Queue(url, fake)
+        self.leases = Leases(VISIBILITY_TIMEOUT, clock=self.clock)
         self.leases.resize(processes)
         self.heartbeat = Heartbeat(
-            OPTIONS,
-            Client(),  # type: ignore[arg-type]
+            fake.options(),
+            fake,
             self.leases,
             self._on_lost,
             lambda: None,
             self._on_waited,
+            clock=self.clock,
         )
         self.processes = processes
         #: The seconds that each task takes, by its message.
         self.seconds: list[float] = []
-        self.visible: list[int] = []
         self.deliveries: list[int] = []
         #: In the order of the pool's own queue.
         self.waiting: deque[str] = deque()
         self.running: dict[str, float] = {}
-        self.message_of: dict[str, int] = {}
+        self.delivery_of: dict[str, Delivery] = {}
         self.done: list[int] = []
         self.lost: list[int] = []
         self.handed_back: list[int] = []
@@ -70,19 +65,19 @@ class Model:
 
     def send(self, *seconds: float) -> None:
         for each in seconds:
-            self.visible.append(len(self.seconds))
+            self.put(str(len(self.seconds)))
             self.seconds.append(each)
             self.deliveries.append(0)
 
     def turn(self) -> None:
         """All that can happen at this instant."""
-        for tag in [tag for tag, end in self.running.items() if end <= self.now]:
+        for tag in [tag for tag, end in self.running.items() if end <= self.clock()]:
             del self.running[tag]
-            if self.leases.take(tag):
-                self.done.append(self.message_of[tag])
+            if lease := self.leases.take(tag):
+                self.queue.delete([lease.delivery.receipt_handle])
+                self.done.append(self._number(lease))
         self._start()
-        while self.visible and (slots := self.leases.try_reserve()):
-            self._receive(slots)
+        while self._receive():
             self._start()
         self.most_waiting = max(self.most_waiting, len(self.leases) - len(self.running))
 
@@ -90,47 +85,49 @@ class Model:
         """Let time pass until this holds, in steps of so many seconds, and the heartbeat beat."""
         self.turn()
         while not until():
-            self.now += step
+            self.clock.advance(step)
             self.heartbeat.beat()
             self.turn()
 
-    def _receive(self, slots: int) -> None:
-        self.receives += 1
-        random.shuffle(self.visible)
-        came, self.visible = self.visible[:slots], self.visible[slots:]
-        deliveries = []
-        for number in came:
-            self.deliveries[number] += 1
-            tag = f"{number}/{self.deliveries[number]}"
-            self.message_of[tag] = number
-            self.waiting.append(tag)
-            deliveries.append(
-                Delivery(tag, "jobs", tag, tag, "{}", {}, self.deliveries[number], SENT, self.now)
-            )
-        self.leases.fill(slots, deliveries)
+    def _receive(self) -> bool:
+        """Whether something came."""
+        if not (slots := self.leases.try_reserve()):
+            return False
+        came = [delivery_of(m, "jobs", self.clock()) for m in self.queue.receive(slots, 0)]
+        self.receives += bool(came)
+        for delivery in came:
+            self.deliveries[int(delivery.body)] = delivery.count
+            self.delivery_of[delivery.tag] = delivery
+            self.waiting.append(delivery.tag)
+        self.leases.fill(slots, came)
+        return bool(came)
 
     def _start(self) -> None:
         while self.waiting and len(self.running) < self.processes:
             tag = self.waiting.popleft()
             if self.leases.promise(tag):
                 self.leases.started(tag, 43_000, Job(tag))
-                self.running[tag] = self.now + self.seconds[self.message_of[tag]]
+                number = int(self.delivery_of[tag].body)
+                self.running[tag] = self.clock() + self.seconds[number]
 
     def _on_waited(self, lease: Lease) -> None:
         if self.leases.keep_back(lease.delivery.tag):
-            self.handed_back.append(self.message_of[lease.delivery.tag])
-            self.visible.append(self.message_of[lease.delivery.tag])
+            self.handed_back.append(self._number(lease))
+            assert self.queue.change_visibility([(lease.delivery.receipt_handle, 0)]) == [None]
 
     def _on_lost(self, lease: Lease, why: str) -> None:
         self.leases.take(lease.delivery.tag)
-        self.lost.append(self.message_of[lease.delivery.tag])
-        self.visible.append(self.message_of[lease.delivery.tag])
+        self.lost.append(self._number(lease))
+
+    @staticmethod
+    def _number(lease: Lease) -> int:
+        return int(lease.delivery.body)
 
 
 @pytest.fixture
-def make_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Model]:
+def make_model() -> Callable[[int], Model]:
     random.seed(1)
-    return lambda processes: Model(processes, monkeypatch)
+    return Model
 
 
 MakeModel = Callable[[int], Model]
@@ -195,8 +192,8 @@ def test_what_waits_behind_long_tasks_is_handed_back_before_its_lease_is_over(
     held = len(model.leases)
     assert held > 1
     model.run(10, lambda: bool(model.handed_back))
-    assert model.now <= 1_000 + 40 + 900
-    model.run(10, lambda: model.now > 1_000 + 1_000)
+    assert model.clock() <= 1_000 + 40 + 900
+    model.run(10, lambda: model.clock() > 1_000 + 1_000)
     assert (len(model.handed_back), len(model.leases), model.lost) == (held - 1, 1, [])
 
 
@@ -224,7 +221,7 @@ def test_no_message_waits_for_much_longer_than_a_second(
     model.run(seconds / 4, all_done(model))
     assert model.most_waiting <= max(processes / seconds, 0 if seconds > 1 else 1)
     # No process is without work while there is some: each receive takes no time here.
-    assert model.now - 1_000 <= (100 / processes + 1) * seconds
+    assert model.clock() - 1_000 <= (100 / processes + 1) * seconds
 
 
 # The window

@@ -490,13 +490,9 @@ def test_how_long_a_message_may_wait_can_be_told(make_delivery: MakeDelivery) ->
     ],
 )
 def test_a_running_message_is_kept_to_its_limit_and_never_beyond_twelve_hours(
-    leases: Leases,
-    make_delivery: MakeDelivery,
-    monkeypatch: pytest.MonkeyPatch,
-    limit: float | None,
-    until: float,
+    make_delivery: MakeDelivery, limit: float | None, until: float
 ) -> None:
-    monkeypatch.setattr("sqs_broker.rules.lease.monotonic", lambda: 5_000.0)
+    leases = Leases(VISIBILITY_TIMEOUT, clock=lambda: 5_000.0)
     delivery = make_delivery(received_at=1_020.0, waited=20.0)
     leases.fill(0, [delivery])
     leases.started(delivery.tag, limit)

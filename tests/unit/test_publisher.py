@@ -1,7 +1,6 @@
-"""publish(): what SQS would refuse is refused at the caller; what is sent, a stock worker reads."""
+"""What SQS would refuse is refused at the caller; what is sent, a stock worker reads."""
 
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -10,29 +9,11 @@ from kombu.transport.SQS import Channel as StockChannel
 
 from sqs_broker.errors import MessageTooLarge, PublishError
 from sqs_broker.limits import MOST_ATTRIBUTES
-from sqs_broker.options import QueueAddress
-from sqs_broker.rules.dead_letter import size
 from sqs_broker.rules.due import seconds_until_due
-from sqs_broker.sqs.publisher import publish
+from sqs_broker.sqs.publisher import message_for
 
-QUEUE = QueueAddress("https://sqs.test/jobs")
 LIMIT = 262_144
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-@dataclass
-class Client:
-    """Takes what it is given, and counts."""
-
-    calls: list[dict[str, Any]] = field(default_factory=list)
-
-    def send_message(self, **call: Any) -> None:
-        self.calls.append(call)
-
-
-@pytest.fixture
-def client() -> Client:
-    return Client()
 
 
 @pytest.fixture
@@ -62,26 +43,22 @@ def attributes(number: int) -> dict[str, Any]:
     return {f"n{n}": {"DataType": "String", "StringValue": "v"} for n in range(number)}
 
 
-def test_a_message_is_one_call_to_its_queue(client: Client) -> None:
-    publish(client, QUEUE, message(), LIMIT)
-    (call,) = client.calls
-    assert call["QueueUrl"] == QUEUE.url
-    assert call["MessageAttributes"] == {}
-    assert call["DelaySeconds"] == 0
+def test_a_message_that_is_due_has_no_attributes_and_no_delay() -> None:
+    sent = message_for(message(), LIMIT)
+    assert (sent.attributes, sent.delay) == ({}, 0)
 
 
-def test_the_body_is_json_without_base64(client: Client) -> None:
-    publish(client, QUEUE, message('[[], {"nickname": "정보"}, {}]'), LIMIT)
-    envelope = json.loads(client.calls[0]["MessageBody"])
+def test_the_body_is_json_without_base64() -> None:
+    sent = message_for(message('[[], {"nickname": "정보"}, {}]'), LIMIT)
+    envelope = json.loads(sent.body)
     assert json.loads(envelope["body"]) == [[], {"nickname": "정보"}, {}]
     assert envelope == message('[[], {"nickname": "정보"}, {}]')
 
 
-def test_a_stock_worker_reads_what_we_send(client: Client) -> None:
-    publish(client, QUEUE, message(), LIMIT)
+def test_a_stock_worker_reads_what_we_send() -> None:
     # The stock path without its constructor, which opens a connection.
     stock = object.__new__(StockChannel)
-    text = stock._decode_python_message_body(client.calls[0]["MessageBody"]).decode()
+    text = stock._decode_python_message_body(message_for(message(), LIMIT).body).decode()
     payload = stock._prepare_json_payload(text)
     tagged = payload | {"properties": payload["properties"] | {"delivery_tag": 1}}
     read = StockChannel.Message(tagged, channel=stock)
@@ -89,10 +66,10 @@ def test_a_stock_worker_reads_what_we_send(client: Client) -> None:
     assert read.headers["task"] == "t"
 
 
-def test_attributes_travel_beside_the_body_and_not_in_it(client: Client) -> None:
-    publish(client, QUEUE, message(message_attributes=attributes(1)), LIMIT)
-    assert client.calls[0]["MessageAttributes"] == attributes(1)
-    assert "message_attributes" not in json.loads(client.calls[0]["MessageBody"])["properties"]
+def test_attributes_travel_beside_the_body_and_not_in_it() -> None:
+    sent = message_for(message(message_attributes=attributes(1)), LIMIT)
+    assert sent.attributes == attributes(1)
+    assert "message_attributes" not in json.loads(sent.body)["properties"]
 
 
 # Refused before any call
@@ -100,45 +77,39 @@ def test_attributes_travel_beside_the_body_and_not_in_it(client: Client) -> None
 
 def body_of_size(bytes_: int, **properties: Any) -> dict[str, Any]:
     """A message that is so many bytes on the wire, attributes included."""
-    probe = Client()
-    publish(probe, QUEUE, message("", **properties), LIMIT)
-    around = size(probe.calls[0]["MessageBody"], probe.calls[0]["MessageAttributes"])
+    around = message_for(message("", **properties), LIMIT).size
     return message("x" * (bytes_ - around), **properties)
 
 
 @pytest.mark.parametrize("limit", [1_024, 262_144, 1_048_576])
-def test_a_message_at_the_limit_is_sent(client: Client, limit: int) -> None:
-    publish(client, QUEUE, body_of_size(limit), limit)
-    assert len(client.calls[0]["MessageBody"].encode()) == limit
+def test_a_message_at_the_limit_is_sent(limit: int) -> None:
+    assert len(message_for(body_of_size(limit), limit).body.encode()) == limit
 
 
 @pytest.mark.parametrize("limit", [1_024, 262_144, 1_048_576])
-def test_a_message_a_byte_beyond_the_limit_is_refused(client: Client, limit: int) -> None:
+def test_a_message_a_byte_beyond_the_limit_is_refused(limit: int) -> None:
     with pytest.raises(MessageTooLarge, match=f"{limit + 1} bytes; the queue takes {limit}"):
-        publish(client, QUEUE, body_of_size(limit + 1), limit)
-    assert client.calls == []
+        message_for(body_of_size(limit + 1), limit)
 
 
-def test_attributes_count_towards_the_limit(client: Client) -> None:
+def test_attributes_count_towards_the_limit() -> None:
     at_the_limit = body_of_size(LIMIT)
     at_the_limit["properties"]["message_attributes"] = attributes(1)
     with pytest.raises(MessageTooLarge):
-        publish(client, QUEUE, at_the_limit, LIMIT)
-    assert client.calls == []
+        message_for(at_the_limit, LIMIT)
 
 
-def test_bytes_are_refused(client: Client) -> None:
+def test_bytes_are_refused() -> None:
     # `compression=` makes bytes of a body.
     with pytest.raises(PublishError, match="without compression"):
-        publish(client, QUEUE, message(b"\x78\x9c"), LIMIT)
-    assert client.calls == []
+        message_for(message(b"\x78\x9c"), LIMIT)
 
 
-def test_ten_attributes_are_sent_and_eleven_refused(client: Client) -> None:
-    publish(client, QUEUE, message(message_attributes=attributes(MOST_ATTRIBUTES)), LIMIT)
+def test_ten_attributes_are_sent_and_eleven_refused() -> None:
+    sent = message_for(message(message_attributes=attributes(MOST_ATTRIBUTES)), LIMIT)
+    assert len(sent.attributes) == MOST_ATTRIBUTES
     with pytest.raises(PublishError, match="10 attributes; there are 11"):
-        publish(client, QUEUE, message(message_attributes=attributes(11)), LIMIT)
-    assert len(client.calls) == 1
+        message_for(message(message_attributes=attributes(11)), LIMIT)
 
 
 # Delays
@@ -179,11 +150,9 @@ def test_a_task_without_an_eta_is_due(headers: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("_now")
 @pytest.mark.parametrize(("due_in", "delay"), [(10, 10), (899, 899), (900, 900), (901, 900)])
-def test_an_eta_becomes_a_delay_of_sqs_up_to_its_maximum(
-    client: Client, due_in: int, delay: int
-) -> None:
+def test_an_eta_becomes_a_delay_of_sqs_up_to_its_maximum(due_in: int, delay: int) -> None:
     eta = (NOW + timedelta(seconds=due_in)).isoformat()
-    publish(client, QUEUE, message(eta=eta), LIMIT)
-    assert client.calls[0]["DelaySeconds"] == delay
+    sent = message_for(message(eta=eta), LIMIT)
+    assert sent.delay == delay
     # What SQS cannot wait for, the worker does: it needs the time.
-    assert json.loads(client.calls[0]["MessageBody"])["headers"]["eta"] == eta
+    assert json.loads(sent.body)["headers"]["eta"] == eta

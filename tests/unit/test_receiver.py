@@ -7,26 +7,19 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any
 
 import pytest
-from botocore.exceptions import (
-    ClientError,
-    ConnectionClosedError,
-    EndpointConnectionError,
-    HTTPClientError,
-    NoCredentialsError,
-    ReadTimeoutError,
-)
-from botocore.parsers import ResponseParserError
 
 from devstack.waiting import wait_until
 from sqs_broker.errors import NoThread
-from sqs_broker.options import Options, QueueAddress
+from sqs_broker.options import Options
 from sqs_broker.rules.lease import Delivery
+from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.leases import AHEAD, Leases
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import Receiver
+from sqs_broker.testing import Call, Clock, FakeSqs
 from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery, after_a_short_task
 
 #: Seconds that nothing here comes near to.
@@ -35,63 +28,28 @@ DEADLINE = 5
 #: Seconds after which what has not happened does not happen.
 PATIENCE = 0.05
 
-OPTIONS = Options(
-    receive_pause_max=0.002,
-    region="us-east-1",
-    queues={"jobs": QueueAddress("https://sqs.test/jobs")},
-    wait_time_seconds=20,
-)
+RECEIVE, CHANGE = "ReceiveMessage", "ChangeMessageVisibilityBatch"
+
+#: Seconds of a long poll.
+POLL = 20
 
 
-def refused(code: str) -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": "no"}}, "ReceiveMessage")
+@pytest.fixture
+def fake(clock: Clock) -> FakeSqs:
+    """SQS with one queue, whose long polls stay open until something comes."""
+    made = FakeSqs(clock, holds_polls=True)
+    made.create_queue("jobs", visibility_timeout=VISIBILITY_TIMEOUT)
+    return made
 
 
-def message(number: int, **facts: Any) -> dict[str, Any]:
-    """A message as boto3 gives it."""
-    return {
-        "MessageId": f"sqs-{number}",
-        "ReceiptHandle": f"receipt-{number}",
-        "Body": "{}",
-        "Attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "1767323045678"},
-    } | facts
+@pytest.fixture
+def url(fake: FakeSqs) -> str:
+    return fake.options().queue("jobs").url
 
 
-class Client:
-    """Answers each receive with the next of a script, then holds the poll open until the end."""
-
-    def __init__(self, *script: Any) -> None:
-        self.script = list(script)
-        self.calls: list[dict[str, Any]] = []
-        self.polling = threading.Event()
-        self.ended = threading.Event()
-        self.before_each: Callable[[], None] = lambda: None
-        self.at_last: list[dict[str, Any]] = []
-        #: What is asked of leases, and how each is answered: by receipt handle the code of an entry
-        #: that fails, or an exception.
-        self.extensions: list[dict[str, Any]] = []
-        self.answer: Any = {}
-        self.before_extension: Callable[[], None] = lambda: None
-
-    def receive_message(self, **call: Any) -> dict[str, Any]:
-        self.calls.append(call)
-        self.before_each()
-        if not self.script:
-            self.polling.set()
-            self.ended.wait(DEADLINE)
-            return {"Messages": self.at_last}
-        step = self.script.pop(0)
-        if isinstance(step, Exception):
-            raise step
-        return {"Messages": step} if step else {}
-
-    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
-        self.extensions.append(call)
-        self.before_extension()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        codes = {entry["Id"]: self.answer.get(entry["ReceiptHandle"]) for entry in call["Entries"]}
-        return {"Failed": [{"Id": id_, "Code": code} for id_, code in codes.items() if code]}
+@pytest.fixture
+def options(fake: FakeSqs) -> Options:
+    return fake.options(receive_pause_max=0.002, wait_time_seconds=POLL)
 
 
 def wide() -> Leases:
@@ -101,75 +59,119 @@ def wide() -> Leases:
     return leases
 
 
-Receive = Callable[..., "queue.SimpleQueue[list[Delivery]]"]
+Come = queue.SimpleQueue[list[Delivery]]
+Make = Callable[..., Receiver]
+Start = Callable[..., Come]
 
 
 @pytest.fixture
-def receive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receive]:
-    """Starts a receiver on a client. Gives the queue of what it hands over."""
-    monkeypatch.setattr("sqs_broker.sqs.receiver.FIRST_PAUSE", 0.001)
-    started: list[tuple[Receiver, Client]] = []
+def make(fake: FakeSqs, options: Options, clock: Clock) -> Iterator[Make]:
+    """Makes receivers, which are stopped after the test."""
+    made: list[Receiver] = []
 
-    def start(client: Client, leases: Leases | None = None) -> "queue.SimpleQueue[list[Delivery]]":
-        handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
+    def make_one(
+        leases: Leases | None = None,
+        on_received: Callable[[list[Delivery]], object] = lambda _: None,
+        *,
+        changes: dict[str, Any] | None = None,
+        **how: Any,
+    ) -> Receiver:
+        its = replace(options, **changes or {})
         leases = wide() if leases is None else leases
-        receiver = Receiver("jobs", OPTIONS, client, leases, handed_over.put)  # type: ignore[arg-type]
-        started.append((receiver, client))
-        receiver.start()
-        return handed_over
+        quick = {"first_pause": 0.001}
+        receiver = Receiver("jobs", its, fake, leases, on_received, clock=clock, **quick | how)  # type: ignore[arg-type]
+        made.append(receiver)
+        return receiver
 
-    yield start
-    for receiver, client in started:
+    yield make_one
+    for receiver in made:
         receiver.stop()
-        client.ended.set()
+    fake.end_polls()
+    fake.release()
+    for receiver in made:
         receiver.join(DEADLINE)
 
 
-def test_it_asks_as_sqs_wants_to_be_asked(receive: Receive) -> None:
-    client = Client([message(1)])
-    receive(client).get(timeout=DEADLINE)
-    assert client.calls[0] == {
-        "QueueUrl": "https://sqs.test/jobs",
-        "MaxNumberOfMessages": 10,
-        "WaitTimeSeconds": 20,
-        "MessageAttributeNames": ["All"],
-        "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
-    }
+@pytest.fixture
+def start(make: Make) -> Start:
+    """Starts a receiver. Gives the queue of what it hands over."""
+
+    def start_one(leases: Leases | None = None, **how: Any) -> Come:
+        handed_over: Come = queue.SimpleQueue()
+        make(leases, handed_over.put, **how).start()
+        return handed_over
+
+    return start_one
 
 
-class Untellable(ClientError):
-    """An error of SQS without the answer that every one of them has."""
-
-    def __init__(self) -> None:
-        Exception.__init__(self, "no answer")
-        self.response = None  # type: ignore[assignment]
+def is_polling(fake: FakeSqs) -> None:
+    """Wait until a poll is open: what was done before is over."""
+    wait_until(lambda: fake.open_polls, DEADLINE, "an open poll")
 
 
-def test_an_error_of_the_back_off_itself_ends_no_thread(receive: Receive) -> None:
-    handed_over = receive(Client(Untellable(), Untellable(), [message(1)]))
-    assert handed_over.get(timeout=DEADLINE)[0].message_id == "sqs-1"
+def fail_with(fake: FakeSqs, *errors: Exception | None) -> None:
+    """Let the next receives fail with these; None works."""
+    left = list(errors)
+
+    def fail(call: Call) -> None:
+        if call.action == RECEIVE and left and (error := left.pop(0)):
+            raise error
+
+    fake.on_call = fail
 
 
-def test_what_comes_is_handed_over_in_one_call_a_batch(receive: Receive) -> None:
-    handed_over = receive(Client([message(1), message(2)], [], [message(3)]))
-    batches = [handed_over.get(timeout=DEADLINE) for _ in range(2)]
-    ids = [[delivery.message_id for delivery in batch] for batch in batches]
-    assert ids == [["sqs-1", "sqs-2"], ["sqs-3"]]
+def test_it_asks_as_sqs_wants_to_be_asked(start: Start, fake: FakeSqs, url: str) -> None:
+    start()
+    is_polling(fake)
+    assert fake.asked(RECEIVE) == [
+        {
+            "QueueUrl": url,
+            "MaxNumberOfMessages": 10,
+            "WaitTimeSeconds": POLL,
+            "MessageAttributeNames": ["All"],
+            "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
+        }
+    ]
 
 
-def test_a_delivery_holds_what_sqs_says_of_it(receive: Receive) -> None:
+def test_an_error_of_the_back_off_itself_ends_no_thread(
+    start: Start, fake: FakeSqs, url: str
+) -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        raise MemoryError
+
+    fake.put(url, "{}")
+    fake.fail(RECEIVE, times=2)
+    log = logging.getLogger("sqs_broker.sqs.receiver")
+    log.addFilter(fail)
+    try:
+        assert start().get(timeout=DEADLINE)
+    finally:
+        log.removeFilter(fail)
+
+
+def test_what_comes_is_handed_over_in_one_call_a_batch(
+    start: Start, fake: FakeSqs, url: str
+) -> None:
+    sent = [fake.put(url, "{}") for _ in range(2)]
+    handed_over = start()
+    assert [delivery.message_id for delivery in handed_over.get(timeout=DEADLINE)] == sent
+    sent = [fake.put(url, "{}")]
+    assert [delivery.message_id for delivery in handed_over.get(timeout=DEADLINE)] == sent
+
+
+def test_a_delivery_holds_what_sqs_says_of_it(start: Start, fake: FakeSqs, url: str) -> None:
     attributes = {
         "b": {"DataType": "Binary", "BinaryValue": b"\x00", "StringListValues": []},
         "s": {"DataType": "String", "StringValue": "text", "BinaryListValues": []},
     }
-    facts = {"ApproximateReceiveCount": "4", "SentTimestamp": "1767323045678"}
-    client = Client([message(1, Body="text", Attributes=facts, MessageAttributes=attributes)])
-    (delivery,) = receive(client).get(timeout=DEADLINE)
+    fake.put(url, "text", attributes=attributes, receives=3)
+    (delivery,) = start().get(timeout=DEADLINE)
     assert delivery.queue == "jobs"
     assert delivery.receipt_handle == "receipt-1"
     assert delivery.body == "text"
     assert delivery.count == 4
-    assert delivery.enqueued_at == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
+    assert delivery.enqueued_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     # SQS adds empty lists that SendMessage refuses.
     assert delivery.attributes == {
         "b": {"DataType": "Binary", "BinaryValue": b"\x00"},
@@ -177,86 +179,87 @@ def test_a_delivery_holds_what_sqs_says_of_it(receive: Receive) -> None:
     }
 
 
-def test_every_delivery_has_a_tag_of_its_own(receive: Receive) -> None:
-    first = receive(Client([message(1), message(1)])).get(timeout=DEADLINE)
-    second = receive(Client([message(1)])).get(timeout=DEADLINE)
-    assert len({delivery.tag for delivery in first + second}) == 3
+def test_every_delivery_has_a_tag_of_its_own(start: Start, fake: FakeSqs, url: str) -> None:
+    one, other = start(), start()
+    tags: set[str] = set()
+    wait_until(lambda: fake.open_polls == 2, DEADLINE, "two open polls")
+    for _ in range(3):
+        fake.put(url, "{}")
+    while len(tags) < 3:
+        for come in (one, other):
+            while not come.empty():
+                tags |= {delivery.tag for delivery in come.get()}
 
 
-def test_what_is_handed_over_is_held_already(receive: Receive) -> None:
+def test_what_is_handed_over_is_held_already(start: Start, fake: FakeSqs, url: str) -> None:
     leases = wide()
-    (delivery,) = receive(Client([message(1)]), leases).get(timeout=DEADLINE)
+    fake.put(url, "{}")
+    (delivery,) = start(leases).get(timeout=DEADLINE)
     assert leases.holds(delivery.tag)
 
 
 FAULTS = [
-    refused("AccessDenied"),
-    refused("AWS.SimpleQueueService.NonExistentQueue"),
-    refused("InternalError"),
-    refused("RequestThrottled"),
-    ClientError({}, "ReceiveMessage"),
-    EndpointConnectionError(endpoint_url="https://sqs.test"),
-    ConnectionClosedError(endpoint_url="https://sqs.test"),
-    ReadTimeoutError(endpoint_url="https://sqs.test"),
-    HTTPClientError(error="of the connection"),
-    ResponseParserError("half an answer"),
-    NoCredentialsError(),
+    SqsError("AccessDenied"),
+    SqsError("AWS.SimpleQueueService.NonExistentQueue"),
+    SqsError("InternalError"),
+    SqsError("Unknown"),
+    Unreached("EndpointConnectionError"),
+    Unreached("ReadTimeoutError"),
+    Unreached("NoCredentialsError"),
     ConnectionResetError(),
     ssl.SSLError("bad record"),
+    # An answer that is not SQS's.
     KeyError("Messages"),
+    ValueError(),
     RecursionError(),
     MemoryError(),
-    [message(1, Attributes={})],
-    [{}],
 ]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-def test_it_outlives_every_fault_of_the_asking(receive: Receive, fault: Any) -> None:
-    handed_over = receive(Client(fault, fault, [message(7)]))
-    (delivery,) = handed_over.get(timeout=DEADLINE)
-    assert delivery.message_id == "sqs-7"
+def test_it_outlives_every_fault_of_the_asking(
+    start: Start, fake: FakeSqs, url: str, fault: Exception
+) -> None:
+    sent = fake.put(url, "{}")
+    fake.fail(RECEIVE, error=fault, times=2)
+    (delivery,) = start().get(timeout=DEADLINE)
+    assert delivery.message_id == sent
 
 
-def test_it_outlives_one_fault_after_the_other(receive: Receive) -> None:
-    handed_over = receive(Client(*FAULTS, [message(7)]))
-    assert handed_over.get(timeout=DEADLINE)[0].message_id == "sqs-7"
+def test_it_outlives_one_fault_after_the_other(start: Start, fake: FakeSqs, url: str) -> None:
+    fake.put(url, "{}")
+    fail_with(fake, *FAULTS)
+    assert start().get(timeout=DEADLINE)
+    assert fake.counts[RECEIVE] >= len(FAULTS) + 1
 
 
 def test_it_outlives_a_fault_of_who_takes_what_came_and_says_so(
-    caplog: pytest.LogCaptureFixture,
+    make: Make, fake: FakeSqs, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = Client([message(1)], [message(2)])
-    handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
-
-    def take(deliveries: list[Delivery]) -> None:
-        handed_over.put(deliveries)
+    def take(_: list[Delivery]) -> None:
         raise RuntimeError
 
     leases = wide()
-    receiver = Receiver("jobs", OPTIONS, client, leases, take)  # type: ignore[arg-type]
-    receiver.start()
-    try:
-        assert [handed_over.get(timeout=1)[0].message_id for _ in range(2)] == ["sqs-1", "sqs-2"]
-    finally:
-        receiver.stop()
-        client.ended.set()
-        receiver.join(DEADLINE)
+    make(leases, take).start()
+    for number in (1, 2):
+        is_polling(fake)
+        fake.put(url, "{}")
+        wait_until(lambda n=number: fake.counts[RECEIVE] > n, DEADLINE, "the next poll")
     assert [vars(record)["event"] for record in caplog.records] == ["receive.broken"] * 2
     # Else their leases would be extended, and SQS would not deliver them again.
-    assert leases.is_empty
+    assert len(leases) == 0
 
 
-def test_a_fault_gives_the_slots_back(receive: Receive) -> None:
+def test_a_fault_gives_the_slots_back(start: Start, fake: FakeSqs) -> None:
     # Without a window there are ten slots: one that is not given back would end the asking.
-    client = Client(*[refused("InternalError")] * 20)
-    receive(client, Leases(VISIBILITY_TIMEOUT))
-    assert client.polling.wait(DEADLINE)
-    assert [call["MaxNumberOfMessages"] for call in client.calls] == [10] * 21
+    fake.fail(RECEIVE, times=20)
+    start(Leases(VISIBILITY_TIMEOUT))
+    is_polling(fake)
+    assert [call["MaxNumberOfMessages"] for call in fake.asked(RECEIVE)] == [10] * 21
 
 
 def test_each_pause_is_up_to_twice_as_long_within_its_maximum(
-    receive: Receive, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake: FakeSqs, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
 
@@ -264,50 +267,57 @@ def test_each_pause_is_up_to_twice_as_long_within_its_maximum(
         drawn.append((low, high))
         return 0.0
 
-    client = Client(*[refused("InternalError")] * 5, [], refused("InternalError"))
     monkeypatch.setattr("random.uniform", draw)
-    monkeypatch.setattr("sqs_broker.sqs.receiver.FIRST_PAUSE", 1)
-    monkeypatch.setattr(f"{__name__}.OPTIONS", replace(OPTIONS, receive_pause_max=6))
-    receive(client)
-    assert client.polling.wait(DEADLINE)
+    fake.put(url, "{}")
+    fail_with(fake, *[SqsError("InternalError")] * 5, None, SqsError("InternalError"))
+    start(first_pause=1, changes={"receive_pause_max": 6})
+    is_polling(fake)
     # A receive that worked starts it over.
     assert [high for _, high in drawn] == [1, 2, 4, 6, 6, 1]
     assert all(low == high / 2 for low, high in drawn)
 
 
 def test_a_kind_of_fault_is_logged_once_a_minute(
-    receive: Receive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start, fake: FakeSqs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr("sqs_broker.sqs.receiver.monotonic", lambda: now[0])
-    away, denied = EndpointConnectionError(endpoint_url="x"), refused("AccessDenied")
-    client = Client(away, away, denied, away, denied, denied)
-    client.before_each = lambda: now.__setitem__(0, now[0] + 20)
+    away, denied = Unreached("EndpointConnectionError"), SqsError("AccessDenied")
+    fail_with(fake, away, away, denied, away, denied, denied)
+    fail = fake.on_call
+
+    def take_time(call: Call) -> None:
+        fake.pause(20)
+        fail(call)
+
+    fake.on_call = take_time
     with caplog.at_level(logging.WARNING, "sqs_broker.sqs.receiver"):
-        receive(client)
-        assert client.polling.wait(DEADLINE)
+        start()
+        is_polling(fake)
     # At 20 s, 40 s (quiet), 60 s, 80 s, 100 s (quiet), and 120 s.
     kinds = [vars(record)["error"] for record in caplog.records]
     assert kinds == ["EndpointConnectionError", "AccessDenied"] * 2
     assert {vars(record)["event"] for record in caplog.records} == {"receive.failed"}
 
 
-def test_recovery_is_logged_once(receive: Receive, caplog: pytest.LogCaptureFixture) -> None:
-    client = Client(KeyError(), KeyError(), [], [], [])
+def test_recovery_is_logged_once(
+    start: Start, fake: FakeSqs, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.fail(RECEIVE, times=2)
     with caplog.at_level(logging.INFO, "sqs_broker.sqs.receiver"):
-        receive(client)
-        assert client.polling.wait(DEADLINE)
+        handed_over = start()
+        for _ in range(3):
+            fake.put(url, "{}")
+            handed_over.get(timeout=DEADLINE)
     events = [vars(record)["event"] for record in caplog.records]
     assert events == ["receive.failed", "receive.recovered"]
 
 
 def test_a_fault_is_logged_without_its_text(
-    receive: Receive, caplog: pytest.LogCaptureFixture
+    start: Start, fake: FakeSqs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = Client(KeyError("Kim-1f9c"), ValueError("Kim-1f9c"))
+    fail_with(fake, KeyError("Kim-1f9c"), ValueError("Kim-1f9c"))
     with caplog.at_level(logging.INFO, "sqs_broker.sqs.receiver"):
-        receive(client)
-        assert client.polling.wait(DEADLINE)
+        start()
+        is_polling(fake)
     assert len(caplog.records) == 2
     assert "Kim-1f9c" not in caplog.text
 
@@ -319,76 +329,75 @@ def test_a_fault_is_logged_without_its_text(
 class Late:
     """A receiver whose first call brings messages after so many seconds."""
 
-    client: Client
+    fake: FakeSqs
     leases: Leases
-    handed_over: "queue.SimpleQueue[list[Delivery]]"
+    handed_over: Come
+    asked_at: float
 
     def ids(self) -> list[str]:
         """Of what was handed over, once the next poll is open."""
-        assert self.client.polling.wait(DEADLINE)
+        is_polling(self.fake)
         if self.handed_over.empty():
             return []
         return [delivery.message_id for delivery in self.handed_over.get_nowait()]
 
     def ends(self) -> list[float]:
         """When each lease ends, in seconds since the call."""
-        return [lease.expires_at - ASKED for lease in self.leases.all()]
+        return [lease.expires_at - self.asked_at for lease in self.leases.all()]
 
-
-#: When the receive call was sent.
-ASKED = 1_000.0
 
 ReceiveLate = Callable[..., Late]
 
 
 @pytest.fixture
-def receive_late(receive: Receive, monkeypatch: pytest.MonkeyPatch) -> ReceiveLate:
-    def start(
-        seconds: float, *, answer: Any = None, extension_takes: float = 0, came: int = 1
-    ) -> Late:
-        now = [ASKED]
-        for module in ("sqs.extension", "sqs.receiver"):
-            monkeypatch.setattr(f"sqs_broker.{module}.monotonic", lambda: now[0])
-        client = Client([message(number) for number in range(came)])
-        client.before_each = lambda: now.__setitem__(0, now[0] + seconds)
-        client.before_extension = lambda: now.__setitem__(0, now[0] + extension_takes)
-        client.answer = answer or {}
-        leases = wide()
-        return Late(client, leases, receive(client, leases))
+def receive_late(start: Start, fake: FakeSqs, url: str, clock: Clock) -> ReceiveLate:
+    """SQS hands messages out at the end of a call of so many seconds, or at its start."""
 
-    return start
+    def start_late(
+        seconds: float, *, at_its_start: bool = False, extension_takes: float = 0, came: int = 1
+    ) -> Late:
+        for _ in range(came):
+            fake.put(url, "{}")
+        when = {"after" if at_its_start else "before": seconds}
+        fake.slow(RECEIVE, **when)
+        fake.slow(CHANGE, after=extension_takes)
+        leases, asked_at = wide(), clock()
+        return Late(fake, leases, start(leases), asked_at)
+
+    return start_late
 
 
 def test_a_delivery_knows_when_it_was_asked_for_and_when_it_came(
     receive_late: ReceiveLate,
 ) -> None:
-    (delivery,) = receive_late(7).handed_over.get(timeout=DEADLINE)
-    assert (delivery.asked_at, delivery.received_at) == (ASKED, ASKED + 7)
+    late = receive_late(7)
+    (delivery,) = late.handed_over.get(timeout=DEADLINE)
+    assert (delivery.asked_at, delivery.received_at) == (late.asked_at, late.asked_at + 7)
 
 
-@pytest.mark.parametrize("seconds", [0, 7, 20, 20.9])
+@pytest.mark.parametrize("seconds", [0, 7, 20, 20.875])
 def test_with_the_default_settings_no_answer_within_its_poll_costs_a_further_call(
     receive_late: ReceiveLate, seconds: float
 ) -> None:
-    assert (OPTIONS.wait_time_seconds, VISIBILITY_TIMEOUT) == (20, 60)
+    assert (Options("", {}).wait_time_seconds, VISIBILITY_TIMEOUT) == (20, 60)
     late = receive_late(seconds)
-    assert late.ids() == ["sqs-0"]
-    assert late.client.extensions == []
+    assert late.ids() == ["sqs-1"]
+    assert late.fake.asked(CHANGE) == []
     assert late.ends() == [VISIBILITY_TIMEOUT]
 
 
 @pytest.mark.parametrize("seconds", [22, 59, 61, 1_000])
 def test_a_lease_of_an_unknown_age_is_extended_before_its_message_is_handed_over(
-    receive_late: ReceiveLate, seconds: float
+    receive_late: ReceiveLate, url: str, seconds: float
 ) -> None:
     # A long poll, an answer that drips, a process that was stopped: the message may have been
     # handed out at any time in it.
     late = receive_late(seconds, extension_takes=2, came=10)
-    assert late.ids() == [f"sqs-{number}" for number in range(10)]
-    (call,) = late.client.extensions
-    assert call["QueueUrl"] == "https://sqs.test/jobs"
+    assert late.ids() == [f"sqs-{number}" for number in range(1, 11)]
+    (call,) = late.fake.asked(CHANGE)
+    assert call["QueueUrl"] == url
     assert [(e["ReceiptHandle"], e["VisibilityTimeout"]) for e in call["Entries"]] == [
-        (f"receipt-{number}", VISIBILITY_TIMEOUT) for number in range(10)
+        (f"receipt-{number}", VISIBILITY_TIMEOUT) for number in range(1, 11)
     ]
     # From when the extension was sent, and not from its answer.
     assert late.ends() == [seconds + VISIBILITY_TIMEOUT] * 10
@@ -406,36 +415,40 @@ def lost(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     ["MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight", "ReceiptHandleIsInvalid"],
 )
 def test_a_message_whose_lease_sqs_says_is_gone_is_not_handed_over(
-    receive_late: ReceiveLate, caplog: pytest.LogCaptureFixture, code: str
+    receive_late: ReceiveLate, fake: FakeSqs, caplog: pytest.LogCaptureFixture, code: str
 ) -> None:
-    late = receive_late(70, answer={"receipt-1": code}, came=3)
-    assert late.ids() == ["sqs-0", "sqs-2"]
-    assert lost(caplog) == [("sqs-1", "SQS refused its receipt handle")]
+    fake.fail(CHANGE, code, entries=["receipt-2"])
+    late = receive_late(70, came=3)
+    assert late.ids() == ["sqs-1", "sqs-3"]
+    assert lost(caplog) == [("sqs-2", "SQS refused its receipt handle")]
     assert late.ends() == [70 + VISIBILITY_TIMEOUT] * 2
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("error", "entries"),
     [
-        {"receipt-0": "InternalError"},
-        ClientError({"Error": {"Code": "AccessDenied"}}, "ChangeMessageVisibilityBatch"),
-        ReadTimeoutError(endpoint_url="https://sqs.test"),
-        RuntimeError("Kim-1f9c"),
+        (SqsError("InternalError"), [0]),
+        (SqsError("AccessDenied"), None),
+        (Unreached("ReadTimeoutError"), None),
+        (RuntimeError("Kim-1f9c"), None),
     ],
     ids=repr,
 )
-@pytest.mark.parametrize(("seconds", "is_over"), [(40, False), (59.9, False), (60, True)])
+@pytest.mark.parametrize(("seconds", "is_over"), [(40, False), (59.875, False), (60, True)])
 def test_where_sqs_cannot_say_a_lease_counts_from_the_receive_call(
     receive_late: ReceiveLate,
+    fake: FakeSqs,
     caplog: pytest.LogCaptureFixture,
-    answer: Any,
+    error: Exception,
+    entries: list[int] | None,
     seconds: float,
     is_over: bool,
 ) -> None:
-    late = receive_late(seconds, answer=answer)
-    assert late.ids() == ([] if is_over else ["sqs-0"])
+    fake.fail(CHANGE, error=error, entries=entries)
+    late = receive_late(seconds)
+    assert late.ids() == ([] if is_over else ["sqs-1"])
     assert late.ends() == ([] if is_over else [VISIBILITY_TIMEOUT])
-    assert lost(caplog) == ([("sqs-0", "its time ran out")] if is_over else [])
+    assert lost(caplog) == ([("sqs-1", "its time ran out")] if is_over else [])
     assert "Kim-1f9c" not in caplog.text
 
 
@@ -443,89 +456,93 @@ def test_an_extension_whose_answer_comes_after_its_own_time_is_no_lease(
     receive_late: ReceiveLate, caplog: pytest.LogCaptureFixture
 ) -> None:
     late = receive_late(30, extension_takes=VISIBILITY_TIMEOUT)
-    assert late.ids() == []
-    assert lost(caplog) == [("sqs-0", "its time ran out")]
+    wait_until(lambda: lost(caplog), DEADLINE, "the loss")
+    assert lost(caplog) == [("sqs-1", "its time ran out")]
+    assert [delivery.count for delivery in late.handed_over.get(timeout=DEADLINE)] == [2]
 
 
-def test_what_is_lost_on_arrival_gives_its_slot_back(receive_late: ReceiveLate) -> None:
-    late = receive_late(
-        70, answer={f"receipt-{n}": "MessageNotInflight" for n in range(10)}, came=10
-    )
+def test_what_is_lost_on_arrival_gives_its_slot_back(
+    receive_late: ReceiveLate, fake: FakeSqs
+) -> None:
+    fake.fail(CHANGE, "MessageNotInflight", entries=range(10))
+    late = receive_late(70, came=10)
     assert late.ids() == []
-    assert (
-        late.client.calls[1]["MaxNumberOfMessages"] == late.client.calls[0]["MaxNumberOfMessages"]
-    )
+    first, second, *_ = (call["MaxNumberOfMessages"] for call in fake.asked(RECEIVE))
+    assert first == second
     assert len(late.leases) == 0
+
+
+def test_a_lease_that_was_over_before_its_message_came_is_refused_by_sqs_and_lost(
+    receive_late: ReceiveLate, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = receive_late(VISIBILITY_TIMEOUT + 10, at_its_start=True)
+    # SQS delivers it again.
+    (again,) = late.handed_over.get(timeout=DEADLINE)
+    assert (again.message_id, again.count) == ("sqs-1", 2)
+    assert lost(caplog) == [("sqs-1", "SQS refused its receipt handle")]
 
 
 # Help
 
 
 class FullQueue:
-    """Gives full batches while `is_full`. Until `go_on`, helpers are held in their first call, and
-    the first thread (`holds_the_first`) once three ask at the same time, so that they are seen."""
+    """A queue with more than a test can take. Until `go_on`, helpers are held in their first call,
+    and the first thread (`holds_the_first`) once three ask at the same time, so that they are
+    seen."""
 
-    def __init__(self) -> None:
-        self.is_full = True
+    def __init__(self, fake: FakeSqs, url: str) -> None:
+        self._fake, self._url = fake, url
+        for _ in range(3_000):
+            fake.put(url, "{}")
         self.holds_the_first = True
         self.go_on = threading.Event()
-        self.batches = self.most = 0
+        #: The lengths of the polls of each thread.
         self.waits: dict[str, set[int]] = {}
-        self._asking = 0
-        self._changed = threading.Condition()
+        fake.on_call = self._hold
 
-    def receive_message(self, **call: Any) -> dict[str, Any]:
-        with self._changed:
-            self._asking += 1
-            self.batches += 1
-            self.most = max(self.most, self._asking)
-            name = threading.current_thread().name
-            self.waits.setdefault(name, set()).add(call["WaitTimeSeconds"])
-            self._changed.notify_all()
-        if name != "sqs-receiver-jobs" or (self.most >= 3 and self.holds_the_first):
+    def _hold(self, call: Call) -> None:
+        name = threading.current_thread().name
+        self.waits.setdefault(name, set()).add(call.parameters["WaitTimeSeconds"])
+        if name != "sqs-receiver-jobs" or (len(self.waits) >= 3 and self.holds_the_first):
             self.go_on.wait(DEADLINE)
-        with self._changed:
-            self._asking -= 1
-        number = call["MaxNumberOfMessages"] if self.is_full else 0
-        return {"Messages": [message(n) for n in range(number)]}
 
-    def is_asked_by_three(self) -> bool:
-        """Whether three ask at the same time, before long."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.most >= 3, DEADLINE)
+    @property
+    def batches(self) -> int:
+        return self._fake.counts[RECEIVE]
+
+    def is_asked_by_three(self) -> None:
+        """Wait until three ask at the same time."""
+        wait_until(lambda: len(self.waits) >= 3, DEADLINE, "three threads that ask")
 
     def becomes_empty(self) -> None:
-        self.is_full = False
+        self._fake.on_call = lambda call: None
+        Queue(self._url, self._fake).purge()
         self.go_on.set()
 
 
+PollFull = Callable[..., tuple[Receiver, FullQueue]]
+
+
 @pytest.fixture
-def poll_full() -> Iterator[Callable[..., tuple[Receiver, FullQueue]]]:
+def poll_full(make: Make, fake: FakeSqs, url: str) -> Iterator[PollFull]:
     """Starts a receiver on a full queue. What it hands over is forgotten at once."""
-    started: list[tuple[Receiver, FullQueue]] = []
+    full: list[FullQueue] = []
 
     def start(
-        leases: Leases | None = None, *, holds_the_first: bool = True
+        leases: Leases | None = None, *, holds_the_first: bool = True, **how: Any
     ) -> tuple[Receiver, FullQueue]:
-        client = FullQueue()
-        client.holds_the_first = holds_the_first
+        full.append(FullQueue(fake, url))
+        full[-1].holds_the_first = holds_the_first
         if leases is None:
             leases = after_a_short_task(Leases(VISIBILITY_TIMEOUT))
             leases.resize(1_000_000)
-        options = replace(OPTIONS, max_receivers=3)
-        receiver = Receiver("jobs", options, client, leases, lambda _: None)  # type: ignore[arg-type]
-        started.append((receiver, client))
+        receiver = make(leases, changes={"max_receivers": 3}, **how)
         receiver.start()
-        return receiver, client
+        return receiver, full[-1]
 
     yield start
-    for receiver, client in started:
-        receiver.stop()
-        client.becomes_empty()
-        receiver.join(DEADLINE)
-
-
-PollFull = Callable[..., tuple[Receiver, FullQueue]]
+    for each in full:
+        each.go_on.set()
 
 
 def receivers() -> list[str]:
@@ -536,62 +553,69 @@ def receivers() -> list[str]:
 def test_while_full_batches_keep_coming_more_threads_ask_up_to_the_most(
     poll_full: PollFull,
 ) -> None:
-    _, client = poll_full(holds_the_first=False)
-    assert client.is_asked_by_three()
+    _, full = poll_full(holds_the_first=False)
+    full.is_asked_by_three()
     # The first thread goes on, and could ask for help after each of its batches.
-    wait_until(lambda: client.batches > 100, DEADLINE, "a hundred batches")
-    assert len(receivers()) == len(client.waits) == client.most == 3
+    wait_until(lambda: full.batches > 100, DEADLINE, "a hundred batches")
+    assert len(receivers()) == len(full.waits) == 3
 
 
 def test_help_waits_for_a_short_time_only(poll_full: PollFull) -> None:
-    _, client = poll_full()
-    assert client.is_asked_by_three()
-    assert [client.waits[name] for name in receivers()] == [{20}, {1}, {1}]
+    _, full = poll_full()
+    full.is_asked_by_three()
+    assert [full.waits[name] for name in receivers()] == [{POLL}, {1}, {1}]
 
 
 def test_help_that_finds_no_room_waits_for_some(poll_full: PollFull) -> None:
     # Else a thread would be made for each batch.
     leases = wide()
     leases.resize(40)
-    _, client = poll_full(leases)
-    assert client.is_asked_by_three()
+    _, full = poll_full(leases)
+    full.is_asked_by_three()
     helpers = {thread for thread in threading.enumerate() if "jobs-" in thread.name}
-    client.go_on.set()
+    full.go_on.set()
     wait_until(lambda: len(leases) == 40 + AHEAD, DEADLINE, "a full window")
     with pytest.raises(TimeoutError):
         wait_until(lambda: len(receivers()) < 3, PATIENCE, "the end of help")
-    batches = client.batches
+    batches = full.batches
     for lease in leases.all():
         leases.take(lease.delivery.tag)
-    wait_until(lambda: client.batches >= batches + 3, DEADLINE, "more batches")
+    wait_until(lambda: full.batches >= batches + 3, DEADLINE, "more batches")
     assert helpers <= set(threading.enumerate())
 
 
-def test_help_that_finds_no_room_for_long_leaves(
-    poll_full: PollFull, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sqs_broker.sqs.receiver.HELPER_PATIENCE", PATIENCE)
+def test_help_that_finds_no_room_for_long_leaves(poll_full: PollFull) -> None:
     leases = wide()
     leases.resize(40)
-    _, client = poll_full(leases)
-    assert client.is_asked_by_three()
-    client.go_on.set()
+    _, full = poll_full(leases, helper_patience=PATIENCE)
+    full.is_asked_by_three()
+    full.go_on.set()
     wait_until(lambda: receivers() == ["sqs-receiver-jobs"], DEADLINE, "one receiver left")
     assert len(leases) == 40 + AHEAD
 
 
-def test_help_leaves_when_the_queue_is_no_longer_full(poll_full: PollFull) -> None:
-    _, client = poll_full()
-    assert client.is_asked_by_three()
-    client.becomes_empty()
-    wait_until(lambda: receivers() == ["sqs-receiver-jobs"], DEADLINE, "one receiver left")
+def test_help_leaves_when_the_queue_is_no_longer_full(
+    poll_full: PollFull, fake: FakeSqs, clock: Clock
+) -> None:
+    _, full = poll_full()
+    full.is_asked_by_three()
+    full.becomes_empty()
+
+    def is_left() -> bool:
+        clock.advance(1)  # The short polls end.
+        return receivers() == ["sqs-receiver-jobs"]
+
+    wait_until(is_left, DEADLINE, "one receiver left")
 
 
 @pytest.mark.parametrize("came", [0, 1, 9])
-def test_a_batch_that_is_not_full_needs_no_help(receive: Receive, came: int) -> None:
-    client = Client([message(n) for n in range(came)])
-    receive(client)
-    assert client.polling.wait(DEADLINE)
+def test_a_batch_that_is_not_full_needs_no_help(
+    start: Start, fake: FakeSqs, url: str, came: int
+) -> None:
+    for _ in range(came):
+        fake.put(url, "{}")
+    start()
+    is_polling(fake)
     assert receivers() == ["sqs-receiver-jobs"]
 
 
@@ -601,22 +625,21 @@ def test_without_room_for_another_batch_there_is_no_help(
     # Room for one batch and nine.
     leases = Leases(VISIBILITY_TIMEOUT)
     leases.fill(0, [make_delivery() for _ in range(AHEAD - 19)])
-    _, client = poll_full(leases)
+    _, full = poll_full(leases)
     with pytest.raises(TimeoutError):
-        wait_until(lambda: client.batches > 1, PATIENCE, "help")
-    assert client.batches == 1
+        wait_until(lambda: full.batches > 1, PATIENCE, "help")
+    assert full.batches == 1
 
 
-def test_the_end_of_help_gives_its_slots_back() -> None:
+def test_the_end_of_help_gives_its_slots_back(poll_full: PollFull, fake: FakeSqs) -> None:
     # Else the window would shrink each time.
-    leases, client = wide(), FullQueue()
+    leases = wide()
     leases.resize(40)
-    options = replace(OPTIONS, max_receivers=3)
-    receiver = Receiver("jobs", options, client, leases, lambda _: None)  # type: ignore[arg-type]
-    receiver.start()
-    assert client.is_asked_by_three()
+    receiver, full = poll_full(leases)
+    full.is_asked_by_three()
     receiver.stop()
-    client.becomes_empty()
+    full.becomes_empty()
+    fake.end_polls()
     receiver.join(DEADLINE)
     for lease in leases.all():
         leases.take(lease.delivery.tag)
@@ -642,14 +665,16 @@ def test_help_that_there_is_no_room_for_costs_no_slot_and_no_receiver(
 
 def test_help_is_asked_for_again_once_there_is_room(poll_full: PollFull, machine: Machine) -> None:
     machine.has_no_room_for("sqs-receiver-jobs-", times=20)
-    _, client = poll_full(holds_the_first=False)
-    assert client.is_asked_by_three()
+    _, full = poll_full(holds_the_first=False)
+    full.is_asked_by_three()
 
 
-def test_one_that_there_is_no_room_for_can_be_started_later(machine: Machine) -> None:
-    client = Client([message(1)])
+def test_one_that_there_is_no_room_for_can_be_started_later(
+    make: Make, fake: FakeSqs, url: str, machine: Machine
+) -> None:
+    fake.put(url, "{}")
     came = threading.Event()
-    receiver = Receiver("jobs", OPTIONS, client, wide(), lambda _: came.set())  # type: ignore[arg-type]
+    receiver = make(on_received=lambda _: came.set())
     machine.has_no_room_for("sqs-receiver")
     with pytest.raises(NoThread):
         receiver.start()
@@ -658,15 +683,15 @@ def test_one_that_there_is_no_room_for_can_be_started_later(machine: Machine) ->
     receiver.start()
     assert came.wait(DEADLINE)
     receiver.stop()
-    client.ended.set()
+    fake.end_polls()
     assert has_ended(receiver)
 
 
-def test_stopping_ends_help_too(poll_full: PollFull) -> None:
-    receiver, client = poll_full()
-    assert client.is_asked_by_three()
+def test_stopping_ends_help_too(poll_full: PollFull, fake: FakeSqs) -> None:
+    receiver, full = poll_full()
+    full.is_asked_by_three()
     receiver.stop()
-    client.go_on.set()
+    full.go_on.set()
     receiver.join(DEADLINE)
     assert receivers() == []
 
@@ -679,75 +704,67 @@ def has_ended(receiver: Receiver) -> bool:
     return not any(thread.name == "sqs-receiver-jobs" for thread in threading.enumerate())
 
 
-def test_it_stops_after_the_poll_under_way_and_hands_over_what_that_brought() -> None:
-    handed_over: queue.SimpleQueue[list[Delivery]] = queue.SimpleQueue()
-    client = Client()
-    client.at_last = [message(9)]
-    receiver = Receiver("jobs", OPTIONS, client, wide(), handed_over.put)  # type: ignore[arg-type]
+def test_it_stops_after_the_poll_under_way_and_hands_over_what_that_brought(
+    make: Make, fake: FakeSqs, url: str
+) -> None:
+    handed_over: Come = queue.SimpleQueue()
+    receiver = make(on_received=handed_over.put)
     receiver.start()
-    assert client.polling.wait(DEADLINE)
+    is_polling(fake)
     receiver.stop()
-    client.ended.set()
+    sent = fake.put(url, "{}")
     assert has_ended(receiver)
-    assert [delivery.message_id for delivery in handed_over.get(timeout=0)] == ["sqs-9"]
-    assert len(client.calls) == 1
+    assert [delivery.message_id for delivery in handed_over.get(timeout=0)] == [sent]
+    assert len(fake.calls) == 1
 
 
-def test_it_stops_while_it_waits_for_room(make_delivery: MakeDelivery) -> None:
+def test_it_stops_while_it_waits_for_room(
+    make: Make, fake: FakeSqs, make_delivery: MakeDelivery
+) -> None:
     leases = Leases(VISIBILITY_TIMEOUT)
     leases.fill(0, [make_delivery() for _ in range(20)])
-    client = Client()
-    receiver = Receiver("jobs", OPTIONS, client, leases, lambda _: None)  # type: ignore[arg-type]
+    receiver = make(leases)
     receiver.start()
     receiver.stop()
     assert has_ended(receiver)
-    assert client.calls == []
+    assert fake.calls == []
 
 
-def test_it_stops_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqs_broker.sqs.receiver.FIRST_PAUSE", 1_000)
-    asked = threading.Event()
-    client = Client(refused("AccessDenied"))
-    client.before_each = asked.set
-    patient = replace(OPTIONS, receive_pause_max=1_000)
-    receiver = Receiver("jobs", patient, client, wide(), lambda _: None)  # type: ignore[arg-type]
+def test_it_stops_while_it_pauses(make: Make, fake: FakeSqs) -> None:
+    fake.deny(RECEIVE)
+    receiver = make(changes={"receive_pause_max": 1_000}, first_pause=1_000)
     receiver.start()
-    assert asked.wait(DEADLINE)
+    wait_until(lambda: fake.calls, DEADLINE, "the first call")
     receiver.stop()
     assert has_ended(receiver)
-    assert len(client.calls) == 1
+    assert len(fake.calls) == 1
 
 
 # Its health
 
 
-def made(client: Client) -> Receiver:
-    return Receiver("jobs", OPTIONS, client, wide(), lambda _: None)  # type: ignore[arg-type]
-
-
 def test_a_call_that_is_open_for_longer_than_all_its_timeouts_is_a_fault(
-    monkeypatch: pytest.MonkeyPatch,
+    make: Make, fake: FakeSqs, clock: Clock
 ) -> None:
-    client = Client()
-    receiver = made(client)
+    fake.hold(RECEIVE)
+    receiver = make()
     receiver.start()
-    assert client.polling.wait(DEADLINE)
+    wait_until(lambda: fake.calls, DEADLINE, "the call")
     assert (receiver.is_polling, receiver.fault()) == (True, None)
-    asked_at = monotonic()
     # The long poll, its answer's margin, the time to connect and to pause, and a margin.
-    for seconds, is_fault in [(39, False), (42, True)]:
-        monkeypatch.setattr("sqs_broker.sqs.receiver.monotonic", lambda s=seconds: asked_at + s)
-        assert ("is open for" in (receiver.fault() or "")) is is_fault
-    client.ended.set()
-    receiver.stop()
-    receiver.join(DEADLINE)
+    clock.advance(39)
+    assert receiver.fault() is None
+    clock.advance(3)
+    assert "is open for 42 s" in (receiver.fault() or "")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_has_ended_by_itself_is_a_fault() -> None:
-    client = Client()
-    client.before_each = lambda: (_ for _ in ()).throw(SystemExit)
-    receiver = made(client)
+def test_a_thread_that_has_ended_by_itself_is_a_fault(make: Make, fake: FakeSqs) -> None:
+    def end(_: Call) -> None:
+        raise SystemExit
+
+    fake.on_call = end
+    receiver = make()
     receiver.start()
     wait_until(lambda: receiver.fault(), DEADLINE, "the fault")
     assert receiver.fault() == "the receiver of jobs has ended"

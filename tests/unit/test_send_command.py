@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from botocore.exceptions import EndpointConnectionError
 from celery import Celery
 from click.testing import CliRunner, Result
 from kombu import Queue
@@ -14,8 +13,11 @@ from kombu import Queue
 from app.commands.send import command
 from app.messages import Registration
 from sqs_broker import install
+from sqs_broker.options import Options
+from sqs_broker.sqs.errors import Unreached
+from sqs_broker.testing import FakeSqs
 
-JOBS, MAIL = "https://sqs.test/1/jobs", "https://sqs.test/1/mail"
+SEND = "SendMessageBatch"
 LIMIT = 2_000
 
 Run = Callable[..., Result]
@@ -26,43 +28,8 @@ def line(id_: str | None = "m-1", action: str = "registerUser", **data: Any) -> 
     return json.dumps(({"id": id_} if id_ else {}) | {"action": action, "data": given})
 
 
-class Sqs:
-    """Takes batches, but for the entries whose ids `refused` holds; or raises `fault`."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.refused: set[str] = set()
-        self.fault: Exception | None = None
-
-    def send_message_batch(self, **call: Any) -> dict[str, Any]:
-        self.calls.append(call)
-        if self.fault:
-            raise self.fault
-        ids = [entry["Id"] for entry in call["Entries"]]
-        return {
-            "Successful": [{"Id": id_} for id_ in ids if id_ not in self.refused],
-            "Failed": [
-                {"Id": id_, "SenderFault": True, "Code": "Refused"}
-                for id_ in ids
-                if id_ in self.refused
-            ],
-        }
-
-    @property
-    def bodies(self) -> list[str]:
-        return [entry["MessageBody"] for call in self.calls for entry in call["Entries"]]
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Sqs:
-    made = Sqs()
-    monkeypatch.setattr("app.commands.send.client_of", lambda _: made)
-    monkeypatch.setattr("sqs_broker.sqs.publisher.FIRST_PAUSE", 0)
-    return made
-
-
-@pytest.fixture
-def run(fake: Sqs) -> Run:
+def run(fake: FakeSqs) -> Run:
     """Runs the command on an app with a task that has a model, and one that has none."""
     app = Celery("tests", set_as_current=False, task_cls="app.typed_task:TypedTask")
     install(app)
@@ -71,12 +38,9 @@ def run(fake: Sqs) -> Run:
         task_default_queue="jobs",
         task_routes={"mail*": {"queue": "mail"}},
         task_create_missing_queues=False,
-        broker_transport_options={
-            "region": "us-east-1",
-            "predefined_queues": {"jobs": {"url": JOBS}, "mail": {"url": MAIL}},
-            "decode_json": "app.messages:decode_json",
-            "max_message_bytes": LIMIT,
-        },
+        broker_transport_options=fake.transport_options(
+            decode_json="app.messages:decode_json", max_message_bytes=LIMIT
+        ),
     )
     app.task(shared=False, name="registerUser", model=Registration)(job)
     app.task(shared=False, name="mailUser", model=Registration)(job)
@@ -89,32 +53,36 @@ def run(fake: Sqs) -> Run:
     return run
 
 
+def bodies(fake: FakeSqs) -> list[str]:
+    return [entry["MessageBody"] for entry in fake.entries(SEND)]
+
+
 def job(*arguments: Any) -> None:
     """The tasks."""
 
 
-def test_one_message_is_sent_as_it_was_typed(run: Run, fake: Sqs) -> None:
+def test_one_message_is_sent_as_it_was_typed(run: Run, fake: FakeSqs) -> None:
     typed = line().replace(", ", " ,  ")
     told = run(typed)
     assert told.exit_code == 0, told.output
     assert told.stdout == "m-1\n"
-    assert fake.bodies == [typed]
+    assert bodies(fake) == [typed]
 
 
 @pytest.mark.parametrize("way", ["stdin", "file", "-"])
-def test_lines_are_sent_ten_a_call(run: Run, fake: Sqs, way: str, tmp_path: Any) -> None:
+def test_lines_are_sent_ten_a_call(run: Run, fake: FakeSqs, way: str, tmp_path: Any) -> None:
     text = "\n\n".join(line(f"m-{n}") for n in range(12))
     (tmp_path / "lines").write_text(text)
     arguments = {"stdin": [], "file": ["--file", str(tmp_path / "lines")], "-": ["--file", "-"]}
     told = run(*arguments[way], stdin=text if way != "file" else "")
     assert told.stdout.split() == [f"m-{n}" for n in range(12)]
     assert "12 sent, 0 not." in told.stderr
-    assert [len(call["Entries"]) for call in fake.calls] == [10, 2]
+    assert [len(call["Entries"]) for call in fake.asked(SEND)] == [10, 2]
 
 
-def test_a_message_without_an_id_is_given_one(run: Run, fake: Sqs) -> None:
+def test_a_message_without_an_id_is_given_one(run: Run, fake: FakeSqs) -> None:
     told = run(stdin=f"{line(None)}\n{line(None)}")
-    ids = [json.loads(body)["id"] for body in fake.bodies]
+    ids = [json.loads(body)["id"] for body in bodies(fake)]
     assert ids == told.stdout.split()
     assert len(set(ids)) == 2
 
@@ -140,7 +108,9 @@ def test_a_message_without_an_id_is_given_one(run: Run, fake: Sqs) -> None:
         ),
     ],
 )
-def test_nothing_is_sent_where_one_line_is_wrong(run: Run, fake: Sqs, wrong: str, why: str) -> None:
+def test_nothing_is_sent_where_one_line_is_wrong(
+    run: Run, fake: FakeSqs, wrong: str, why: str
+) -> None:
     told = run(stdin=f"{line()}\n{wrong}\n{line()}")
     assert told.exit_code == 1
     assert "line 2: " in told.stderr
@@ -150,15 +120,15 @@ def test_nothing_is_sent_where_one_line_is_wrong(run: Run, fake: Sqs, wrong: str
     assert fake.calls == []
 
 
-def test_of_many_wrong_lines_the_first_are_told(run: Run, fake: Sqs) -> None:
+def test_of_many_wrong_lines_the_first_are_told(run: Run, fake: FakeSqs) -> None:
     told = run(stdin="x\n" * 30)
     assert "line 20: " in told.stderr
     assert "10 more" in told.stderr
     assert "30 of the lines are wrong" in told.stderr
 
 
-def test_a_line_that_sqs_refuses_is_told_by_its_number(run: Run, fake: Sqs) -> None:
-    fake.refused = {"1"}
+def test_a_line_that_sqs_refuses_is_told_by_its_number(run: Run, fake: FakeSqs) -> None:
+    fake.fail(SEND, "Refused", entries=[1], sender_fault=True)
     told = run("--json", stdin=f"\n{line('m-1')}\n\n{line('m-2')}\n{line('m-3')}")
     assert told.exit_code == 1
     assert "line 4: Refused" in told.stderr
@@ -166,8 +136,8 @@ def test_a_line_that_sqs_refuses_is_told_by_its_number(run: Run, fake: Sqs) -> N
     assert [json.loads(each)["line"] for each in told.stdout.splitlines()] == [2, 5]
 
 
-def test_where_sqs_cannot_be_reached_no_message_counts_as_sent(run: Run, fake: Sqs) -> None:
-    fake.fault = EndpointConnectionError(endpoint_url=JOBS)
+def test_where_sqs_cannot_be_reached_no_message_counts_as_sent(run: Run, fake: FakeSqs) -> None:
+    fake.fail(SEND, error=Unreached("EndpointConnectionError"))
     told = run(stdin=f"{line('m-1')}\n{line('m-2')}")
     assert told.exit_code == 1
     assert told.stdout == ""
@@ -175,13 +145,15 @@ def test_where_sqs_cannot_be_reached_no_message_counts_as_sent(run: Run, fake: S
 
 
 def test_a_message_goes_to_the_queue_of_its_task_or_to_the_one_that_is_named(
-    run: Run, fake: Sqs
+    run: Run, fake: FakeSqs, options: Options
 ) -> None:
+    def waiting(name: str) -> int:
+        return len(fake.messages(options.queue(name).url))
+
     run(stdin=f"{line()}\n{line(action='mailUser')}")
-    assert [call["QueueUrl"] for call in fake.calls] == [JOBS, MAIL]
-    fake.calls.clear()
+    assert (waiting("jobs"), waiting("mail")) == (1, 1)
     run("--queue", "mail", line())
-    assert [call["QueueUrl"] for call in fake.calls] == [MAIL]
+    assert (waiting("jobs"), waiting("mail")) == (1, 2)
     assert run("--queue", "nobody", line()).exit_code == 2
 
 

@@ -3,28 +3,18 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any
 
 import pytest
-from botocore.exceptions import (
-    ClientError,
-    ConnectionClosedError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    ReadTimeoutError,
-)
-from botocore.parsers import ResponseParserError
 
 from devstack.waiting import wait_until
 from sqs_broker.errors import NoThread
-from sqs_broker.options import Options, QueueAddress
-from sqs_broker.rules.dead_letter import read_note
+from sqs_broker.options import Options
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from sqs_broker.rules.policy import Policy
-from sqs_broker.sqs.copies import MOST_REMEMBERED, Copies
+from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.settler import Settler
-from tests.unit.conftest import Machine, MakeLease
+from sqs_broker.testing import Clock, FakeSqs
+from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, Receive
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -32,32 +22,18 @@ DEADLINE = 5
 #: Seconds after which what has not happened does not happen.
 PATIENCE = 0.05
 
-OPTIONS = Options(
-    region="us-east-1",
-    queues={
-        "jobs": QueueAddress("https://sqs.test/jobs", "https://sqs.test/jobs-dlq"),
-        "mail": QueueAddress("https://sqs.test/mail", "https://sqs.test/mail-dlq"),
-    },
-    policy=Policy(visibility_timeout=60),
-)
+DELETE, CHANGE = "DeleteMessageBatch", "ChangeMessageVisibilityBatch"
 DEAD = DeadLetter("no such task", "KeyError")
-
-
-def refused(code: str) -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": "no"}}, "DeleteMessageBatch")
-
 
 #: What passes, on its own or once someone has repaired it.
 PASSING = [
-    refused("InternalError"),
-    refused("RequestThrottled"),
-    refused("AWS.SimpleQueueService.NonExistentQueue"),
-    EndpointConnectionError(endpoint_url="https://sqs.test"),
-    ConnectionClosedError(endpoint_url="https://sqs.test"),
-    ReadTimeoutError(endpoint_url="https://sqs.test"),
-    NoCredentialsError(),
-    # botocore lets these through as they are.
-    ResponseParserError("half an answer"),
+    SqsError("InternalError"),
+    SqsError("RequestThrottled"),
+    SqsError("AWS.SimpleQueueService.NonExistentQueue"),
+    Unreached("EndpointConnectionError"),
+    Unreached("ReadTimeoutError"),
+    Unreached("NoCredentialsError"),
+    # A driver may let these through as they are.
     ConnectionResetError(),
     RuntimeError("nobody has foreseen this"),
 ]
@@ -73,77 +49,45 @@ FINAL = [
     "AWS.SimpleQueueService.MessageNotInflight",
 ]
 
-
-class Client:
-    """Notes each call. `fail(name, fault…)` gives the faults of the next calls of that name: an
-    exception, or the error code of each entry that fails, by its receipt handle."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self._faults: dict[str, list[Any]] = {}
-        self.open = threading.Event()
-        self.open.set()
-
-    def fail(self, name: str, *faults: Any) -> None:
-        self._faults.setdefault(name, []).extend(faults)
-
-    def named(self, name: str) -> list[dict[str, Any]]:
-        return [call for called, call in self.calls if called == name]
-
-    def receipts(self, name: str) -> list[list[str]]:
-        """The receipt handles of each call."""
-        return [[e["ReceiptHandle"] for e in call["Entries"]] for call in self.named(name)]
-
-    def _answer(self, name: str, call: dict[str, Any]) -> dict[str, Any]:
-        self.open.wait(DEADLINE)
-        self.calls.append((name, call))
-        faults = self._faults.get(name)
-        fault = faults.pop(0) if faults else {}
-        if isinstance(fault, Exception):
-            raise fault
-        entries = call.get("Entries", [])
-        codes = {e["Id"]: fault[e["ReceiptHandle"]] for e in entries if e["ReceiptHandle"] in fault}
-        return {"Failed": [{"Id": id_, "Code": code} for id_, code in codes.items()]}
-
-    def send_message(self, **call: Any) -> dict[str, Any]:
-        return self._answer("send", call)
-
-    def delete_message_batch(self, **call: Any) -> dict[str, Any]:
-        return self._answer("delete", call)
-
-    def change_message_visibility_batch(self, **call: Any) -> dict[str, Any]:
-        return self._answer("change", call)
+MakeSettler = Callable[..., Settler]
 
 
 @pytest.fixture
-def client() -> Client:
-    return Client()
+def make_settler(options: Options, fake: FakeSqs, clock: Clock) -> Iterator[MakeSettler]:
+    """Makes settlers that wait for nothing, unless told to. Not started: what is settled before
+    `start` shares its calls."""
+    made: list[Settler] = []
+
+    def make(**how: Any) -> Settler:
+        quick = {"retry_pause": 0.0, "linger": 0.0, "longest_linger": 0.0}
+        settler = Settler(options, fake, clock=clock, **quick | how)
+        made.append(settler)
+        return settler
+
+    yield make
+    fake.release()
+    for settler in made:
+        settler.stop(DEADLINE)
 
 
 @pytest.fixture
-def settler(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settler]:
-    """Not started: what is settled before `start` shares its calls."""
-    monkeypatch.setattr("sqs_broker.sqs.settler.RETRY_PAUSE", 0.005)
-    monkeypatch.setattr("sqs_broker.sqs.settler.LINGER", 0.001)
-    made = Settler(OPTIONS, client)  # type: ignore[arg-type]
-    yield made
-    client.open.set()
-    made.stop(DEADLINE)
+def settler(make_settler: MakeSettler) -> Settler:
+    return make_settler()
 
 
 @pytest.fixture
-def settle(settler: Settler, make_lease: MakeLease) -> Callable[..., str]:
+def settle(settler: Settler, receive: Receive) -> Callable[..., str]:
     """Hands over the outcome of a new delivery. Gives its receipt handle."""
-
-    def settle_it(outcome: Outcome, **facts: Any) -> str:
-        lease = make_lease(**facts)
-        settler.settle(lease, outcome, "registerUser", "id-1")
-        return lease.delivery.receipt_handle
-
-    return settle_it
+    return lambda outcome: hand_over(settler, receive, outcome)
 
 
 Settle = Callable[..., str]
+
+
+def hand_over(settler: Settler, receive: Receive, outcome: Outcome) -> str:
+    lease = receive()
+    settler.settle(lease, outcome, "registerUser", "id-1")
+    return lease.delivery.receipt_handle
 
 
 def tell_all(settler: Settler) -> None:
@@ -151,435 +95,298 @@ def tell_all(settler: Settler) -> None:
     assert settler.flush(DEADLINE)
 
 
-def flat(calls: list[list[str]]) -> list[str]:
-    return [receipt for call in calls for receipt in call]
+def receipts(fake: FakeSqs, action: str) -> list[list[str]]:
+    """The receipt handles of each call."""
+    return [[entry["ReceiptHandle"] for entry in call["Entries"]] for call in fake.asked(action)]
 
 
-# What is told
+def sizes(fake: FakeSqs, action: str = DELETE) -> list[int]:
+    return [len(call["Entries"]) for call in fake.asked(action)]
+
+
+# What is told (and see test_teller.py)
 
 
 @pytest.mark.parametrize("outcome", [Done(), Retry(7, "KeyError"), Released()])
 def test_outcomes_are_told_ten_a_call(
-    settler: Settler, client: Client, settle: Settle, outcome: Outcome
+    settler: Settler, fake: FakeSqs, settle: Settle, outcome: Outcome
 ) -> None:
     handles = [settle(outcome) for _ in range(25)]
+    fake.forget_calls()
     tell_all(settler)
-    name = "delete" if outcome == Done() else "change"
-    assert sorted(len(call) for call in client.receipts(name)) == [5, 10, 10]
-    assert sorted(flat(client.receipts(name))) == sorted(handles)
-    assert len(client.calls) == 3
-
-
-def test_the_ids_of_a_call_are_distinct(settler: Settler, client: Client, settle: Settle) -> None:
-    for _ in range(10):
-        settle(Done())
-    tell_all(settler)
-    (call,) = client.named("delete")
-    assert len({entry["Id"] for entry in call["Entries"]}) == 10
-
-
-@pytest.mark.parametrize(
-    ("outcome", "visibility"),
-    [(Retry(7, "KeyError"), 7), (Retry(0, "KeyError"), 0), (Released(), 0)],
-)
-def test_a_message_comes_back_after_its_delay(
-    settler: Settler, client: Client, settle: Settle, outcome: Outcome, visibility: int
-) -> None:
-    handle = settle(outcome)
-    tell_all(settler)
-    assert client.calls == [
-        (
-            "change",
-            {
-                "QueueUrl": "https://sqs.test/jobs",
-                "Entries": [{"Id": "0", "ReceiptHandle": handle, "VisibilityTimeout": visibility}],
-            },
-        )
-    ]
-
-
-@pytest.mark.parametrize("age", [0, 30, 59])
-def test_a_delay_and_the_age_of_its_lease_are_within_twelve_hours(
-    settler: Settler, client: Client, settle: Settle, age: int
-) -> None:
-    # SQS counts the 12 hours from the receive, which may have been when the call was sent, and
-    # refuses what goes beyond them.
-    received_at = monotonic() - age + 20
-    settle(Retry(43_200, "KeyError"), received_at=received_at, waited=20)
-    tell_all(settler)
-    (call,) = client.named("change")
-    visibility = call["Entries"][0]["VisibilityTimeout"]
-    assert 43_200 - age - 5 <= visibility <= 43_200 - age
-    assert visibility + monotonic() - (received_at - 20) <= 43_200
-
-
-@pytest.mark.parametrize(("delay", "is_said"), [(43_200, True), (43_000, False), (7, False)])
-def test_that_a_retry_comes_sooner_than_it_was_asked_for_is_said(
-    settler: Settler,
-    settle: Settle,
-    caplog: pytest.LogCaptureFixture,
-    delay: int,
-    is_said: bool,
-) -> None:
-    settle(Retry(delay, "KeyError"), message_id="sqs-7", received_at=monotonic() - 30)
-    tell_all(settler)
-    told = [vars(r) for r in caplog.records if vars(r).get("event") == "retry.clamped"]
-    assert [line["sqs_message_id"] for line in told] == ["sqs-7"] * is_said
-    assert all(43_100 < line["delay"] <= 43_170 for line in told)
-
-
-def test_each_queue_is_told_by_its_own_url(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    told = {name: [settle(Done(), queue=name) for _ in range(2)] for name in ("mail", "jobs")}
-    tell_all(settler)
-    assert {
-        call["QueueUrl"]: [entry["ReceiptHandle"] for entry in call["Entries"]]
-        for call in client.named("delete")
-    } == {f"https://sqs.test/{name}": handles for name, handles in told.items()}
-
-
-def test_deletes_and_changes_of_one_batch_are_told_apart(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    done, again = settle(Done()), settle(Retry(1, "KeyError"))
-    tell_all(settler)
-    assert client.receipts("delete") == [[done]]
-    assert client.receipts("change") == [[again]]
-
-
-# Copies
-
-
-def test_a_dead_letter_is_sent_before_its_message_is_deleted(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    attributes = {"trace": {"DataType": "String", "StringValue": "t-1"}}
-    handle = settle(DEAD, body="original", attributes=attributes)
-    tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send", "delete"]
-    copy = client.named("send")[0]
-    assert copy["QueueUrl"] == "https://sqs.test/jobs-dlq"
-    assert copy["MessageBody"] == "original"
-    assert copy["MessageAttributes"]["trace"] == attributes["trace"]
-    assert (read_note(copy["MessageAttributes"]) or {})["reason"] == "no such task"
-    assert client.receipts("delete") == [[handle]]
-
-
-def test_a_message_that_is_not_due_is_sent_on_before_it_is_deleted(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    attributes = {"trace": {"DataType": "String", "StringValue": "t-1"}}
-    settle(Postponed(900), body="original", attributes=attributes)
-    tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send", "delete"]
-    assert client.named("send") == [
-        {
-            "QueueUrl": "https://sqs.test/jobs",
-            "MessageBody": "original",
-            "MessageAttributes": attributes,
-            "DelaySeconds": 900,
-        }
-    ]
-
-
-@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
-@pytest.mark.parametrize("fault", PASSING, ids=repr)
-def test_a_message_is_not_deleted_before_its_copy_was_sent(
-    settler: Settler, client: Client, settle: Settle, outcome: Outcome, fault: Exception
-) -> None:
-    client.fail("send", fault, fault)
-    handle = settle(outcome)
-    tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send", "send", "send", "delete"]
-    assert client.receipts("delete") == [[handle]]
-
-
-@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
-@pytest.mark.parametrize("fault", PASSING, ids=repr)
-def test_a_copy_is_sent_once_although_the_delete_fails(
-    settler: Settler, client: Client, settle: Settle, outcome: Outcome, fault: Exception
-) -> None:
-    client.fail("delete", fault, fault)
-    handle = settle(outcome)
-    tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send", "delete", "delete", "delete"]
-    assert client.receipts("delete") == [[handle]] * 3
-
-
-def test_a_copy_is_sent_once_although_its_entry_of_the_delete_fails(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    handle = settle(DEAD)
-    client.fail("delete", {handle: "InternalError"})
-    tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send", "delete", "delete"]
-
-
-@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
-def test_the_next_delivery_of_a_message_whose_copy_was_sent_is_only_deleted(
-    settler: Settler, client: Client, settle: Settle, outcome: Outcome
-) -> None:
-    client.fail("delete", refused("ReceiptHandleIsInvalid"))
-    settle(outcome, message_id="sqs-7")
-    tell_all(settler)
-    handle = settle(outcome, message_id="sqs-7", count=2)
-    assert settler.flush(DEADLINE)
-    assert [name for name, _ in client.calls] == ["send", "delete", "delete"]
-    assert client.receipts("delete")[-1] == [handle]
-
-
-def test_of_copies_that_were_not_sent_nothing_is_remembered(
-    settler: Settler, client: Client, settle: Settle, make_lease: MakeLease
-) -> None:
-    client.fail("send", refused("AccessDenied"))
-    settle(DEAD, message_id="sqs-7")
-    tell_all(settler)
-    assert not settler.copies.are_sent(make_lease(message_id="sqs-7").delivery)
-
-
-def test_a_worker_remembers_the_last_copies_and_not_all_of_them(
-    client: Client, make_lease: MakeLease
-) -> None:
-    copies = Copies(OPTIONS, client)  # type: ignore[arg-type]
-    deliveries = [make_lease().delivery for _ in range(MOST_REMEMBERED + 5)]
-    for delivery in deliveries:
-        copies.send(delivery, DEAD, None, None)
-    assert [copies.are_sent(delivery) for delivery in deliveries] == (
-        [False] * 5 + [True] * MOST_REMEMBERED
-    )
-
-
-def test_a_copy_that_cannot_be_sent_holds_no_other_message_up(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    client.fail("send", *[refused("InternalError")] * 3)
-    dead, done = settle(DEAD), settle(Done())
-    tell_all(settler)
-    assert client.receipts("delete") == [[done], [dead]]
-
-
-def test_a_copy_that_may_not_be_sent_leaves_the_message_where_it_is(
-    settler: Settler, client: Client, settle: Settle
-) -> None:
-    client.fail("send", refused("AccessDenied"))
-    settle(DEAD)
-    tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send"]
+    action = DELETE if outcome == Done() else CHANGE
+    assert sorted(sizes(fake, action)) == [5, 10, 10]
+    assert sorted(e["ReceiptHandle"] for e in fake.entries(action)) == sorted(handles)
+    assert len(fake.calls) == 3
 
 
 # What fails
 
 
-@pytest.mark.parametrize(
-    ("name", "outcome"), [("delete", Done()), ("change", Retry(7, "KeyError"))]
-)
-@pytest.mark.parametrize("fault", PASSING, ids=repr)
-def test_a_call_that_failed_is_made_again(
-    settler: Settler, client: Client, settle: Settle, name: str, outcome: Outcome, fault: Exception
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+@pytest.mark.parametrize("action", ["SendMessage", DELETE])
+def test_a_copy_that_failed_is_tried_again_and_its_message_is_deleted_once(
+    settler: Settler,
+    fake: FakeSqs,
+    settle: Settle,
+    outcome: Outcome,
+    error: Exception,
+    action: str,
 ) -> None:
-    client.fail(name, fault, fault)
+    fake.fail(action, error=error, times=2)
+    handle = settle(outcome)
+    tell_all(settler)
+    assert fake.counts == {"SendMessage": 1, DELETE: 1} | {action: 3}
+    assert receipts(fake, DELETE)[-1] == [handle]
+
+
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
+def test_the_next_delivery_of_a_message_whose_copy_was_sent_is_only_deleted(
+    settler: Settler,
+    fake: FakeSqs,
+    options: Options,
+    receive: Receive,
+    clock: Clock,
+    outcome: Outcome,
+) -> None:
+    fake.fail(DELETE, "ReceiptHandleIsInvalid")
+    lease = receive()
+    settler.settle(lease, outcome)
+    tell_all(settler)
+    # SQS delivers it again.
+    settler.settle(lease, outcome)
+    assert settler.flush(DEADLINE)
+    assert fake.counts == {"SendMessage": 1, DELETE: 2}
+
+
+@pytest.mark.parametrize(("action", "outcome"), [(DELETE, Done()), (CHANGE, Retry(7, "KeyError"))])
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_a_call_that_failed_is_made_again(
+    settler: Settler,
+    fake: FakeSqs,
+    settle: Settle,
+    action: str,
+    outcome: Outcome,
+    error: Exception,
+) -> None:
+    fake.fail(action, error=error, times=2)
     handles = [settle(outcome) for _ in range(3)]
     tell_all(settler)
-    assert client.receipts(name) == [handles] * 3
+    assert receipts(fake, action) == [handles] * 3
 
 
-@pytest.mark.parametrize(("name", "outcome"), [("delete", Done()), ("change", Released())])
+@pytest.mark.parametrize(("action", "outcome"), [(DELETE, Done()), (CHANGE, Released())])
 def test_entries_that_failed_are_tried_again_alone(
-    settler: Settler, client: Client, settle: Settle, name: str, outcome: Outcome
+    settler: Settler, fake: FakeSqs, settle: Settle, action: str, outcome: Outcome
 ) -> None:
     first, second, third, fourth = (settle(outcome) for _ in range(4))
-    client.fail(name, {second: "InternalError", fourth: "RequestThrottled"})
+    fake.fail(action, "RequestThrottled", entries=[second, fourth])
     tell_all(settler)
-    assert client.receipts(name) == [[first, second, third, fourth], [second, fourth]]
+    assert receipts(fake, action) == [[first, second, third, fourth], [second, fourth]]
 
 
 @pytest.mark.parametrize("code", FINAL)
 @pytest.mark.parametrize("of_the_call", [True, False])
 def test_what_no_second_try_can_change_is_given_up_and_logged_with_its_ids(
     settler: Settler,
-    client: Client,
-    settle: Settle,
+    fake: FakeSqs,
+    receive: Receive,
     caplog: pytest.LogCaptureFixture,
     code: str,
     of_the_call: bool,
 ) -> None:
-    handle = settle(Done(), message_id="sqs-7")
-    client.fail("delete", refused(code) if of_the_call else {handle: code})
+    lease = receive()
+    settler.settle(lease, Done())
+    fake.fail(DELETE, code, entries=None if of_the_call else [0])
     tell_all(settler)
-    assert len(client.calls) == 1
+    assert len(fake.calls) == 1
     (record,) = caplog.records
     facts = vars(record)
     assert (record.levelno, facts["event"]) == (logging.ERROR, "settle.failed")
     bare = code.rpartition(".")[2]
-    assert (facts["error"], facts["sqs_message_id"], facts["queue"]) == (bare, "sqs-7", "jobs")
+    assert (facts["error"], facts["outcome"], facts["queue"]) == (bare, "done", "jobs")
+    assert facts["sqs_message_id"] == lease.delivery.message_id
 
 
-@pytest.mark.parametrize("outcome", [Done(), Retry(7, "KeyError"), Released(), DEAD, Postponed(5)])
-def test_where_the_lease_is_over_sqs_is_told_nothing(
-    settler: Settler,
-    client: Client,
-    settle: Settle,
-    caplog: pytest.LogCaptureFixture,
-    outcome: Outcome,
+def test_a_copy_that_may_not_be_sent_leaves_the_message_where_it_is(
+    settler: Settler, fake: FakeSqs, settle: Settle
 ) -> None:
-    # It waited here for too long; the message may be another worker's by now.
-    settle(outcome, received_at=monotonic() - 60, message_id="sqs-7")
+    fake.deny("SendMessage")
+    settle(DEAD)
     tell_all(settler)
-    assert client.calls == []
+    assert fake.counts == {"SendMessage": 1}
+
+
+def test_where_the_lease_is_over_that_is_logged(
+    settler: Settler,
+    fake: FakeSqs,
+    receive: Receive,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lease = receive()
+    clock.advance(VISIBILITY_TIMEOUT)
+    settler.settle(lease, Done())
+    tell_all(settler)
+    assert fake.calls == []
     (record,) = caplog.records
     facts = vars(record)
     assert (facts["event"], facts["error"]) == ("settle.failed", "LeaseOver")
-    assert facts["sqs_message_id"] == "sqs-7"
+    assert facts["sqs_message_id"] == lease.delivery.message_id
 
 
-def test_where_the_lease_ends_while_the_copy_is_sent_the_message_is_not_deleted(
-    settler: Settler, client: Client, settle: Settle, monkeypatch: pytest.MonkeyPatch
+def test_where_the_lease_would_be_over_there_is_no_second_try(
+    make_settler: MakeSettler,
+    fake: FakeSqs,
+    receive: Receive,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def send_slowly(**call: Any) -> dict[str, Any]:
-        monkeypatch.setattr("sqs_broker.sqs.settler.monotonic", lambda: monotonic() + 61)
-        return Client.send_message(client, **call)
-
-    monkeypatch.setattr(client, "send_message", send_slowly)
-    settle(DEAD)
+    settler = make_settler(retry_pause=1.0)
+    fake.fail(DELETE)
+    hand_over(settler, receive, Done())
+    clock.advance(VISIBILITY_TIMEOUT - 0.5)
     tell_all(settler)
-    assert [name for name, _ in client.calls] == ["send"]
-
-
-def test_where_the_lease_is_over_there_is_no_second_try(
-    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
-) -> None:
-    client.fail("delete", refused("InternalError"))
-    settle(Done(), received_at=monotonic() - 60 + 0.004, message_id="sqs-7")
-    tell_all(settler)
-    assert len(client.calls) <= 1
-    assert vars(caplog.records[0])["sqs_message_id"] == "sqs-7"
+    assert len(fake.calls) == 1
+    assert [vars(record)["error"] for record in caplog.records] == ["InternalError"]
 
 
 def test_what_fails_is_tried_for_as_long_as_the_lease_lasts(
-    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+    settler: Settler,
+    fake: FakeSqs,
+    settle: Settle,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    client.fail("delete", *[refused("InternalError")] * 1_000)
-    settle(Done(), received_at=monotonic() - 60 + 0.25)
+    fake.fail(DELETE, times=1_000)
+    fake.slow(DELETE, after=VISIBILITY_TIMEOUT / 6, times=1_000)
+    settle(Done())
     tell_all(settler)
-    assert 2 <= len(client.calls) < 1_000
+    assert len(fake.calls) == 6
     assert len(caplog.records) == 1
 
 
 def test_an_extended_lease_is_tried_for_as_long_as_it_lasts(
-    settler: Settler, client: Client, make_lease: MakeLease
+    settler: Settler, fake: FakeSqs, receive: Receive, clock: Clock
 ) -> None:
-    client.fail("delete", refused("InternalError"), refused("InternalError"))
-    lease = make_lease(received_at=monotonic() - 600)
-    lease.expires_at = monotonic() + 60
+    fake.fail(DELETE, times=2)
+    lease = receive()
+    clock.advance(600)
+    lease.expires_at = clock() + VISIBILITY_TIMEOUT
     settler.settle(lease, Done())
     tell_all(settler)
-    assert len(client.calls) == 3
+    assert len(fake.calls) == 3
 
 
 def test_a_fault_of_one_message_does_not_touch_those_beside_it(
-    settler: Settler, client: Client, settle: Settle
+    settler: Settler, fake: FakeSqs, settle: Settle
 ) -> None:
-    client.fail("delete", refused("AccessDenied"))
+    fake.fail(DELETE, "AccessDenied")
     settle(Done())
     again = settle(Retry(1, "KeyError"))
     tell_all(settler)
-    assert client.receipts("change") == [[again]]
+    assert receipts(fake, CHANGE) == [[again]]
 
 
 # Waiting and stopping
 
 
-@pytest.fixture
-def _lingers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A settlement waits for others for longer than a test does."""
-    monkeypatch.setattr("sqs_broker.sqs.settler.LINGER", 1_000)
-    monkeypatch.setattr("sqs_broker.sqs.settler.LONGEST_LINGER", 1_000)
-
-
-@pytest.mark.usefixtures("settler", "_lingers")
 def test_a_settlement_waits_for_others_until_there_are_ten(
-    settler: Settler, client: Client, settle: Settle
+    make_settler: MakeSettler, fake: FakeSqs, receive: Receive
 ) -> None:
+    settler = make_settler(linger=1_000.0, longest_linger=1_000.0)
     settler.start()
     for _ in range(9):
-        settle(Done())
+        hand_over(settler, receive, Done())
     assert settler.flush(PATIENCE) is False
-    assert client.calls == []
-    settle(Done())
+    assert fake.calls == []
+    hand_over(settler, receive, Done())
     assert settler.flush(DEADLINE)
-    assert [len(call) for call in client.receipts("delete")] == [10]
+    assert sizes(fake) == [10]
 
 
 def test_a_settlement_waits_for_others_for_a_moment_only(
-    settler: Settler, client: Client, settle: Settle
+    make_settler: MakeSettler, fake: FakeSqs, receive: Receive, clock: Clock
 ) -> None:
+    settler = make_settler(linger=0.02)
     settler.start()
-    settle(Done())
+    hand_over(settler, receive, Done())
+    clock.advance(0.03)
     assert settler.flush(DEADLINE)
-    assert [len(call) for call in client.receipts("delete")] == [1]
+    assert sizes(fake) == [1]
 
 
-def test_handing_over_never_waits_for_sqs(settler: Settler, client: Client, settle: Settle) -> None:
-    client.open.clear()
+def test_handing_over_never_waits_for_sqs(
+    settler: Settler, fake: FakeSqs, receive: Receive
+) -> None:
+    leases = [receive() for _ in range(100)]
+    fake.hold(DELETE)
     settler.start()
-    handles = [settle(Done()) for _ in range(100)]
-    assert client.calls == []
-    client.open.set()
+    for lease in leases:
+        settler.settle(lease, Done())
+    assert settler.flush(0) is False
+    fake.release()
     assert settler.flush(DEADLINE)
-    assert sorted(flat(client.receipts("delete"))) == sorted(handles)
+    told = sorted(entry["ReceiptHandle"] for entry in fake.entries(DELETE))
+    assert told == sorted(lease.delivery.receipt_handle for lease in leases)
 
 
 def test_flushing_says_whether_all_was_told(
-    settler: Settler, client: Client, settle: Settle
+    settler: Settler, fake: FakeSqs, settle: Settle
 ) -> None:
-    client.open.clear()
+    fake.hold(DELETE)
     settle(Done())
     settler.start()
     assert settler.flush(0.01) is False
-    client.open.set()
+    fake.release()
     assert settler.flush(DEADLINE) is True
 
 
 def test_what_fails_is_tried_again_though_nothing_else_is_settled(
-    settler: Settler, client: Client, settle: Settle
+    settler: Settler, fake: FakeSqs, receive: Receive
 ) -> None:
-    client.fail("delete", refused("InternalError"))
-    client.open.clear()
-    settle(Done())
+    # The other threads wait for as long as it takes, before this one fails: one has to wake up.
     settler.start()
-    # Another thread waits for the next batch before this one fails.
-    wait_until(lambda: settler._at_work and settler._changed._waiters, DEADLINE, "who waits")
-    client.open.set()
-    assert settler.flush(DEADLINE)
-    assert len(client.named("delete")) == 2
+    for number in range(1, 31):
+        fake.hold(DELETE)
+        fake.fail(DELETE)
+        lease = receive()
+        settler.settle(lease, Done())
+        wait_until(lambda: fake.calls, DEADLINE, "the call")
+        fake.release()
+        assert settler.flush(DEADLINE), number
+        assert len(fake.asked(DELETE)) == 2
 
 
 def test_flushing_waits_for_what_has_to_be_tried_again(
-    settler: Settler, client: Client, settle: Settle
+    settler: Settler, fake: FakeSqs, settle: Settle
 ) -> None:
-    client.fail("delete", *[refused("InternalError")] * 5)
+    fake.fail(DELETE, times=5)
     settle(Done())
     tell_all(settler)
-    assert len(client.calls) == 6
+    assert len(fake.calls) == 6
 
 
 def test_stopping_tells_what_is_left_and_ends_the_threads(
-    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+    settler: Settler,
+    fake: FakeSqs,
+    options: Options,
+    settle: Settle,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settler.start()
     for _ in range(30):
         settle(Done())
     settler.stop(DEADLINE)
-    assert sum(len(receipts) for receipts in client.receipts("delete")) == 30
     assert caplog.records == []
-    assert not any(thread.name.startswith("sqs-settler") for thread in threading.enumerate())
+    assert settlers() == []
+    assert fake.messages(options.queue("jobs").url) == []
 
 
 def test_stopping_before_all_was_told_is_logged(
-    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+    settler: Settler, fake: FakeSqs, settle: Settle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client.open.clear()
+    fake.hold(DELETE)
     settler.start()
     settle(Done())
     settler.stop(0.01)
@@ -587,15 +394,15 @@ def test_stopping_before_all_was_told_is_logged(
 
 
 def test_each_settlement_is_told_of_once_however_often_it_is_tried(
-    client: Client, make_lease: MakeLease, monkeypatch: pytest.MonkeyPatch
+    options: Options, fake: FakeSqs, receive: Receive, clock: Clock
 ) -> None:
     # Their number bounds what is received (`Leases.telling`).
-    monkeypatch.setattr("sqs_broker.sqs.settler.RETRY_PAUSE", 0.005)
     told: list[int] = []
-    settler = Settler(OPTIONS, client, told.append)  # type: ignore[arg-type]
-    first, second, third = (make_lease() for _ in range(3))
-    client.fail("delete", refused("InternalError"), {second.delivery.receipt_handle: "Busy"})
-    client.fail("send", refused("InternalError"))
+    settler = Settler(options, fake, told.append, clock=clock, retry_pause=0.0, linger=0.0)
+    first, second, third = (receive() for _ in range(3))
+    fake.fail(DELETE)
+    fake.fail(DELETE, "Busy", entries=[second.delivery.receipt_handle])
+    fake.fail("SendMessage")
     for lease, outcome in ((first, Done()), (second, Done()), (third, DEAD)):
         settler.settle(lease, outcome)
     tell_all(settler)
@@ -604,12 +411,12 @@ def test_each_settlement_is_told_of_once_however_often_it_is_tried(
 
 
 def test_what_is_given_up_is_told_of_too(
-    client: Client, make_lease: MakeLease, monkeypatch: pytest.MonkeyPatch
+    options: Options, fake: FakeSqs, receive: Receive, clock: Clock
 ) -> None:
     told: list[int] = []
-    settler = Settler(OPTIONS, client, told.append)  # type: ignore[arg-type]
-    client.fail("delete", refused("AccessDenied"))
-    settler.settle(make_lease(), Done())
+    settler = Settler(options, fake, told.append, clock=clock, linger=0.0)
+    fake.fail(DELETE, "AccessDenied")
+    settler.settle(receive(), Done())
     tell_all(settler)
     settler.stop(DEADLINE)
     assert sum(told) == 1
@@ -622,9 +429,9 @@ def test_stopping_what_never_ran_or_has_stopped_does_nothing(settler: Settler, t
 
 
 def test_an_unforeseen_fault_is_logged_without_its_text(
-    settler: Settler, client: Client, settle: Settle, caplog: pytest.LogCaptureFixture
+    settler: Settler, fake: FakeSqs, settle: Settle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client.fail("delete", RuntimeError("Kim-1f9c"))
+    fake.fail(DELETE, error=RuntimeError("Kim-1f9c"))
     settle(Done())
     tell_all(settler)
     assert all("Kim-1f9c" not in record.getMessage() for record in caplog.records)
@@ -639,28 +446,25 @@ def settlers() -> list[str]:
 
 
 def test_a_settler_works_with_the_threads_that_there_is_room_for(
-    settler: Settler, client: Client, settle: Callable[..., str], machine: Machine
+    settler: Settler, fake: FakeSqs, settle: Settle, machine: Machine
 ) -> None:
     machine.has_no_room_for("sqs-settler-1")
     settler.start()
     assert settlers() == ["sqs-settler-0"]
-    receipt = settle(Done())
+    handle = settle(Done())
     assert settler.flush(DEADLINE)
-    assert client.receipts("delete") == [[receipt]]
+    assert receipts(fake, DELETE) == [[handle]]
 
 
 def test_threads_that_there_was_no_room_for_are_tried_again(
-    settler: Settler,
-    settle: Callable[..., str],
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
+    make_settler: MakeSettler, receive: Receive, machine: Machine
 ) -> None:
-    monkeypatch.setattr("sqs_broker.sqs.settler.GROW_PAUSE", 0)
+    settler = make_settler(grow_pause=0.0)
     machine.has_no_room_for("sqs-settler-1", times=2)
     settler.start()
 
     def has_grown() -> bool:
-        settle(Done())
+        hand_over(settler, receive, Done())
         return len(settlers()) == 3
 
     wait_until(has_grown, DEADLINE, "three threads")
@@ -669,14 +473,14 @@ def test_threads_that_there_was_no_room_for_are_tried_again(
 
 
 def test_without_a_thread_a_settler_does_not_start_and_can_be_started_later(
-    settler: Settler, client: Client, settle: Callable[..., str], machine: Machine
+    settler: Settler, fake: FakeSqs, settle: Settle, machine: Machine
 ) -> None:
     machine.has_no_room_for("sqs-settler")
     with pytest.raises(NoThread):
         settler.start()
     machine.has_room()
     settler.start()
-    receipt = settle(Done())
+    handle = settle(Done())
     assert settler.flush(DEADLINE)
-    assert client.receipts("delete") == [[receipt]]
+    assert receipts(fake, DELETE) == [[handle]]
     assert len(settlers()) == 3

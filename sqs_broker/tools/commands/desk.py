@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from sqs_broker.tools.commands.broker import asking, client_of, options_of
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.tools.commands.broker import asking, driver_of, options_of
 from sqs_broker.tools.commands.output import say
 from sqs_broker.tools.letters import Counts, Letter, Look, count_letters
 
@@ -63,7 +64,7 @@ class Desk:
 
     def __init__(self, celery_app: Any) -> None:
         self.options = options_of(celery_app)
-        self.client = client_of(self.options)
+        self.driver = driver_of(self.options)
 
     def boxes(self, queue: str | None) -> list[Box]:
         """The dead-letter queues of one queue or all, each once. Raises ClickException for an
@@ -83,9 +84,8 @@ class Desk:
     ) -> Iterator[Look]:
         """A look at the letters, `most` of them or all; says at its end what is left of it."""
         expected = box.counts.visible if most is None else min(most, box.counts.visible)
-        look = Look(
-            self.client, self.options, box.url, expected=expected, is_stopping=is_interrupted
-        )
+        dead_letters = Queue(box.url, self.driver)
+        look = Look(dead_letters, self.options, expected=expected, is_stopping=is_interrupted)
         with asking("ReceiveMessage", box.url), look:
             yield look
         if box.counts.in_flight:
@@ -97,7 +97,7 @@ class Desk:
 
     def _box(self, url: str) -> Box:
         with asking("GetQueueAttributes", url):
-            counts = count_letters(self.client, url)
+            counts = count_letters(Queue(url, self.driver))
         if counts.has_redrive_policy:
             raise click.ClickException(
                 f"{url}: this dead-letter queue has a redrive policy of its own, so that looking "

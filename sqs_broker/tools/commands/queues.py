@@ -5,21 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from sqs_broker.options import Options
-from sqs_broker.sqs.calls import error_code, name_of
-from sqs_broker.sqs.clients import new_session
-from sqs_broker.tools.commands.broker import client_of, options_of, refusal
+from sqs_broker.sqs.boto import asked, quick_client
+from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.requests import name_of
+from sqs_broker.tools.commands.broker import driver_of, options_of, refusal
 from sqs_broker.tools.commands.output import print_json, print_table, say
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs.client import SQSClient
 
 #: Seconds between two looks of `--watch`.
 EVERY = 2.0
@@ -33,9 +30,6 @@ AGES_REACH_BACK = timedelta(minutes=10)
 
 #: Queues that one call to CloudWatch asks for.
 MOST_QUERIES = 500
-
-#: For services of AWS besides SQS, which only add to what is told.
-QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
 
 Ages = dict[str, int]
 
@@ -70,10 +64,10 @@ def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
     Exit status 1 where SQS did not answer for each queue.
     """
     options = options_of(ctx.obj.app)
-    client, ages = client_of(options), remembered(lambda: ages_of(options))
+    driver, ages = driver_of(options), remembered(lambda: ages_of(options))
     with suppress(KeyboardInterrupt):
         while True:
-            rows = [replace(row, oldest=ages().get(row.queue)) for row in look(client, options)]
+            rows = [replace(row, oldest=ages().get(row.queue)) for row in look(driver, options)]
             if watch and not as_json:
                 click.clear()
             _show(rows, as_json)
@@ -82,29 +76,26 @@ def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
             time.sleep(EVERY)
 
 
-def look(client: "SQSClient", options: Options) -> Iterator[Row]:
+def look(driver: Driver, options: Options) -> Iterator[Row]:
     """Each configured queue, and after it its dead-letter queue."""
     seen = set()
     for name, address in options.queues.items():
-        yield _row(client, address.url, Row(name))
+        yield _row(Queue(address.url, driver), Row(name))
         dead = address.dead_letter_url
         if dead is not None and dead not in seen:
             seen.add(dead)
-            yield _row(client, dead, Row(name_of(dead), dead_letters_of=name))
+            yield _row(Queue(dead, driver), Row(name_of(dead), dead_letters_of=name))
 
 
-def _row(client: "SQSClient", url: str, row: Row) -> Row:
+def _row(queue: Queue, row: Row) -> Row:
     try:
-        counted = client.get_queue_attributes(
-            QueueUrl=url,
-            AttributeNames=[
-                "ApproximateNumberOfMessages",
-                "ApproximateNumberOfMessagesNotVisible",
-                "ApproximateNumberOfMessagesDelayed",
-            ],
-        )["Attributes"]
-    except (ClientError, BotoCoreError) as exc:
-        return replace(row, fault=refusal(exc, "GetQueueAttributes", url))
+        counted = queue.attributes(
+            "ApproximateNumberOfMessages",
+            "ApproximateNumberOfMessagesNotVisible",
+            "ApproximateNumberOfMessagesDelayed",
+        ).values
+    except SqsError as exc:
+        return replace(row, fault=refusal(exc, "GetQueueAttributes", queue.url))
     return replace(
         row,
         visible=int(counted["ApproximateNumberOfMessages"]),
@@ -156,18 +147,22 @@ def ages_of(options: Options) -> Ages:
     urls = {name: address.url for name, address in options.queues.items()}
     urls |= {name_of(a.dead_letter_url): a.dead_letter_url for a in options.queues.values()
              if a.dead_letter_url}  # fmt: skip
-    cloudwatch = new_session(options).client("cloudwatch", config=QUICK)
+    cloudwatch = quick_client(options, "cloudwatch")
     try:
         return ages_from(cloudwatch, urls, datetime.now(UTC))
-    except (ClientError, BotoCoreError) as exc:
-        say(f"OLDEST is not known: CloudWatch: {error_code(exc)} (cloudwatch:GetMetricData).")
+    except SqsError as exc:
+        say(f"OLDEST is not known: CloudWatch: {exc.code} (cloudwatch:GetMetricData).")
         return {}
 
 
 def ages_from(cloudwatch: Any, urls: dict[str, str], now: datetime) -> Ages:
-    """Ask CloudWatch for the newest ApproximateAgeOfOldestMessage of each queue, in one call."""
+    """Ask CloudWatch for the newest ApproximateAgeOfOldestMessage of each queue, in one call.
+
+    Raises SqsError.
+    """
     names = list(urls)[:MOST_QUERIES]
-    answer = cloudwatch.get_metric_data(
+    answer = asked(
+        cloudwatch.get_metric_data,
         StartTime=now - AGES_REACH_BACK,
         EndTime=now,
         ScanBy="TimestampDescending",
@@ -186,14 +181,16 @@ def _query(number: int, queue: str) -> dict[str, Any]:
     return {"Id": f"q{number}", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Maximum"}}
 
 
-def remembered(ask: Callable[[], Ages]) -> Callable[[], Ages]:
+def remembered(
+    ask: Callable[[], Ages], clock: Callable[[], float] = time.monotonic
+) -> Callable[[], Ages]:
     """The answer of `ask`, asked again when it has stood for a minute."""
     asked_at, ages = float("-inf"), Ages()
 
     def answer() -> Ages:
         nonlocal asked_at, ages
-        if time.monotonic() - asked_at >= AGES_STAND:
-            asked_at, ages = time.monotonic(), ask()
+        if clock() - asked_at >= AGES_STAND:
+            asked_at, ages = clock(), ask()
         return ages
 
     return answer

@@ -56,7 +56,7 @@ def command(
             left = None if limit is None else limit - counted.total()
             if left == 0:
                 break
-            run = Redrive(desk.client, desk.options, box.url, keep_twins, dry_run)
+            run = Redrive(desk.driver, desk.options, box.url, keep_twins, dry_run)
             with desk.looking(box, is_interrupted) as look:
                 for result in _redriven(run, look, box, filter_, left):
                     counted[result.became] += 1

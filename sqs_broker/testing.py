@@ -1,0 +1,736 @@
+"""SQS in memory, for the tests of this broker and of projects on it.
+
+    from sqs_broker.testing import Clock, FakeSqs
+
+    fake = FakeSqs(Clock())
+    jobs = fake.create_queue("jobs", dead_letters="jobs-dlq", max_receive_count=3)
+    app.conf.broker_transport_options = fake.transport_options()
+
+It does what Amazon's SQS does with standard queues, as far as its documentation says
+(https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/), and is one server: what it
+holds, it finds. It signs, encrypts and expires nothing. Needs neither a network nor Celery.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from enum import StrEnum
+from itertools import count
+from random import Random
+from time import monotonic
+from typing import Any
+
+from sqs_broker.limits import (
+    BATCH,
+    LONGEST_DELAY,
+    LONGEST_POLL,
+    LONGEST_VISIBILITY,
+    MOST_ATTRIBUTES,
+    MOST_BYTES,
+)
+from sqs_broker.options import Options
+from sqs_broker.rules.dead_letter import size
+from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs.requests import Answer, Request
+
+__all__ = ["Call", "Clock", "FakeSqs", "Message", "State"]
+
+#: What an unknown clock's zero is taken for.
+EPOCH = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+ACCOUNT = "123456789012"
+REGION = "us-east-1"
+
+#: Seconds between two purges of a queue.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_PurgeQueue.html
+PURGE_PAUSE = 60
+
+#: The name of SQS before the codes that its first protocol had.
+OLD = "AWS.SimpleQueueService."
+
+Entry = Mapping[str, Any]
+Which = int | str | Callable[[Entry], bool]
+"""An entry of a batch: its place, its receipt handle or body, or what is true of it."""
+
+
+class Clock:
+    """Seconds that pass when a test says so. Thread-safe."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[], None]] = []
+
+    def __call__(self) -> float:
+        """The time, in seconds."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and say so to whoever waits for it. Raises ValueError for less than 0."""
+        if seconds < 0:
+            raise ValueError("Time does not pass backwards.")
+        with self._lock:
+            self._now += seconds
+        for listener in self._listeners:
+            listener()
+
+    def on_advance(self, listener: Callable[[], None]) -> None:
+        """Call this each time."""
+        self._listeners.append(listener)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that was made."""
+
+    action: str
+    """Its name in SQS's API, such as `SendMessage`."""
+    parameters: Mapping[str, Any]
+
+
+class State(StrEnum):
+    """Where a message is."""
+
+    VISIBLE = "visible"
+    IN_FLIGHT = "in flight"
+    DELAYED = "delayed"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as it is in its queue now."""
+
+    message_id: str
+    body: str
+    attributes: Mapping[str, Mapping[str, Any]]
+    state: State
+    receives: int
+    """How often it was received, or in the queue before a move to the dead letters."""
+    visible_in: float
+    """Seconds until it can be received; 0 where it can."""
+
+
+@dataclass(eq=False)
+class _Stored:
+    id: str
+    body: str
+    attributes: Mapping[str, Mapping[str, Any]]
+    sent_at: datetime
+    visible_at: float
+    receives: int = 0
+    #: The receipt handle of the last receive, the one that has a right, and when that was.
+    handle: str | None = None
+    received_at: float = 0.0
+    source_arn: str | None = None
+
+
+@dataclass
+class _Queue:
+    url: str
+    visibility_timeout: int
+    delay: int
+    attributes: dict[str, str]
+    messages: dict[str, _Stored] = field(default_factory=dict)
+    """By their MessageIds."""
+    purged_at: float | None = None
+
+    @property
+    def arn(self) -> str:
+        return f"arn:aws:sqs:{REGION}:{ACCOUNT}:{self.url.rpartition('/')[2]}"
+
+
+_Do = Callable[[_Queue, Mapping[str, Any]], dict[str, Any]]
+"""Does what one call, or one entry of a batch, asks of a queue."""
+
+
+@dataclass
+class _Fault:
+    """What goes wrong with the next calls of an action: all of the call, or some entries."""
+
+    action: str
+    url: str | None
+    error: Exception
+    entries: Collection[Which] | None
+    is_sender_fault: bool
+    is_done: bool
+    times: float
+
+    def is_of(self, call: Call) -> bool:
+        return (
+            self.action == call.action
+            and self.url in (None, call.parameters.get("QueueUrl"))
+            and (self.entries is None or bool(self.failing(call)))
+        )
+
+    def failing(self, call: Call) -> list[int]:
+        """The places of the entries that fail."""
+        given = call.parameters.get("Entries", ())
+        meant = self.entries or ()
+        return [n for n, entry in enumerate(given) if any(_is_meant(w, n, entry) for w in meant)]
+
+    @property
+    def of_entry(self) -> SqsError:
+        """The error of an entry that fails."""
+        code = SqsError.of(self.error).args[0]
+        return SqsError.of_entry(code, is_sender_fault=self.is_sender_fault)
+
+
+@dataclass
+class _Delay:
+    action: str
+    before: float
+    after: float
+    times: float
+
+
+def _is_meant(which: Which, place: int, entry: Entry) -> bool:
+    if callable(which):
+        return which(entry)
+    if isinstance(which, int):
+        return which == place
+    return which in (entry.get("ReceiptHandle"), entry.get("MessageBody"))
+
+
+class FakeSqs:
+    """A server of several queues, and the driver that reaches it (sqs_broker/sqs/queue.py).
+
+    With a `Clock`, nothing ever waits: a long poll that finds nothing lets that clock pass, up to
+    its end or to the next message. With `holds_polls` it stays open instead, until a message comes,
+    another thread lets the clock pass, or `end_polls` is called. Without a `Clock` the time is the
+    machine's, and a long poll waits as SQS's does. Messages are handed out in the order in which
+    they came, or, as SQS may, in any order, by `shuffle`. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        *,
+        holds_polls: bool = False,
+        shuffle: Random | None = None,
+    ) -> None:
+        self.clock: Callable[[], float] = monotonic if clock is None else clock
+        """What measures leases and delays, in seconds."""
+        self.on_call: Callable[[Call], object] = lambda call: None
+        """Called with each call before it is done, on the thread that makes it. May raise what
+        the call is to raise."""
+        self.drivers: list[Mapping[str, Any]] = []
+        """The arguments of each driver that the broker has made: timeouts, tries."""
+        self._own_clock = clock
+        self._began_at = self.clock()
+        self._holds_polls = holds_polls
+        self._shuffle = shuffle
+        self._changed = threading.Condition()
+        self._queues: dict[str, _Queue] = {}
+        self._by_handle: dict[str, tuple[_Queue, _Stored]] = {}
+        self._calls: list[Call] = []
+        self._faults: list[_Fault] = []
+        self._delays: list[_Delay] = []
+        self._held: set[str] = set()
+        self._open_polls = 0
+        self._has_ended = False
+        self._ids = (f"sqs-{number}" for number in count(1))
+        self._handles = (f"receipt-{number}" for number in count(1))
+        if clock is not None:
+            clock.on_advance(self._wake)
+
+    # Queues and messages ------------------------------------------------------------------------
+
+    def create_queue(
+        self,
+        name: str,
+        *,
+        visibility_timeout: int = 30,
+        delay: int = 0,
+        dead_letters: str | None = None,
+        max_receive_count: int = 10,
+        **attributes: str,
+    ) -> str:
+        """Make a queue; its URL. `dead_letters` names the queue, made too where there is none, that
+        gets what was received `max_receive_count` times. `attributes` replace SQS's defaults."""
+        url = f"https://sqs.test/{ACCOUNT}/{name}"
+        facts = {
+            "VisibilityTimeout": str(visibility_timeout),
+            "DelaySeconds": str(delay),
+            "MaximumMessageSize": str(MOST_BYTES),
+            "MessageRetentionPeriod": "345600",
+        }
+        queue = _Queue(url, visibility_timeout, delay, facts)
+        facts["QueueArn"] = queue.arn
+        if dead_letters is not None:
+            target = f"https://sqs.test/{ACCOUNT}/{dead_letters}"
+            if target not in self._queues:
+                self.create_queue(dead_letters)
+            facts["RedrivePolicy"] = json.dumps(
+                {
+                    "deadLetterTargetArn": self._queues[target].arn,
+                    "maxReceiveCount": max_receive_count,
+                }
+            )
+        facts |= attributes
+        with self._changed:
+            self._queues[url] = queue
+        return url
+
+    def delete_queue(self, url: str) -> None:
+        """Delete a queue, and what is in it."""
+        with self._changed:
+            del self._queues[url]
+
+    def set_attributes(self, url: str, **attributes: str | None) -> None:
+        """Change attributes of a queue, as GetQueueAttributes names them; None takes one away."""
+        with self._changed:
+            queue = self._queues[url]
+            for name, value in attributes.items():
+                if value is None:
+                    queue.attributes.pop(name, None)
+                else:
+                    queue.attributes[name] = value
+            queue.visibility_timeout = int(queue.attributes["VisibilityTimeout"])
+            queue.delay = int(queue.attributes["DelaySeconds"])
+
+    def put(
+        self,
+        url: str,
+        body: str,
+        *,
+        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+        delay: int = 0,
+        receives: int = 0,
+        source_arn: str | None = None,
+    ) -> str:
+        """Put a message there, as a producer of somebody else's: it is no call. Its MessageId.
+
+        `receives` is how often it was received before; `source_arn` names the queue that SQS has
+        moved it from.
+        """
+        with self._changed:
+            stored = self._store(self._queues[url], body, attributes or {}, delay)
+            stored.receives, stored.source_arn = receives, source_arn
+            return stored.id
+
+    def messages(self, url: str) -> list[Message]:
+        """What is in a queue now, in the order in which it came."""
+        with self._changed:
+            now = self.clock()
+            return [self._as_it_is(stored, now) for stored in self._queues[url].messages.values()]
+
+    def bodies(self, url: str) -> list[str]:
+        """The bodies of what is in a queue now, in the order in which it came."""
+        return [message.body for message in self.messages(url)]
+
+    def message_id(self, receipt_handle: str) -> str:
+        """The MessageId of the message that a receipt handle was given for."""
+        with self._changed:
+            return self._by_handle[receipt_handle][1].id
+
+    def leased_until(self, receipt_handle: str) -> float | None:
+        """When the lease of a receipt handle ends, or ended, by the clock. None if another receive
+        has the message now, or if it was deleted."""
+        with self._changed:
+            queue, stored = self._by_handle[receipt_handle]
+            has_right = stored.handle == receipt_handle and stored.id in queue.messages
+            return stored.visible_at if has_right else None
+
+    def arn(self, url: str) -> str:
+        """The queue's ARN."""
+        return self._queues[url].arn
+
+    # What was asked -----------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> list[Call]:
+        """Each call that was made, the failed ones too, in the order in which they began."""
+        with self._changed:
+            return list(self._calls)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many calls were made, by action."""
+        return Counter(call.action for call in self.calls)
+
+    def asked(self, action: str) -> list[Mapping[str, Any]]:
+        """The parameters of each call of an action."""
+        return [call.parameters for call in self.calls if call.action == action]
+
+    def entries(self, action: str) -> list[Entry]:
+        """The entries of all calls of an action, one after the other."""
+        return [entry for call in self.asked(action) for entry in call["Entries"]]
+
+    def forget_calls(self) -> None:
+        """Begin to count anew."""
+        with self._changed:
+            self._calls.clear()
+
+    @property
+    def open_polls(self) -> int:
+        """Receives that wait for a message now."""
+        return self._open_polls
+
+    # What goes wrong ----------------------------------------------------------------------------
+
+    def fail(
+        self,
+        action: str,
+        code: str = "InternalError",
+        *,
+        error: Exception | None = None,
+        entries: Collection[Which] | None = None,
+        sender_fault: bool = False,
+        done: bool = False,
+        url: str | None = None,
+        times: float = 1,
+    ) -> None:
+        """Let the next calls of an action fail, `times` of them, for one queue or for all.
+
+        With `entries`, these entries of a batch fail and the others are done: by place, by receipt
+        handle or body, or by what is true of them; a call without any of them is left alone. Else
+        the call fails, with `code` or with `error`, which may be of any kind; `done`: it is done
+        all the same, and only its answer is lost.
+        """
+        refusal = SqsError(code) if error is None else error
+        fault = _Fault(action, url, refusal, entries, sender_fault, done, times)
+        with self._changed:
+            self._faults.append(fault)
+
+    def lose_answer(self, action: str, *, times: float = 1) -> None:
+        """Let the next calls of an action be done, and their answers be lost."""
+        self.fail(action, error=Unreached("ReadTimeoutError"), done=True, times=times)
+
+    def deny(self, action: str, url: str | None = None) -> None:
+        """Allow an action no more, on one queue or on any."""
+        self.fail(action, "AccessDenied", url=url, times=float("inf"))
+
+    def heal(self, action: str | None = None) -> None:
+        """Let an action, or all of them, fail and take time no more."""
+        with self._changed:
+            self._faults = [fault for fault in self._faults if action not in (None, fault.action)]
+            self._delays = [delay for delay in self._delays if action not in (None, delay.action)]
+
+    def slow(self, action: str, *, before: float = 0, after: float = 0, times: float = 1) -> None:
+        """Let the next calls of an action take time: so many seconds before SQS does what it is
+        asked, and after that. On a `Clock` they pass at once."""
+        with self._changed:
+            self._delays.append(_Delay(action, before, after, times))
+
+    def hold(self, action: str) -> None:
+        """Let calls of an action wait, before they are done, until `release`. They are counted."""
+        with self._changed:
+            self._held.add(action)
+
+    def release(self, action: str | None = None) -> None:
+        """Let the calls of an action, or all, go on."""
+        with self._changed:
+            self._held -= {action} if action else set(self._held)
+            self._changed.notify_all()
+
+    def end_polls(self) -> None:
+        """End the open long polls. None stays open from now on."""
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+
+    # For the broker -----------------------------------------------------------------------------
+
+    def transport_options(self, **changes: Any) -> dict[str, Any]:
+        """Celery's `broker_transport_options`, by which the broker reaches this server and no
+        other: with all queues by their names, each with its dead letters."""
+        targets = {queue.arn: queue.url for queue in self._queues.values()}
+        policies = {
+            url: json.loads(queue.attributes.get("RedrivePolicy") or "{}")
+            for url, queue in self._queues.items()
+        }
+        dead_letters = {
+            url: targets.get(p.get("deadLetterTargetArn")) for url, p in policies.items()
+        }
+        queues = {
+            url.rpartition("/")[2]: {"url": url, "dead_letter_url": dead_letters[url]}
+            for url in self._queues
+            if url not in dead_letters.values()
+        }
+        return {"region": REGION, "predefined_queues": queues, "driver": self.driver} | changes
+
+    def options(self, **changes: Any) -> Options:
+        """The same, as the broker reads it."""
+        return Options.read(self.transport_options(**changes))
+
+    def driver(self, options: Options, **how: Any) -> "FakeSqs":
+        """What the broker calls to make a driver."""
+        self.drivers.append(how)
+        return self
+
+    def open(self) -> None:
+        """Nothing: it is ready."""
+
+    def close(self) -> None:
+        """Nothing: it can be asked again."""
+
+    def pause(self, seconds: float) -> None:
+        """Let so much time pass; on a `Clock`, at once."""
+        if seconds and self._own_clock is None:
+            time.sleep(seconds)
+        elif seconds and self._own_clock is not None:
+            self._own_clock.advance(seconds)
+
+    def carry(self, request: Request[Any]) -> Answer:
+        """Do what is asked. Raises SqsError as SQS would, and what the test has asked for."""
+        call = Call(request.action, request.parameters)
+        with self._changed:
+            self._calls.append(call)
+            self._changed.wait_for(lambda: call.action not in self._held)
+        self.on_call(call)
+        with self._changed:
+            fault, delay = self._next_fault(call), self._next_delay(call)
+        self.pause(delay.before)
+        is_refused = fault is not None and fault.entries is None
+        content: Mapping[str, Any] = {}
+        if fault is None or fault.is_done or not is_refused:
+            with self._changed:
+                content = self._do(call, fault)
+        self.pause(delay.after)
+        if fault is not None and is_refused:
+            raise fault.error
+        return Answer(content, format_datetime(self._wall_time(), usegmt=True))
+
+    # How it works -------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wall_time(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.clock() - self._began_at)
+
+    def _next_fault(self, call: Call) -> _Fault | None:
+        fault = next((fault for fault in self._faults if fault.is_of(call)), None)
+        if fault is not None:
+            fault.times -= 1
+            self._faults = [fault for fault in self._faults if fault.times > 0]
+        return fault
+
+    def _next_delay(self, call: Call) -> _Delay:
+        delay = next((delay for delay in self._delays if delay.action == call.action), None)
+        if delay is None:
+            return _Delay(call.action, 0, 0, 0)
+        delay.times -= 1
+        self._delays = [delay for delay in self._delays if delay.times > 0]
+        return delay
+
+    def _do(self, call: Call, fault: _Fault | None) -> dict[str, Any]:
+        singles: dict[str, _Do] = {
+            "ReceiveMessage": self._receive,
+            "SendMessage": self._send,
+            "DeleteMessage": self._delete,
+            "ChangeMessageVisibility": self._change,
+            "GetQueueAttributes": self._attributes,
+            "PurgeQueue": self._purge,
+        }
+        batches = {f"{name}Batch": do for name, do in singles.items()}
+        queue = self._queues.get(call.parameters["QueueUrl"])
+        if queue is None:
+            raise SqsError(f"{OLD}NonExistentQueue")
+        if call.action in singles:
+            return singles[call.action](queue, call.parameters)
+        return self._batch(queue, call, fault, batches[call.action])
+
+    def _batch(self, queue: _Queue, call: Call, fault: _Fault | None, do: _Do) -> dict[str, Any]:
+        given: Sequence[Entry] = call.parameters["Entries"]
+        self._check_batch(given)
+        failing = fault.failing(call) if fault else []
+        done: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
+        for place, entry in enumerate(given):
+            try:
+                if fault is not None and place in failing:
+                    raise fault.of_entry
+                done.append({"Id": entry["Id"], **do(queue, entry)})
+            except SqsError as exc:
+                is_theirs = exc.is_sender_fault or place not in failing
+                code = exc.args[0]
+                failed.append({"Id": entry["Id"], "Code": code, "SenderFault": is_theirs})
+        return {"Successful": done} | ({"Failed": failed} if failed else {})
+
+    @staticmethod
+    def _check_batch(given: Sequence[Entry]) -> None:
+        sizes = [size(e.get("MessageBody", ""), e.get("MessageAttributes", {})) for e in given]
+        if not given:
+            raise SqsError(f"{OLD}EmptyBatchRequest")
+        if len(given) > BATCH:
+            raise SqsError(f"{OLD}TooManyEntriesInBatchRequest")
+        if len({entry["Id"] for entry in given}) < len(given):
+            raise SqsError(f"{OLD}BatchEntryIdsNotDistinct")
+        if sum(sizes) > MOST_BYTES:
+            raise SqsError(f"{OLD}BatchRequestTooLong")
+
+    # Receiving
+
+    def _receive(self, queue: _Queue, asked: Mapping[str, Any]) -> dict[str, Any]:
+        most, wait = asked.get("MaxNumberOfMessages", 1), asked.get("WaitTimeSeconds", 0)
+        visibility = asked.get("VisibilityTimeout", queue.visibility_timeout)
+        _check(1 <= most <= BATCH)
+        _check(0 <= wait <= LONGEST_POLL)
+        _check(0 <= visibility <= LONGEST_VISIBILITY)
+        if wait:
+            self._await_message(queue, self.clock() + wait)
+        handed_out = self._hand_out(queue, most, visibility)
+        return {"Messages": [_as_received(m, asked) for m in handed_out]} if handed_out else {}
+
+    def _await_message(self, queue: _Queue, end: float) -> None:
+        """The long poll."""
+        self._open_polls += 1
+        try:
+            while not self._has_ended and not self._has_message(queue) and self.clock() < end:
+                times = [
+                    m.visible_at for m in queue.messages.values() if m.visible_at > self.clock()
+                ]
+                left = min([end, *times]) - self.clock()
+                if self._own_clock is None:
+                    self._changed.wait(left)
+                elif self._holds_polls:
+                    self._changed.wait()
+                else:
+                    self._own_clock.advance(left)
+        finally:
+            self._open_polls -= 1
+
+    def _has_message(self, queue: _Queue) -> bool:
+        self._move_dead_letters(queue)
+        return any(message.visible_at <= self.clock() for message in queue.messages.values())
+
+    def _hand_out(self, queue: _Queue, most: int, visibility: int) -> list[_Stored]:
+        self._move_dead_letters(queue)
+        now = self.clock()
+        visible = [m for m in queue.messages.values() if m.visible_at <= now]
+        if self._shuffle is not None:
+            self._shuffle.shuffle(visible)
+        handed_out = visible[:most]
+        for message in handed_out:
+            message.receives += 1
+            message.handle = next(self._handles)
+            message.received_at, message.visible_at = now, now + visibility
+            self._by_handle[message.handle] = (queue, message)
+        return handed_out
+
+    def _move_dead_letters(self, queue: _Queue) -> None:
+        """What was received as often as the redrive policy allows moves when it would be received
+        once more. It keeps its MessageId and the time at which it was sent."""
+        policy = json.loads(queue.attributes.get("RedrivePolicy") or "{}")
+        target = next(
+            (q for q in self._queues.values() if q.arn == policy.get("deadLetterTargetArn")), None
+        )
+        if target is None:
+            return
+        for message in list(queue.messages.values()):
+            is_visible = message.visible_at <= self.clock()
+            if is_visible and message.receives >= int(policy["maxReceiveCount"]):
+                del queue.messages[message.id]
+                message.handle, message.source_arn = None, queue.arn
+                target.messages[message.id] = message
+                self._changed.notify_all()
+
+    # Sending
+
+    def _send(self, queue: _Queue, given: Mapping[str, Any]) -> dict[str, Any]:
+        body, attributes = given["MessageBody"], given.get("MessageAttributes", {})
+        delay = given.get("DelaySeconds", queue.delay)
+        _check(bool(body))
+        _check(0 <= delay <= LONGEST_DELAY)
+        _check(len(attributes) <= MOST_ATTRIBUTES)
+        _check(size(body, attributes) <= int(queue.attributes["MaximumMessageSize"]))
+        return {"MessageId": self._store(queue, body, attributes, delay).id}
+
+    def _store(
+        self, queue: _Queue, body: str, attributes: Mapping[str, Mapping[str, Any]], delay: int
+    ) -> _Stored:
+        visible_at = self.clock() + delay
+        stored = _Stored(next(self._ids), body, dict(attributes), self._wall_time(), visible_at)
+        queue.messages[stored.id] = stored
+        self._changed.notify_all()
+        return stored
+
+    # Settling
+
+    def _delete(self, _: _Queue, given: Mapping[str, Any]) -> dict[str, Any]:
+        queue, message = self._held_by(given["ReceiptHandle"])
+        # "otherwise, the request succeeds, but the message will not be deleted"
+        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
+        if message.handle == given["ReceiptHandle"]:
+            queue.messages.pop(message.id, None)
+        return {}
+
+    def _change(self, _: _Queue, given: Mapping[str, Any]) -> dict[str, Any]:
+        queue, message = self._held_by(given["ReceiptHandle"])
+        seconds, now = given["VisibilityTimeout"], self.clock()
+        _check(0 <= seconds <= LONGEST_VISIBILITY)
+        _check(now + seconds <= message.received_at + LONGEST_VISIBILITY)
+        _check(message.handle == given["ReceiptHandle"] and message.id in queue.messages)
+        if message.visible_at <= now:
+            raise SqsError(f"{OLD}MessageNotInflight")
+        message.visible_at = now + seconds
+        self._changed.notify_all()
+        return {}
+
+    def _held_by(self, handle: str) -> tuple[_Queue, _Stored]:
+        try:
+            return self._by_handle[handle]
+        except KeyError:
+            raise SqsError("ReceiptHandleIsInvalid") from None
+
+    def _purge(self, queue: _Queue, _: Mapping[str, Any]) -> dict[str, Any]:
+        now = self.clock()
+        if queue.purged_at is not None and now - queue.purged_at < PURGE_PAUSE:
+            raise SqsError(f"{OLD}PurgeQueueInProgress")
+        queue.purged_at = now
+        queue.messages.clear()
+        return {}
+
+    # Looking
+
+    def _attributes(self, queue: _Queue, asked: Mapping[str, Any]) -> dict[str, Any]:
+        names = asked.get("AttributeNames", ())
+        states = Counter(self._as_it_is(m, self.clock()).state for m in queue.messages.values())
+        known = queue.attributes | {
+            "ApproximateNumberOfMessages": str(states[State.VISIBLE]),
+            "ApproximateNumberOfMessagesNotVisible": str(states[State.IN_FLIGHT]),
+            "ApproximateNumberOfMessagesDelayed": str(states[State.DELAYED]),
+        }
+        wanted = known if "All" in names else {n: v for n, v in known.items() if n in names}
+        return {"Attributes": wanted} if wanted else {}
+
+    @staticmethod
+    def _as_it_is(stored: _Stored, now: float) -> Message:
+        if stored.visible_at <= now:
+            state = State.VISIBLE
+        else:
+            state = State.IN_FLIGHT if stored.handle else State.DELAYED
+        left = max(0.0, stored.visible_at - now)
+        return Message(stored.id, stored.body, stored.attributes, state, stored.receives, left)
+
+
+def _check(is_valid: bool) -> None:
+    if not is_valid:
+        raise SqsError("InvalidParameterValue")
+
+
+def _as_received(stored: _Stored, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as ReceiveMessage gives it."""
+    system = {
+        "ApproximateReceiveCount": str(stored.receives),
+        "SentTimestamp": str(int(stored.sent_at.timestamp() * 1000)),
+    }
+    if stored.source_arn is not None:
+        system["DeadLetterQueueSourceArn"] = stored.source_arn
+    names = asked.get("MessageSystemAttributeNames", ())
+    message: dict[str, Any] = {
+        "MessageId": stored.id,
+        "ReceiptHandle": stored.handle,
+        "Body": stored.body,
+        "Attributes": system if "All" in names else {n: v for n, v in system.items() if n in names},
+    }
+    named = asked.get("MessageAttributeNames", ())
+    attributes = {n: dict(v) for n, v in stored.attributes.items() if "All" in named or n in named}
+    return message | ({"MessageAttributes": attributes} if attributes else {})
