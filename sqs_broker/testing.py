@@ -1,4 +1,10 @@
-"""SQS in memory, for the tests of this broker and of projects on it.
+"""For the tests of this broker and of projects on it: SQS in memory, and one message through the
+rules of a worker.
+
+    from sqs_broker.testing import handle
+
+    handled = handle(app, {"id": "1", "action": "registerUser", "data": {...}})
+    assert handled.outcome == Done()
 
     from sqs_broker.testing import Clock, FakeSqs
 
@@ -34,11 +40,15 @@ from sqs_broker.limits import (
     MOST_BYTES,
 )
 from sqs_broker.options import Options
+from sqs_broker.rules.admission import Admitted, admit, arrive
 from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.facts import Facts, facts_of
+from sqs_broker.rules.lease import Delivery
+from sqs_broker.rules.outcomes import Happened, Outcome, decide
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request
 
-__all__ = ["Call", "Clock", "FakeSqs", "Message", "State"]
+__all__ = ["Call", "Clock", "FakeSqs", "Handled", "Message", "State", "handle"]
 
 #: What an unknown clock's zero is taken for.
 EPOCH = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -56,6 +66,50 @@ OLD = "AWS.SimpleQueueService."
 Entry = Mapping[str, Any]
 Which = int | str | Callable[[Entry], bool]
 """An entry of a batch: its place, its receipt handle or body, or what is true of it."""
+
+
+@dataclass(frozen=True)
+class Handled:
+    """What became of one message."""
+
+    outcome: Outcome
+    """Done, Retry, DeadLetter, Postponed or Released, of sqs_broker/rules/outcomes.py."""
+    happened: Happened
+    """What the run was, or what happened in place of a run."""
+    message: Facts
+
+
+def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 1) -> Handled:
+    """Handle one message as a worker of this app would, here and now: decode and admit it, run its
+    task, decide. Sends and stores nothing but what the task itself does.
+
+    `body` is the text of an SQS message, or the object of a plain JSON one. `deliveries` is how
+    often SQS has delivered it, this time included: a failure in the last attempt is dead-lettered.
+    """
+    from sqs_broker.worker.run import run  # It needs Celery, and FakeSqs does not.
+
+    options = Options.read(celery_app.conf.broker_transport_options)
+    delivery = Delivery(
+        tag="1",
+        queue=next(iter(options.queues)),
+        message_id="sqs-1",
+        receipt_handle="receipt-1",
+        body=body if isinstance(body, str) else json.dumps(body),
+        attributes={},
+        count=deliveries,
+        enqueued_at=datetime.now(UTC),
+        received_at=monotonic(),
+    )
+    arrival = arrive(delivery, options.decode_json)
+    policy, happened = options.policy, arrival.ended
+    if happened is None:
+        admitted = admit(arrival, celery_app.tasks)
+        if isinstance(admitted, Admitted):
+            policy, happened = admitted.task.policy, run(arrival, admitted)
+        else:
+            happened = admitted
+    outcome = decide(happened, deliveries, policy)
+    return Handled(outcome, happened, facts_of(delivery, arrival.headers))
 
 
 class Clock:

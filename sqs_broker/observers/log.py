@@ -5,12 +5,14 @@ Each delivery has a line when it is received (`message.received`) and a line whe
 """
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from sqs_broker.observers.observer import Facts, Observer
+from sqs_broker.observers.observer import Observer
 from sqs_broker.rules import outcomes
-from sqs_broker.rules.lease import Delivery
+from sqs_broker.rules.facts import Facts
+from sqs_broker.rules.lease import longest_delay
 from sqs_broker.rules.outcomes import Happened, Outcome
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 class MessageLog(Observer):
     """The observer that writes the log. Every process has one."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
 
     def received(self, message: Facts) -> None:
         """Log that a message was received."""
@@ -36,14 +41,16 @@ class MessageLog(Observer):
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
         """Log the outcome, the ids and the duration of a delivery. If this machine could not run
         the message, log that first, in a line of its own."""
+        delivery, now = message.delivery, self._clock()
         if isinstance(happened, outcomes.NotTaken):
             _not_taken(message, happened.error)
-        delivery = message.delivery
+        if isinstance(outcome, outcomes.Retry) and outcome.delay > longest_delay(delivery, now):
+            self._clamped(message, max(longest_delay(delivery, now), 0))
         facts: dict[str, Any] = {
             "event": f"message.{outcome.name}",
             **_ids(message),
             "deliveries": delivery.count,
-            "seconds": round(monotonic() - delivery.received_at, 3),
+            "seconds": round(now - delivery.received_at, 3),
         }
         match outcome:
             case outcomes.Retry(delay, error):
@@ -62,41 +69,44 @@ class MessageLog(Observer):
                 text, level = "Message done.", logging.INFO
         logger.log(level, text, extra=facts)
 
+    def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
+        """Log an outcome that SQS will never have."""
+        if error is None:
+            return
+        logger.error(
+            "SQS could not be told the outcome of a message, so it will deliver it again.",
+            extra={
+                "event": "settle.failed",
+                "outcome": outcome.name,
+                "error": error,
+                "sqs_message_id": message.delivery.message_id,
+                "queue": message.delivery.queue,
+            },
+        )
+
     def lost(self, message: Facts, why: str) -> None:
-        """Log that a lease was lost."""
-        lease_lost(message.delivery, why)
+        """Log that a lease was lost: this worker no longer settles the message."""
+        delivery = message.delivery
+        logger.warning(
+            "The lease of a message was lost: %s. SQS delivers the message again.",
+            why,
+            extra={
+                "event": "lease.lost",
+                "reason": why,
+                "sqs_message_id": delivery.message_id,
+                "queue": delivery.queue,
+                "deliveries": delivery.count,
+            },
+        )
 
-
-def lease_lost(delivery: Delivery, why: str) -> None:
-    """Log that a lease was lost: this worker no longer settles the message."""
-    logger.warning(
-        "The lease of a message was lost: %s. SQS delivers the message again.",
-        why,
-        extra={
-            "event": "lease.lost",
-            "reason": why,
-            "sqs_message_id": delivery.message_id,
-            "queue": delivery.queue,
-            "deliveries": delivery.count,
-        },
-    )
-
-
-def clamped(delivery: Delivery, delay: int, task: str | None, id_: str | None) -> None:
-    """Log that a retry comes sooner than its task asked for."""
-    logger.warning(
-        "A task asked for a retry later than 12 hours after the receive, the longest time that SQS "
-        "can hide a message; retrying in %s s.",
-        delay,
-        extra={
-            "event": "retry.clamped",
-            "task": task,
-            "message_id": id_ or delivery.message_id,
-            "sqs_message_id": delivery.message_id,
-            "queue": delivery.queue,
-            "delay": delay,
-        },
-    )
+    def _clamped(self, message: Facts, delay: int) -> None:
+        facts = {"event": "retry.clamped", **_ids(message), "delay": delay}
+        logger.warning(
+            "A task asked for a retry later than 12 hours after the receive, the longest time that "
+            "SQS can hide a message; retrying in %s s.",
+            delay,
+            extra=facts,
+        )
 
 
 def _not_taken(message: Facts, error: str) -> None:

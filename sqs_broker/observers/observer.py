@@ -5,41 +5,17 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 from sqs_broker.errors import label
-from sqs_broker.rules.lease import Delivery
+from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import Happened, Outcome
-from sqs_broker.rules.provenance import Source
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two log lines about one failing observer.
 QUIET = 60.0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an observer gets about a message."""
-
-    delivery: Delivery
-    """Its body and attributes can hold personal data: never write them to logs, metrics or traces.
-    """
-    task: str | None
-    """Name of the task; None if the body could not be read."""
-    id: str
-    """The producer's id of the message; SQS's MessageId if there is none."""
-    source: Source | None
-    """None if the body could not be read."""
-
-
-def facts_of(delivery: Delivery, headers: dict[str, Any] | None) -> Facts:
-    """The facts of a message. `headers` are its task's, or None if they could not be read."""
-    if not headers:
-        return Facts(delivery, None, delivery.message_id, None)
-    return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source)
 
 
 class Observer:

@@ -1,5 +1,6 @@
 """A delivery of a message, and its lease: when it ends, and until when it may be extended."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
@@ -89,3 +90,9 @@ class Lease:
     @property
     def _longest(self) -> float:
         return self.delivery.asked_at + LONGEST_VISIBILITY - 1
+
+
+def longest_delay(delivery: Delivery, now: float) -> int:
+    """Whole seconds for which SQS can still hide the message of a delivery: it counts 12 hours from
+    the receive. Negative once they are over."""
+    return LONGEST_VISIBILITY - math.ceil(now - delivery.asked_at) - 1

@@ -9,6 +9,7 @@ import threading
 
 from sqs_broker.options import Options
 from sqs_broker.rules import dead_letter
+from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
 from sqs_broker.sqs.queue import Driver, Queue
@@ -34,26 +35,24 @@ class Copies:
         """
         return delivery.message_id in self._sent
 
-    def send(
-        self, delivery: Delivery, outcome: DeadLetter | Postponed, task: str | None, id_: str | None
-    ) -> None:
-        """Send the copy, where it was not sent before. Raises what `Queue.send` does."""
+    def send(self, message: Facts, outcome: DeadLetter | Postponed) -> None:
+        """Send the copy, unless it was sent before. Raises what `Queue.send` does."""
+        delivery = message.delivery
         if self.are_sent(delivery):
             return
-        url, message = self._copy(delivery, outcome, task, id_)
-        Queue(url, self._driver).send(message)
+        url, copy = self._copy(message, outcome)
+        Queue(url, self._driver).send(copy)
         with self._lock:
             self._sent[delivery.message_id] = None
             if len(self._sent) > MOST_REMEMBERED:
                 del self._sent[next(iter(self._sent))]
 
-    def _copy(
-        self, delivery: Delivery, outcome: DeadLetter | Postponed, task: str | None, id_: str | None
-    ) -> tuple[str, Outgoing]:
-        """The queue that it goes to, and the message."""
+    def _copy(self, message: Facts, outcome: DeadLetter | Postponed) -> tuple[str, Outgoing]:
+        """The URL of the queue that it goes to, and the copy."""
+        delivery = message.delivery
         address = self._options.queue(delivery.queue)
         if isinstance(outcome, Postponed):
             return address.url, Outgoing(delivery.body, delivery.attributes, outcome.delay)
         limit = self._options.max_message_bytes
-        attributes = dead_letter.attributes_of(delivery, outcome, task, id_, limit)
+        attributes = dead_letter.attributes_of(delivery, outcome, message.task, message.id, limit)
         return address.dead_letter_url or "", Outgoing(delivery.body, attributes)

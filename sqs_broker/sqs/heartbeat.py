@@ -49,6 +49,7 @@ class Heartbeat:
         self._on_beat = on_beat
         self._on_waited = on_waited
         self._clock = clock
+        self._extends = options.policy.heartbeat
         beats = beats_per_lease or BEATS_PER_LEASE
         self._interval = options.policy.visibility_timeout / beats
         # Half an interval: a lease that was just too young at one beat is not late at the next.
@@ -87,7 +88,7 @@ class Heartbeat:
             elif lease.can_be_kept_back and lease.waits_until <= now + 2 * self._pause:
                 # The next beat, or the one after it, would be too late.
                 self._on_waited(lease)
-            elif self._is_due(lease, now):
+            elif self._extends and self._is_due(lease, now):
                 due.append(lease)
         by_queue: dict[str, list[Lease]] = {}
         for lease in due:

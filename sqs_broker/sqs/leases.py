@@ -27,8 +27,8 @@ MOST_AHEAD = 10 * BATCH
 #: The part of what is held ahead that is worth a receive: the pool works on the rest meanwhile.
 WORTH = 0.75
 
-#: Ended deliveries that may wait for SQS to be told before less is received.
-MOST_UNTOLD = 4 * BATCH
+#: Finished deliveries that may wait for their report to SQS before less is received.
+MOST_UNREPORTED = 4 * BATCH
 
 
 class Pace:
@@ -83,7 +83,7 @@ class Leases:
         self._queues = 1
         #: Why nothing is received. Each reason ends by itself and undoes no other.
         self._pauses: set[str] = set()
-        self._untold = 0
+        self._unreported = 0
         self._clock = clock
         self._pace = Pace(clock)
         self._forecast = Forecast(clock)
@@ -106,16 +106,21 @@ class Leases:
             self._queues = max(queues, 1)
             self._changed.notify_all()
 
-    def pause(self, reason: str, paused: bool = True) -> bool:
-        """Let no receiver ask for this reason, or not for it any more; whether that is a change.
-
-        A call that is under way may still bring messages.
-        """
+    def pause(self, reason: str) -> bool:
+        """Let no receiver ask, for this reason; whether that is new. A call that is under way may
+        still bring messages."""
         with self._changed:
-            changed = paused != (reason in self._pauses)
-            (self._pauses.add if paused else self._pauses.discard)(reason)
+            is_new = reason not in self._pauses
+            self._pauses.add(reason)
+            return is_new
+
+    def resume(self, reason: str) -> bool:
+        """End the pause for this reason; whether there was one."""
+        with self._changed:
+            was_paused = reason in self._pauses
+            self._pauses.discard(reason)
             self._changed.notify_all()
-            return changed
+            return was_paused
 
     @property
     def pauses(self) -> frozenset[str]:
@@ -257,11 +262,11 @@ class Leases:
         """Whether a delivery is in flight, with its lease."""
         return tag in self._held
 
-    def telling(self, change: int) -> None:
-        """So many more, or fewer, ended deliveries wait for SQS to be told: their number bounds
-        what is received, so that they never outgrow what can be told within a lease."""
+    def unreported(self, change: int) -> None:
+        """Adjust the number of finished deliveries that are not yet reported to SQS. Receiving
+        slows down while it is high, so that all can be reported within their leases."""
         with self._changed:
-            self._untold += change
+            self._unreported += change
             if change < 0:
                 self._wake_if_worth_it()
 
@@ -320,8 +325,8 @@ class Leases:
         return max(min(share, room), 0) if is_worth_it else 0
 
     def _room(self) -> int:
-        untold = max(self._untold - MOST_UNTOLD, 0)
-        return self._window - len(self._held) - self._reserved - untold
+        unreported = max(self._unreported - MOST_UNREPORTED, 0)
+        return self._window - len(self._held) - self._reserved - unreported
 
     def _share(self, ahead: int) -> int:
         """Slots for one receive: what others have reserved may not keep the pool from its work."""

@@ -13,7 +13,6 @@ from itertools import count
 from time import monotonic
 
 from sqs_broker.machine import threads
-from sqs_broker.observers import log
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.boto import CONNECT_TIMEOUT
@@ -51,7 +50,8 @@ _tags = count(1)
 
 
 class Receiver:
-    """Polls one queue on threads of its own, and calls `on_received` there with each batch."""
+    """Polls one queue on threads of its own. They call `on_received` with each batch, and
+    `on_missed` with each delivery whose lease was over when it came, and why."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Receiver:
         driver: Driver,
         leases: Leases,
         on_received: Callable[[list[Delivery]], None],
+        on_missed: Callable[[Delivery, str], None] = lambda *_: None,
         *,
         clock: Callable[[], float] = monotonic,
         first_pause: float = FIRST_PAUSE,
@@ -75,6 +76,7 @@ class Receiver:
         self._most = options.max_receivers
         self._leases = leases
         self._on_received = on_received
+        self._on_missed = on_missed
         self._stopping = threading.Event()
         self._failures = 0
         self._said_at: dict[str, float] = {}
@@ -195,7 +197,7 @@ class Receiver:
         why = {tag: OVER for tag, end in until.items() if end <= now} | why
         for delivery in received:
             if delivery.tag in why:
-                log.lease_lost(delivery, why[delivery.tag])
+                self._on_missed(delivery, why[delivery.tag])
                 del until[delivery.tag]
         return until
 

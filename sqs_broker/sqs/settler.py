@@ -2,7 +2,7 @@
 of its own, so that neither the event loop nor a task ever waits for SQS.
 
 A slot is freed when its outcome is handed over here; what SQS then refuses is tried again for as
-long as the lease lasts, and logged when it is given up. SQS delivers such a message again.
+long as the lease lasts, and then given up. SQS delivers such a message again.
 """
 
 import logging
@@ -10,19 +10,19 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from sqs_broker.limits import BATCH
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
+from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
-from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.queue import Driver
-from sqs_broker.sqs.settlement import Settlement
-from sqs_broker.sqs.teller import Teller, Untold
+from sqs_broker.sqs.settlement import Reporter, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +42,25 @@ GROW_PAUSE = 5.0
 RETRY_PAUSE = 1.0
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A settlement that is over: SQS has it, or will never have it, for the reason `error`."""
+
+    settlement: Settlement
+    error: SqsError | None
+
+
 class Settler:
-    """The threads and their queue of work. `settle` may be called from any other thread."""
+    """The threads and their queue of work. `settle` may be called from any other thread.
+
+    `on_settled` is called on these threads, with the settlements that each batch has ended.
+    """
 
     def __init__(
         self,
         options: Options,
         driver: Driver,
-        on_told: Callable[[int], None] = lambda _: None,
+        on_settled: Callable[[Sequence[Settled]], None] = lambda _: None,
         *,
         clock: Callable[[], float] = monotonic,
         retry_pause: float | None = None,
@@ -62,7 +73,7 @@ class Settler:
         self._linger = linger
         self._longest_linger = longest_linger
         self._grow_pause = grow_pause
-        self._teller = Teller(options, driver, clock)
+        self._reporter = Reporter(options, driver, clock)
         self._lock = threading.Lock()
         #: There is more to tell, or it is time to stop.
         self._changed = threading.Condition(self._lock)
@@ -74,7 +85,7 @@ class Settler:
         self._waiting: deque[Settlement] = deque()
         self._waiting_since = 0.0
         self._again: list[Settlement] = []
-        self._on_told = on_told
+        self._on_settled = on_settled
         self._at_work = 0
         self._stopping = False
         # Held, not inherited: Thread has private names of its own, `_delete` among them.
@@ -84,18 +95,17 @@ class Settler:
     @property
     def copies(self) -> Copies:
         """The copies that were sent."""
-        return self._teller.copies
+        return self._reporter.copies
 
     def start(self) -> None:
         """Start the threads. One is enough to go on with; raises NoThread where there is none."""
         self._threads = [threads.insist(self._run, "sqs-settler-0")]
         self._grow()
 
-    def settle(
-        self, lease: Lease, outcome: Outcome, task: str | None = None, id_: str | None = None
-    ) -> None:
-        """Tell SQS soon, and for as long as the lease lasts. Returns at once; never raises."""
-        settlement = Settlement(lease.delivery, outcome, task, id_, lease.expires_at)
+    def settle(self, lease: Lease, message: Facts, outcome: Outcome) -> None:
+        """Report an outcome soon, and try again for as long as the lease lasts. Returns at once;
+        never raises."""
+        settlement = Settlement(message, outcome, lease.expires_at)
         with self._changed:
             self._waiting.append(settlement)
             if len(self._waiting) == 1:
@@ -155,24 +165,28 @@ class Settler:
                 self._threads.append(thread)
 
     def _work(self, batch: Sequence[Settlement]) -> None:
+        settled: list[Settled] = []
         try:
-            for untold in self._tell(batch):
-                self._failed(untold)
+            for settlement, error in zip(batch, self._tell(batch), strict=True):
+                if error is None or self._is_final(settlement, error):
+                    settled.append(Settled(settlement, error))
+                else:
+                    self._try_again(settlement)
         finally:
-            self._on_told(len(batch))
+            self._on_settled(settled)
             with self._less:
                 self._at_work -= 1
                 self._less.notify_all()
 
-    def _tell(self, batch: Sequence[Settlement]) -> list[Untold]:
+    def _tell(self, batch: Sequence[Settlement]) -> Errors:
         try:
-            return self._teller.tell(batch)
+            return self._reporter.tell(batch)
         except Exception as exc:
             # Broad on purpose: without this thread no message would ever be settled again.
             logger.exception(
-                "Telling SQS outcomes failed; trying again.", extra={"event": "settle.broken"}
+                "Reporting outcomes to SQS failed; trying again.", extra={"event": "settle.broken"}
             )
-            return [Untold(settlement, SqsError.of(exc)) for settlement in batch]
+            return [SqsError.of(exc)] * len(batch)
 
     def _next_batch(self) -> list[Settlement]:
         with self._gathering, self._changed:
@@ -211,26 +225,12 @@ class Settler:
             self._waiting_since = now
         self._waiting.extend(due)
 
-    def _failed(self, untold: Untold) -> None:
-        """Try it again, for as long as the lease lasts."""
-        settlement, now = untold.settlement, self._clock()
-        if untold.error.is_final or now + self._retry_pause >= settlement.expires_at:
-            self._give_up(settlement, untold.error)
-            return
-        # It is not told yet, whatever the end of this batch says.
-        self._on_told(-1)
-        with self._changed:
-            self._again.append(replace(settlement, not_before=now + self._retry_pause))
-            self._changed.notify()
+    def _is_final(self, settlement: Settlement, error: SqsError) -> bool:
+        """Whether no second try can report it."""
+        return error.is_final or self._clock() + self._retry_pause >= settlement.expires_at
 
-    def _give_up(self, settlement: Settlement, error: SqsError) -> None:
-        logger.error(
-            "SQS was not told the outcome of a message, so it will deliver it again.",
-            extra={
-                "event": "settle.failed",
-                "outcome": settlement.outcome.name,
-                "error": error.code,
-                "sqs_message_id": settlement.delivery.message_id,
-                "queue": settlement.delivery.queue,
-            },
-        )
+    def _try_again(self, settlement: Settlement) -> None:
+        again = replace(settlement, not_before=self._clock() + self._retry_pause)
+        with self._changed:
+            self._again.append(again)
+            self._changed.notify()

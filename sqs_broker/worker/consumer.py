@@ -70,10 +70,11 @@ class Consumer(CeleryConsumer):
 
     def on_ready(self) -> None:
         """Prepare for messages, which the worker accepts from now on."""
-        deliveries = self.task_consumer.channel.deliveries
-        deliveries.on_lease_lost = self._on_lease_lost
-        # Only a pool of processes uses a semaphore (celery 5.7 concurrency/base.py).
-        deliveries.pool_has_processes = self.pool.uses_semaphore
+        self.task_consumer.channel.deliveries.attach(
+            # Only a pool of processes uses a semaphore (celery 5.7 concurrency/base.py).
+            pool_has_processes=self.pool.uses_semaphore,
+            on_lease_lost=self._on_lease_lost,
+        )
         self._shutdown.listen()
         if self.connection is not None:
             control_plane.attach(self)

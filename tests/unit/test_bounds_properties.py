@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqs_broker.limits import LONGEST_DELAY, LONGEST_VISIBILITY
+from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import (
     DeadLetter,
@@ -27,7 +28,7 @@ from sqs_broker.rules.outcomes import (
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.heartbeat import seconds_for
 from sqs_broker.sqs.publisher import message_for
-from sqs_broker.sqs.settlement import Settlement, visibility_of
+from sqs_broker.sqs.settlement import Settlement
 from tests.unit.conftest import MakeDelivery
 
 MANY = settings(derandomize=True, database=None, deadline=None, max_examples=500)
@@ -96,7 +97,7 @@ def test_no_failure_gets_a_delivery_more_than_sqs_allows(
 
 
 def assert_told_within_twelve_hours(delivery: Delivery, outcome: Retry) -> None:
-    visibility = visibility_of(Settlement(delivery, outcome, None, None, 0.0), monotonic())
+    visibility = Settlement(facts_of(delivery, None), outcome, 0.0).visibility(monotonic())
     assert isinstance(visibility, int)
     assert visibility >= 0
     assert delivery.received_at + LONGEST_VISIBILITY >= monotonic() + visibility

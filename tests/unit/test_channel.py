@@ -24,7 +24,7 @@ from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.rules.outcomes import Happened, Refused, RetryAsked
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.sqs.errors import Unreached
-from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNTOLD
+from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNREPORTED
 from sqs_broker.testing import Clock, FakeSqs, State
 from sqs_broker.worker.channel import Channel, Message
 from sqs_broker.worker.transport import Transport
@@ -577,7 +577,7 @@ def test_what_sqs_was_not_told_yet_bounds_what_is_received(
     worker.on_message = lambda message: message.ack()
     drain(connection)
     # The window widens, for these messages are short.
-    assert 300 - sqs.waiting() <= MOST_UNTOLD + MOST_AHEAD + 2 + BATCH
+    assert 300 - sqs.waiting() <= MOST_UNREPORTED + MOST_AHEAD + 2 + BATCH
     sqs.release(DELETE)
     wait_until(lambda: drain(connection) or len(sqs.deleted) == 300, DEADLINE, "all deleted")
 
@@ -670,7 +670,7 @@ def test_a_lost_lease_is_told_to_the_worker_by_its_tag(
     sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     lost: list[str] = []
-    worker.channel.deliveries.on_lease_lost = lost.append
+    worker.channel.deliveries.attach(pool_has_processes=False, on_lease_lost=lost.append)
     message = worker.get()
     clock.advance(61)
     wait_until(lambda: lost, DEADLINE, "the loss")
@@ -685,7 +685,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
     sqs.bring(task(1))
     worker = Worker(connection, "jobs")
     lost: list[str] = []
-    worker.channel.deliveries.on_lease_lost = lost.append
+    worker.channel.deliveries.attach(pool_has_processes=False, on_lease_lost=lost.append)
     assert connection.transport.inbox.wait(DEADLINE)
     clock.advance(61)
     wait_until(lambda: lost, DEADLINE, "the loss")
@@ -697,6 +697,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
 def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_received(
     connection: Connection, sqs: Sqs, later: Later, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "sqs_broker.sqs.deliveries")
     receipt = sqs.bring(task(1))
     loop = Loop()
     connection.transport.register_with_event_loop(connection, loop)
@@ -731,7 +732,7 @@ def test_a_message_that_waits_for_too_long_is_released_and_cannot_start_any_more
     deliveries.started(started.delivery_tag, 600)
     wait_until(lambda: sqs.visible.get(waits) == 0, DEADLINE, "the release")
     for processes in (True, False):
-        deliveries.pool_has_processes = processes
+        deliveries.attach(pool_has_processes=processes, on_lease_lost=lambda _: None)
         assert not deliveries.hand_over(waiting.delivery_tag)
     assert deliveries.started(waiting.delivery_tag, 600) is None
     # What Celery says when it finds out, and it ends nothing.
@@ -860,12 +861,22 @@ def test_a_suspicion_that_nobody_looks_into_is_dismissed(connection: Connection,
     assert concluded == [otherwise]
 
 
-def test_the_heartbeat_can_be_left_out(sqs: Sqs, connection: Connection) -> None:
+@pytest.mark.usefixtures("_beats_fast")
+def test_without_heartbeat_no_lease_is_extended_and_the_loop_is_watched_all_the_same(
+    connection: Connection, sqs: Sqs, clock: Ahead, later: Later
+) -> None:
     connection.transport_options["heartbeat"] = False
-    before = set(threading.enumerate())
+    receipt = sqs.bring(task(1))
+    loop = Loop()
+    connection.transport.register_with_event_loop(connection, loop)
+    loop.beat()
     worker = Worker(connection, "jobs")
-    names = {thread.name.rstrip("-0123456789") for thread in set(threading.enumerate()) - before}
-    assert names == {"sqs-receiver-jobs", "sqs-settler"}
+    assert connection.transport.inbox.wait(DEADLINE)
+    clock.advance(40)  # Two thirds of the lease: an extension is long due.
+    later(61, "worker.transport")
+    wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
+    # Before that release there was no extension.
+    assert sqs.entries(CHANGE)[0]["VisibilityTimeout"] == 0
     worker.close(sqs)
 
 
@@ -912,7 +923,7 @@ def test_what_was_promised_to_a_process_is_not_released_before_its_end(
 ) -> None:
     receipt = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
-    worker.channel.deliveries.pool_has_processes = True
+    worker.channel.deliveries.attach(pool_has_processes=True, on_lease_lost=lambda _: None)
     message = worker.get()
     assert worker.channel.deliveries.hand_over(message.delivery_tag)
     assert worker.channel.deliveries.release(running=False) == 0

@@ -384,6 +384,13 @@ class Request:
         self.cancelled.append(how)
 
 
+class Attached:
+    """Keeps what a consumer attaches."""
+
+    def attach(self, **how: Any) -> None:
+        vars(self).update(how)
+
+
 class Loop:
     """Runs what it is given later, as Celery's event loop does."""
 
@@ -405,7 +412,7 @@ def lose(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
     def lose_it(*requests: Request, pool: Any) -> None:
         monkeypatch.setattr("celery.worker.state.reserved_requests", set(requests))
-        deliveries = SimpleNamespace()
+        deliveries = Attached()
         channel = SimpleNamespace(deliveries=deliveries)
         consumer.task_consumer = SimpleNamespace(channel=channel)
         consumer.hub, consumer.pool = Loop(), pool

@@ -5,99 +5,59 @@ nothing on its way raises.
 import json
 import pickle
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
-from celery.worker import state, strategy
+from celery.concurrency.base import BasePool
+from celery.worker import state
 from hypothesis import example, given, settings
-from kombu import Connection
+from kombu.asynchronous import set_event_loop
 
 from app.messages import Increment, Registration
+from sqs_broker import install
 from sqs_broker.limits import LONGEST_DELAY
-from sqs_broker.options import Options
 from sqs_broker.rules.due import CLOCK_TOLERANCE
-from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed
-from sqs_broker.sqs.copies import Copies
-from sqs_broker.worker.channel import Channel, Message
-from sqs_broker.worker.consumer import Consumer
+from sqs_broker.testing import Clock
 from tests.bodies import bodies
-from tests.unit.conftest import MakeDelivery
-
-OPTIONS = {
-    "region": "us-east-1",
-    "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
-    "decode_json": "app.messages:decode_json",
-}
+from tests.unit.in_memory import InMemoryWorker, Outcomes, new_sqs
 
 MANY = settings(derandomize=True, database=None, deadline=None, max_examples=1_500)
 
 
-class Settler:
-    """Keeps what it is handed."""
+class Pool(BasePool):
+    """Takes what Celery hands to its pool as the pool does, pickled; then it is done."""
 
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.copies = Copies(Options.read(OPTIONS), None)  # type: ignore[arg-type]
-
-    def settle(self, lease: Lease, outcome: Outcome, *_: Any) -> None:
-        self.outcomes.append(outcome)
-
-
-class Pool:
-    """Takes what Celery hands to its pool as the pool does: over a pipe, pickled."""
-
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.taken: list[tuple[Any, ...]] = []
 
-    def apply_async(self, _: Any, args: tuple[Any, ...], **__: Any) -> None:
+    def apply_async(
+        self, _: Any, args: Any, accept_callback: Any, callback: Any, **__: Any
+    ) -> None:
+        accept_callback(1, 0.0)
         self.taken.append(pickle.loads(pickle.dumps(args)))
-
-
-class Worker:
-    """The way of a body up to the pool: our channel and consumer, and Celery's own strategy."""
-
-    def __init__(self, celery_app: Celery) -> None:
-        connection = Connection(
-            "sqs://", transport="sqs_broker:Transport", transport_options=OPTIONS
-        )
-        self.channel: Channel = connection.channel()
-        channel, self.settler, self.pool = self.channel, Settler(), Pool()
-        channel.deliveries._settler = self.settler  # type: ignore[assignment]
-        channel.deliveries._receivers["jobs"] = object()  # type: ignore[assignment]
-        consumer = object.__new__(Consumer)
-        consumer.__dict__ |= {
-            "app": celery_app, "connection": None, "connection_errors": (), "restart_count": 0,
-            "on_task_message": set(), "_maximum_prefetch_restored": True, "hostname": "w@h",
-            "timer": SimpleNamespace(call_at=None), "disable_rate_limits": True, "hub": None,
-            "task_buckets": {}, "pool": self.pool, "event_dispatcher": None,
-            "on_task_request": lambda request: request.execute_using_pool(self.pool),
-            "controller": SimpleNamespace(state=state),
-        }  # fmt: skip
-        consumer.strategies = {
-            name: strategy.default(task, celery_app, consumer)
-            for name, task in celery_app.tasks.items()
-        }
-        self.take = consumer.create_task_handler()
-
-    def receive(self, delivery: Delivery) -> None:
-        """Let one delivery in."""
-        self.channel.deliveries._leases.fill(0, [delivery])
-        if payload := self.channel.deliveries._arrived(delivery):
-            message = Message(payload, channel=self.channel)
-            self.channel.qos.append(message, delivery.tag)
-            self.take(message)
+        callback((0, None, 0.0))
 
 
 @pytest.fixture(scope="module")
-def celery_app() -> Celery:
-    """An app with the tasks of this application's names, which do nothing."""
+def worker() -> Iterator[InMemoryWorker]:
+    """A worker of an app with the tasks of this application's names, which do nothing."""
+    clock, outcomes = Clock(), Outcomes()
+    fake = new_sqs(clock)
     made = Celery("tests", task_cls="app.typed_task:TypedTask", set_as_current=False)
-    made.conf.broker_transport_options = OPTIONS
-    made.conf.task_acks_late = True
+    install(made)
+    made.conf.update(
+        broker_transport_options=fake.transport_options(
+            decode_json="app.messages:decode_json", observers=[outcomes]
+        ),
+        task_default_queue="jobs",
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_time_limit=30,
+    )
 
     @made.task(shared=False, name="registerUser", model=Registration)
     def register_user(*_: Any) -> None: ...
@@ -106,13 +66,10 @@ def celery_app() -> Celery:
     def increment(*_: Any) -> None: ...
 
     made.finalize()
-    return made
-
-
-@pytest.fixture(autouse=True)
-def _celery_forgets() -> Iterator[None]:
-    """Celery keeps its requests in a module."""
-    yield
+    worker = InMemoryWorker(made, fake, clock, outcomes, Pool)
+    yield worker
+    worker.close()
+    set_event_loop(None)
     state.requests.clear()
     state.reserved_requests.clear()
 
@@ -133,16 +90,15 @@ EXPIRED = json.dumps(
 @given(body=bodies)
 @example(body=EXPIRED)
 def test_any_body_is_taken_by_celery_or_dead_lettered_with_a_reason(
-    make_delivery: MakeDelivery, celery_app: Celery, body: str
+    worker: InMemoryWorker, body: str
 ) -> None:
-    worker = Worker(celery_app)
-
-    worker.receive(make_delivery(body=body))
-
-    assert len(worker.pool.taken) + len(worker.settler.outcomes) == 1
-    for taken in worker.pool.taken:
+    worker.pool.taken.clear()
+    (outcome,) = worker.receive([body])
+    if worker.pool.taken:
+        (taken,) = worker.pool.taken
         assert_runnable(*taken)
-    for outcome in worker.settler.outcomes:
+        assert outcome == Done()
+    else:
         assert_ended(outcome)
 
 

@@ -11,7 +11,7 @@ from devstack.waiting import wait_until
 from sqs_broker.limits import BATCH
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.lease import LIMIT_MARGIN, WAIT_MARGIN
-from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNTOLD, SPAN, Leases, Pace
+from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNREPORTED, SPAN, Leases, Pace
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease, after_a_short_task
 
 #: Seconds that nothing here comes near to.
@@ -360,36 +360,37 @@ def test_nobody_asks_in_a_pause(leases: Leases, reserver: Reserver) -> None:
     reserved = reserver.reserve()
     assert_waits(reserved)
     assert leases.try_reserve() == 0
-    leases.pause("a", False)
+    leases.resume("a")
     assert reserved.result(DEADLINE) == BATCH
 
 
 def test_a_pause_ends_by_its_own_reason_alone(leases: Leases) -> None:
     leases.pause("a")
     leases.pause("b")
-    leases.pause("a", False)
+    leases.resume("a")
     assert (leases.pauses, leases.try_reserve()) == ({"b"}, 0)
-    leases.pause("b", False)
+    leases.resume("b")
     assert (leases.pauses, leases.try_reserve()) == (set(), BATCH)
 
 
 def test_a_pause_says_whether_it_is_a_change(leases: Leases) -> None:
-    said = [leases.pause("a", paused) for paused in (False, True, True, False, False)]
+    calls = (leases.resume, leases.pause, leases.pause, leases.resume, leases.resume)
+    said = [call("a") for call in calls]
     assert said == [False, True, False, True, False]
 
 
 def test_what_sqs_was_not_told_yet_bounds_what_is_received(
     leases: Leases, reserver: Reserver
 ) -> None:
-    leases.telling(MOST_UNTOLD + AHEAD - BATCH + 1)
+    leases.unreported(MOST_UNREPORTED + AHEAD - BATCH + 1)
     reserved = reserver.reserve()
     assert_waits(reserved)
-    leases.telling(-1)
+    leases.unreported(-1)
     assert reserved.result(DEADLINE) == BATCH
 
 
 def test_some_that_sqs_was_not_told_yet_bound_nothing(leases: Leases) -> None:
-    leases.telling(MOST_UNTOLD)
+    leases.unreported(MOST_UNREPORTED)
     batches = AHEAD // BATCH
     assert [leases.try_reserve() for _ in range(batches + 1)] == [*[BATCH] * batches, 0]
 

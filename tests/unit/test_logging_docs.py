@@ -13,7 +13,7 @@ import pytest
 
 from app.logs import FIELDS
 from sqs_broker.observers.log import MessageLog
-from sqs_broker.observers.observer import facts_of
+from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.outcomes import (
     DeadLetter,
     Done,

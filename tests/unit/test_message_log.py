@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sqs_broker.observers.log import MessageLog
-from sqs_broker.observers.observer import facts_of
+from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.outcomes import (
     DeadLetter,
     Done,

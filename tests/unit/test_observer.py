@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sqs_broker.observers.observer import Facts, Observer, Observers, facts_of
+from sqs_broker.observers.observer import Observer, Observers
+from sqs_broker.rules.facts import Facts, facts_of
 from sqs_broker.rules.outcomes import Done, Happened, Outcome, Succeeded
 from tests.unit.conftest import MakeDelivery
 

@@ -1,8 +1,7 @@
 """Settler: SQS is told each outcome, ten a call, again where it did not hear, and never twice."""
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,11 +9,12 @@ import pytest
 from devstack.waiting import wait_until
 from sqs_broker.errors import NoThread
 from sqs_broker.options import Options
+from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from sqs_broker.sqs.errors import SqsError, Unreached
-from sqs_broker.sqs.settler import Settler
+from sqs_broker.sqs.settler import Settled, Settler
 from sqs_broker.testing import Clock, FakeSqs
-from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, Receive
+from tests.unit.conftest import HEADERS, VISIBILITY_TIMEOUT, Machine, Receive
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -51,16 +51,33 @@ FINAL = [
 
 MakeSettler = Callable[..., Settler]
 
+#: The id and the error of each message that SQS will not hear of.
+GivenUp = list[tuple[str, str]]
+
 
 @pytest.fixture
-def make_settler(options: Options, fake: FakeSqs, clock: Clock) -> Iterator[MakeSettler]:
+def given_up() -> GivenUp:
+    return []
+
+
+@pytest.fixture
+def make_settler(
+    options: Options, fake: FakeSqs, clock: Clock, given_up: GivenUp
+) -> Iterator[MakeSettler]:
     """Makes settlers that wait for nothing, unless told to. Not started: what is settled before
     `start` shares its calls."""
     made: list[Settler] = []
 
+    def note(settled: Sequence[Settled]) -> None:
+        given_up.extend(
+            (each.settlement.message.delivery.message_id, each.error.code)
+            for each in settled
+            if each.error
+        )
+
     def make(**how: Any) -> Settler:
         quick = {"retry_pause": 0.0, "linger": 0.0, "longest_linger": 0.0}
-        settler = Settler(options, fake, clock=clock, **quick | how)
+        settler = Settler(options, fake, note, clock=clock, **quick | how)
         made.append(settler)
         return settler
 
@@ -86,7 +103,7 @@ Settle = Callable[..., str]
 
 def hand_over(settler: Settler, receive: Receive, outcome: Outcome) -> str:
     lease = receive()
-    settler.settle(lease, outcome, "registerUser", "id-1")
+    settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
     return lease.delivery.receipt_handle
 
 
@@ -152,10 +169,10 @@ def test_the_next_delivery_of_a_message_whose_copy_was_sent_is_only_deleted(
 ) -> None:
     fake.fail(DELETE, "ReceiptHandleIsInvalid")
     lease = receive()
-    settler.settle(lease, outcome)
+    settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
     tell_all(settler)
     # SQS delivers it again.
-    settler.settle(lease, outcome)
+    settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
     assert settler.flush(DEADLINE)
     assert fake.counts == {"SendMessage": 1, DELETE: 2}
 
@@ -188,25 +205,20 @@ def test_entries_that_failed_are_tried_again_alone(
 
 @pytest.mark.parametrize("code", FINAL)
 @pytest.mark.parametrize("of_the_call", [True, False])
-def test_what_no_second_try_can_change_is_given_up_and_logged_with_its_ids(
+def test_what_no_second_try_can_change_is_given_up(
     settler: Settler,
     fake: FakeSqs,
     receive: Receive,
-    caplog: pytest.LogCaptureFixture,
+    given_up: GivenUp,
     code: str,
     of_the_call: bool,
 ) -> None:
     lease = receive()
-    settler.settle(lease, Done())
+    settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
     fake.fail(DELETE, code, entries=None if of_the_call else [0])
     tell_all(settler)
     assert len(fake.calls) == 1
-    (record,) = caplog.records
-    facts = vars(record)
-    assert (record.levelno, facts["event"]) == (logging.ERROR, "settle.failed")
-    bare = code.rpartition(".")[2]
-    assert (facts["error"], facts["outcome"], facts["queue"]) == (bare, "done", "jobs")
-    assert facts["sqs_message_id"] == lease.delivery.message_id
+    assert given_up == [(lease.delivery.message_id, code.rpartition(".")[2])]
 
 
 def test_a_copy_that_may_not_be_sent_leaves_the_message_where_it_is(
@@ -218,22 +230,15 @@ def test_a_copy_that_may_not_be_sent_leaves_the_message_where_it_is(
     assert fake.counts == {"SendMessage": 1}
 
 
-def test_where_the_lease_is_over_that_is_logged(
-    settler: Settler,
-    fake: FakeSqs,
-    receive: Receive,
-    clock: Clock,
-    caplog: pytest.LogCaptureFixture,
+def test_where_the_lease_is_over_the_message_is_given_up(
+    settler: Settler, fake: FakeSqs, receive: Receive, clock: Clock, given_up: GivenUp
 ) -> None:
     lease = receive()
     clock.advance(VISIBILITY_TIMEOUT)
-    settler.settle(lease, Done())
+    settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
     tell_all(settler)
     assert fake.calls == []
-    (record,) = caplog.records
-    facts = vars(record)
-    assert (facts["event"], facts["error"]) == ("settle.failed", "LeaseOver")
-    assert facts["sqs_message_id"] == lease.delivery.message_id
+    assert given_up == [(lease.delivery.message_id, "LeaseOver")]
 
 
 def test_where_the_lease_would_be_over_there_is_no_second_try(
@@ -241,7 +246,7 @@ def test_where_the_lease_would_be_over_there_is_no_second_try(
     fake: FakeSqs,
     receive: Receive,
     clock: Clock,
-    caplog: pytest.LogCaptureFixture,
+    given_up: GivenUp,
 ) -> None:
     settler = make_settler(retry_pause=1.0)
     fake.fail(DELETE)
@@ -249,21 +254,21 @@ def test_where_the_lease_would_be_over_there_is_no_second_try(
     clock.advance(VISIBILITY_TIMEOUT - 0.5)
     tell_all(settler)
     assert len(fake.calls) == 1
-    assert [vars(record)["error"] for record in caplog.records] == ["InternalError"]
+    assert [error for _, error in given_up] == ["InternalError"]
 
 
 def test_what_fails_is_tried_for_as_long_as_the_lease_lasts(
     settler: Settler,
     fake: FakeSqs,
     settle: Settle,
-    caplog: pytest.LogCaptureFixture,
+    given_up: GivenUp,
 ) -> None:
     fake.fail(DELETE, times=1_000)
     fake.slow(DELETE, after=VISIBILITY_TIMEOUT / 6, times=1_000)
     settle(Done())
     tell_all(settler)
     assert len(fake.calls) == 6
-    assert len(caplog.records) == 1
+    assert len(given_up) == 1
 
 
 def test_an_extended_lease_is_tried_for_as_long_as_it_lasts(
@@ -273,7 +278,7 @@ def test_an_extended_lease_is_tried_for_as_long_as_it_lasts(
     lease = receive()
     clock.advance(600)
     lease.expires_at = clock() + VISIBILITY_TIMEOUT
-    settler.settle(lease, Done())
+    settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
     tell_all(settler)
     assert len(fake.calls) == 3
 
@@ -323,7 +328,7 @@ def test_handing_over_never_waits_for_sqs(
     fake.hold(DELETE)
     settler.start()
     for lease in leases:
-        settler.settle(lease, Done())
+        settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
     assert settler.flush(0) is False
     fake.release()
     assert settler.flush(DEADLINE)
@@ -351,7 +356,7 @@ def test_what_fails_is_tried_again_though_nothing_else_is_settled(
         fake.hold(DELETE)
         fake.fail(DELETE)
         lease = receive()
-        settler.settle(lease, Done())
+        settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
         wait_until(lambda: fake.calls, DEADLINE, "the call")
         fake.release()
         assert settler.flush(DEADLINE), number
@@ -393,33 +398,29 @@ def test_stopping_before_all_was_told_is_logged(
     assert [vars(record)["event"] for record in caplog.records] == ["settle.unfinished"]
 
 
-def test_each_settlement_is_told_of_once_however_often_it_is_tried(
+def test_each_settlement_is_over_once_however_often_it_is_tried(
     options: Options, fake: FakeSqs, receive: Receive, clock: Clock
 ) -> None:
-    # Their number bounds what is received (`Leases.telling`).
-    told: list[int] = []
-    settler = Settler(options, fake, told.append, clock=clock, retry_pause=0.0, linger=0.0)
-    first, second, third = (receive() for _ in range(3))
+    # Their number bounds what is received (`Leases.unreported`).
+    over: list[tuple[str, bool]] = []
+
+    def note(settled: Sequence[Settled]) -> None:
+        over.extend(
+            (each.settlement.message.delivery.message_id, each.error is None) for each in settled
+        )
+
+    settler = Settler(options, fake, note, clock=clock, retry_pause=0.0, linger=0.0)
+    leases = [receive() for _ in range(4)]
     fake.fail(DELETE)
-    fake.fail(DELETE, "Busy", entries=[second.delivery.receipt_handle])
+    fake.fail(DELETE, "Busy", entries=[leases[1].delivery.receipt_handle])
+    fake.fail("ChangeMessageVisibilityBatch", "AccessDenied")
     fake.fail("SendMessage")
-    for lease, outcome in ((first, Done()), (second, Done()), (third, DEAD)):
-        settler.settle(lease, outcome)
+    for lease, outcome in zip(leases, (Done(), Done(), DEAD, Released()), strict=True):
+        settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
     tell_all(settler)
     settler.stop(DEADLINE)
-    assert sum(told) == 3
-
-
-def test_what_is_given_up_is_told_of_too(
-    options: Options, fake: FakeSqs, receive: Receive, clock: Clock
-) -> None:
-    told: list[int] = []
-    settler = Settler(options, fake, told.append, clock=clock, linger=0.0)
-    fake.fail(DELETE, "AccessDenied")
-    settler.settle(receive(), Done())
-    tell_all(settler)
-    settler.stop(DEADLINE)
-    assert sum(told) == 1
+    ids = [lease.delivery.message_id for lease in leases]
+    assert sorted(over) == sorted(zip(ids, (True, True, True, False), strict=True))
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -284,9 +284,9 @@ class Settling(RuleBasedStateMachine):
             patch.setattr(threading.Thread, "start", lambda thread: None)
             self.deliveries.receive("jobs", self.inbox)
         (self.receiver,) = self.deliveries.receivers
-        assert self.deliveries.settler
-        assert self.deliveries.heartbeat
-        self.settler, self.heartbeat = self.deliveries.settler, self.deliveries.heartbeat
+        engine = self.deliveries.engine
+        assert engine
+        self.settler, self.heartbeat = engine.settler, engine.heartbeat
 
     def _driver(self, _: Options, *, tries: int, **how: Any) -> Driver:
         # Those who try again by themselves extend.

@@ -1,4 +1,4 @@
-"""Teller: what SQS is told of a delivery, after what, and what it was not told."""
+"""Reporter: what SQS hears of a delivery, after what, and what it did not hear."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,47 +7,48 @@ import pytest
 from sqs_broker.limits import LONGEST_VISIBILITY
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import read_note
+from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from sqs_broker.sqs.copies import MOST_REMEMBERED, Copies
-from sqs_broker.sqs.settlement import Settlement
-from sqs_broker.sqs.teller import Teller, Untold
+from sqs_broker.sqs.errors import Errors
+from sqs_broker.sqs.settlement import Reporter, Settlement
 from sqs_broker.testing import Clock, FakeSqs, State
-from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeLease, Receive
+from tests.unit.conftest import HEADERS, VISIBILITY_TIMEOUT, MakeLease, Receive
 
 DEAD = DeadLetter("no such task", "KeyError")
 TRACE = {"trace": {"DataType": "String", "StringValue": "t-1"}}
 
-Told = Callable[..., list[Untold]]
+Told = Callable[..., Errors]
 
 
 @pytest.fixture
-def teller(options: Options, fake: FakeSqs, clock: Clock) -> Teller:
-    return Teller(options, fake, clock)
+def reporter(options: Options, fake: FakeSqs, clock: Clock) -> Reporter:
+    return Reporter(options, fake, clock)
 
 
 @pytest.fixture
-def tell(teller: Teller) -> Told:
+def tell(reporter: Reporter) -> Told:
     """Tells SQS the outcome of each of some leases."""
 
-    def tell_them(leases: Lease | Sequence[Lease], *outcomes: Outcome) -> list[Untold]:
+    def tell_them(leases: Lease | Sequence[Lease], *outcomes: Outcome) -> Errors:
         given = [leases] if isinstance(leases, Lease) else leases
         each = outcomes * (len(given) if len(outcomes) == 1 else 1)
-        return teller.tell([settlement(lease, o) for lease, o in zip(given, each, strict=True)])
+        return reporter.tell([settlement(lease, o) for lease, o in zip(given, each, strict=True)])
 
     return tell_them
 
 
 def settlement(lease: Lease, outcome: Outcome) -> Settlement:
-    return Settlement(lease.delivery, outcome, "registerUser", "id-1", lease.expires_at)
+    return Settlement(facts_of(lease.delivery, HEADERS), outcome, lease.expires_at)
 
 
 def actions(fake: FakeSqs) -> list[str]:
     return [call.action for call in fake.calls]
 
 
-def codes(untold: list[Untold]) -> list[str]:
-    return [each.error.code for each in untold]
+def codes(errors: Errors) -> list[str]:
+    return [error.code for error in errors if error is not None]
 
 
 # What is told
@@ -65,7 +66,7 @@ def test_outcomes_are_told_ten_a_call(
     tell: Told, fake: FakeSqs, receive: Receive, outcome: Outcome, action: str
 ) -> None:
     leases = [receive() for _ in range(25)]
-    assert tell(leases, outcome) == []
+    assert codes(tell(leases, outcome)) == []
     assert [len(call["Entries"]) for call in fake.asked(action)] == [10, 10, 5]
     handles = [lease.delivery.receipt_handle for lease in leases]
     assert [entry["ReceiptHandle"] for entry in fake.entries(action)] == handles
@@ -94,34 +95,17 @@ def test_a_delay_and_the_age_of_its_lease_are_within_twelve_hours(
     fake.slow("ReceiveMessage", after=20)
     lease = receive()
     clock.advance(age)
-    assert tell(lease, Retry(LONGEST_VISIBILITY, "KeyError")) == []
+    assert codes(tell(lease, Retry(LONGEST_VISIBILITY, "KeyError"))) == []
     (message,) = fake.messages(options.queue("jobs").url)
     longest = LONGEST_VISIBILITY - 20 - age
     assert longest - 5 <= message.visible_in <= longest
-
-
-@pytest.mark.parametrize(("delay", "is_said"), [(43_200, True), (43_000, False), (7, False)])
-def test_that_a_retry_comes_sooner_than_it_was_asked_for_is_said(
-    tell: Told,
-    receive: Receive,
-    clock: Clock,
-    caplog: pytest.LogCaptureFixture,
-    delay: int,
-    is_said: bool,
-) -> None:
-    lease = receive()
-    clock.advance(30)
-    tell(lease, Retry(delay, "KeyError"))
-    told = [vars(r) for r in caplog.records if vars(r).get("event") == "retry.clamped"]
-    assert [line["sqs_message_id"] for line in told] == [lease.delivery.message_id] * is_said
-    assert all(43_100 < line["delay"] <= 43_170 for line in told)
 
 
 def test_each_queue_is_told_of_its_own(
     tell: Told, fake: FakeSqs, options: Options, receive: Receive
 ) -> None:
     leases = [receive(queue=name) for name in ("mail", "jobs", "mail", "jobs")]
-    assert tell(leases, Done()) == []
+    assert codes(tell(leases, Done())) == []
     assert fake.counts == {"DeleteMessageBatch": 2}
     for name in ("jobs", "mail"):
         assert fake.messages(options.queue(name).url) == []
@@ -131,7 +115,7 @@ def test_deletes_and_changes_of_one_batch_are_told_apart(
     tell: Told, fake: FakeSqs, options: Options, receive: Receive
 ) -> None:
     done, again = receive("done"), receive("again")
-    assert tell([done, again], Done(), Retry(1, "KeyError")) == []
+    assert codes(tell([done, again], Done(), Retry(1, "KeyError"))) == []
     assert actions(fake) == ["DeleteMessageBatch", "ChangeMessageVisibilityBatch"]
     assert fake.bodies(options.queue("jobs").url) == ["again"]
 
@@ -174,9 +158,8 @@ def test_a_message_is_not_deleted_before_its_copy_was_sent(
 ) -> None:
     fake.fail("SendMessage", "InternalError", error=error)
     lease = receive()
-    untold = tell(lease, outcome)
-    assert codes(untold) == ["RuntimeError" if error else "InternalError"]
-    assert [each.settlement.delivery for each in untold] == [lease.delivery]
+    errors = tell(lease, outcome)
+    assert codes(errors) == ["RuntimeError" if error else "InternalError"]
     assert actions(fake) == ["SendMessage"]
 
 
@@ -188,17 +171,17 @@ def test_a_copy_is_sent_once_although_the_delete_fails(
     fake.fail("DeleteMessageBatch", entries=[0])
     lease = receive()
     assert codes(tell(lease, outcome)) == codes(tell(lease, outcome)) == ["InternalError"]
-    assert tell(lease, outcome) == []
+    assert codes(tell(lease, outcome)) == []
     assert fake.counts == {"SendMessage": 1, "DeleteMessageBatch": 3}
 
 
 def test_of_copies_that_were_not_sent_nothing_is_remembered(
-    teller: Teller, tell: Told, fake: FakeSqs, receive: Receive
+    reporter: Reporter, tell: Told, fake: FakeSqs, receive: Receive
 ) -> None:
     fake.deny("SendMessage")
     lease = receive()
     assert codes(tell(lease, DEAD)) == ["AccessDenied"]
-    assert not teller.copies.are_sent(lease.delivery)
+    assert not reporter.copies.are_sent(lease.delivery)
 
 
 def test_a_worker_remembers_the_last_copies_and_not_all_of_them(
@@ -207,7 +190,7 @@ def test_a_worker_remembers_the_last_copies_and_not_all_of_them(
     copies = Copies(options, fake)
     deliveries = [make_lease().delivery for _ in range(MOST_REMEMBERED + 5)]
     for delivery in deliveries:
-        copies.send(delivery, DEAD, None, None)
+        copies.send(facts_of(delivery, None), DEAD)
     assert [copies.are_sent(delivery) for delivery in deliveries] == (
         [False] * 5 + [True] * MOST_REMEMBERED
     )
@@ -241,10 +224,10 @@ def test_what_fails_is_told_with_its_error_and_the_rest_is_done(
     leases = [receive() for _ in range(12)]
     second = leases[1].delivery.receipt_handle
     fake.fail(action, "RequestThrottled", entries=None if of_the_call else [second])
-    untold = tell(leases, outcome)
-    expected = leases[:10] if of_the_call else [leases[1]]
-    assert [each.settlement.delivery for each in untold] == [lease.delivery for lease in expected]
-    assert set(codes(untold)) == {"RequestThrottled"}
+    errors = tell(leases, outcome)
+    failed = range(10) if of_the_call else [1]
+    assert [n for n, error in enumerate(errors) if error] == list(failed)
+    assert set(codes(errors)) == {"RequestThrottled"}
 
 
 @pytest.mark.parametrize("outcome", [Done(), Retry(7, "KeyError"), Released(), DEAD, Postponed(5)])
@@ -271,12 +254,12 @@ def test_where_a_lease_ends_while_others_are_told_its_own_is_not(
 ) -> None:
     leases = [receive() for _ in range(11)]
     fake.slow("DeleteMessageBatch", after=VISIBILITY_TIMEOUT)
-    untold = tell(leases, Done())
-    assert codes(untold) == ["LeaseOver"]
-    assert untold[0].settlement.delivery == leases[10].delivery
+    errors = tell(leases, Done())
+    assert codes(errors) == ["LeaseOver"]
+    assert errors[10]
     assert len(fake.calls) == 1
 
 
-def test_nothing_to_tell_costs_no_call(teller: Teller, fake: FakeSqs) -> None:
-    assert teller.tell([]) == []
+def test_nothing_to_tell_costs_no_call(reporter: Reporter, fake: FakeSqs) -> None:
+    assert reporter.tell([]) == []
     assert fake.calls == []

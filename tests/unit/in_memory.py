@@ -1,0 +1,88 @@
+"""A worker on SQS in memory: receivers, leases, transport, consumer, Celery's strategies and trace,
+and the settler are the real ones. Its pool is a class of the test's.
+"""
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from celery import Celery
+from celery.concurrency.base import BasePool
+
+from sqs_broker.observers.observer import Observer
+from sqs_broker.rules.facts import Facts
+from sqs_broker.rules.outcomes import Happened, Outcome
+from sqs_broker.testing import Clock, FakeSqs
+from sqs_broker.worker.loop import Loop
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 30.0
+
+
+class Outcomes(Observer):
+    """The outcome of each message, by SQS's MessageId."""
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self.by_id: dict[str, Outcome] = {}
+        self.on_change = on_change
+
+    def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
+        self.by_id[message.delivery.message_id] = outcome
+        self.on_change()
+
+
+def new_sqs(clock: Clock) -> FakeSqs:
+    """A server with one queue, whose long polls stay open until something comes."""
+    fake = FakeSqs(clock, holds_polls=True)
+    fake.create_queue("jobs", dead_letters="jobs-dlq", visibility_timeout=60)
+    return fake
+
+
+class InMemoryWorker:
+    """Runs what is put on its queue, for an app whose options reach `fake`, and has its own time:
+    SQS's is `clock`."""
+
+    def __init__(
+        self,
+        celery_app: Celery,
+        fake: FakeSqs,
+        clock: Clock,
+        outcomes: Outcomes,
+        pool: type[BasePool],
+    ) -> None:
+        self.fake = fake
+        self._clock = clock
+        self.outcomes = outcomes
+        self.url = fake.options().queue("jobs").url
+        controller = celery_app.WorkController(pool_cls=pool, concurrency=1)
+        self.pool = controller.pool
+        self._consumer = consumer = controller.consumer
+        consumer.update_strategies()
+        consumer.connection = consumer.connect()
+        consumer.task_consumer = celery_app.amqp.TaskConsumer(
+            consumer.connection, on_decode_error=consumer.on_decode_error
+        )
+        consumer.task_consumer.on_message = consumer.create_task_handler()
+        self._deliveries = consumer.task_consumer.channel.deliveries
+        self._deliveries.attach(pool_has_processes=True, on_lease_lost=lambda _: None)
+        consumer.task_consumer.qos(prefetch_count=100)
+        consumer.task_consumer.consume()
+        outcomes.on_change = consumer.connection.transport.inbox.wake
+        self._loop = Loop(consumer.hub, "test.error")
+
+    def receive(self, bodies: Sequence[str]) -> list[Outcome]:
+        """What becomes of messages that appear at the same time, in order."""
+        ids = [self.fake.put(self.url, body, delay=1) for body in bodies]
+        self._clock.advance(1)
+        deadline = monotonic() + DEADLINE
+        while not self.outcomes.by_id.keys() >= set(ids):
+            assert monotonic() < deadline, "not every message has ended"
+            next(self._loop)
+        # Before more time passes: SQS's clock is the test's, and the settler's the machine's.
+        assert self._deliveries.flush(DEADLINE)
+        return [self.outcomes.by_id.pop(id_) for id_ in ids]
+
+    def close(self) -> None:
+        """End its threads."""
+        self.fake.end_polls()
+        self._consumer.connection.close()
+        self._consumer.hub.close()
