@@ -716,7 +716,7 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     wait_until(lambda: len(sqs.polled) > asked, DEADLINE, "a poll after the beat")
     assert worker.received == []
     events = [vars(record)["event"] for record in caplog.records]
-    assert events == ["loop.hangs", "loop.beats"]
+    assert [event for event in events if event.startswith("loop.")] == ["loop.hangs", "loop.beats"]
 
 
 @pytest.mark.usefixtures("_beats_fast")
