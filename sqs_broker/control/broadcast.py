@@ -1,4 +1,4 @@
-"""What is published to the control plane. Needs no MongoDB, and so no pymongo."""
+"""A message of the control plane. This module does not need pymongo."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 
 @dataclass(slots=True)
 class Broadcast:
-    """One message to whoever is bound to its exchange."""
+    """One message to all that are bound to its exchange and routing key."""
 
     exchange: str
     routing_key: str
     headers: dict[str, Any]
     body: Any
-    """JSON; or what is still to be made JSON of."""
+    """JSON, or a value that is not encoded yet."""
     id: Any = None
-    """MongoDB's: made for the first try and the same in each, so that it is written once."""
+    """MongoDB's `_id`: created for the first try and kept for each retry, so that the message is
+    written only once."""

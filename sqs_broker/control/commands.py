@@ -1,7 +1,7 @@
-"""Remote-control commands that mean something else here, or say that they mean nothing.
+"""Remote-control commands that work differently on this broker, or are not supported.
 
-Registering a name again is Celery's own way to replace a command (celery 5.7 worker/control.py,
-`Panel.register`). What each takes and returns is as in Celery.
+To register a name again is Celery's own way to replace a command (celery 5.7 worker/control.py,
+`Panel.register`). Arguments and replies are the same as in Celery.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from celery.worker.control import control_command, inspect_command, nok
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 
-#: Celery's own, which are called by ours.
+#: Celery's own commands, which the ones below call.
 _stats, _pool_grow, _pool_shrink = control.stats, control.pool_grow, control.pool_shrink
 _time_limit, _disable_events = control.time_limit, control.disable_events
 _add_consumer, _cancel_consumer = control.add_consumer, control.cancel_consumer
@@ -22,11 +22,11 @@ _add_consumer, _cancel_consumer = control.add_consumer, control.cancel_consumer
 @inspect_command()
 def stats(state: Any, **_: Any) -> Any:
     """Request worker statistics/information."""
-    told = _stats(state)
-    # Celery shows the connection's options as they are: with the keys of SQS.
-    told["broker"] = filter_hidden_settings(dict(told.get("broker") or {}))
-    told["control"] = {"lost_events": state.consumer.connection.transport.mailbox.lost}
-    return told
+    reply = _stats(state)
+    # Celery's reply has the connection's options in clear text, with the credentials for SQS.
+    reply["broker"] = filter_hidden_settings(dict(reply.get("broker") or {}))
+    reply["control"] = {"lost_events": state.consumer.connection.transport.control.lost}
+    return reply
 
 
 @control_command(args=[("n", int)], signature="[N=1]")
@@ -58,10 +58,11 @@ def time_limit(
         Options.read(conf.broker_transport_options).policy.check(hard or conf.task_time_limit)
     except ConfigurationError as exc:
         return nok(str(exc))
-    answer = _time_limit(state, task_name=task_name, hard=hard, soft=soft)
-    # What runs a task keeps the limits it was made with (celery 5.7 worker/request.py).
+    reply = _time_limit(state, task_name=task_name, hard=hard, soft=soft)
+    # Celery's strategies keep the limits that they were created with (celery 5.7
+    # worker/request.py), so they are created again.
     state.consumer.update_strategies()
-    return answer
+    return reply
 
 
 @control_command()
@@ -69,7 +70,7 @@ def disable_events(state: Any) -> Any:
     """Tell worker(s) to stop sending task-related events."""
     dispatcher = state.consumer.event_dispatcher
     if dispatcher is not None and not dispatcher.groups:
-        # No group means all of them, which Celery takes for none.
+        # No group means all groups, but Celery's command treats it as none.
         dispatcher.groups.update({"worker", "task"})
     return _disable_events(state)
 
@@ -105,7 +106,7 @@ def _has_processes(state: Any) -> bool:
 
 def _fixed_pool(state: Any) -> Any:
     pool = type(state.consumer.pool).__module__.rsplit(".", 1)[-1]
-    return nok(f"this worker's pool ({pool}) keeps its size; only prefork can change it")
+    return nok(f"this worker's pool ({pool}) has a fixed size; only prefork can change it")
 
 
 def _is_configured(state: Any, queue: str) -> bool:
@@ -118,4 +119,4 @@ def _queues(state: Any) -> Any:
 
 def _unknown(state: Any, queue: str) -> Any:
     known = ", ".join(sorted(_queues(state)))
-    return nok(f"no queue {queue[:80]!r} is configured; there is: {known}")
+    return nok(f"no queue {queue[:80]!r} is configured; the configured queues are: {known}")

@@ -1,4 +1,4 @@
-"""Events leave Celery's loop as they are: the thread that writes them makes JSON of them."""
+"""Sends Celery's events without work on the event loop: the writing thread makes JSON of them."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from sqs_broker.options import Kind
 
 
 class Dispatcher(EventDispatcher):
-    """Celery's dispatcher without the way through kombu's producer, which encodes each message
-    where it is published: in a worker, that is on the loop."""
+    """Celery's dispatcher, but without kombu's producer, which would encode each event in the
+    publishing thread: in a worker, on the event loop."""
 
     def _publish(self, event: Any, producer: Any, routing_key: str, *args: Any, **kw: Any) -> None:
-        mailbox = getattr(producer and producer.channel.connection, "mailbox", None)
-        if mailbox is None:
+        control = getattr(producer and producer.channel.connection, "control", None)
+        if control is None:
             super()._publish(event, producer, routing_key, *args, **kw)
             return
-        # Celery gives an event away once it is published, and builds its lists anew.
-        mailbox.send(Kind.EVENTS, Broadcast(self.exchange.name, routing_key, self.headers, event))
+        # No copy is needed: Celery does not change an event, or a list of them, after this call.
+        control.send(Kind.EVENTS, Broadcast(self.exchange.name, routing_key, self.headers, event))
 
 
 class Events(CeleryEvents):
-    """Set by `events_cls`."""
+    """Celery's events with this dispatcher. Set by `events_cls`."""
 
     dispatcher_cls = Dispatcher

@@ -1,16 +1,16 @@
-"""What a thread says of a MongoDB that is away: once when it goes, once when it is back."""
+"""Logs an outage of MongoDB for one thread: once when it begins, once when it ends."""
 
 import logging
 import random
 
 logger = logging.getLogger(__name__)
 
-#: Seconds: the ceiling of the first pause, doubled by each failure that follows, and of the last.
+#: Longest first pause, which doubles with each failure, and longest pause at all, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 
 
 class Outage:
-    """Counts failures that follow each other. For one thread."""
+    """Counts consecutive failures. For one thread."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -22,10 +22,11 @@ class Outage:
         return self._failures > 0
 
     def failed(self, exc: Exception) -> float:
-        """Note a failure; seconds to wait before the next try."""
+        """Record a failure. Return the seconds to wait before the next try."""
         if not self._failures:
             logger.warning(
-                "MongoDB fails for the control plane (%s): %s wait until it is back; tasks go on.",
+                "Control plane: MongoDB is unavailable (%s); %s wait until it is back, and tasks "
+                "still run.",
                 type(exc).__name__,
                 self._what,
                 extra={"event": "control.down", "error": type(exc).__name__},
@@ -35,11 +36,11 @@ class Outage:
         return random.uniform(ceiling / 2, ceiling)
 
     def is_over(self, lost: int = 0) -> None:
-        """Note a success; `lost` events have been dropped in the meantime."""
+        """Record a success. `lost` events were dropped in the meantime."""
         if not self._failures and not lost:
             return
         logger.warning(
-            "The control plane's %s go on; %s events were lost.",
+            "Control plane: MongoDB is available again; %s continue, and %s events were lost.",
             self._what,
             lost,
             extra={"event": "control.up", "count": lost},

@@ -1,4 +1,4 @@
-"""What one process has of the control plane: a client, a writer, and a reader for each exchange."""
+"""The control plane of one process: a MongoDB client, a writer, and a reader for each exchange."""
 
 import json
 import threading
@@ -16,24 +16,25 @@ from sqs_broker.control.writer import Writer
 from sqs_broker.errors import ControlPlaneDown
 from sqs_broker.options import ControlOptions
 
-#: Seconds that a reader stays for the next listener: one command often follows another.
-LINGER = 30.0
+#: Seconds that a reader without listeners keeps running: one command often follows another.
+IDLE_SECONDS = 30.0
 
 
 class Listener(Protocol):
-    """Who hears what is broadcast to one exchange. Called on the reader's thread."""
+    """Receives the messages that are broadcast to one exchange. Called on the reader's thread."""
 
     exchange: str
 
     def opened(self) -> None:
-        """From now on nothing is missed."""
+        """Called when the reader begins: from now on no message is missed."""
 
     def arrived(self, document: dict[str, Any]) -> None:
-        """A message was broadcast; whether it is for this listener, it decides itself."""
+        """Called for each message of the exchange. The listener filters by its own binding."""
 
 
 class Plane:
-    """Shared by all connections of a process. Thread-safe. Threads start when first needed."""
+    """The control plane, shared by all connections of a process. Thread-safe. Its threads start
+    when they are first needed."""
 
     def __init__(self, options: ControlOptions) -> None:
         self._options = options
@@ -43,30 +44,30 @@ class Plane:
         self._listeners: dict[str, list[Listener]] = {}
         self._tails: dict[str, Tail] = {}
         self._open: set[str] = set()
-        self._unheard_since: dict[str, float] = {}
+        self._unused_since: dict[str, float] = {}
         self._is_closed = False
 
     def command(self, message: Broadcast) -> None:
-        """Write a command, before this returns. Raises ControlPlaneDown."""
+        """Write a command before this returns. Raises ControlPlaneDown."""
         try:
-            # First, so that a worker that starts in between hears of it either way.
+            # The revoke is stored first, so that a worker that starts in between still reads it.
             revokes.keep(self.store, json.loads(message.body))
             self.store.broadcast([message])
         except PyMongoError as exc:
             raise ControlPlaneDown(
-                f"MongoDB does not take the command ({type(exc).__name__}). Check that it runs, "
+                f"MongoDB did not accept the command ({type(exc).__name__}). Check that it runs, "
                 f"and that this user may write to the database {self._options.database!r}."
             ) from exc
 
-    def forget_replies(self, exchange: str, routing_key: str) -> None:
-        """Delete the replies that a client does not wait for any more; else they expire."""
+    def delete_replies(self, exchange: str, routing_key: str) -> None:
+        """Delete replies that a client no longer waits for. If this fails, they expire."""
         with suppress(PyMongoError):
-            self.store.forget_replies(exchange, routing_key)
+            self.store.delete_replies(exchange, routing_key)
 
     def listen(self, listener: Listener) -> bool:
-        """Add a listener; whether its exchange is being read already.
+        """Add a listener. Return whether its exchange is already being read.
 
-        Raises NoThread where nobody can read it; then it is no listener.
+        Raises NoThread if no reader can start; then the listener is not added.
         """
         exchange = listener.exchange
         with self._lock:
@@ -78,13 +79,13 @@ class Plane:
             return exchange in self._open
 
     def leave(self, listener: Listener) -> None:
-        """Take a listener away; its reader ends a little later, unless another one comes."""
+        """Remove a listener. Its reader ends after IDLE_SECONDS if no listener is left."""
         with self._lock:
             self._listeners[listener.exchange].remove(listener)
-            self._unheard_since[listener.exchange] = monotonic()
+            self._unused_since[listener.exchange] = monotonic()
 
     def close(self) -> None:
-        """Write what waits, and end the readers within a second."""
+        """Write the waiting messages, and end the readers within a second."""
         self.writer.flush()
         self._is_closed = True
         self.store.close()
@@ -93,16 +94,16 @@ class Plane:
         def opened() -> None:
             with self._lock:
                 self._open.add(exchange)
-            for listener in self._heard_by(exchange):
+            for listener in self._listeners_of(exchange):
                 listener.opened()
 
         def arrived(document: dict[str, Any]) -> None:
-            for listener in self._heard_by(exchange):
+            for listener in self._listeners_of(exchange):
                 listener.arrived(document)
 
         return Tail(self.store, exchange, opened, arrived, lambda: self._is_wanted(exchange))
 
-    def _heard_by(self, exchange: str) -> list[Listener]:
+    def _listeners_of(self, exchange: str) -> list[Listener]:
         with self._lock:
             return list(self._listeners.get(exchange, ()))
 
@@ -110,7 +111,9 @@ class Plane:
         with self._lock:
             if self._is_closed:
                 return False
-            if self._listeners[exchange] or monotonic() - self._unheard_since[exchange] < LINGER:
+            if self._listeners[exchange]:
+                return True
+            if monotonic() - self._unused_since[exchange] < IDLE_SECONDS:
                 return True
             del self._tails[exchange]
             self._open.discard(exchange)

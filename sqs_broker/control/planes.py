@@ -1,5 +1,5 @@
-"""The planes of this process, one for each set of options. Needs no pymongo until one is asked for,
-so that a process without a control plane can do without it.
+"""The planes of this process, one for each set of options. pymongo is imported only with the first
+plane, because a process without a control plane may not have it.
 """
 
 import atexit
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 _planes: dict[ControlOptions, "Plane"] = {}
 _lock = threading.Lock()
 
-#: Those of the parents of this process: never used, and never closed, for the sockets are theirs.
-_left_behind: list["Plane"] = []
+#: The planes of parent processes. They are neither used nor closed here, because their sockets
+#: belong to the parents.
+_of_parents: list["Plane"] = []
 
 
 def plane_for(options: ControlOptions) -> "Plane":
-    """This process's plane, made when it is first asked for.
+    """This process's plane for these options, created on the first call.
 
     Raises ConfigurationError if the options name no MongoDB, or pymongo is not installed.
     """
@@ -33,10 +34,10 @@ def plane_for(options: ControlOptions) -> "Plane":
 
 
 def check_driver(options: ControlOptions) -> None:
-    """Raise ConfigurationError if a control plane is configured and pymongo is not installed."""
+    """Raise ConfigurationError if a control plane is configured but pymongo is not installed."""
     if options.uri is not None and find_spec("pymongo") is None:
         raise ConfigurationError(
-            "Events, inspect and control go through MongoDB, and pymongo is not installed. "
+            "Events, inspect and control go through MongoDB, but pymongo is not installed. "
             "Run: pip install 'celery-sqs-broker[mongodb]'"
         )
 
@@ -49,11 +50,11 @@ def _open(options: ControlOptions) -> "Plane":
     return Plane(options)
 
 
-def _start_anew() -> None:
+def _reset_after_fork() -> None:
     global _lock
-    # Another thread may have held it at the fork.
+    # Another thread of the parent may have held the lock at the fork.
     _lock = threading.Lock()
-    _left_behind.extend(_planes.values())
+    _of_parents.extend(_planes.values())
     _planes.clear()
 
 
@@ -62,5 +63,5 @@ def _close_all() -> None:
         plane.close()
 
 
-os.register_at_fork(after_in_child=_start_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)
 atexit.register(_close_all)

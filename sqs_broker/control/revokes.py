@@ -1,4 +1,4 @@
-"""Revokes are kept: a worker that starts later has to hear of them too."""
+"""Stores revokes, for the workers that start later."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,9 @@ from sqs_broker.control.store import Store
 
 
 def keep(store: Store, command: Mapping[str, Any]) -> None:
-    """Keep what a command revokes for every worker. Does nothing for other commands.
+    """Store what a command revokes for all workers. Does nothing for other commands.
 
-    One that names workers is for these alone, as in stock Celery, and not kept.
+    A command to named workers is only for these, as in stock Celery, and is not stored.
     """
     if command.get("destination") or command.get("pattern"):
         return
@@ -23,7 +23,7 @@ def keep(store: Store, command: Mapping[str, Any]) -> None:
 
 def _stamps(headers: Any) -> list[tuple[str, str]]:
     if isinstance(headers, list):
-        # The command line gives `header=stamp` (celery 5.7 worker/control.py).
+        # The command line sends `header=stamp` (celery 5.7 worker/control.py).
         headers = dict(pair.split("=", 1) for pair in headers)
     return [(header, str(stamp)) for header, stamps in headers.items() for stamp in _listed(stamps)]
 

@@ -1,4 +1,4 @@
-"""The collections of the control plane, and the one client that a process has for them."""
+"""The collections of the control plane in MongoDB, and the client of a process for them."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -18,27 +18,27 @@ Document = dict[str, Any]
 
 BROADCASTS, REPLIES, REVOKES = "broadcasts", "replies", "revokes"
 
-#: Milliseconds a read waits at the server for something new. The longest time until a thread that
-#: reads sees that it shall stop, and so the price of an idle reader: one operation each.
+#: Milliseconds that a read waits on the server for a new document. A reader's thread notices only
+#: after this time that it must stop. An idle reader costs one operation in this time.
 AWAIT_MS = 1_000
 
-#: MongoDB's option by which it sends one answer after the other without being asked. It notices
-#: that a client is dead when it sends, and ends its cursor, which else would stay for 10 minutes.
+#: MongoDB's option to send one answer after the other without further requests. When MongoDB sends
+#: to a dead client, it notices that and ends the cursor, which otherwise stays for 10 minutes.
 #: https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/#op_msg
 EXHAUST = 64
 
-#: Milliseconds after which MongoDB counts as away. Replaces what the URI says: a reader must wait
-#: longer than AWAIT_MS, and a client of `inspect` not much longer than its own timeout.
+#: Milliseconds after which MongoDB counts as unavailable. This replaces the URI's value: a reader
+#: must wait longer than AWAIT_MS, and a client of `inspect` not much longer than its own timeout.
 AWAY_MS = 5_000
 
-#: Seconds a reply is kept for a client that does not come for it.
+#: Seconds that a reply is kept if its client does not read it.
 REPLY_SECONDS = 60
 
-#: Seconds of the past that a reader still reads after it was cut off.
+#: Age in seconds of the oldest messages that a reader still reads after an interruption.
 CATCH_UP_SECONDS = 60
 
-#: MongoDB's codes for a collection that another process has just made, and for an index that is
-#: there with other options.
+#: MongoDB's error codes for a collection that another process has just created, and for an index
+#: that exists with other options.
 NAMESPACE_EXISTS, INDEX_DIFFERS = 48, 85
 DUPLICATE_KEY = 11_000
 
@@ -46,7 +46,7 @@ DUPLICATE_KEY = 11_000
 class Store:
     """Reads and writes the control database. Thread-safe; belongs to one process.
 
-    Its calls raise pymongo's errors, within about ten seconds.
+    Its methods raise pymongo's errors, after about ten seconds at most.
     """
 
     def __init__(self, options: ControlOptions) -> None:
@@ -66,28 +66,28 @@ class Store:
         self._revokes: Collection[Document] = self._database[REVOKES]
 
     def close(self) -> None:
-        """Close the client, and every cursor with it."""
+        """Close the client and all its cursors."""
         self._client.close()
 
     # Broadcasts
 
     def broadcast(self, messages: Sequence[Broadcast]) -> None:
-        """Write messages for all readers: one operation."""
+        """Write messages for all readers, in one operation."""
         self.prepare()
         self._insert(
             self._broadcasts,
-            # MongoDB fills an empty timestamp in, so that the order is the server's own.
+            # MongoDB replaces an empty timestamp with its own time, so the order is the server's.
             [{"at": Timestamp(0, 0)} | _document(message) for message in messages],
         )
 
     def newest(self) -> Timestamp:
-        """When the newest broadcast was written."""
+        """The time of the newest broadcast."""
         self.prepare(again=True)
         found = self._broadcasts.find({}, {"at": 1}).sort("$natural", -1).limit(1)
         return next(iter(found))["at"]  # type: ignore[no-any-return]  # a document's value is Any
 
     def read_on(self, exchange: str, after: Timestamp) -> Cursor[Document]:
-        """A cursor over what is broadcast to an exchange after a time, which waits for more."""
+        """A cursor over the broadcasts to an exchange after a time. It waits for new ones."""
         return (
             self._broadcasts.find(
                 {"exchange": exchange, "at": {"$gt": after}},
@@ -100,27 +100,27 @@ class Store:
     # Replies
 
     def reply(self, replies: Sequence[Broadcast]) -> None:
-        """Keep replies until their client takes them, and tell it: two operations."""
+        """Store replies until their client takes them, and notify the client. Two operations."""
         self.prepare()
         now = datetime.now(UTC)
         self._insert(self._replies, [{"at": now} | _document(reply) for reply in replies])
         self.broadcast([Broadcast(r.exchange, r.routing_key, {}, "") for r in replies])
 
     def take_reply(self, exchange: str, routing_key: str) -> Document | None:
-        """The oldest reply to a client, which is then gone."""
+        """Remove and return the oldest reply to a client; None if there is none."""
         self.prepare()
         return self._replies.find_one_and_delete(
             {"exchange": exchange, "routing_key": routing_key}, sort=[("at", ASCENDING)]
         )
 
-    def forget_replies(self, exchange: str, routing_key: str) -> None:
-        """Delete the replies that a client does not wait for any more."""
+    def delete_replies(self, exchange: str, routing_key: str) -> None:
+        """Delete the replies that a client no longer waits for."""
         self._replies.delete_many({"exchange": exchange, "routing_key": routing_key})
 
     # Revokes
 
     def revoke(self, ids: Iterable[str], stamps: Iterable[tuple[str, str]] = ()) -> None:
-        """Keep revokes of task ids, and of pairs of a stamped header and its value."""
+        """Store revokes of task ids, and of pairs of a stamped header and its value."""
         self.prepare()
         keys = [{"id": id_} for id_ in ids] + [{"header": h, "stamp": s} for h, s in stamps]
         now = datetime.now(UTC)
@@ -145,7 +145,7 @@ class Store:
     # The collections themselves
 
     def prepare(self, again: bool = False) -> None:
-        """Make the collections and indexes that are missing: once, or `again`."""
+        """Create missing collections and indexes. Done once, unless `again` is true."""
         if self._is_prepared and not again:
             return
         self._prepare_broadcasts()
@@ -165,14 +165,14 @@ class Store:
             if exc.code != NAMESPACE_EXISTS:
                 raise
         if self._broadcasts.find_one({}, {"_id": 1}) is None:
-            # A cursor that waits dies at once in an empty collection.
+            # In an empty collection a waiting cursor ends at once.
             self._broadcasts.insert_one({"at": Timestamp(0, 0)})
 
     def _resize(self, size: int) -> None:
         (found,) = self._database.list_collections(filter={"name": BROADCASTS})
         options = found["options"]
         if not options.get("capped"):
-            # Somebody dropped it, and an event made it anew.
+            # The collection was dropped, and the write of an event created it again.
             self._database.command("convertToCapped", BROADCASTS, size=size)
         elif abs(options["size"] - size) >= 256:  # MongoDB rounds up to a multiple of this.
             self._database.command("collMod", BROADCASTS, cappedSize=size)
@@ -191,7 +191,7 @@ class Store:
         try:
             collection.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
-            # Written before, by a try whose answer did not come.
+            # A duplicate was written by an earlier try whose answer was lost.
             if any(error["code"] != DUPLICATE_KEY for error in exc.details["writeErrors"]):
                 raise
 
@@ -209,7 +209,8 @@ def _document(message: Broadcast) -> Document:
 
 
 def start_of(last: Timestamp | None, newest: Timestamp) -> Timestamp:
-    """Where a reader begins: after what it saw last, but not long ago; or now."""
+    """The position at which a reader begins: after the last message that it read, but at most
+    CATCH_UP_SECONDS ago; the newest message if it has read none."""
     if last is None:
         return newest
     earliest = Timestamp(max(newest.time - CATCH_UP_SECONDS, 0), 0)

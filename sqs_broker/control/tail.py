@@ -1,4 +1,4 @@
-"""The thread that reads what is broadcast to one exchange, from the moment it is written."""
+"""The thread that reads the messages of one exchange as they are written."""
 
 import threading
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from sqs_broker.control.store import Store, start_of
 from sqs_broker.errors import NoThread
 from sqs_broker.machine import threads
 
-#: MongoDB's code for a reader that was slower than the capped collection is overwritten.
+#: MongoDB's error code if the capped collection has overwritten a reader's position.
 POSITION_LOST = 136
 
 
 class CursorGone(Exception):
-    """MongoDB has ended a cursor that was to wait for more."""
+    """MongoDB has closed a cursor that should wait for more documents."""
 
 
 class Tail:
-    """Reads one exchange through a cursor that waits at the server, and outlives every fault.
+    """Reads one exchange through a cursor that waits on the server. After a failure it reads again.
 
-    `on_open` is called at the start, and after each fault: from then on nothing is missed;
-    `on_message` for each message; `is_wanted` at least once a second, and the thread ends when it
-    says no.
+    `on_open` is called at the start and after each failure: from then on no message is missed.
+    `on_message` is called for each message. `is_wanted` is called at least once a second; when it
+    returns false, the thread ends.
     """
 
     def __init__(
@@ -59,21 +59,22 @@ class Tail:
             try:
                 self._read()
             except Exception as exc:
-                # Broad on purpose: without this thread nobody hears the control plane any more.
+                # Broad on purpose: without this thread the process receives nothing any more.
                 if isinstance(exc, OperationFailure) and exc.code == POSITION_LOST:
                     self._seen = None
                 if self._is_wanted():
                     self._pause.wait(self._outage.failed(exc))
 
     def _is_wanted(self) -> bool:
-        # Asked once more after a no, another thread may have been started in this one's place.
+        # After false it is not called again: another thread may have replaced this one by then.
         self._has_ended = self._has_ended or not self._is_still_wanted()
         return not self._has_ended
 
     def _read(self) -> None:
         self._seen = start_of(self._seen, self._store.newest())
-        # All that is written after this instant is read; and before there is a cursor, since one
-        # that is not being waited on outlives a client that is killed.
+        # Every message after this position will be read. `on_open` is called before the cursor is
+        # opened: if the client were killed during the call, the open cursor would stay on the
+        # server.
         self._on_open()
         with self._store.read_on(self._exchange, self._seen) as cursor:
             while self._is_wanted():
@@ -83,4 +84,4 @@ class Tail:
                     self._on_message(document)
                     self._seen = document["at"]
                 elif not cursor.alive:
-                    raise CursorGone("the collection was dropped, or emptied")
+                    raise CursorGone("the collection was dropped or emptied")

@@ -1,4 +1,4 @@
-"""The control plane in a worker: it hears of every revoke before it takes a message."""
+"""The control plane in a worker: the worker loads every revoke before it accepts a message."""
 
 import logging
 from functools import partial
@@ -16,35 +16,35 @@ logger = logging.getLogger(__name__)
 
 
 def attach(consumer: Any) -> None:
-    """Load what was revoked, now and whenever commands are heard again after an outage.
+    """Load the revokes, now and each time that commands can be received again after an outage.
 
-    For Celery's consumer, before the loop delivers its first message.
+    Celery's consumer calls this before the event loop delivers the first message.
     """
-    mailbox = consumer.connection.transport.mailbox
-    check_names(consumer.app.conf, mailbox.options)
+    control = consumer.connection.transport.control
+    check_names(consumer.app.conf, control.options)
     signals.task_revoked.connect(log_revoked)
-    if mailbox.options.uri is None:
+    if control.options.uri is None:
         logger.info("No control plane is configured.", extra={"event": "control.none"})
         return
-    store = plane_for(mailbox.options).store
+    store = plane_for(control.options).store
     from pymongo.errors import PyMongoError  # A worker without a control plane may lack it.
 
-    # Celery forgets a revoke after 3 hours, and holds 50,000; a message lives for weeks.
-    state.revoked.expires = mailbox.options.revokes_seconds
+    # Celery keeps 50,000 revokes for 3 hours, but a message can live for weeks.
+    state.revoked.expires = control.options.revokes_seconds
     state.revoked.maxlen = 0
-    mailbox.on_commands_heard = lambda: consumer.hub.call_soon(partial(merge, *store.revoked()))
+    control.on_commands_open = lambda: consumer.hub.call_soon(partial(merge, *store.revoked()))
     try:
         merge(*store.revoked())
     except PyMongoError as exc:
         logger.warning(
-            "What was revoked is not known yet: MongoDB does not answer (%s).",
+            "Could not load the revoked tasks yet: MongoDB does not answer (%s).",
             type(exc).__name__,
             extra={"event": "control.down", "error": type(exc).__name__},
         )
 
 
 def check_names(conf: Any, options: ControlOptions) -> None:
-    """Raise ConfigurationError where Celery's settings name what the broker does not know."""
+    """Raise ConfigurationError if a name in Celery's settings differs from the broker's options."""
     for name in ("event_exchange", "event_queue_prefix", "control_exchange"):
         if conf[name] != getattr(options, name):
             raise ConfigurationError(
@@ -54,7 +54,7 @@ def check_names(conf: Any, options: ControlOptions) -> None:
 
 
 def merge(ids: list[str], stamps: list[tuple[str, str]]) -> None:
-    """Add revokes to those the worker knows. On the loop only."""
+    """Add revokes to the worker's own. Called on the event loop only."""
     state.merge_revoked(ids)
     for header, stamp in stamps:
         known = state.revoked_stamps.setdefault(header, [])
@@ -63,10 +63,10 @@ def merge(ids: list[str], stamps: list[tuple[str, str]]) -> None:
 
 
 def log_revoked(sender: Any = None, request: Any = None, **facts: Any) -> None:
-    """Say that a task was not run, or was stopped, because it was revoked or its time was over."""
+    """Log that a task did not run, or was stopped, because it was revoked or had expired."""
     reason = "expired" if facts.get("expired") else "revoked"
     logger.info(
-        "The task is %s; its message is done.",
+        "The task is %s; its message is deleted.",
         reason,
         extra={
             "event": "task.revoked",

@@ -1,4 +1,4 @@
-"""The thread that writes what this process broadcasts and replies, many messages an operation."""
+"""The thread that writes the events and replies of this process, many in one operation."""
 
 import threading
 from collections import deque
@@ -11,24 +11,24 @@ from sqs_broker.control.outage import Outage
 from sqs_broker.control.store import Store
 from sqs_broker.machine import threads
 
-#: Events that wait to be written, at the most; further ones are lost. About 20 MB.
+#: Most events that wait to be written, about 20 MB. More are lost.
 MOST_WAITING = 20_000
 
-#: Messages in one operation: with a full list of events each, 2 MB or so.
+#: Most messages in one operation: about 2 MB if each is a full list of events.
 BATCH = 200
 
-#: Seconds that events wait for others to be written with.
+#: Seconds that an event waits for others, to be written in one operation.
 GATHER = 0.1
 
-#: Seconds that the end of a connection, or of a process, waits until its last events are written.
+#: Longest wait for the last events when a connection or a process ends, in seconds.
 FLUSH_TIMEOUT = 2.0
 
 
 class Writer:
-    """Takes messages from any thread without waiting, and writes them on its own.
+    """Accepts messages from any thread without blocking it, and writes them in its own thread.
 
-    The thread starts with the first message. Events are lost where MongoDB is slower than they
-    come, or away for long; how many, is counted.
+    The thread starts with the first message. Events are lost, and counted, if MongoDB is too slow
+    for them or unavailable for long.
     """
 
     def __init__(self, store: Store) -> None:
@@ -43,11 +43,11 @@ class Writer:
         self._pause = threading.Event()
         self._outage = Outage("events and replies")
         self._lost_before = 0
-        #: Events, and replies, that were never written.
+        #: Number of events and replies that were never written.
         self.lost = 0
 
     def put_events(self, message: Broadcast) -> None:
-        """Write a message of one event, or of a list of them, soon."""
+        """Queue a message with one event, or with a list of events, to be written soon."""
         weight = len(message.body) if isinstance(message.body, list) else 1
         with self._changed:
             if self._waiting + weight > MOST_WAITING:
@@ -59,14 +59,14 @@ class Writer:
                 self._wake()
 
     def put_reply(self, message: Broadcast) -> None:
-        """Write a reply at once."""
+        """Queue a reply to be written at once."""
         with self._changed:
             self._replies.append(message)
             self._wake()
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
-        """Wait until all is written, `timeout` seconds at the most and not where nobody can write
-        it, in an outage or without a thread; whether it is."""
+        """Wait up to `timeout` seconds until everything is written. Return whether it is. Returns
+        at once in an outage or if the thread could not start."""
         with self._changed:
             self._is_hurried = True
             if not self._is_empty():
@@ -110,7 +110,8 @@ class Writer:
         return not (self._events or self._replies or self._is_writing)
 
     def _write(self, replies: list[Broadcast], events: list[tuple[Broadcast, int]]) -> None:
-        """Write until it is written; what MongoDB refuses is lost."""
+        """Write the messages, and try again while MongoDB is unavailable. If MongoDB refuses them,
+        they are lost."""
         replies = [reply for reply in replies if self._is_json(reply, 1)]
         messages = [message for message, weight in events if self._is_json(message, weight)]
         while True:
@@ -123,7 +124,7 @@ class Writer:
             except ConnectionFailure as exc:
                 self._await_mongodb(exc)
             except Exception as exc:
-                # Broad on purpose: whatever these cannot be written for, the next ones are due.
+                # Broad on purpose: if these cannot be written, the next ones still must be.
                 self.lost += sum(weight for _, weight in events)
                 self._await_mongodb(exc)
                 return
@@ -139,7 +140,7 @@ class Writer:
         self._pause.wait(pause)
 
     def _is_json(self, message: Broadcast, weight: int) -> bool:
-        """Make JSON of a message; False where that cannot be done, and it is lost."""
+        """Encode a message's body as JSON. Return False if it cannot be encoded, and is lost."""
         try:
             if not isinstance(message.body, str):
                 message.body = dumps(message.body)

@@ -67,7 +67,7 @@ class Channel(virtual.Channel):
         super().__init__(connection, **kwargs)
         self._options = connection.options
         self._driver = connection.sqs
-        self._mailbox = connection.mailbox
+        self._control = connection.control
         self._observers = connection.observers
         #: If set, it collects the messages instead of sending them one by one (`publish_many`).
         self.batch: Batch | None = None
@@ -88,9 +88,10 @@ class Channel(virtual.Channel):
     ) -> None:
         """Send a task message. Raises UnknownQueue, and PublishError if SQS would refuse it.
 
-        A message of the control plane goes there instead, and raises what `Mailbox.publish` raises.
+        A message of the control plane goes there instead, and raises what
+        `ControlConnection.publish` raises.
         """
-        if self._mailbox.publish(message, exchange, routing_key):
+        if self._control.publish(message, exchange, routing_key):
             return
         super().basic_publish(message, exchange, routing_key, **kwargs)
 
@@ -112,11 +113,11 @@ class Channel(virtual.Channel):
     # Queues
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
-        if not self._mailbox.owns(queue):
+        if not self._control.owns(queue):
             self._options.queue(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return queue in self._options.queues or self._mailbox.owns(queue)
+        return queue in self._options.queues or self._control.owns(queue)
 
     def _queue_bind(self, *binding: Any) -> None:
         """Do nothing: bindings belong to a process, and each reader knows its own."""
@@ -133,8 +134,8 @@ class Channel(virtual.Channel):
         return Queue(self._options.queue(name).url, self._driver)
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        if self._mailbox.owns(queue):
-            self._mailbox.delete(self, queue, *args)
+        if self._control.owns(queue):
+            self._control.delete(self, queue, *args)
             return
         raise PublishError(
             f"Queue {queue!r} is not deleted at run time. Delete it with the tool that created it."
@@ -155,8 +156,8 @@ class Channel(virtual.Channel):
     ) -> None:
         """Start receiving from a configured queue, or from the control plane."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
-        if self._mailbox.owns(queue):
-            self._mailbox.consume(self, queue, callback)
+        if self._control.owns(queue):
+            self._control.consume(self, queue, callback)
             return
         # The inbox is created here, before a thread could create a second one: from Python 3.12 on
         # a cached property has no lock.
@@ -166,8 +167,8 @@ class Channel(virtual.Channel):
         """Stop receiving. Messages that an open receive call still returns are released."""
         queue = self._tag_to_queue.get(consumer_tag)
         super().basic_cancel(consumer_tag)
-        if queue is not None and self._mailbox.owns(queue):
-            self._mailbox.cancel(queue)
+        if queue is not None and self._control.owns(queue):
+            self._control.cancel(queue)
         elif queue is not None:
             self.deliveries.leave(queue)
 

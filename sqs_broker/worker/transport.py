@@ -11,7 +11,7 @@ from typing import Any
 
 from kombu.transport import virtual
 
-from sqs_broker.control.mailbox import Mailbox
+from sqs_broker.control.connection import ControlConnection
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.observer import Observers
@@ -51,7 +51,7 @@ class Transport(virtual.Transport):
         self.observers = Observers([MessageLog(), *self.options.observers])
         # Parameters are checked here too: messages may have attributes of the caller's own.
         self.sqs = driver_for(self.options, is_checked=True)
-        self.mailbox = Mailbox(self.options.control, lambda: self.inbox)
+        self.control = ControlConnection(self.options.control, lambda: self.inbox)
         self._beat_at: float | None = None
 
     @cached_property
@@ -85,7 +85,7 @@ class Transport(virtual.Transport):
     def close_connection(self, connection: Any) -> None:
         """Close the channels, which release and settle their messages, then the inbox."""
         super().close_connection(connection)
-        self.mailbox.close()
+        self.control.close()
         if "inbox" in vars(self):
             self.inbox.close()
 
@@ -95,7 +95,7 @@ class Transport(virtual.Transport):
 
     def _beat(self) -> None:
         self._beat_at = monotonic()
-        self.mailbox.hear_all()
+        self.control.retry_readers()
 
     def _deliver_arrived(self) -> None:
         for queue, arrived in self.inbox.take_all():
@@ -111,7 +111,7 @@ class Transport(virtual.Transport):
 
     def _hand_over(self, queue: str, arrived: Any) -> None:
         if isinstance(arrived, Message):
-            self.mailbox.deliver(queue, arrived)
+            self.control.deliver(queue, arrived)
         else:
             self._hand_over_task(queue, arrived)
 

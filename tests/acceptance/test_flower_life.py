@@ -161,7 +161,7 @@ def open_cursors(mongo_client: MongoClient[dict[str, Any]]) -> dict[str, int]:
 
 
 def leave_no_cursor(mongo_client: MongoClient[dict[str, Any]], before: dict[str, int]) -> None:
-    """Those of killed readers end when MongoDB next sends them something (mailbox/store.py)."""
+    """Those of killed readers end when MongoDB next sends them something (control/store.py)."""
     wait_until(
         lambda: open_cursors(mongo_client)["total"] <= before["total"],
         DONE_SECONDS,

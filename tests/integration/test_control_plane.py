@@ -92,7 +92,7 @@ class Reader:
             accept=["json"],
         )
         self.consumer.consume()
-        shared: Plane = plane_for(connection.transport.mailbox.options)
+        shared: Plane = plane_for(connection.transport.control.options)
         wait_until(lambda: exchange.name in shared._open, DEADLINE, "an open reader")
 
     def drain(self, many: int = 1) -> list[Any]:
@@ -129,7 +129,7 @@ def test_an_event_reaches_every_reader_that_is_bound_to_its_key(connect: Connect
 def test_a_reader_hears_nothing_of_before_it_came(connect: Connect) -> None:
     sender = connect()
     publish(sender, {"n": 1}, "worker.heartbeat")
-    shared = plane_for(sender.transport.mailbox.options)
+    shared = plane_for(sender.transport.control.options)
     assert shared.writer.flush(DEADLINE)
     reader = Reader(connect(), EVENTS, "#", "celeryev.one")
     publish(sender, {"n": 2}, "worker.heartbeat")
@@ -166,7 +166,7 @@ class Node:
         self.node = box.Node(name, channel=connection.channel())
         self.node.handlers["hello"] = lambda state, **told: {"hello": name, **told}
         self.consumer = self.node.listen()
-        shared = plane_for(connection.transport.mailbox.options)
+        shared = plane_for(connection.transport.control.options)
         wait_until(lambda: "celery.pidbox" in shared._open, DEADLINE, "an open reader")
 
     def answer(self) -> None:
@@ -197,7 +197,7 @@ def test_an_answer_that_came_first_is_found_by_a_reader_that_runs_already(
     node = Node(connect(), "one")
     client = connect()
     box = Pidbox("celery", type="fanout", connection=client)
-    shared = plane_for(client.transport.mailbox.options)
+    shared = plane_for(client.transport.control.options)
     for ticket in ("first", "second"):
         box._publish("hello", {}, reply_ticket=ticket, channel=client.default_channel)
         node.answer()
@@ -259,7 +259,7 @@ def test_a_collection_that_somebody_dropped_is_made_anew(
 ) -> None:
     reader, sender = Reader(connect(), EVENTS, "#", "celeryev.one"), connect()
     database.drop_collection("broadcasts")
-    shared = plane_for(sender.transport.mailbox.options)
+    shared = plane_for(sender.transport.control.options)
 
     def is_heard() -> bool:
         publish(sender, {"n": 1}, "worker.heartbeat")
@@ -383,7 +383,7 @@ def test_an_idle_reader_costs_about_one_operation_a_second(
 
 def test_many_events_are_one_operation(connect: Connect, counter: Counter) -> None:
     sender = connect()
-    shared = plane_for(sender.transport.mailbox.options)
+    shared = plane_for(sender.transport.control.options)
     publish(sender, {"n": 0}, "worker.heartbeat")
     shared.writer.flush(DEADLINE)
     counter.seen.clear()

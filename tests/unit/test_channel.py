@@ -1041,8 +1041,8 @@ def hear(connection: Connection, callback: Callable[[Any], None]) -> None:
     transport = connection.transport
     channel = connection.channel()
     payload = {"body": "{}", "headers": {}, "properties": {"delivery_tag": "1"}}
-    transport.mailbox._callbacks["one@host.celery.pidbox"] = callback
-    assert transport.mailbox.hold("one@host.celery.pidbox")
+    transport.control._callbacks["one@host.celery.pidbox"] = callback
+    assert transport.control.reserve("one@host.celery.pidbox")
     transport.inbox.put([("one@host.celery.pidbox", Message(payload, channel=channel))])
 
 

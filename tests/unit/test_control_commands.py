@@ -41,7 +41,7 @@ def state() -> Any:
         ),
         _update_prefetch_count=asked.append,
         connection=SimpleNamespace(
-            transport=SimpleNamespace(mailbox=SimpleNamespace(lost=7)),
+            transport=SimpleNamespace(control=SimpleNamespace(lost=7)),
         ),
     )
     return SimpleNamespace(app=app, consumer=consumer)
@@ -63,7 +63,7 @@ def test_stats_show_no_secret(state: Any) -> None:
 
 @pytest.mark.parametrize("command", [commands.pool_grow, commands.pool_shrink])
 def test_a_pool_that_keeps_its_size_says_so(state: Any, command: Any) -> None:
-    assert "keeps its size" in command(state, n=1)["error"]
+    assert "has a fixed size" in command(state, n=1)["error"]
 
 
 def test_a_pool_of_processes_grows_and_shrinks(state: Any) -> None:
@@ -79,7 +79,10 @@ def test_a_pool_of_processes_grows_and_shrinks(state: Any) -> None:
 @pytest.mark.parametrize("queue", ["nowhere", "elsewhere"])
 def test_only_configured_queues_are_consumed(state: Any, command: Any, queue: str) -> None:
     # A queue that Celery makes on its own ends in an exception in the loop.
-    assert f"no queue {queue!r} is configured; there is: jobs" in command(state, queue)["error"]
+    assert (
+        f"no queue {queue!r} is configured; the configured queues are: jobs"
+        in command(state, queue)["error"]
+    )
     assert command(state, "jobs")["ok"]
     assert state.consumer.asked == ["jobs"]
 

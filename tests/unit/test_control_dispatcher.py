@@ -7,7 +7,7 @@ from celery import Celery
 from kombu import Consumer, Exchange, Queue
 
 from sqs_broker import install
-from sqs_broker.control import mailbox as mailbox_module
+from sqs_broker.control import connection as connection_module
 from sqs_broker.control.broadcast import Broadcast
 
 OPTIONS = {
@@ -33,7 +33,7 @@ class Plane:
 @pytest.fixture
 def plane(monkeypatch: pytest.MonkeyPatch) -> Plane:
     made = Plane()
-    monkeypatch.setattr(mailbox_module, "plane_for", lambda options: made)
+    monkeypatch.setattr(connection_module, "plane_for", lambda options: made)
     return made
 
 

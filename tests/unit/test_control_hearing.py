@@ -106,9 +106,9 @@ def test_a_worker_that_cancels_before_there_is_room_hears_nothing(
     machine.has_no_room_for("control-")
     before = set(threading.enumerate())
     listen(connection, COMMANDS, [])
-    connection.transport.mailbox.cancel(COMMANDS.name)
+    connection.transport.control.cancel(COMMANDS.name)
     machine.has_room()
-    connection.transport.mailbox.hear_all()
+    connection.transport.control.retry_readers()
     assert set(threading.enumerate()) <= before
 
 

@@ -39,12 +39,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 def consumer() -> Iterator[Any]:
     """What Celery's consumer is to the control plane; what Celery knows is as before after it."""
     kept = state.revoked.maxlen, state.revoked.expires
-    mailbox = SimpleNamespace(options=ADDRESS, on_commands_heard=None)
+    control = SimpleNamespace(options=ADDRESS, on_commands_open=None)
     yield SimpleNamespace(
         app=Celery("tests", set_as_current=False),
-        connection=SimpleNamespace(transport=SimpleNamespace(mailbox=mailbox)),
+        connection=SimpleNamespace(transport=SimpleNamespace(control=control)),
         hub=SimpleNamespace(call_soon=lambda call: call()),
-        mailbox=mailbox,
+        control=control,
     )
     state.revoked.maxlen, state.revoked.expires = kept
     state.revoked.clear()
@@ -70,14 +70,14 @@ def test_after_an_outage_it_is_asked_for_again(consumer: Any, store: Store) -> N
     worker.attach(consumer)
     assert "id-1" not in state.revoked
     store.fault = None
-    consumer.mailbox.on_commands_heard()
-    consumer.mailbox.on_commands_heard()
+    consumer.control.on_commands_open()
+    consumer.control.on_commands_open()
     assert "id-1" in state.revoked
     assert state.revoked_stamps == {"batch": ["b1"]}
 
 
 def test_without_a_control_plane_a_worker_is_as_it_was(consumer: Any) -> None:
-    consumer.mailbox.options = ControlOptions()
+    consumer.control.options = ControlOptions()
     worker.attach(consumer)
     assert list(state.revoked) == []
 

@@ -1,4 +1,4 @@
-"""One connection's part in the control plane: what it publishes, and what it hears."""
+"""The control plane of one kombu connection: what it publishes and what its queues receive."""
 
 import logging
 import threading
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: The only type of content. Nothing from the wire is ever unpickled.
+#: The only content type. No message is ever unpickled.
 JSON = "application/json"
 
-#: Messages that wait for this connection to be delivered, at the most: the reader waits for it,
-#: and where that takes too long, it is events that are overwritten.
+#: Most messages that wait for delivery on this connection. Then the reader waits; if it waits too
+#: long, MongoDB overwrites events that it has not read.
 MOST_WAITING = 10_000
 
 
-class Mailbox:
-    """Publishes to the control plane, and hears what this connection's queues are bound to.
+class ControlConnection:
+    """Publishes to the control plane, and receives the messages for this connection's queues.
 
-    What arrives is decoded on the reader's thread and put into `inbox`, as `(queue, message)`;
-    whoever empties the inbox gives it to `deliver`.
+    The reader's thread decodes a message and puts it into `inbox` as `(queue, message)`. The code
+    that empties the inbox passes it to `deliver`.
     """
 
     def __init__(self, options: ControlOptions, inbox: Callable[[], Inbox]) -> None:
@@ -38,34 +38,35 @@ class Mailbox:
         self._inbox = inbox
         self._callbacks: dict[str, Callable[[Any], Any]] = {}
         self._listeners: dict[str, list[_Bound]] = {}
-        #: By queue, what cannot be heard yet: there was no room for its reader's thread.
-        self._unheard: dict[str, list[_Bound]] = {}
+        #: By queue, the bindings whose reader's thread could not start yet.
+        self._unread: dict[str, list[_Bound]] = {}
         self._has_published = False
         self._waiting = 0
         self._changed = threading.Condition()
-        #: Called on a reader's thread when this connection's commands are heard, for the first
-        #: time and after each outage.
-        self.on_commands_heard: Callable[[], None] = lambda: None
+        #: Called on a reader's thread when it begins to read this connection's commands: at the
+        #: start and after each outage.
+        self.on_commands_open: Callable[[], None] = lambda: None
 
     @property
     def lost(self) -> int:
-        """Events of this process that were never written."""
+        """Number of events of this process that were never written."""
         writer = self._writer()
         return writer.lost if writer else 0
 
     # Publishing
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:
-        """Publish what belongs to the control plane; False, and nothing done, for all else.
+        """Publish a message of the control plane. Return False, and do nothing, for any other.
 
-        Events and replies go to a thread, and are lost where there is no MongoDB. A command is
-        written here: raises ConfigurationError or ControlPlaneDown.
+        A thread writes events and replies; without a MongoDB they are lost. A command is written
+        before this returns: raises ConfigurationError or ControlPlaneDown. Raises PublishError if
+        the content is not JSON.
         """
         kind = self.options.kind(exchange)
         if kind is None:
             return False
         if message["content-type"] != JSON:
-            raise PublishError(f"The control plane takes JSON only, not {message['content-type']}.")
+            raise PublishError(f"The control plane takes only JSON, not {message['content-type']}.")
         self.send(kind, Broadcast(exchange, routing_key, message["headers"], message["body"]))
         return True
 
@@ -81,23 +82,24 @@ class Mailbox:
     def _writer(self) -> "Writer | None":
         if self.options.uri is None:
             return None
-        # A producer that lacks pymongo has sent its message already; a worker stops at its start.
+        # Without pymongo a worker does not start. A producer has already sent its task message, so
+        # a missing event must not raise.
         with suppress(ConfigurationError):
             return plane_for(self.options).writer
         return None
 
-    # Hearing
+    # Receiving
 
     def owns(self, queue: str) -> bool:
-        """Whether a queue is the control plane's."""
+        """Whether a queue belongs to the control plane."""
         return self.options.owns_queue(queue)
 
     def consume(self, channel: Any, queue: str, callback: Callable[[Any], Any]) -> None:
-        """Hear what is published to a queue's bindings from now on.
+        """Receive from now on what is published to a queue's bindings.
 
-        Raises ConfigurationError where there is no MongoDB, and NoThread where there is no room to
-        read; but a worker, which only waits for commands, goes on without them, in the second case
-        until `hear_all` hears them.
+        Raises ConfigurationError if no MongoDB is configured, and NoThread if a reader's thread
+        cannot start. For commands neither is raised, because a worker can run without them; in the
+        second case `retry_readers` tries again.
         """
         bindings = [
             (exchange, routing_key, arguments, kind)
@@ -107,7 +109,7 @@ class Mailbox:
         if self.options.uri is None and all(kind is Kind.COMMANDS for *_, kind in bindings):
             return
         plane = plane_for(self.options)
-        # Made here, before any thread could make another.
+        # Created here, before a thread could create a second one.
         inbox = self._inbox()
         self._callbacks[queue] = callback
         self._listeners[queue] = []
@@ -121,17 +123,17 @@ class Mailbox:
                 if kind is not Kind.COMMANDS:
                     self.cancel(queue)
                     raise
-                self._unheard.setdefault(queue, []).append(bound)
+                self._unread.setdefault(queue, []).append(bound)
 
-    def hear_all(self) -> None:
-        """Hear what could not be heard so far, if there is room for it now. For a loop, now and
-        then."""
-        for queue, bounds in tuple(self._unheard.items()):
+    def retry_readers(self) -> None:
+        """Try again to start the readers' threads that could not start. Called regularly by the
+        event loop."""
+        for queue, bounds in tuple(self._unread.items()):
             with suppress(NoThread):
                 while bounds:
                     self._listen(queue, bounds[0])
                     del bounds[0]
-                del self._unheard[queue]
+                del self._unread[queue]
 
     def _listen(self, queue: str, bound: "_Bound") -> None:
         is_open = bound.listen()
@@ -140,8 +142,8 @@ class Mailbox:
             bound.catch_up()
 
     def cancel(self, queue: str) -> None:
-        """Hear no more."""
-        self._unheard.pop(queue, None)
+        """Stop receiving for a queue."""
+        self._unread.pop(queue, None)
         with self._changed:
             self._callbacks.pop(queue, None)
             self._changed.notify_all()
@@ -149,15 +151,16 @@ class Mailbox:
             bound.leave()
 
     def deliver(self, queue: str, message: Any) -> None:
-        """Give a message to its consumer; to nobody, where that has gone."""
+        """Pass a message to its consumer; drop it if that consumer was cancelled."""
         with self._changed:
             self._waiting -= 1
             self._changed.notify_all()
         if callback := self._callbacks.get(queue):
             callback(message)
 
-    def hold(self, queue: str) -> bool:
-        """Wait until one more may wait for delivery; False where nobody wants it any more."""
+    def reserve(self, queue: str) -> bool:
+        """Wait until one more message may wait for delivery. Return False if the queue's consumer
+        was cancelled."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._waiting < MOST_WAITING or queue not in self._callbacks
@@ -167,14 +170,14 @@ class Mailbox:
             return is_wanted
 
     def delete(self, channel: Any, queue: str, exchange: str, routing_key: str, *_: object) -> None:
-        """Forget a binding of a queue, and the replies that nobody waits for any more."""
+        """Remove a binding of a queue, and delete the replies that no client waits for any more."""
         table = channel.get_table(exchange)
         table[:] = [entry for entry in table if entry[-1] != queue]
         if self.options.kind(exchange) is Kind.REPLIES and self.options.uri is not None:
-            plane_for(self.options).forget_replies(exchange, routing_key)
+            plane_for(self.options).delete_replies(exchange, routing_key)
 
     def close(self) -> None:
-        """Hear no more, and wait a little until what was published is written."""
+        """Stop receiving, and wait up to two seconds until published messages are written."""
         for queue in tuple(self._listeners):
             self.cancel(queue)
         if self._has_published:
@@ -186,7 +189,7 @@ class _Bound:
 
     def __init__(
         self,
-        mailbox: Mailbox,
+        connection: ControlConnection,
         plane: "Plane",
         inbox: Inbox,
         channel: Any,
@@ -197,7 +200,7 @@ class _Bound:
         kind: Kind,
     ) -> None:
         self.exchange = exchange
-        self._mailbox = mailbox
+        self._connection = connection
         self._plane = plane
         self._inbox = inbox
         self._channel = channel
@@ -208,49 +211,49 @@ class _Bound:
         self._table = [self._type.prepare_bind(queue, exchange, routing_key, arguments)]
 
     def opened(self) -> None:
-        """Take what came before the reader did."""
+        """Take the replies that were written before the reader began."""
         self.catch_up()
         if self._kind is Kind.COMMANDS:
-            self._mailbox.on_commands_heard()
+            self._connection.on_commands_open()
 
     def catch_up(self) -> None:
-        """Take the replies that have come already."""
+        """Take the replies that are already stored."""
         while self._kind is Kind.REPLIES and (reply := self._take_reply(self._routing_key)):
-            self._hand_over(reply)
+            self._put(reply)
 
     def arrived(self, document: dict[str, Any]) -> None:
-        """Take a message, if this queue is bound to its routing key."""
+        """Take a message if this queue is bound to its routing key."""
         routing_key = document["routing_key"]
         if not self._type.lookup(self._table, self.exchange, routing_key, None):
             return
         if self._kind is not Kind.REPLIES:
-            self._hand_over(document)
+            self._put(document)
         elif reply := self._take_reply(routing_key):
-            self._hand_over(reply)
+            self._put(reply)
 
     def listen(self) -> bool:
-        """Hear from now on; whether somebody reads already. Raises NoThread."""
+        """Start to receive. Return whether the exchange is already being read. Raises NoThread."""
         return self._plane.listen(self)
 
     def leave(self) -> None:
-        """Hear no more."""
+        """Stop receiving."""
         self._plane.leave(self)
 
     def _take_reply(self, routing_key: str) -> dict[str, Any] | None:
         return self._plane.store.take_reply(self.exchange, routing_key)
 
-    def _hand_over(self, document: dict[str, Any]) -> None:
+    def _put(self, document: dict[str, Any]) -> None:
         try:
             message = self._message(document)
         except Exception as exc:
-            # Broad on purpose: whoever may write there could otherwise make everybody deaf.
+            # Broad on purpose: one bad document must not end the readers of all processes.
             logger.warning(
-                "A message of the control plane cannot be read (%s); it is left out.",
+                "A message of the control plane cannot be read (%s); it is skipped.",
                 type(exc).__name__,
                 extra={"event": "control.unreadable", "error": type(exc).__name__},
             )
             return
-        if self._mailbox.hold(self._queue):
+        if self._connection.reserve(self._queue):
             self._inbox.put([(self._queue, message)])
 
     def _message(self, document: dict[str, Any]) -> Any:
