@@ -1,7 +1,7 @@
-"""The Celery app: `celery -A app worker` finds it.
+"""The Celery app that `celery -A app worker` uses.
 
-Importing it reads no environment and opens nothing: the settings are read when Celery first needs
-its configuration. It does not become the current app of a program that only sends.
+The import reads no environment and opens no connection: the settings are read when Celery first
+needs its configuration. The app does not become the current app of a program that imports it.
 """
 
 import runpy
@@ -21,9 +21,10 @@ from sqs_broker import install
 
 @cache
 def celeryconfig() -> Any:
-    """The settings of celeryconfig.py, read once: Celery asks for it at each look at a setting.
+    """The settings in celeryconfig.py. Cached, because Celery calls this for each setting.
 
-    By its place and not by its name: a program that imports `app` may have a `celeryconfig` too.
+    The file is found by its path, not imported by name, because a program that imports `app` may
+    have its own module `celeryconfig`.
     """
     found = runpy.run_path(str(config_file("celeryconfig.py")))
     return SimpleNamespace(**{k: v for k, v in found.items() if _is_setting(k, v)})
@@ -34,7 +35,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 class Registrations(Celery):
-    """A Celery app whose tasks are its own. Celery would add them to every app of a process."""
+    """A Celery app with private tasks. By default Celery adds tasks to every app of a process."""
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Celery's decorator, with `shared=False` as the default."""

@@ -1,4 +1,4 @@
-"""The effect of `increment`, the smallest thing that may not happen twice."""
+"""The effect of the task `increment`: the simplest effect that must not happen twice."""
 
 import zlib
 from typing import Any, ClassVar
@@ -10,8 +10,9 @@ from app.messages import Increment, Provenance
 from app.models import connect
 from app.once import Stored, once
 
-#: Documents that hold a part of the running count each. In one document each increment would meet
-#: all others, and a process killed between write and commit would hold them all up (app/once.py).
+#: Number of documents that each hold a part of the running count. With a single document, each
+#: increment would conflict with all others, and a process that is killed between write and commit
+#: would block all of them (app/once.py).
 PARTS = 32
 
 
@@ -46,7 +47,7 @@ def increment(message: Increment, provenance: Provenance, session: ClientSession
         "input": message.input,
         "output": message.input + 1,
     }
-    # A copy: the driver adds an `_id` to what it inserts.
+    # A copy, because the driver adds an `_id` to a document that it inserts.
     Increments._get_collection().insert_one(dict(row), session=session)
     Counter._get_collection().update_one(
         {"_id": _part(provenance.message_id)}, {"$inc": {"count": 1}}, upsert=True, session=session

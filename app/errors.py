@@ -1,20 +1,20 @@
-"""The errors of the domain, split by what the worker must do.
+"""The errors of the domain, by what the worker must do.
 
     AppError
     ├── TransientError   retry: the same message may succeed later
-    ├── PermanentError   dead-letter: it never will
+    ├── PermanentError   dead-letter: the message can never succeed
     │   └── Conflict     another payload came first
-    └── SettingsError    stop: a person has to change something
+    └── SettingsError    exit: a person must change something
 
-The text of each is shown in logs, in Flower and on dead letters, so it names fields, settings
-and ids, never a value that a user typed.
+Logs, Flower and dead letters show the text of these errors, so it contains names of fields,
+settings and ids, but never user input.
 """
 
 from sqs_broker.errors import ConfigurationError
 
 
 class AppError(Exception):
-    """Something this application can name and act upon."""
+    """An error that this application knows and handles."""
 
 
 class TransientError(AppError):
@@ -34,4 +34,4 @@ class Conflict(PermanentError):
 
 
 class SettingsError(AppError, ConfigurationError):
-    """The process cannot run as it is configured: it stops with this one line."""
+    """The process cannot run with this configuration: it exits and prints this one line."""

@@ -1,6 +1,6 @@
-"""Flower for SQS: the queues on its Broker page and in its API, and metrics behind the login.
+"""Flower for SQS: its Broker page and API show the queues, and `/metrics` requires the login.
 
-flowerconfig.py installs it, before Flower builds its pages from their list (flower 2.2 urls.py).
+flowerconfig.py calls `install` before Flower creates its pages (flower 2.2 urls.py).
 """
 
 import asyncio
@@ -25,15 +25,15 @@ from sqs_broker.tools.commands.queues import Row, ages_of, duration, is_aws, loo
 
 PAGE = str(Path(__file__).with_suffix(".html"))
 
-#: Seconds for an answer of SQS, tried once: somebody is waiting for the page.
+#: Seconds for an answer of SQS, without a retry, because a person waits for the page.
 READ_TIMEOUT = 5
 
-#: Never Flower's own threads, which wait for workers. A slow SQS keeps these alone busy.
+#: Threads of their own: a slow SQS must not occupy Flower's threads, which wait for workers.
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sqs-queues")
 
 
 class Queues:
-    """What SQS says of the configured queues, in the form that Flower's pages ask for."""
+    """The counts of the configured queues, in the form that Flower's pages need."""
 
     def __init__(self, options: Options) -> None:
         self.is_aws = is_aws(options.endpoint_url)
@@ -43,15 +43,15 @@ class Queues:
 
     async def rows(self) -> list[Row]:
         """Each queue, followed by its dead-letter queue."""
-        return await asyncio.get_running_loop().run_in_executor(_threads, self._look)
+        return await asyncio.get_running_loop().run_in_executor(_threads, self._read)
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """All of them, whatever `names`: workers do not consume dead-letter queues."""
+        """All queues, not only `names`, which lack the dead-letter queues."""
         return [
             {"name": row.queue, "messages": row.visible} | asdict(row) for row in await self.rows()
         ]
 
-    def _look(self) -> list[Row]:
+    def _read(self) -> list[Row]:
         ages = self._ages()
         return [
             replace(row, oldest=ages.get(row.queue)) for row in look(self._driver, self._options)
@@ -69,7 +69,7 @@ class SqsBrokerView(BrokerView):
 
     @authenticated
     async def get(self) -> None:
-        """Show it as it is now."""
+        """Show the current counts."""
         queues = queues_of(self.capp)
         self.render(PAGE, rows=await queues.rows(), is_aws=queues.is_aws, duration=duration)
 
@@ -78,16 +78,16 @@ class SqsQueueLengths(GetQueueLengths):
     """`/api/queues/length`."""
 
     def get_broker(self) -> Queues:
-        """What Flower asks for the queues."""
+        """The object from which Flower reads the queues."""
         return queues_of(self.capp)
 
 
 class MetricsBehindLogin(Metrics):
-    """`/metrics`, which Flower shows to anybody: it names tasks and workers."""
+    """`/metrics` with a login. Flower shows it without one, although it names tasks and workers."""
 
     @authenticated
     async def get(self) -> None:
-        """As Flower has it."""
+        """Show Flower's metrics."""
         await super().get()
 
 
@@ -99,13 +99,13 @@ IN_PLACE_OF = {
 
 
 def install() -> None:
-    """Put these in place of Flower's own, and let Flower log as workers do."""
+    """Replace Flower's handlers with these, and let Flower log in the worker's format."""
     urls.handlers[:] = [in_place_of(handler) for handler in urls.handlers]
     set_up()
 
 
 def in_place_of(handler: Any) -> Any:
-    """The entry of Flower's list with our page, if there is one, at the same path."""
+    """The entry of Flower's list, with the handler replaced if this module has one."""
     if isinstance(handler, URLSpec):
         ours = IN_PLACE_OF.get(handler.handler_class, handler.handler_class)
         return url(handler.regex.pattern, ours, handler.kwargs, handler.name)

@@ -1,7 +1,7 @@
-"""Celery's loader, and what it makes sure of before Flower listens.
+"""Celery's loader, which refuses to serve a Flower that anybody could open.
 
-Flower reads its command line last, and asks the loader for the tasks between that and listening
-(flower 2.2 command.py, app.py). So here alone it is known where it will listen, and behind what.
+Flower reads its command line, then asks the loader for the tasks, then listens (flower 2.2
+command.py, app.py). So only the loader knows Flower's address and login before Flower listens.
 """
 
 import ipaddress
@@ -18,27 +18,27 @@ from sqs_broker.machine import files
 
 _HERE = Path(__file__).resolve().parent
 
-#: The handlers of app/flower.py, which stand in for some of Flower's.
+#: The module of the handlers that replace some of Flower's.
 OURS = "app.flower"
 
 
 class Loader(AppLoader):
-    """Celery's loader of an app. In a process that serves Flower it refuses an open one."""
+    """Celery's loader of an app. In a Flower process it also checks Flower's settings."""
 
     def import_default_modules(self) -> Any:
-        """Import the tasks. Raises SettingsError where Flower lacks something, or would be open."""
+        """Import the tasks. Raises SettingsError if Flower lacks a setting or would be open."""
         if serves_flower():
             from flower.urls import handlers
             from tornado.options import options
 
-            # Queues to show, and the events and answers of workers.
+            # Flower shows queues (SQS), and events and replies of workers (MongoDB).
             get_settings().require_queue().require_mongo_uri()
             check_flower(options, [_class_of(handler) for handler in handlers])
         return super().import_default_modules()
 
 
 def config_file(name: str) -> Path:
-    """A configuration file: beside the package in a checkout, inside it in a wheel."""
+    """Path of a configuration file: next to the package in a checkout, inside it in a wheel."""
     inside = _HERE / name
     return inside if inside.exists() else _HERE.parent / name
 
@@ -50,7 +50,8 @@ def serves_flower() -> bool:
 
 
 def point_flower_home() -> None:
-    """Let Flower read our flowerconfig.py wherever it starts. `--conf` and FLOWER_CONF go first."""
+    """Make Flower read this project's flowerconfig.py in any directory. `--conf` and FLOWER_CONF
+    override it."""
     if serves_flower():
         from tornado.options import options
 
@@ -58,9 +59,9 @@ def point_flower_home() -> None:
 
 
 def check_flower(options: Any, handlers: list[type]) -> None:
-    """Raise SettingsError unless Flower asks for a login, or only this machine reaches it.
+    """Raise SettingsError unless Flower requires a login or only this machine can reach it.
 
-    `options` are Flower's, from all of their sources.
+    `options` are Flower's options from all sources.
     """
     _check_login(options)
     open_to = options.unix_socket or options.address
@@ -72,14 +73,14 @@ def check_flower(options: Any, handlers: list[type]) -> None:
         )
     if not any(handler.__module__ == OURS for handler in handlers):
         raise SettingsError(
-            f"{options.conf} leaves /metrics without a login. "
-            f"Add `from app.flower import install; install()` to it, or leave out --conf."
+            f"With {options.conf}, /metrics needs no login. "
+            f"Add `from app.flower import install; install()` to that file, or omit --conf."
         )
     _check_state(options)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches a server that listens there. "" is every address."""
+    """Whether only this machine can reach a server on this address. "" means all addresses."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -97,34 +98,32 @@ def _has_login(options: Any) -> bool:
 
 def _check_login(options: Any) -> None:
     if not all(map(_is_login, options.basic_auth or ())):
-        # Flower would let in whoever sends an empty login (flower 2.2 views/__init__.py).
+        # Flower would accept an empty login (flower 2.2 views/__init__.py).
         raise SettingsError(
-            "FLOWER_BASIC_AUTH: a login is user:password, neither of them empty; "
-            "a comma stands between two."
+            "FLOWER_BASIC_AUTH: a login is user:password, and neither part may be empty. "
+            "Separate several logins with commas."
         )
     if bool(options.auth) != bool(options.auth_provider):
-        # With the provider alone Flower asks nobody.
+        # With only a provider, Flower requires no login.
         given, missing = ("AUTH", "AUTH_PROVIDER") if options.auth else ("AUTH_PROVIDER", "AUTH")
-        raise SettingsError(
-            f"FLOWER_{given} needs FLOWER_{missing} too. Set both (docs/flower.md)."
-        )
+        raise SettingsError(f"FLOWER_{given} needs FLOWER_{missing}. Set both (docs/flower.md).")
 
 
 def _check_state(options: Any) -> None:
     directory = Path(options.db).absolute().parent
     if options.persistent and not os.access(directory, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"FLOWER_DB: Flower cannot keep its state in {directory}. "
-            "Make that directory, writable for this user, or name a file elsewhere."
+            f"FLOWER_DB: Flower cannot write its state to {directory}. "
+            "Create that directory and let this user write to it, or set another file."
         )
-    # Flower unpickles what it finds there.
+    # Flower unpickles this file.
     if options.persistent and (why := files.fault(Path(options.db))):
         raise SettingsError(
-            f"FLOWER_DB: {why}. Name a file in a directory where this user alone may write."
+            f"FLOWER_DB: {why}. Set it to a file in a directory that only this user may write to."
         )
 
 
 def _class_of(handler: Any) -> type:
-    # Flower has both: tornado's `url` objects and plain tuples.
+    # Flower's list has both tornado's `url` objects and plain tuples.
     found: type = handler[1] if isinstance(handler, tuple) else handler.handler_class
     return found

@@ -1,7 +1,7 @@
-"""The stream that log lines go to. Lines of one moment are written together.
+"""A log handler that collects lines and writes several of them together.
 
-A write lets go of Python's lock and wakes whoever waits for it, so that a worker with two lines a
-message spent a tenth of its time on being interrupted.
+Each write releases Python's lock and wakes the threads that wait for it. With one write per line, a
+worker that logs two lines per message spent a tenth of its time on these interruptions.
 """
 
 import logging
@@ -10,19 +10,20 @@ import threading
 from typing import TextIO
 from weakref import WeakSet
 
-#: Seconds that a line waits for others at the most: what a killed process may leave unsaid.
+#: Longest time in seconds that a line waits for others. If the process is killed, the lines of this
+#: time may be lost.
 LINGER = 0.05
 
-#: Lines that wait at the most.
+#: Most lines that wait.
 MOST = 500
 
-#: From this level on a line is written at once, and all that wait before it.
+#: A line of this level or above is written at once, after all waiting lines.
 URGENT = logging.WARNING
 
 
 class GatheringHandler(logging.StreamHandler[TextIO]):
-    """Writes lines in order, within LINGER seconds; warnings and errors, what a forked child says,
-    and what is said when the interpreter exits, at once. Thread-safe."""
+    """Writes lines in order, within LINGER seconds. Warnings, errors, the lines of a forked child
+    and those during the interpreter's exit are written at once. Thread-safe."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -32,29 +33,29 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def _begin(self) -> None:
         self._lines: list[str] = []
         self._writer: threading.Thread | None = None
-        self._is_waited_for = threading.Event()
+        self._has_lines = threading.Event()
         self._ended = threading.Event()
 
     def begin_in_child(self) -> None:
-        """Forget what waits, which the parent writes, and its thread, which is not here."""
+        """Forget the waiting lines, which the parent writes, and the parent's thread."""
         self._begin()
         self._ended.set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take the record's line. Never raises. Called under the handler's lock."""
+        """Add the record's line. Never raises. Called under the handler's lock."""
         try:
             self._lines.append(self.format(record))
             if record.levelno >= URGENT or len(self._lines) >= MOST or not self._write_soon():
                 self.flush()
         except Exception:
-            # Broad on purpose: what cannot be logged must not end what it is about.
+            # Broad on purpose: the caller must not fail because its line cannot be logged.
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Lose the line without a word: logging would print the arguments of the call."""
+        """Drop the line silently: `logging` would print the arguments of the call."""
 
     def flush(self) -> None:
-        """Write what waits, now. Lines are lost where the stream is closed, or its disk is full."""
+        """Write the waiting lines now. They are lost if the stream is closed or the disk full."""
         self.acquire()
         try:
             lines, self._lines = self._lines, []
@@ -62,20 +63,20 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
                 self.stream.write("".join(line + self.terminator for line in lines))
             super().flush()
         except (OSError, ValueError):
-            # Neither the writer's thread nor who logs a warning may end of it.
+            # This must end neither the writer's thread nor the caller that logs a warning.
             return
         finally:
             self.release()
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write the waiting lines, and end the thread."""
         self._ended.set()
-        self._is_waited_for.set()
+        self._has_lines.set()
         self.flush()
         super().close()
 
     def _write_soon(self) -> bool:
-        """Let the thread write; False where there is none, once closed and in a child."""
+        """Let the thread write. Return False if there is none: after `close`, or in a child."""
         if self._ended.is_set():
             return False
         if self._writer is None:
@@ -83,17 +84,17 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             try:
                 writer.start()
             except RuntimeError:
-                return False  # The interpreter ends, or there are too many threads.
+                return False  # The interpreter exits, or there are too many threads.
             self._writer = writer
-        if not self._is_waited_for.is_set():
-            self._is_waited_for.set()
+        if not self._has_lines.is_set():
+            self._has_lines.set()
         return True
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            self._is_waited_for.wait()
+            self._has_lines.wait()
             self._ended.wait(LINGER)
-            self._is_waited_for.clear()
+            self._has_lines.clear()
             self.flush()
 
 
@@ -101,24 +102,24 @@ _handlers: WeakSet[GatheringHandler] = WeakSet()
 _held: list[GatheringHandler] = []
 
 
-def _hold_all() -> None:
-    # A child that is forked in the middle of a write would wait for the stream for ever.
+def _acquire_all() -> None:
+    # A child that is forked during a write would wait for the stream's lock for ever.
     _held.extend(_handlers)
     for handler in _held:
         handler.acquire()
 
 
-def _let_go_of_all() -> None:
+def _release_all() -> None:
     while _held:
         _held.pop().release()
 
 
 def _begin_in_child() -> None:
-    # logging itself has made the locks anew.
+    # `logging` itself has replaced the locks in the child.
     while _held:
         _held.pop().begin_in_child()
 
 
 os.register_at_fork(
-    before=_hold_all, after_in_parent=_let_go_of_all, after_in_child=_begin_in_child
+    before=_acquire_all, after_in_parent=_release_all, after_in_child=_begin_in_child
 )

@@ -1,9 +1,8 @@
-"""The messages on the wire, and where each came from.
+"""The message models, and the reader of plain JSON messages.
 
-A message model is the whole contract of a task: its fields are the task's arguments, its checks
-run at the caller of `.delay` and again in the worker, and every field is accepted in both
-spellings (`stock_id`, `stockId`). Fields that a model does not name are ignored, so that a
-producer may be newer than the worker.
+A message model is the whole contract of a task. Its fields are the task's arguments. They are
+checked when `.delay` is called, and again in the worker. Each field is accepted in both spellings
+(`stock_id`, `stockId`). Unknown fields are ignored, so a producer may be newer than the worker.
 """
 
 from functools import cache
@@ -26,10 +25,11 @@ from sqs_broker import ForeignMessage, Undecodable
 from sqs_broker.rules.provenance import Provenance as Provenance
 from sqs_broker.rules.provenance import Source as Source
 
-#: The largest integer that every JSON reader and BSON agree on.
+#: The largest integer that all JSON readers and BSON represent exactly.
 LARGEST_INTEGER = 2**53
 
-#: An id of ours: it is printed in logs and is part of an index key, so it is short and printable.
+#: An id of this application. It is short and printable, because logs show it and an index key
+#: contains it.
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
 
@@ -44,22 +44,22 @@ class Message(Carrier):
         populate_by_name=True,
         allow_inf_nan=False,
         loc_by_alias=False,
-        # A refused value may be personal data, and the text of the error is logged.
+        # The text of the error is logged, and a refused value may be personal data.
         hide_input_in_errors=True,
     )
 
-    #: The fields whose values may be shown in logs, events and Flower. No other ever is.
+    #: The fields whose values logs, events and Flower may show. No other value is ever shown.
     shown: ClassVar[frozenset[str]] = frozenset()
 
     def payload_hash(self) -> str:
-        """SHA-256, in hex, of what the producer gave: equal for equal payloads in any spelling.
+        """SHA-256, in hex, of the payload: equal for equal payloads in any spelling.
 
-        What every release can compare; app/payload.py has more beside it."""
+        Every release can compare this hash. app/payload.py stores more beside it."""
         return hash_of_version_1(self)
 
 
 class UserInfo(Message):
-    """What the user said of themself. Personal data: shown nowhere."""
+    """What users say about themselves. Personal data: never shown."""
 
     nickname: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     gender: Annotated[str, StringConstraints(max_length=16)] = ""
@@ -90,7 +90,7 @@ def _exact(number: float) -> float:
 
 
 class Increment(Message):
-    """Adds one to the running count; the smallest thing that may not happen twice."""
+    """Adds one to the running count: the simplest effect that must not happen twice."""
 
     shown = frozenset({"input"})
     version_1 = "input"
@@ -99,7 +99,7 @@ class Increment(Message):
 
 
 def field_faults(error: ValidationError) -> str:
-    """Name each field that is wrong and what it should be, without any value from the message."""
+    """Name each invalid field and what it should be, without any value from the message."""
     return "; ".join(
         f"{'.'.join(str(part) for part in fault['loc']) or 'message'}: {fault['msg']}"
         for fault in error.errors(include_url=False, include_input=False, include_context=False)
@@ -109,9 +109,9 @@ def field_faults(error: ValidationError) -> str:
 def fields_of(
     model: type[Message], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments by the names of the model's fields, whatever their order or spelling.
+    """The arguments of a call by the names of the model's fields, in any order and spelling.
 
-    Raises TypeError, as a call of a function would, for too many of them or one given twice.
+    Raises TypeError, like a function call, if there are too many or if one is given twice.
     """
     names, spellings = _names_of(model)
     if len(args) > len(names):
@@ -127,7 +127,7 @@ def fields_of(
 
 @cache
 def _names_of(model: type[Message]) -> tuple[list[str], dict[str | None, str]]:
-    """The names of the model's fields in order, and each by its alias."""
+    """The names of the model's fields in order, and a mapping from alias to name."""
     fields = model.model_fields
     return list(fields), {field.alias: name for name, field in fields.items()}
 
@@ -135,7 +135,7 @@ def _names_of(model: type[Message]) -> tuple[list[str], dict[str | None, str]]:
 def decode_json(content: dict[str, Any]) -> ForeignMessage:
     """Read a plain JSON message: `{"id": …, "action": "registerUser", "data": {…}}`.
 
-    `type` may say what `action` does. Raises Undecodable for anything else.
+    `type` is accepted in place of `action`. Raises Undecodable for anything else.
     """
     try:
         plain = _PlainJson.model_validate(content)
@@ -143,7 +143,7 @@ def decode_json(content: dict[str, Any]) -> ForeignMessage:
         raise Undecodable(f"the plain JSON message: {field_faults(exc)}") from None
     name = plain.action or plain.type
     if name is None:
-        raise Undecodable("the plain JSON message: neither action nor type is given")
+        raise Undecodable("the plain JSON message has neither action nor type")
     return ForeignMessage(task=name, kwargs=plain.data, id=plain.id)
 
 

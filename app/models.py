@@ -1,7 +1,7 @@
 """The MongoEngine documents. Their unique indexes are the idempotency keys.
 
-Each process connects when it first needs to and never uses a client that was opened on the other
-side of a fork. Indexes are made when a worker starts, and for `users` before its first document.
+Each process connects when it first needs MongoDB, and never uses a client that was opened before a
+fork. Indexes are created when a worker starts; those of `users` also before its first document.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from app.messages import Source
 from app.mongo import OURS, address_of, open_client
 from app.settings import get_settings
 
-#: Seconds that a client has to find a primary before another one takes its place.
+#: Seconds that a client may take to find a primary before it is replaced.
 PATIENCE = 5.0
 
 _connected_in: int | None = None
@@ -33,12 +33,12 @@ def _new_lock() -> None:
     _lock = threading.Lock()
 
 
-# Another thread may have held it at the fork.
+# Another thread of the parent may have held the lock at the fork.
 os.register_at_fork(after_in_child=_new_lock)
 
 
 class UserInfo(me.EmbeddedDocument):
-    """What the user said of themself."""
+    """What users say about themselves."""
 
     nickname = me.StringField(required=True)
     gender = me.StringField()
@@ -46,7 +46,7 @@ class UserInfo(me.EmbeddedDocument):
 
 
 class RegistrationRecord(me.EmbeddedDocument):
-    """The message that made the user."""
+    """The message that created the user."""
 
     message_id = me.StringField(required=True)
     source = me.EnumField(Source, required=True)
@@ -57,19 +57,19 @@ class RegistrationRecord(me.EmbeddedDocument):
 
 
 class StoredPayload(me.EmbeddedDocument):
-    """What is compared with the payload of a later message (app/payload.py)."""
+    """The data that a later message's payload is compared with (app/payload.py)."""
 
     version = me.IntField(required=True)
     hash = me.StringField(required=True)
     known = me.StringField(required=True)
     given = me.StringField()
 
-    # A later release may keep more of it.
+    # A later release may store more fields.
     meta: ClassVar[dict[str, Any]] = {"strict": False}
 
 
 class User(me.Document):
-    """One user in one session of the game; exactly one for each registration."""
+    """One user in one session of the game. There is exactly one for each registration."""
 
     stock_id = me.StringField(required=True)
     user_id = me.StringField(required=True)
@@ -79,7 +79,7 @@ class User(me.Document):
     loan_count = me.LongField(required=True)
     last_activity_time = me.DateTimeField(required=True)
     registration = me.EmbeddedDocumentField(RegistrationRecord, required=True)
-    # Not in the record, which the releases before read strictly. Their users have none.
+    # Not part of `registration`, which earlier releases read strictly. Their users have no payload.
     payload = me.EmbeddedDocumentField(StoredPayload)
 
     meta: ClassVar[dict[str, Any]] = {
@@ -93,28 +93,28 @@ class User(me.Document):
 
 
 def make_index(collection: Collection[dict[str, Any]], declared: Mapping[str, Any]) -> None:
-    """Make an index as a document's `meta` declares it. Raises what pymongo raises."""
+    """Create an index as a document's `meta` declares it. Raises pymongo's errors."""
     options = {name: value for name, value in declared.items() if name != "fields"}
     collection.create_index([(name, 1) for name in declared["fields"]], **options)
 
 
 def id_of(stock_id: str, user_id: str) -> ObjectId:
-    """The `_id` of the user of this key: the same in every process.
+    """The `_id` of the user with this key: the same in every process.
 
-    So two inserts of one user meet in the index on `_id`, which nobody can drop, whatever has
-    become of the unique index on the key itself.
+    So the index on `_id`, which cannot be dropped, refuses a second insert of one user even if the
+    unique index on the key is missing.
     """
     key = f"{len(stock_id)}:{stock_id}{user_id}"
     return ObjectId(hashlib.sha256(key.encode()).digest()[:12])
 
 
 def connect() -> MongoClient[dict[str, Any]]:
-    """The MongoDB client of this process, opened at the first call, behind all documents.
+    """The MongoDB client of this process, which all documents use. Opened at the first call.
 
-    A client that knows of no primary any more is replaced: one that has once seen a member leave
-    the replica set, or change its name, may look for it in vain for ever, where a new one begins
-    with the URI again. Thread-safe. Raises SettingsError if MONGO_URI is not set, or cannot be
-    used. It does not wait for the server.
+    A client that no longer knows a primary is replaced. After a member has left the replica set or
+    changed its name, a client may search for it for ever; a new client starts with the URI again.
+    Thread-safe. Does not wait for the server. Raises SettingsError if MONGO_URI is not set or
+    cannot be used.
     """
     with _lock:
         if _connected_in != os.getpid() or _is_lost():
@@ -132,14 +132,14 @@ def _is_lost() -> bool:
 def _open() -> None:
     global _connected_in, _connected_at
     if _connected_in is not None:
-        # Lost; or this process was forked from one that had a client.
+        # The client has lost its primary, or this process was forked from one with a client.
         me.disconnect()
         _connected_in = None
     uri = get_settings().require_mongo_uri()
     client = open_client(uri)
     me.connect(
         address_of(uri).database,
-        # MongoEngine would read the URI in its own way.
+        # Without this MongoEngine parses the URI itself.
         mongo_client_class=lambda **_: client,
         uuidRepresentation=OURS["uuidRepresentation"],
     )
@@ -147,7 +147,7 @@ def _open() -> None:
 
 
 def disconnect() -> None:
-    """Close this process's client. The next `connect` opens another."""
+    """Close this process's client. The next `connect` opens a new one."""
     global _connected_in
     me.disconnect()
     _connected_in = None

@@ -1,8 +1,8 @@
-"""MONGO_URI, and the one way in which this program opens MongoDB.
+"""Reads MONGO_URI, and opens all MongoDB clients of this program in one way.
 
-Every client of the tasks, of the start checks, of the doctor and of the probe comes from
-`open_client`, so that what starts is what runs. Each option of the URI is honoured, replaced by
-what the promises of this program need, or refused by name. Docs: docs/mongodb.md.
+The tasks, the start checks, `sqs doctor` and the probe all use `open_client`, so the checks test
+the same client that the tasks use. Each option of the URI is used, replaced with a value that this
+program needs for its promises, or refused by name. See docs/mongodb.md.
 """
 
 import re
@@ -24,9 +24,9 @@ from app.settings import DEFAULT_DATABASE, HOW_TO_SET, Settings
 
 Client = MongoClient[dict[str, Any]]
 
-#: What every client asks of MongoDB, whatever the URI and the defaults of the server say. A write
-#: is answered once a majority of the members has it on disk, so that no failover undoes it; a read
-#: sees only such writes.
+#: The options of every client, in place of those of the URI and of the server. A write is confirmed
+#: once a majority of the members has it on disk, so no failover can undo it. A read returns only
+#: such writes.
 #: https://www.mongodb.com/docs/manual/reference/write-concern/
 OURS: Mapping[str, Any] = {
     "w": "majority",
@@ -36,23 +36,23 @@ OURS: Mapping[str, Any] = {
     "retryWrites": True,
     "retryReads": True,
     "tz_aware": True,
-    # Without a word on it MongoEngine takes one that pymongo has given up.
+    # Without it MongoEngine uses a representation that pymongo no longer supports.
     "uuidRepresentation": "standard",
 }
 
-#: Milliseconds, used if the URI does not say: a task has to hear of a database that is away well
-#: within its soft time limit, and pymongo's own defaults are 30 s, never and 20 s.
+#: Timeouts in milliseconds, if the URI has none. pymongo's own are 30 s, none and 20 s, but a task
+#: must notice an unavailable database well within its soft time limit.
 DEFAULT_TIMEOUTS: Mapping[str, int] = {
     "serverSelectionTimeoutMS": 5_000,
     "timeoutMS": 10_000,
     "connectTimeoutMS": 5_000,
 }
 
-#: Milliseconds. A shorter one fails on a database that is well.
+#: Shortest timeouts in milliseconds. A shorter one would fail on a healthy database.
 LEAST_TIMEOUT = 500
 LEAST_OPERATION_TIMEOUT = 1_000
 
-#: Options that are taken as the URI gives them, each with the least value that it may have.
+#: Options that are used as in the URI, with the least value that each may have.
 HONOURED: Mapping[str, int | None] = {
     "appName": None,
     "authMechanism": None,
@@ -91,7 +91,7 @@ HONOURED: Mapping[str, int | None] = {
     "zlibCompressionLevel": None,
 }
 
-#: Options that are replaced by what `OURS` says, and why a URI may not say otherwise.
+#: Options that `OURS` replaces, and why a URI may not set them.
 REPLACED: Mapping[str, str] = {
     "datetime_conversion": "times are read as this program writes them",
     "fsync": "writes wait for the journal of a majority",
@@ -117,8 +117,8 @@ REFUSED: Mapping[str, str] = {
     "waitQueueMultiple": "pymongo no longer has it; use waitQueueTimeoutMS",
 }
 
-#: Options that are for the tasks' client and not for the control plane's, which has its own
-#: timeouts, and readers that keep a connection each.
+#: Options that only the tasks' client uses. The client of the control plane has its own timeouts,
+#: and each of its readers keeps a connection.
 TASKS_ONLY = frozenset(
     name.lower()
     for name in (
@@ -135,7 +135,7 @@ TASKS_ONLY = frozenset(
 )
 
 NO_ADDRESS = (
-    "MONGO_URI: this is no address of a MongoDB. It looks like "
+    "MONGO_URI: this is not a MongoDB address. It must look like "
     "mongodb://user:password@host:27017/database?replicaSet=name, with user and password "
     "percent-encoded."
 )
@@ -150,19 +150,20 @@ _BAD_IN_DATABASE = re.compile(r'[/\\ "$*<>:|?\0]')
 
 @dataclass(frozen=True)
 class Address:
-    """A MONGO_URI that this program can keep its promises with."""
+    """A checked MONGO_URI."""
 
     base: str = field(repr=False)
     """The URI without options. It may hold a password."""
     options: Mapping[str, str] = field(repr=False)
-    """The honoured options as they were given, by name."""
+    """The used options as they were given, by name."""
     replaced: tuple[str, ...]
     """Names of the options whose value was replaced."""
     database: str
 
     @classmethod
     def read(cls, uri: str) -> Self:
-        """Check a URI without any call. Raises SettingsError naming the option, and no value."""
+        """Check a URI without a connection. Raises SettingsError with the name of the option, but
+        without values."""
         base, _, query = uri.strip().partition("?")
         database = _database_of(base, query)
         given = dict(_options_of(query))
@@ -175,7 +176,7 @@ class Address:
 
     @property
     def uri(self) -> str:
-        """The URI with the honoured options only."""
+        """The URI with only the used options."""
         return self._uri(self.options)
 
     @property
@@ -189,46 +190,46 @@ class Address:
 
     @property
     def _base(self) -> str:
-        # Options come after a slash, which an address without a database may lack.
+        # Options must follow a slash, which an address without a database may lack.
         authority = self.base.partition("://")[2]
         return self.base if "/" in authority else f"{self.base}/"
 
     def client(self, options: Mapping[str, str] | None = None, **settings: Any) -> Client:
-        """A client with our settings. Raises what pymongo raises if the options do not go
-        together; does not wait for the server."""
+        """A client with this program's options. Does not wait for the server. Raises pymongo's
+        errors if the options contradict each other."""
         options = self.options if options is None else options
-        said = {name.lower() for name in options}
+        given = {name.lower() for name in options}
         defaults: dict[str, Any] = {
-            k: v for k, v in DEFAULT_TIMEOUTS.items() if k.lower() not in said
+            k: v for k, v in DEFAULT_TIMEOUTS.items() if k.lower() not in given
         }
         return MongoClient(self._uri(options), **OURS, **defaults, **settings)
 
 
 @cache
 def address_of(uri: str) -> Address:
-    """The address that a URI is, checked once a process. Raises SettingsError in one line."""
+    """The address in a URI, checked once per process. Raises SettingsError in one line."""
     address = Address.read(uri)
     if (culprits := _culprits(address)) is not None:
         names = " or ".join(culprits) or "its options"
         raise SettingsError(
-            f"MONGO_URI: {names}: pymongo cannot open a client with it. Correct it."
+            f"MONGO_URI: pymongo cannot open a client because of {names}. Correct the URI."
         )
     return address
 
 
 def open_client(uri: str) -> Client:
-    """The client for a MONGO_URI: majority, journal, primary. It does not wait for the server.
+    """A client for a MONGO_URI: majority, journal, primary. Does not wait for the server.
 
-    Raises SettingsError, in one line that holds no value of the URI, for what cannot be used.
+    Raises SettingsError, in one line without any value of the URI, if the URI cannot be used.
     """
     return address_of(uri).client()
 
 
 def control_options(settings: Settings) -> dict[str, Any]:
-    """The broker's option `control`: the control plane, for all who share MONGO_URI.
+    """The broker's option `control`: one control plane for all processes with the same MONGO_URI.
 
-    A URI that cannot be used is none, and whoever needs the control plane is told why: a producer
-    does not.
+    An invalid URI is treated as missing. A process that needs the control plane then gets the
+    reason; a producer does not need it.
     """
     given, how_to_set = settings.mongo_uri, f"MONGO_URI is not set. {HOW_TO_SET}"
     uri, database = None, DEFAULT_DATABASE
@@ -248,17 +249,18 @@ def control_options(settings: Settings) -> dict[str, Any]:
 
 
 def _culprits(address: Address) -> list[str] | None:
-    """The options without any one of which a client can be made; None if it can be made now."""
-    if _can_be_made(address, address.options):
+    """The options that each prevent a client: without any one of them, it can be created. None if
+    all options together allow one."""
+    if _can_create(address, address.options):
         return None
     return [
         name
         for name in address.options
-        if _can_be_made(address, {k: v for k, v in address.options.items() if k != name})
+        if _can_create(address, {k: v for k, v in address.options.items() if k != name})
     ]
 
 
-def _can_be_made(address: Address, options: Mapping[str, str]) -> bool:
+def _can_create(address: Address, options: Mapping[str, str]) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -269,12 +271,13 @@ def _can_be_made(address: Address, options: Mapping[str, str]) -> bool:
 
 
 def _database_of(base: str, query: str) -> str:
-    """The database that the URI names; raises SettingsError if there is no address before it."""
+    """The name of the database in the URI. Raises SettingsError if the address before it is not
+    valid."""
     scheme, separator, rest = base.partition("://")
     authority, _, path = rest.partition("/")
     userinfo, at, hosts = authority.rpartition("@")
-    # An unescaped slash or question mark in a password moves the rest of it into the path or the
-    # options, where a database's or an option's name would be shown.
+    # If a password has an unescaped slash or question mark, its rest is parsed as the path or the
+    # options, and an error would show it as the name of a database or an option.
     is_astray = "@" in path or ("@" in query and not at)
     if not separator or scheme not in ("mongodb", "mongodb+srv") or is_astray or "#" in authority:
         raise SettingsError(NO_ADDRESS)
@@ -287,14 +290,15 @@ def _database_of(base: str, query: str) -> str:
     name = unquote_plus(path).partition(".")[0]
     if _BAD_IN_DATABASE.search(name) or len(name.encode()) > 63:
         raise SettingsError(
-            "MONGO_URI: the part after the slash is no name of a database: at most 63 bytes, "
+            "MONGO_URI: the part after the slash is not a valid database name: at most 63 bytes, "
             'without / \\ " $ * < > : | ? and spaces.'
         )
     return name or DEFAULT_DATABASE
 
 
 def _options_of(query: str) -> Iterator[tuple[str, str]]:
-    """Each option by pymongo's spelling of its name. Raises SettingsError naming a faulty one."""
+    """Each option, with pymongo's spelling of its name. Raises SettingsError with the name of an
+    invalid option."""
     seen: set[str] = set()
     for pair in filter(None, query.split(";" if ";" in query and "&" not in query else "&")):
         key, _, value = pair.partition("=")
@@ -302,12 +306,13 @@ def _options_of(query: str) -> Iterator[tuple[str, str]]:
         if name is None:
             raise SettingsError(f"MONGO_URI: {_unknown(key)}")
         if reason := REFUSED.get(name):
-            raise SettingsError(f"MONGO_URI: {name} is not taken: {reason}. Leave it out.")
+            raise SettingsError(f"MONGO_URI: {name} is not accepted: {reason}. Remove it.")
         if name in seen and name.lower() not in _REPEATED:
-            raise SettingsError(f"MONGO_URI: {name} is given twice. Leave one out.")
+            raise SettingsError(f"MONGO_URI: {name} is given twice. Remove one.")
         seen.add(name)
         if not _is_possible(name, value):
-            what = "names a file that cannot be read" if name.endswith("File") else "cannot be that"
+            is_file = name.endswith("File")
+            what = "names a file that cannot be read" if is_file else "has an invalid value"
             raise SettingsError(f"MONGO_URI: {name} {what}. Correct it.")
         least = _LEAST.get(name.lower())
         if least is not None and not (value.isdigit() and int(value) >= least):
@@ -317,21 +322,21 @@ def _options_of(query: str) -> Iterator[tuple[str, str]]:
 
 def _unknown(key: str) -> str:
     if not _OPTION_NAME.fullmatch(key):
-        return "an option has no name, or one that no option has. Correct it."
+        return "an option has no valid name. Correct it."
     near = get_close_matches(key.lower(), _LEAST.keys() | map(str.lower, REPLACED), 1, cutoff=0.75)
     hint = f" Did you mean {_SPELLINGS[near[0]]}?" if near else ""
-    return f"{key} is no option that this program knows.{hint} Correct it or leave it out."
+    return f"{key} is not an option that this program knows.{hint} Correct it or remove it."
 
 
 def _is_possible(name: str, value: str) -> bool:
     if not value:
-        # No tags is a wish too.
+        # Only this option may be empty: it then means no tags.
         return name.lower() in _REPEATED
     try:
         with warnings.catch_warnings():
-            # pymongo warns of a value that it then ignores.
+            # pymongo only warns about an invalid value, and then ignores it.
             warnings.simplefilter("error")
-            # `j` is a keyword of pymongo's and was an option of URIs.
+            # `j` was an option of URIs; pymongo knows it only as a keyword argument.
             split_options(f"{'journal' if name == 'j' else name}={value}")
     except (PyMongoError, ValueError, TypeError, OSError, Warning):
         return False

@@ -1,14 +1,14 @@
 """Exactly-once effects: the effect and the record of the message id commit in one transaction.
 
-What is guaranteed: whatever SQS delivers again, however often and at the same instant, wherever a
-process is killed, the effect on MongoDB is there once or (until a later delivery) not at all; a
-duplicate gets the result of the first. What cannot be: an effect outside this MongoDB (an e-mail,
-a call of another service) does not roll back, and the body may start more than once, since a
-transaction that meets another is tried again. Ids are forgotten after ONCE_RETENTION_DAYS.
+Guaranteed: the effect on MongoDB exists once, or not yet. This holds however often and at the same
+time SQS delivers the message, and wherever a process is killed. A duplicate gets the first result.
+Not guaranteed: an effect outside this MongoDB (an e-mail, a call to another service) is not rolled
+back. The function may start more than once, because a transaction that conflicts with another one
+is tried again. Message ids are deleted after ONCE_RETENTION_DAYS.
 
-A process killed inside a transaction leaves its locks for as long as the server keeps it
-(`transactionLifetimeLimitSeconds`, 60 s by default). A message that meets them is retried after
-that time, so an effect should not write a document that every message writes: spread it.
+If a process is killed in a transaction, MongoDB keeps its locks until it ends the transaction
+(`transactionLifetimeLimitSeconds`, 60 s by default). A message that needs these locks is retried
+after that time. So do not write one document in every message: spread the writes.
 
     @once
     def increment(message: Increment, provenance: Provenance, session: ClientSession) -> ...:
@@ -43,12 +43,12 @@ from app.models import StoredPayload, connect, disconnect
 from app.payload import Comparison
 from app.settings import get_settings
 
-#: What an effect returns and a duplicate is given: plain values that BSON and JSON can hold.
+#: The result of an effect, also for a duplicate: plain values that BSON and JSON can hold.
 Stored = dict[str, Any]
 Effect = Callable[[Any, Provenance, ClientSession], Stored]
 Result = TypeVar("Result")
 
-#: Seconds for the whole transaction, its retries included; less than a task's soft time limit.
+#: Seconds for the whole transaction with its retries. Less than a task's soft time limit.
 TRANSACTION_TIMEOUT = 5
 
 
@@ -57,7 +57,7 @@ class OnceRecord(me.Document):
 
     key = me.StringField(primary_key=True)
     payload_hash = me.StringField(required=True)
-    # The releases before store none.
+    # Earlier releases do not store it.
     payload = me.EmbeddedDocumentField(StoredPayload)
     stored = me.DictField()
     applied_at = me.DateTimeField(required=True)
@@ -72,17 +72,17 @@ class OnceRecord(me.Document):
 
 
 def once(effect: Effect) -> Callable[[Any, Provenance], Stored]:
-    """Run `effect` once for each message id of its message type, and remember what it returned.
+    """Run `effect` once for each message id of its message type, and store its result.
 
-    The returned function takes (message, provenance). It raises PermanentError for a message
-    whose producer gave no id (SQS gives a redriven message a new one, so it could count twice),
-    and Conflict where the id was used before with another payload.
+    The returned function takes (message, provenance). It raises PermanentError if the producer gave
+    the message no id: after a redrive SQS's id is a new one, so the message could count twice. It
+    raises Conflict if the id was used before with another payload.
     """
 
     @wraps(effect)
     def applied(message: Message, provenance: Provenance) -> Stored:
         if not provenance.has_producer_id:
-            raise PermanentError("the message has no id of its producer, so it cannot run once")
+            raise PermanentError("the message has no id from its producer, so it cannot run once")
         key = f"{type(message).__name__}:{provenance.message_id}"
         return _apply(key, message, provenance, effect)
 
@@ -102,14 +102,14 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
         with connect().start_session() as session:
             return _committed(transaction, session)
     except DuplicateKeyError:
-        # Another delivery committed between our read and our write.
+        # Another delivery committed between this one's read and write.
         committed = _stored_result(key, message, None)
         if committed is None:
             raise
         return committed
     except ConfigurationError:
-        # A connection that was opened while its member was neither primary nor secondary refuses
-        # sessions for as long as it lives (pymongo 4.20 pool.py).
+        # A connection that was opened while its member was neither primary nor secondary never
+        # accepts sessions (pymongo 4.20 pool.py), so the client is replaced.
         disconnect()
         raise
     except PyMongoError as exc:
@@ -123,10 +123,11 @@ def _apply(key: str, message: Message, provenance: Provenance, effect: Effect) -
 
 
 def in_transaction(session: ClientSession, work: Callable[[ClientSession], Result]) -> Result:
-    """What `work` returns, once a majority has its writes on disk.
+    """Run `work` in a transaction. Return its result once a majority has its writes on disk.
 
-    It tries again on TransientTransactionError and repeats a commit whose fate is unknown, as
-    MongoDB prescribes: https://www.mongodb.com/docs/manual/core/transactions-in-applications/
+    After a TransientTransactionError it runs `work` again. It repeats a commit whose result is
+    unknown, as MongoDB requires:
+    https://www.mongodb.com/docs/manual/core/transactions-in-applications/
     """
     result: Result = session.with_transaction(
         work,
@@ -148,8 +149,8 @@ def _committed(transaction: Callable[[ClientSession], Stored], session: ClientSe
 
 
 def _free_locks(session: ClientSession) -> None:
-    """End on the server what was aborted here only: past its timeout pymongo 4.20 sends no abort,
-    and the locks would stay. A new transaction of the same session ends the one before it."""
+    """End on the server a transaction that timed out here. After a timeout pymongo 4.20 sends no
+    abort, so the locks would stay. A new transaction of the same session ends the old one."""
     with suppress(PyMongoError), pymongo.timeout(1), session.start_transaction():
         OnceRecord._get_collection().find_one({"_id": ""}, session=session)
 
@@ -163,7 +164,7 @@ def _stored_result(key: str, message: Message, session: ClientSession | None) ->
             raise Conflict("this message id was applied already, with another payload")
         case Comparison.UNREADABLE:
             raise PermanentError(
-                "this message id was applied already, and with which payload cannot be read: "
+                "this message id was applied already, but the payloads cannot be compared: "
                 "payload_hash is missing or not as a worker writes it"
             )
     stored: Stored = row["stored"]

@@ -1,12 +1,12 @@
-"""Notices that MongoDB is away or takes no writes, and pauses the worker until it does.
+"""Pauses the worker while MongoDB is unavailable or accepts no writes.
 
-Else running tasks would burn deliveries, and good messages would fill the dead-letter queue. A
-failure that may come of an outage (`SUSPECT_ON`) is a hint; a probe that fails is the fact. Then
-nothing is received, what has not started is handed back, and what fails of it does not count. The
-probe goes on until MongoDB takes writes, and the worker resumes by itself. The collections are also
-looked at while all is well: without its unique index, for one, `users` is paused for.
+Without a pause, tasks would use up deliveries, and good messages would fill the dead-letter queue.
+If a task fails with an error of `SUSPECT_ON`, this module probes MongoDB. If the probe fails, the
+worker stops receiving, releases the messages that have not started, and does not count the
+failures. It probes until MongoDB accepts writes, then resumes by itself. It also checks the
+collections regularly: for example, it pauses if `users` has lost its unique index.
 
-Docs: docs/outage.md.
+See docs/outage.md.
 """
 
 import logging
@@ -38,47 +38,49 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Failures of a task that an outage may have caused: whatever MongoDB answers, since no list of its
-#: codes is complete. A task that waits for a silent MongoDB may also be ended by a time limit.
+#: Failures of a task that an outage may have caused: any error of pymongo, because no list of
+#: MongoDB's error codes is complete, and the time limits, because a task may wait for a MongoDB
+#: that does not answer.
 SUSPECT_ON = (PyMongoError, SoftTimeLimitExceeded, TimeLimitExceeded)
 
-#: What says that a call did not get through: among them that another thread has replaced the client
-#: meanwhile, and that a connection is of no use any more (app/once.py).
+#: Errors of calls that did not reach MongoDB. They also occur if another thread has replaced the
+#: client meanwhile, or if a connection has become unusable (app/once.py).
 UNREACHABLE = (AutoReconnect, ConfigurationError, InvalidOperation, WaitQueueTimeoutError)
 
-#: Why nothing is received.
-AWAY = "MongoDB is away"
+#: The reason of the pause.
+AWAY = "MongoDB is unavailable"
 
-#: Seconds between two looks at the collections while all is well.
-LOOK_EVERY = 10.0
+#: Seconds between two checks of the collections while there is no outage.
+CHECK_EVERY = 10.0
 
-#: Seconds: the ceiling of the first pause between two probes, doubled by each one that fails.
+#: Longest first pause between two probes, in seconds. It doubles with each failed probe.
 FIRST_PAUSE = 0.5
 
-#: Seconds to which these pauses grow. With a probe's time they are less than the 10 s within which
+#: Longest pause at all, in seconds. Together with a probe it is shorter than the 10 s within which
 #: a worker resumes.
 LONGEST_PAUSE = 4.0
 
-#: Seconds after an outage in which a run may still meet a connection that it has left dead: the
-#: driver's monitor needs these to notice (app/models.py).
+#: Seconds after an outage in which a run may still use a dead connection: the driver's monitor
+#: needs this time to notice (app/models.py).
 DEAD_CONNECTIONS = 15
 
-#: Seconds after which a message runs again that failed of an outage which is over.
+#: Seconds until a message runs again that failed because of an outage that is over.
 RUN_AGAIN_AFTER = 2
 
-Look = Callable[[], str | None]
+#: Returns an error, or None.
+Check = Callable[[], str | None]
 
 
 def probe(uri: str) -> str | None:
-    """Whether MongoDB takes what the tasks write: None, or why not."""
-    with closing(Probe(uri)) as made:
-        return made.find_error()
+    """Try the writes of the tasks. Return None if MongoDB accepts them, or the error."""
+    with closing(Probe(uri)) as once:
+        return once.find_error()
 
 
 def is_unreachable(exc: BaseException) -> bool:
-    """Whether a call did not get through to MongoDB, so that no message can be blamed for it.
+    """Whether a call did not reach MongoDB, so that the message cannot have caused the error.
 
-    One that did, and took too long, may be the message's own.
+    A call that reached MongoDB but took too long may have been slow because of the message.
     """
     if isinstance(exc, NetworkTimeout):
         return False
@@ -86,12 +88,14 @@ def is_unreachable(exc: BaseException) -> bool:
 
 
 class Outage:
-    """Whether MongoDB is away, as this worker knows it: one thread, in the main process."""
+    """Finds the begin and the end of an outage of MongoDB, in one thread of the main process."""
 
-    def __init__(self, find_error: Look, aftermath: float, find_fault: Look = lambda: None) -> None:
-        """`find_error` writes as the tasks do and says why it cannot; `find_fault` only looks, also
-        while all is well. `aftermath`: seconds after an outage in which runs may fail of what it
-        left behind."""
+    def __init__(
+        self, find_error: Check, aftermath: float, find_fault: Check = lambda: None
+    ) -> None:
+        """`find_error` tries the writes of the tasks and returns the error. `find_fault` only
+        reads; it is also called while there is no outage. `aftermath`: seconds after an outage in
+        which runs may still fail because of it."""
         self._find_error = find_error
         self._find_fault = find_fault
         self._aftermath = aftermath
@@ -104,9 +108,9 @@ class Outage:
         self._stopping = threading.Event()
 
     def watch(self, deliveries: "Deliveries") -> None:
-        """Look into what is suspected of these, on a thread that ends with `stop`.
+        """Check the suspicions of these deliveries, in a thread that ends with `stop`.
 
-        Raises NoThread: without it no suspicion would ever get its verdict.
+        Raises NoThread if the thread cannot start: no suspicion would ever be decided.
         """
         self._deliveries = deliveries
         self._stopping = threading.Event()
@@ -116,13 +120,13 @@ class Outage:
         threads.insist(self._run, "outage-watch", self._stopping)
 
     def stop(self) -> None:
-        """Look no more. Whoever closes them releases what waits for a verdict."""
+        """End the thread. Undecided deliveries are released when `deliveries` is closed."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
 
     def suspect(self, suspicion: Suspicion) -> None:
-        """Find out, and tell the suspicion. Returns at once."""
+        """Have the suspicion confirmed or dismissed soon. Returns at once."""
         with self._changed:
             if not self._is_away:
                 self._suspicions.append(suspicion)
@@ -134,29 +138,31 @@ class Outage:
         while not stopping.is_set():
             try:
                 if self._is_away:
-                    self._endure(stopping)
+                    self._probe_until_over(stopping)
                 elif suspicions := self._next(stopping):
-                    self._look_into(suspicions)
+                    self._decide(suspicions)
                 elif not stopping.is_set() and (fault := self._find_fault()):
                     self._begin(fault)
             except Exception:
                 # Broad on purpose: without this thread an outage would never end.
-                logger.exception("Looking for MongoDB failed.", extra={"event": "outage.broken"})
+                logger.exception(
+                    "Could not check MongoDB; trying again.", extra={"event": "outage.broken"}
+                )
                 stopping.wait(FIRST_PAUSE)
 
     def _next(self, stopping: threading.Event) -> list[Suspicion]:
-        """What is suspected now; nothing if it is time to look at the collections, or to stop."""
+        """Wait for suspicions. Returns none if it is time to check the collections, or to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._suspicions or stopping.is_set(), LOOK_EVERY)
+            self._changed.wait_for(lambda: self._suspicions or stopping.is_set(), CHECK_EVERY)
             suspicions, self._suspicions = self._suspicions, []
             return [] if stopping.is_set() else suspicions
 
-    def _look_into(self, suspicions: list[Suspicion]) -> None:
+    def _decide(self, suspicions: list[Suspicion]) -> None:
         error = self._find_error()
         if error is not None:
             self._begin(error)
         for suspicion in suspicions:
-            # A run that met the outage failed of it, also where that is over by now.
+            # A run that started during the outage failed because of it, even if it is over now.
             if error is not None or suspicion.started_at < self._over_at + self._aftermath:
                 self._confirm(suspicion)
             else:
@@ -166,7 +172,7 @@ class Outage:
         assert self._deliveries is not None
         self._began_at = monotonic()
         logger.error(
-            "MongoDB is away, or does not take writes (%s). Nothing is received until it does.",
+            "MongoDB is unavailable or accepts no writes (%s); receiving is paused.",
             error,
             extra={"event": "outage.begins", "error": error},
         )
@@ -177,10 +183,10 @@ class Outage:
         for suspicion in late:
             self._confirm(suspicion)
 
-    def _endure(self, stopping: threading.Event) -> None:
-        """Probe until MongoDB is back, or the worker stops."""
+    def _probe_until_over(self, stopping: threading.Event) -> None:
+        """Probe until MongoDB accepts writes, or the worker stops."""
         ceiling = FIRST_PAUSE
-        # With jitter: a fleet does not probe in step.
+        # With jitter, so that workers do not probe at the same time.
         while not stopping.wait(random.uniform(ceiling / 2, ceiling)):
             if self._find_error() is None:
                 self._end()
@@ -194,7 +200,7 @@ class Outage:
             self._over_at = monotonic()
         self._deliveries.resume(AWAY)
         logger.info(
-            "MongoDB takes writes again; messages are received again.",
+            "MongoDB accepts writes again; receiving resumes.",
             extra={"event": "outage.ends", "seconds": round(self._over_at - self._began_at, 1)},
         )
 
@@ -204,14 +210,14 @@ class Outage:
 
 
 class OutageWatch(bootsteps.StartStopStep):
-    """Starts and stops with the consumer of each worker, in its main process."""
+    """Runs Outage in the main process of each worker, from start to stop of the consumer."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         settings = get_settings()
-        # A transaction that was cut off keeps its locks for this long.
+        # An interrupted transaction keeps its locks for this long.
         locks = settings.mongo_transaction_lifetime
         self._probe = Probe(settings.require_mongo_uri())
         self._outage = Outage(

@@ -1,17 +1,16 @@
-"""Whether a message carries the payload that is stored, though the release that stored it may know
-other fields.
+"""Compares a message with a stored payload, although another release may have stored it.
 
-A stored payload is compared in the terms of the worker that stored it: by the fields which that
-worker knew, with the defaults which they had then. So a field that is new, or not known any more,
-and a default that has changed make no conflict; another value does.
+The comparison uses only the fields that the storing worker knew, with the defaults that they had
+then. So a new field, a removed field or a changed default does not cause a conflict, but another
+value does. Stored are:
 
-    known   those fields and defaults: `index=0 stock_id user_info user_info.gender=""`; `*` stands
-            for each element of a list or a mapping
-    hash    SHA-256 of their values, but for those that are the default
-    given   SHA-256 of all that the producer gave: where it is equal, nothing else matters
+    known   the fields and their defaults: `index=0 stock_id user_info user_info.gender=""`; `*`
+            means each element of a list or a mapping
+    hash    SHA-256 of their values, without values that equal the default
+    given   SHA-256 of all that the producer sent: if it is equal, the payloads are the same
 
-The releases before store and compare `payload_hash` alone, which is version 1. It is kept beside,
-as they make it, so that workers of both may run at once, and those of before again.
+Earlier releases store and compare only `payload_hash`, which is version 1. It is still stored in
+their form, so that workers of both releases can run together, and a rollback is possible.
 """
 
 import hashlib
@@ -28,31 +27,32 @@ from uuid import UUID
 from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
-#: Of what `record` makes. A later release's has a higher one, and version 1 beside it too.
+#: The version of the format of `record`. A later release has a higher one, and also stores version
+#: 1.
 VERSION = 2
 
-#: Stands in a name for each element of a list or a mapping.
+#: In a name: each element of a list or a mapping.
 EACH = "*"
 
-#: In place of a value: there is none. None is one.
+#: Means that there is no value. (None is a value.)
 NOTHING: Any = object()
 
-#: The other spelling of a field. Names come from outside, so not all are remembered.
+#: The camel-case spelling of a field. The cache is limited, because names come from outside.
 _camel = lru_cache(maxsize=1024)(to_camel)
 
 
 class Comparison(Enum):
-    """Whether a message carries the payload that is stored."""
+    """Whether a message has the same payload as the stored one."""
 
     SAME = "same"
     DIFFERENT = "different"
     UNREADABLE = "unreadable"
-    """Nobody can say: somebody else wrote what is stored, or edited it."""
+    """Unknown: another program wrote the stored payload, or it was edited."""
 
 
 class Given:
-    """What a model was made of. It equals any other and shows nothing, so that it changes neither
-    how models compare nor what is told of them."""
+    """The input of a model. It is equal to any other Given and its repr shows nothing, so it does
+    not change how models compare or print."""
 
     __slots__ = ("fields",)
 
@@ -62,31 +62,31 @@ class Given:
     def __eq__(self, other: object) -> bool:
         return True
 
-    __hash__ = None  # type: ignore[assignment]  # as Python has it where there is an __eq__
+    __hash__ = None  # type: ignore[assignment]  # Python's default for a class with __eq__
 
     def __repr__(self) -> str:
         return "Given(…)"
 
 
 class Carrier(BaseModel):
-    """A model that remembers what it was made of, for comparisons and for nothing else."""
+    """A model that keeps its input, only for comparisons."""
 
-    #: What `known_to` said of the model in the last release that stored version 1 alone. None for
-    #: a model that came later: its version 1 is of all its fields, and decides nothing.
+    #: The result of `known_to` for the model in the last release that stored only version 1. None
+    #: for a newer model: its version 1 covers all its fields and is not used to compare.
     version_1: ClassVar[str | None] = None
 
     _given: Given | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember(cls, given: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
-        made = read(given)
+    def _keep_input(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        model = validate(given)
         if isinstance(given, dict):
-            made._given = Given(dict(given))
-        return made
+            model._given = Given(dict(given))
+        return model
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's. With other values the copy is not what was given."""
+        """Like pydantic's method. A copy with other values does not keep the input."""
         copied = super().model_copy(update=update, deep=deep)
         if update:
             copied._given = None
@@ -94,7 +94,7 @@ class Carrier(BaseModel):
 
 
 def record(message: Carrier) -> dict[str, Any]:
-    """What to store of a message's payload as `payload`, beside `payload_hash`."""
+    """What to store as `payload` for a message, beside `payload_hash`."""
     known = known_to(type(message))
     stored = {"version": VERSION, "hash": _digest(_in_terms_of(known, message)), "known": known}
     given = _digest_given(message)
@@ -102,10 +102,10 @@ def record(message: Carrier) -> dict[str, Any]:
 
 
 def compare(stored: Mapping[str, Any], message: Carrier) -> Comparison:
-    """Compare a message with a document as MongoDB has it; raises nothing, whatever it holds.
+    """Compare a message with a document of MongoDB. Never raises, whatever the document contains.
 
-    Its `payload_hash` stands in it or in its `registration`. Its `payload` is what `record` made;
-    where there is none, an earlier release stored it.
+    The document has `payload_hash` at the top or in `registration`, and `payload` as `record`
+    returns it. Without `payload`, an earlier release stored the document.
     """
     holder = stored.get("registration", stored)
     version_1 = holder.get("payload_hash") if isinstance(holder, Mapping) else None
@@ -113,21 +113,21 @@ def compare(stored: Mapping[str, Any], message: Carrier) -> Comparison:
         return Comparison.UNREADABLE
     payload = stored.get("payload")
     if payload is None or _is_of_a_later_release(payload):
-        return _verdict(version_1 == hash_of_version_1(message))
+        return _comparison(version_1 == hash_of_version_1(message))
     try:
-        return _verdict(_is_recorded(payload, message))
+        return _comparison(_is_recorded(payload, message))
     except (LookupError, TypeError, ValueError):
         return Comparison.UNREADABLE
 
 
 def hash_of_version_1(message: Carrier) -> str:
-    """SHA-256, in hex, of the values of version 1, with the defaults filled in."""
+    """SHA-256, in hex, of the values of version 1, with defaults for missing values."""
     if message.version_1 is None:
         return _digest(message.model_dump(mode="json"))
     return _digest(_in_terms_of(message.version_1, message, is_filled=True))
 
 
-def _verdict(is_same: bool) -> Comparison:
+def _comparison(is_same: bool) -> Comparison:
     return Comparison.SAME if is_same else Comparison.DIFFERENT
 
 
@@ -137,24 +137,25 @@ def _is_of_a_later_release(payload: Any) -> bool:
 
 
 def _is_recorded(payload: Any, message: Carrier) -> bool:
-    """Raises LookupError, TypeError or ValueError where `record` did not make the payload."""
+    """Whether a message equals a payload of `record`. Raises LookupError, TypeError or ValueError
+    if `record` did not create the payload."""
     known, hash_ = payload["known"], payload["hash"]
     if not (isinstance(known, str) and isinstance(hash_, str)):
-        raise TypeError("a payload's `known` and `hash` are text")
+        raise TypeError("`known` and `hash` of a payload must be strings")
     given = _digest_given(message)
     is_as_given = given is not None and payload.get("given") == given
     return is_as_given or hash_ == _digest(_in_terms_of(known, message))
 
 
 def _digest_given(message: Carrier) -> str | None:
-    """The same for both spellings of a name, since each worker knows only those of its own fields.
-    None where it is not known, or not JSON."""
+    """The hash of the input; None if the input is not known or not JSON. It is the same for both
+    spellings of a name, because a worker knows the spellings only of its own fields."""
     if message._given is None:
         return None
     fields = message._given.fields
     try:
-        spelt = {_camel(name): value for name, value in fields.items()}
-        return _digest(spelt) if len(spelt) == len(fields) else None
+        in_camel = {_camel(name): value for name, value in fields.items()}
+        return _digest(in_camel) if len(in_camel) == len(fields) else None
     except (TypeError, ValueError):
         return None
 
@@ -164,11 +165,11 @@ def _digest_given(message: Carrier) -> str | None:
 
 @cache
 def known_to(model: type[BaseModel]) -> str:
-    """The names of a model's fields, nested ones too, each with its default where it has one."""
+    """The names of a model's fields, also nested ones, each with its default if it has one."""
     defaults: dict[str, set[str]] = {}
     for name, default in _names(model, "", ()):
         defaults.setdefault(name, set()).add(default)
-    # The models of a union may disagree on a default: then there is none.
+    # If the models of a union have different defaults, the field has none.
     return " ".join(
         name + (found.pop() if len(found) == 1 else "") for name, found in sorted(defaults.items())
     )
@@ -187,9 +188,9 @@ def _names(
 def _names_within(
     annotation: Any, name: str, within: tuple[type, ...]
 ) -> Iterator[tuple[str, str]]:
-    """Those of the models that a field may hold, itself or as its elements."""
+    """The fields of the models that a field may contain, directly or as elements."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        # A model within itself is compared whole from there on.
+        # A model that contains itself is compared as a whole from there on.
         if annotation not in within:
             yield from _names(annotation, f"{name}.", within)
         return
@@ -200,23 +201,23 @@ def _names_within(
 
 
 def _one_word(default: Any) -> str:
-    # Spaces are inside of strings only.
+    # In this JSON, spaces occur only inside strings.
     return _ENCODER.encode(default).replace(" ", "\\u0020")
 
 
 @dataclass
 class _Place:
-    """What is known of one field: its default, and the fields within it."""
+    """One known field: its default and its inner fields."""
 
     spelling: str = ""
-    """Its name in the other spelling."""
+    """Its name in camel case."""
     default: Any = NOTHING
     parts: dict[str, "_Place"] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=256)
 def _places(known: str) -> _Place:
-    """Raises ValueError where a default is no JSON."""
+    """The fields in `known`, as a tree. Raises ValueError if a default is not JSON."""
     root = _Place()
     for word in known.split(" "):
         name, has_default, default = word.partition("=")
@@ -228,52 +229,52 @@ def _places(known: str) -> _Place:
     return root
 
 
-# What a message holds of it ------------------------------------------------------------------
+# The values of a message ---------------------------------------------------------------------
 
 
 def _in_terms_of(known: str, message: Carrier, *, is_filled: bool = False) -> Any:
-    """The values of the known fields as plain JSON, without those that are the default, or filled
-    in with them.
+    """The values of the known fields as plain JSON: without values that equal the default, or, if
+    `is_filled`, with defaults for missing values.
 
-    A value is what the message's model has read of it; where that does not know the field, what
-    the producer gave.
+    If the message's model knows a field, its value is the validated one. Otherwise it is the value
+    that the producer sent.
     """
     read = message.model_dump(mode="json", by_alias=False, exclude_unset=True)
-    return _told(_places(known), read, message, is_filled)
+    return _value(_places(known), read, message, is_filled)
 
 
-def _told(place: _Place, read: Any, given: Any, is_filled: bool) -> Any:
+def _value(place: _Place, read: Any, given: Any, is_filled: bool) -> Any:
     value = given if read is NOTHING else read
     if not place.parts or not isinstance(value, dict | list):
         return value
     if each := place.parts.get(EACH):
-        return _told_of_each(each, value, given, is_filled)
-    return _told_of_fields(place, read, given, is_filled) if isinstance(value, dict) else value
+        return _elements(each, value, given, is_filled)
+    return _fields(place, read, given, is_filled) if isinstance(value, dict) else value
 
 
-def _told_of_each(each: _Place, value: Any, given: Any, is_filled: bool) -> Any:
+def _elements(each: _Place, value: Any, given: Any, is_filled: bool) -> Any:
     if isinstance(value, dict):
-        return {k: _told(each, v, _at(given, k), is_filled) for k, v in value.items()}
-    return [_told(each, v, _at(given, n), is_filled) for n, v in enumerate(value)]
+        return {k: _value(each, v, _at(given, k), is_filled) for k, v in value.items()}
+    return [_value(each, v, _at(given, n), is_filled) for n, v in enumerate(value)]
 
 
-def _told_of_fields(place: _Place, read: Any, given: Any, is_filled: bool) -> dict[str, Any]:
-    given = _fields_of(given)
-    told = {}
+def _fields(place: _Place, read: Any, given: Any, is_filled: bool) -> dict[str, Any]:
+    given = _fields_given(given)
+    fields = {}
     for name, part in place.parts.items():
         value = _at(read, name)
         if value is NOTHING or part.parts:
             theirs = given.get(part.spelling, given.get(name, NOTHING))
-            value = _told(part, value, theirs, is_filled)
+            value = _value(part, value, theirs, is_filled)
         if is_filled and value is NOTHING:
             value = part.default
         if value is not NOTHING and (is_filled or not _is_default(value, part)):
-            told[name] = value
-    return told
+            fields[name] = value
+    return fields
 
 
-def _fields_of(given: Any) -> dict[str, Any]:
-    """What the producer gave, by the names it gave them."""
+def _fields_given(given: Any) -> dict[str, Any]:
+    """The fields that the producer sent, by the names that it used."""
     if isinstance(given, dict):
         return given
     return given._given.fields if isinstance(given, Carrier) and given._given else {}
@@ -289,9 +290,9 @@ def _at(content: Any, key: str | int) -> Any:
 
 def _is_default(value: Any, place: _Place) -> bool:
     if type(value) is not type(place.default):
-        return False  # JSON's 1 is neither true nor 1.0.
+        return False  # In JSON, 1 is neither true nor 1.0.
     if isinstance(value, dict | list):
-        default = _told(place, place.default, NOTHING, is_filled=False)
+        default = _value(place, place.default, NOTHING, is_filled=False)
         return _ENCODER.encode(value) == _ENCODER.encode(default)
     return bool(value == place.default)
 
@@ -300,12 +301,13 @@ def _is_default(value: Any, place: _Place) -> bool:
 
 
 def _plain(value: object) -> str:
-    """What Celery's own JSON can hold beyond JSON (kombu 5.7 utils/json.py)."""
+    """A string for a type that Celery's JSON supports but plain JSON does not (kombu 5.7
+    utils/json.py)."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal | UUID):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 _ENCODER = json.JSONEncoder(
@@ -314,5 +316,5 @@ _ENCODER = json.JSONEncoder(
 
 
 def _digest(content: Any) -> str:
-    """SHA-256, in hex, of the one way to write this content."""
+    """SHA-256, in hex, of the content in canonical JSON."""
     return hashlib.sha256(_ENCODER.encode(content).encode("ascii")).hexdigest()

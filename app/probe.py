@@ -1,9 +1,9 @@
-"""Whether MongoDB takes what the tasks write, found out by writing it.
+"""Finds out whether MongoDB accepts the writes of the tasks, by trying them.
 
-A server may answer `hello` as a primary and take no write: its disk is full, writes are blocked,
-rights were revoked, no majority is there, a validator refuses the documents. So the probe does
-what the tasks do, with their client's settings: a user is written and taken back, and a record is
-kept in a transaction that a majority has to acknowledge.
+A server may answer `hello` as a primary and still accept no write: its disk is full, writes are
+blocked, rights were revoked, there is no majority, or a validator refuses the documents. So the
+probe writes as the tasks do, with the same client options: it writes a user and rolls that back,
+and it writes a record in a transaction that a majority must acknowledge.
 """
 
 import uuid
@@ -24,21 +24,21 @@ from app.registration import write
 from app.schema import find_faults
 from sqs_broker.errors import label
 
-#: Seconds for all of one probe. With the pauses between probes they are less than the 10 s within
-#: which a worker resumes.
+#: Seconds for one whole probe. Together with the pause between probes this is less than the 10 s
+#: within which a worker resumes.
 PROBE_TIMEOUT = 3.0
 
 
 class Probe:
-    """Looks at MongoDB with a client of its own, which is kept: at the server's limit of
-    connections there is no second one to be had. Used by one thread of one process."""
+    """Probes MongoDB with its own client. The client is kept, because a new one could not connect
+    when the server's limit of connections is reached. For one thread of one process."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._client: Client | None = None
 
     def find_error(self) -> str | None:
-        """Write as the tasks do: None, or why not. Never raises."""
+        """Try the writes of the tasks. Return None if they succeed, or the error. Never raises."""
 
         def write(database: Database[dict[str, Any]]) -> str | None:
             if (fault := _first_fault(database)) is None:
@@ -48,45 +48,45 @@ class Probe:
         return self._try(write)
 
     def find_fault(self) -> str | None:
-        """Only look at the collections and their indexes: None, or what is wrong. Never raises;
-        that MongoDB does not answer is no fault of theirs."""
+        """Check the collections and their indexes without a write. Return the first fault, or None.
+        Never raises. If MongoDB does not answer, that is not a fault."""
         fault: list[str | None] = [None]
 
-        def look(database: Database[dict[str, Any]]) -> None:
+        def check(database: Database[dict[str, Any]]) -> None:
             fault[0] = _first_fault(database)
 
-        self._try(look)
+        self._try(check)
         return fault[0]
 
     def close(self) -> None:
-        """Close the client; the next call opens another."""
+        """Close the client. The next call opens a new one."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
 
-    def _try(self, look: Callable[[Database[dict[str, Any]]], str | None]) -> str | None:
+    def _try(self, check: Callable[[Database[dict[str, Any]]], str | None]) -> str | None:
         try:
             if self._client is None:
                 self._client = open_client(self._uri)
             with pymongo.timeout(PROBE_TIMEOUT):
-                return look(self._client[address_of(self._uri).database])
+                return check(self._client[address_of(self._uri).database])
         except Exception as exc:
-            # Broad on purpose: what keeps the probe from MongoDB keeps the tasks from it too.
+            # Broad on purpose: any error of the probe would also fail the tasks.
             if not isinstance(exc, OperationFailure):
-                # It may know the members of another time, or have a connection that is of no use.
+                # The client may know only former members, or have an unusable connection.
                 self.close()
             return label(exc)
 
 
 def try_writes(database: Database[dict[str, Any]]) -> None:
-    """Write what the tasks write. Raises what pymongo raises if it is not taken. Nothing stays."""
+    """Try the writes of the tasks, and leave nothing. Raises pymongo's errors if they fail."""
     with database.client.start_session() as session:
         _try_a_user(database, session)
         in_transaction(session, lambda session: _try_a_record(database, session))
 
 
 def _try_a_user(database: Database[dict[str, Any]], session: ClientSession) -> None:
-    """Write a user as a registration does, and take it back before anybody can see it."""
+    """Write a user as a registration does, and roll it back before anybody can see it."""
     registration = Registration.model_validate(
         {"stock_id": "probe", "user_id": uuid.uuid4().hex, "user_info": {"nickname": "probe"}}
     )
@@ -100,7 +100,7 @@ def _try_a_user(database: Database[dict[str, Any]], session: ClientSession) -> N
 
 
 def _try_a_record(database: Database[dict[str, Any]], session: ClientSession) -> None:
-    """Write a record as `@once` does; it is gone again when the transaction commits."""
+    """Write a record as `@once` does, and delete it in the same transaction."""
     key = {"_id": f"probe:{uuid.uuid4().hex}"}
     records = database[OnceRecord._meta["collection"]]
     records.find_one(key, session=session)

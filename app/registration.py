@@ -1,4 +1,4 @@
-"""A registration becomes a user, once. No Celery, no SQS, no web."""
+"""Stores the user of a registration exactly once. Knows no Celery, no SQS and no web."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,36 +25,37 @@ from app.models import RegistrationRecord, StoredPayload, User, UserInfo, connec
 from app.payload import Comparison
 from app.settings import get_settings
 
-#: A registration and where it came from.
+#: A registration, and where it came from.
 Pair = tuple[Registration, Provenance]
 
-#: MongoDB's code of a write that a unique index refuses.
+#: MongoDB's error code if a unique index refuses a write.
 DUPLICATE_KEY = 11_000
 
 
-#: Its code of an index that a write names and that is not there, among other things.
+#: MongoDB's error code if, among other things, a write names an index that does not exist.
 BAD_VALUE = 2
 
-#: Named by each write: without it MongoDB refuses the write, instead of looking through all users.
+#: Each write names this index as a hint. If the index is missing, MongoDB refuses the write instead
+#: of scanning all users.
 INDEX = [("stock_id", 1), ("user_id", 1)]
 
-#: The fields of the indexes that refuse a second user of one key. Any other unique index is not
-#: this program's.
+#: The fields of the indexes that refuse a second user with the same key. Any other unique index was
+#: not created by this program.
 OUR_KEYS = ({"_id"}, {"stock_id", "user_id"})
 
 
 class Result(StrEnum):
-    """What a registration led to. A conflict is not a result: it raises."""
+    """The result of a registration. A conflict is not a result: it raises."""
 
     REGISTERED = "registered"
     """The user is new."""
     ALREADY_REGISTERED = "already registered"
-    """The same registration came before: nothing was changed."""
+    """The same registration came before, and nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """The user is stored, by this message or by an equal one before it."""
+    """The user is stored, by this message or by an equal earlier one."""
 
     result: Result
     stock_id: str
@@ -62,26 +63,27 @@ class Registered:
 
 
 def register(registration: Registration, provenance: Provenance) -> Registered:
-    """Store the user of this registration exactly once, in one round trip to MongoDB; a second one
-    if it was there before.
+    """Store the user of this registration exactly once.
 
-    It returns once a majority of MongoDB's members has the user on disk. The unique index on
-    (stock_id, user_id) is the idempotency key: the upsert writes if there is nobody and changes
-    nothing if there is somebody, whatever runs at the same instant. Raises Conflict if another
-    payload has registered this user; the first one stays. Raises PermanentError for a user that
-    somebody has changed by hand so that this cannot be told, and what pymongo raises.
+    It takes one round trip to MongoDB, and a second one if the user existed before. It returns once
+    a majority of MongoDB's members has the user on disk. The unique index on (stock_id, user_id) is
+    the idempotency key: the upsert writes a new user and never changes an existing one, whatever
+    runs at the same time. Raises Conflict if another payload has registered this user, who then
+    stays as stored. Raises PermanentError if the stored user was edited so that its payload cannot
+    be compared. Raises pymongo's errors.
     """
     connect()
     users = User._get_collection()
     try:
         is_new = _insert(users, registration, provenance)
     except DuplicateKeyError:
-        # Another upsert of this key at one instant; or another index refuses it, which is said.
+        # Another upsert of this key ran at the same time. Or another index refuses the user, and
+        # `register_many` returns that error.
         return _only(register_many([(registration, provenance)]))
     except OperationFailure as exc:
         if exc.code != BAD_VALUE:
             raise
-        # For want of the index, maybe.
+        # The index may be missing, and `register_many` creates it.
         return _only(register_many([(registration, provenance)]))
     if is_new:
         return Registered(Result.REGISTERED, *_key(registration))
@@ -98,7 +100,8 @@ def _only(outcomes: Sequence[Registered | AppError | PyMongoError]) -> Registere
 def _insert(
     users: Collection[dict[str, Any]], registration: Registration, provenance: Provenance
 ) -> bool:
-    """Upsert one; whether there was none. What was there is read again, as a majority has it."""
+    """Upsert one user. Return whether the user is new. An existing user must be read again, with
+    read concern majority."""
     key, new = _new_user(registration, provenance)
     before = users.find_one_and_update(
         key, {"$setOnInsert": new}, projection={"_id": 1}, upsert=True, hint=INDEX
@@ -107,16 +110,16 @@ def _insert(
 
 
 def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongoError]:
-    """Store the users of many registrations as `register` does, in one round trip; a second one
-    if any of them was there before. In order, for each its result or its own error.
+    """Store the users of many registrations as `register` does, in one round trip, or two if any of
+    the users existed before. Return the result or the error of each, in order.
 
-    Raises what pymongo raises if none can be known: then each may be tried again.
+    Raises pymongo's errors if no outcome is known. Then each registration may be tried again.
     """
     connect()
     users = User._get_collection()
     written = write(users, pairs)
     if written.lacks_the_index and users.find_one({}, {"_id": 1}) is None:
-        # No worker has started here yet, or somebody has begun anew.
+        # No worker has used this database yet, or the collection was dropped.
         for declared in User._meta["indexes"]:
             make_index(users, declared)
         written = write(users, pairs)
@@ -132,31 +135,31 @@ def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongo
 
 @dataclass
 class Written:
-    """MongoDB's answer to many upserts, by their places."""
+    """MongoDB's answer to many upserts, by their positions."""
 
     new: set[int] = field(default_factory=set)
     refused: dict[int, PyMongoError] = field(default_factory=dict)
 
     @property
     def lacks_the_index(self) -> bool:
-        """Whether MongoDB may have refused all for want of the index that each write names."""
+        """Whether MongoDB may have refused all of them because the index of the hint is missing."""
         return bool(self.refused) and all(
             getattr(exc, "code", None) == BAD_VALUE for exc in self.refused.values()
         )
 
     def places_before(self, total: int) -> list[int]:
-        """The places of those that were there before."""
+        """The positions of the users that existed before."""
         return [p for p in range(total) if p not in self.new and p not in self.refused]
 
 
 def write(
     users: Collection[dict[str, Any]], pairs: Sequence[Pair], session: ClientSession | None = None
 ) -> Written:
-    """Upsert all at once; what MongoDB says of each. Raises what pymongo raises if it says
-    nothing."""
+    """Upsert all users in one call. Raises pymongo's errors if MongoDB reports nothing about the
+    single users."""
     upserts = [_upsert(registration, provenance) for registration, provenance in pairs]
     try:
-        # Not in order: one that is refused does not keep back those after it.
+        # Unordered, so that a refused upsert does not stop those after it.
         answer = users.bulk_write(upserts, ordered=False, session=session)
     except BulkWriteError as exc:
         return _partly_written(exc.details, len(pairs))
@@ -171,7 +174,7 @@ def _upsert(registration: Registration, provenance: Provenance) -> UpdateOne:
 def _new_user(
     registration: Registration, provenance: Provenance
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The key of a user, and the document that it is if there is none."""
+    """The key of a user, and the document to insert if the user does not exist."""
     stock_id, user_id = _key(registration)
     user = User(id=id_of(stock_id, user_id), **_on_insert(registration, provenance))
     return {"stock_id": stock_id, "user_id": user_id}, user.to_mongo().to_dict()
@@ -179,27 +182,27 @@ def _new_user(
 
 def _partly_written(details: Mapping[str, Any], total: int) -> Written:
     for error in details["writeConcernErrors"]:
-        # Of what is written nobody knows whether it lasts.
+        # The writes may still be rolled back, so none of them counts.
         lost = WriteConcernError("no majority has acknowledged the write", error["code"])
         return Written(refused=dict.fromkeys(range(total), lost))
     written = Written(new={upserted["index"] for upserted in details["upserted"]})
     for error in details["writeErrors"]:
-        if not _is_there(error):
+        if not _is_stored(error):
             refused = WriteError("MongoDB refused the write", error["code"])
             written.refused[error["index"]] = refused
     return written
 
 
-def _is_there(error: Mapping[str, Any]) -> bool:
-    """Whether a user of this key is stored: of two upserts at one instant MongoDB lets one insert,
-    and may refuse the other."""
+def _is_stored(error: Mapping[str, Any]) -> bool:
+    """Whether a user with this key is stored. If two upserts run at the same time, MongoDB inserts
+    one of them and may refuse the other."""
     return error["code"] == DUPLICATE_KEY and set(error["keyPattern"]) in OUR_KEYS
 
 
 @dataclass
 class _Before:
-    """The users that were there before, as MongoDB has them: what somebody has changed by hand may
-    be no document of MongoEngine's."""
+    """The users that existed before, as plain documents: MongoEngine may not be able to read a user
+    that was edited by hand."""
 
     by_key: dict[tuple[Any, Any], Mapping[str, Any]]
     by_id: dict[Any, Mapping[str, Any]]
@@ -231,9 +234,9 @@ def _outcome(
         return _registered_before(registration, user)
     if id_of(*key) in before.by_id:
         raise PermanentError(
-            "this user is stored under another key: its document in `users` was changed by hand"
+            "this user is stored under another key: the document in `users` was edited by hand"
         )
-    raise TransientError("the user vanished between two calls of MongoDB")
+    raise TransientError("the user was deleted between two calls to MongoDB")
 
 
 def _registered_before(registration: Registration, user: Mapping[str, Any]) -> Registered:
@@ -244,9 +247,9 @@ def _registered_before(registration: Registration, user: Mapping[str, Any]) -> R
             raise Conflict("the user is registered already, with another payload")
         case Comparison.UNREADABLE:
             raise PermanentError(
-                "a user of this key is there, and with which payload it was registered cannot be "
-                "read: registration.payload_hash is missing, or not as a worker writes it. The "
-                "document in `users` was not made by a registration, or was changed by hand"
+                "the user is registered already, but the payloads cannot be compared: "
+                "registration.payload_hash is missing, or not as a worker writes it. The document "
+                "in `users` was not created by a registration, or was edited by hand"
             )
 
 
@@ -255,7 +258,7 @@ def _key(registration: Registration) -> tuple[str, str]:
 
 
 def _on_insert(registration: Registration, provenance: Provenance) -> dict[str, Any]:
-    """What a new user starts with, beside its key."""
+    """The fields of a new user, without the key."""
     now = datetime.now(UTC)
     money = registration.money
     return {

@@ -1,7 +1,7 @@
-"""What the collections have to be, so that a stored user stays and is there once.
+"""Checks the collections and indexes that a user needs to be stored once and to stay.
 
-Only what MongoDB says of them is read here; whether it takes a write, the probe finds out
-(app/probe.py). Docs: docs/mongodb.md.
+This module only reads what MongoDB reports about them. The probe (app/probe.py) finds out whether
+MongoDB accepts a write. See docs/mongodb.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,33 +18,36 @@ from app.once import OnceRecord
 #: The collections that the tasks write.
 DOCUMENTS = (User, OnceRecord, Increments, Counter)
 
-#: MongoDB's codes of an index that cannot be made: duplicates are there already, or another index
-#: has its name or its keys.
+#: MongoDB's error codes if an index cannot be created: duplicates exist, or another index has its
+#: name or its keys.
 DUPLICATE_KEY, INDEX_OPTIONS_CONFLICT, INDEX_KEY_SPECS_CONFLICT = 11_000, 85, 86
 
-#: What an index is called in a list of indexes beyond its keys. Others say how it is stored.
+#: The options of an index that change what it does. Other options only say how it is stored.
 _MEANINGFUL = ("unique", "sparse", "partialFilterExpression", "expireAfterSeconds", "collation")
+
+#: What an index of this program is for.
+NEEDED = "without it, a message could be applied twice, or records could stay for ever"
 
 Info = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a collection cannot keep the promise."""
+    """A reason why a user could be lost or stored twice."""
 
     subject: str
-    """The collection, or its index: a short and stable name."""
+    """The collection or the index, by a short and stable name."""
     text: str
     fix: str
     is_missing: bool = False
-    """Whether an index is not there, which a worker makes when it starts."""
+    """Whether an index is missing. A worker creates it when it starts."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.text}"
 
 
 def subjects() -> list[str]:
-    """What is looked at, by the name that a fault of it has."""
+    """The subjects that are checked, by the names that faults use."""
     return [
         subject
         for document in DOCUMENTS
@@ -56,9 +59,9 @@ def subjects() -> list[str]:
 
 
 def find_faults(database: Database[dict[str, Any]]) -> list[Fault]:
-    """All that is wrong with the collections; a call for them and one for the indexes of each.
+    """All faults of the collections. One call for them, and one for the indexes of each.
 
-    Raises what pymongo raises.
+    Raises pymongo's errors.
     """
     names = [_name(document) for document in DOCUMENTS]
     with database.list_collections(filter={"name": {"$in": names}}) as listed:
@@ -75,9 +78,9 @@ def find_faults(database: Database[dict[str, Any]]) -> list[Fault]:
 
 
 def make_indexes(database: Database[dict[str, Any]], faults: Sequence[Fault]) -> list[Fault]:
-    """Make the indexes that are missing, unless there are other faults; those that stay.
+    """Create the missing indexes, unless there are other faults. Return the remaining faults.
 
-    Raises what pymongo raises.
+    Raises pymongo's errors.
     """
     remaining = [fault for fault in faults if not fault.is_missing]
     if remaining:
@@ -101,14 +104,14 @@ def _make_index(
                 keys = " and ".join(index["fields"])
                 yield Fault(
                     subject,
-                    f"it cannot be made, since documents of one {keys} are there more than once",
-                    "Delete all of each but one, then start a worker.",
+                    f"it cannot be created, because several documents have the same {keys}",
+                    "Delete all but one of each group, then start a worker.",
                 )
             case int(code) if code in (INDEX_OPTIONS_CONFLICT, INDEX_KEY_SPECS_CONFLICT):
                 yield Fault(
                     subject,
-                    "it cannot be made, since another index has its name or its keys",
-                    "Drop that one, then start a worker.",
+                    "it cannot be created, because another index has its name or its keys",
+                    "Drop that index, then start a worker.",
                 )
             case _:
                 raise
@@ -119,21 +122,21 @@ def _faults_of_collection(name: str, info: Info) -> Iterator[Fault]:
     if info["type"] != "collection":
         yield Fault(
             subject,
-            f"it is a {info['type']}, and documents are written to it",
-            "Name another database in MONGO_URI, or rename it.",
+            f"it is a {info['type']}, but the tasks write documents to it",
+            "Set another database in MONGO_URI, or rename it.",
         )
         return
     if options.get("capped"):
         yield Fault(
             subject,
-            "it is capped, so that MongoDB deletes the oldest documents",
-            "Copy the documents to a collection that is not capped, and rename that one.",
+            "it is capped, so MongoDB deletes the oldest documents",
+            "Copy the documents to a collection that is not capped, and give that one this name.",
         )
     if not _is_simple(options.get("collation")):
         yield Fault(
             subject,
-            "its collation takes different ids for the same (such as U1 and u1)",
-            "Copy the documents to a collection without a collation, and rename that one.",
+            "its collation treats different ids as equal (such as U1 and u1)",
+            "Copy the documents to a collection without a collation, and give that one this name.",
         )
 
 
@@ -150,15 +153,15 @@ def _faults_of_indexes(
         if found.get("unique"):
             yield Fault(
                 subject,
-                "it is unique, so that MongoDB refuses documents for another reason than the one "
-                "that this program knows",
-                "Drop it, or make it anew without `unique`.",
+                "it is unique, but this program did not create it, so MongoDB could refuse a new "
+                "user",
+                "Drop it, or create it again without `unique`.",
             )
         if "expireAfterSeconds" in found:
             yield Fault(
                 subject,
-                "it has expireAfterSeconds, so that MongoDB deletes documents by their age",
-                "Drop it, or make it anew without expireAfterSeconds.",
+                "it has expireAfterSeconds, so MongoDB deletes old documents",
+                "Drop it, or create it again without expireAfterSeconds.",
             )
 
 
@@ -170,22 +173,20 @@ def _faults_of_declared(subject: str, index: Info, indexes: Sequence[Info]) -> I
         what = ", ".join(_differences(same_keys[0], index))
         yield Fault(
             subject,
-            f"it is another than the code has ({what}), and it is what keeps a message from being "
-            "applied twice or for ever",
-            f"Drop {same_keys[0]['name']}, and start a worker, which makes it.",
+            f"it differs from the code ({what}); {NEEDED}",
+            f"Drop {same_keys[0]['name']}, and start a worker, which creates it.",
         )
     elif any(found["name"] == index["name"] for found in indexes):
         yield Fault(
             subject,
-            "it is another than the code has (its keys), and it is what keeps a message from "
-            "being applied twice or for ever",
-            f"Drop {index['name']}, and start a worker, which makes it.",
+            f"it differs from the code (its keys); {NEEDED}",
+            f"Drop {index['name']}, and start a worker, which creates it.",
         )
     else:
         yield Fault(
             subject,
-            "missing, and it is what keeps a message from being applied twice or for ever",
-            "Start a worker, which makes it.",
+            f"missing; {NEEDED}",
+            "Start a worker, which creates it.",
             is_missing=True,
         )
 
@@ -197,7 +198,7 @@ def _has_keys(found: Info, declared: Info) -> bool:
 
 
 def _direction(value: Any) -> Any:
-    # Whole numbers may come as floats; other kinds of index have a word there.
+    # MongoDB may return whole numbers as floats. Other kinds of index have a word here.
     return int(value) if isinstance(value, int | float) else value
 
 
@@ -206,11 +207,11 @@ def _is_as_declared(found: Info, declared: Info) -> bool:
 
 
 def _differences(found: Info, declared: Info) -> list[str]:
-    """By what an index does something else than the declared one of the same keys."""
+    """The options by which an index works differently from the declared one with the same keys."""
     options = {name: found.get(name) or None for name in _MEANINGFUL if name != "collation"}
     wanted = {name: declared.get(name) or None for name in options}
     differing = [name for name in options if options[name] != wanted[name]]
-    # 0 is a number of seconds, and not the same as none.
+    # 0 seconds is not the same as no expiry.
     if ("expireAfterSeconds" in found) != ("expireAfterSeconds" in declared):
         differing.append("expireAfterSeconds")
     if not _is_simple(found.get("collation")):

@@ -1,8 +1,8 @@
-"""The only reader of the environment.
+"""The only module that reads the environment.
 
 Nothing is read at import. `get_settings()` reads the environment once, and `.env` in the current
-directory where there is one. What is missing is an error only for the process that needs it:
-a producer calls `require_queue()`, a worker `require_worker()`.
+directory if it exists. A missing variable is an error only for a process that needs it: a producer
+calls `require_queue()`, a worker `require_worker()`.
 """
 
 from functools import cache
@@ -21,16 +21,18 @@ from pydantic_settings import SettingsError as UnreadableSettings
 
 from app.errors import SettingsError
 
-#: Seconds between the hard time limit of a task and the end of its message's visibility timeout:
-#: time to stop the task, to settle its message, and for the clocks to disagree a little.
+#: Seconds by which the default visibility timeout is longer than the hard time limit of a task:
+#: time to end the task and settle its message, and for small differences between clocks.
 VISIBILITY_MARGIN = 30
 
-#: The database where MONGO_URI names none.
+#: The database if MONGO_URI names none.
 DEFAULT_DATABASE = "registrations"
 
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+")]
 
-HOW_TO_SET = "Set it in the environment or in .env; `make run` writes .local/stack.env with all."
+HOW_TO_SET = (
+    "Set it in the environment or in .env; `make run` writes all variables to .local/stack.env."
+)
 
 
 class QueueSettings(BaseModel):
@@ -44,7 +46,7 @@ class QueueSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable of the same name in capitals."""
+    """Each field is an environment variable with the same name in capitals."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
@@ -160,7 +162,7 @@ class Settings(BaseSettings):
 
     @property
     def queues(self) -> dict[str, QueueSettings]:
-        """Queues by name, the default one first. A queue is named by the end of its URL."""
+        """Queues by name, the default one first. The default queue's name is the end of its URL."""
         if self.aws_sqs_queue_url is None:
             return dict(self.sqs_queues)
         name = self.aws_sqs_queue_url.rstrip("/").rsplit("/", 1)[-1]
@@ -169,12 +171,12 @@ class Settings(BaseSettings):
 
     @property
     def visibility_timeout(self) -> int:
-        """Seconds of a lease."""
+        """Length of a lease, in seconds."""
         return self.sqs_visibility_timeout or self.task_time_limit + VISIBILITY_MARGIN
 
     @property
     def credentials(self) -> dict[str, str]:
-        """boto3's arguments for static credentials; empty where its own chain is to find them."""
+        """boto3's arguments for static credentials; empty if boto3's own chain must find some."""
         if self.aws_access_key_id is None or self.aws_secret_access_key is None:
             return {}
         given = {
@@ -185,7 +187,8 @@ class Settings(BaseSettings):
         return {name: value.get_secret_value() for name, value in given.items() if value}
 
     def require_queue(self) -> Self:
-        """What everybody needs who sends or receives. Raises SettingsError naming the variable."""
+        """Check the settings of every process that sends or receives. Raises SettingsError with the
+        missing variable."""
         if self.aws_region is None:
             raise _missing("AWS_REGION")
         if not self.queues:
@@ -196,25 +199,25 @@ class Settings(BaseSettings):
         return self
 
     def require_worker(self) -> Self:
-        """What a worker needs beyond it. Raises SettingsError naming the variable."""
+        """Check the settings of a worker. Raises SettingsError with the missing variable."""
         self.require_queue()
         for name, queue in self.queues.items():
             if queue.dead_letter_url is None:
                 if name in self.sqs_queues:
-                    raise SettingsError(f"SQS_QUEUES gives no dead_letter_url for queue {name!r}.")
+                    raise SettingsError(f"SQS_QUEUES has no dead_letter_url for queue {name!r}.")
                 raise _missing("AWS_SQS_DLQ_URL")
         self.require_mongo_uri()
         return self
 
     def require_mongo_uri(self) -> str:
-        """The MongoDB URI. Raises SettingsError where there is none."""
+        """The MongoDB URI. Raises SettingsError if there is none."""
         if self.mongo_uri is None:
             raise _missing("MONGO_URI")
         return self.mongo_uri.get_secret_value()
 
 
 class FlowerSettings(BaseSettings):
-    """Each field is the environment variable of the same name in capitals, after `FLOWER_`."""
+    """Each field is an environment variable: `FLOWER_` and the field's name in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix="FLOWER_", env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
@@ -251,7 +254,7 @@ class FlowerSettings(BaseSettings):
 
     @property
     def logins(self) -> list[str]:
-        """`user:password` of each who may log in by password."""
+        """The logins by password, each `user:password`."""
         return self.basic_auth.get_secret_value().split(",") if self.basic_auth else []
 
 
@@ -259,14 +262,14 @@ class FlowerSettings(BaseSettings):
 def get_settings() -> Settings:
     """The settings of this process, read at the first call.
 
-    Raises SettingsError naming each variable whose value is not possible, never the value.
+    Raises SettingsError with the name of each variable whose value is invalid, never the value.
     """
     return _read(Settings)
 
 
 @cache
 def get_flower_settings() -> FlowerSettings:
-    """Those of Flower, read at the first call. Raises SettingsError as `get_settings` does."""
+    """Flower's settings, read at the first call. Raises SettingsError as `get_settings` does."""
     return _read(FlowerSettings)
 
 
@@ -277,12 +280,12 @@ def _read(model: type[Read]) -> Read:
     try:
         return model()
     except UnreadableSettings:
-        raise SettingsError("Impossible settings. SQS_QUEUES: it should be JSON") from None
+        raise SettingsError("Invalid settings. SQS_QUEUES: should be JSON") from None
     except ValidationError as exc:
         prefix = model.model_config.get("env_prefix", "")
         faults = exc.errors(include_input=False, include_url=False)
-        told = "; ".join(f"{prefix}{_variable(fault['loc'])}: {fault['msg']}" for fault in faults)
-        raise SettingsError(f"Impossible settings. {told}") from None
+        text = "; ".join(f"{prefix}{_variable(fault['loc'])}: {fault['msg']}" for fault in faults)
+        raise SettingsError(f"Invalid settings. {text}") from None
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

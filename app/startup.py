@@ -1,4 +1,4 @@
-"""What a worker makes sure of before it takes its first message: a fault stops it in one line."""
+"""The checks of a worker before its first message. If one fails, the worker exits with one line."""
 
 import logging
 from collections.abc import Sequence
@@ -32,16 +32,16 @@ from sqs_broker.tools.checks import (
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for SQS to say how a queue is made.
+#: Seconds for SQS to return the attributes of a queue.
 QUEUE_TIMEOUT = 5
 
-#: Seconds for all that MongoDB is asked. A worker that is started while MongoDB is away is started
-#: again by whatever runs it.
+#: Seconds for all MongoDB checks together. If MongoDB is unavailable, the worker exits, and the
+#: system that runs it starts it again.
 MONGODB_TIMEOUT = 10
 
 
 class StartChecks(bootsteps.Step):
-    """Runs first in every worker, in its main process, before the pool forks."""
+    """Runs the checks first in every worker, in its main process, before the pool forks."""
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
@@ -55,15 +55,15 @@ class StartChecks(bootsteps.Step):
 
 
 def check_state_file(path: str | None) -> None:
-    """Raise SettingsError where another user may have written what Celery unpickles."""
+    """Raise SettingsError if another user may have written the file, which Celery unpickles."""
     if path and (why := files.fault(Path(path))):
         raise SettingsError(
-            f"--statedb: {why}. Name a file in a directory where this user alone may write."
+            f"--statedb: {why}. Set it to a file in a directory that only this user may write to."
         )
 
 
 def check_numbers(celery_app: Any) -> None:
-    """Raise ConfigurationError, with both names, where two settings contradict each other."""
+    """Raise ConfigurationError, with both names, if two settings contradict each other."""
     conf = celery_app.conf
     hardest = conf.task_time_limit
     _check_order(None, conf.task_soft_time_limit, hardest)
@@ -82,28 +82,31 @@ def _check_order(task: str | None, soft: float | None, hard: float | None) -> No
     soft_name = "soft_time_limit" if task else "TASK_SOFT_TIME_LIMIT"
     hard_name = "time_limit" if task else "TASK_TIME_LIMIT"
     raise SettingsError(
-        f"{whose}{soft_name} ({soft} s) must be less than {hard_name} ({hard} s), "
-        "or a task is killed before it is told to stop."
+        f"{whose}{soft_name} ({soft} s) must be less than {hard_name} ({hard} s). "
+        "Otherwise a task is killed before its soft limit."
     )
 
 
 def check_dead_letter_urls(options: Options) -> None:
-    """Raise SettingsError, with the variables, where dead letters come back to where they began."""
+    """Raise SettingsError, with the variables, if dead letters return to their own queue."""
     if found := circle(options):
         more = get_settings().sqs_queues
         variables = {"SQS_QUEUES" if r.configured in more else "AWS_SQS_DLQ_URL" for r in found}
         names = " and ".join(sorted(variables))
-        raise SettingsError(f"{names}: {told(found)}. Name a queue there that no worker receives.")
+        raise SettingsError(
+            f"{names}: {told(found)}. Set it to a queue that no worker receives from."
+        )
 
 
 def check_queues(options: Options) -> None:
-    """Ask SQS once for each queue; the connection is closed before any fork.
+    """Check the attributes of each queue, with one call each. The connection is closed before a
+    fork.
 
-    Raises SettingsError for a queue that is not there or has no redrive policy, since a message
-    whose worker dies each time would go round for ever, and where these policies lead dead letters
-    back to where they began. What else is wrong with it is logged, and
-    `celery -A app sqs doctor` says more. Where SQS does not answer, or these credentials may not
-    ask, the worker starts: neither says that anything is wrong with the queue.
+    Raises SettingsError if a queue does not exist, or has no redrive policy: then a message whose
+    worker dies each time would be delivered for ever. Also raises it if these policies send dead
+    letters back to their own queue. Other faults are logged, and `celery -A app sqs doctor` shows
+    details. If SQS does not answer, or refuses the call to these credentials, the worker starts:
+    neither means that the queue is wrong.
     """
     policies: dict[str, str] = {}
     with closing(driver_for(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as driver:
@@ -114,27 +117,28 @@ def check_queues(options: Options) -> None:
             except SqsError as exc:
                 _not_checked(name, address.url, exc)
                 if not exc.has_reached:
-                    break  # No answer at all: the other queues would only take as long again.
+                    break  # SQS does not answer, so the other queues would only take as long again.
             else:
                 policies[address.url] = attributes.get("RedrivePolicy", "")
                 for finding in check_redrive_policy(name, options, attributes):
-                    _heed(finding)
-                _heed(check_visibility_timeout(name, options, attributes))
-    _heed(check_routes(options, policies))
+                    _require_not_fatal(finding)
+                _require_not_fatal(check_visibility_timeout(name, options, attributes))
+    _require_not_fatal(check_routes(options, policies))
 
 
 def _not_checked(name: str, url: str, error: SqsError) -> None:
     if error.is_no_queue:
-        raise SettingsError(f"{url}: there is no such queue. Check the URL and AWS_REGION.")
+        raise SettingsError(f"{url}: this queue does not exist. Check the URL and AWS_REGION.")
     logger.warning(
-        "Whether queue %s has a redrive policy is not known (%s); see `celery -A app sqs doctor`.",
+        "Could not check the redrive policy of queue %s (%s); see `celery -A app sqs doctor`.",
         name,
         error.code,
         extra={"event": "start.unchecked", "queue": name, "error": error.code},
     )
 
 
-def _heed(finding: Finding) -> None:
+def _require_not_fatal(finding: Finding) -> None:
+    """Raise SettingsError for a fatal fault. Log any other fault."""
     if finding.level is not Level.FAULT:
         return
     text = f"Queue {finding.subject}: {finding.check}: {finding.text}. {finding.fix}"
@@ -144,17 +148,18 @@ def _heed(finding: Finding) -> None:
 
 
 def prepare_database(settings: Settings) -> None:
-    """Make the indexes that are the idempotency keys, and write as the tasks do; the client is
-    closed before any fork.
+    """Create the indexes that are the idempotency keys, and try a write as the tasks do it. The
+    client is closed before any fork.
 
-    Raises SettingsError if MongoDB is away, is no replica set (transactions need one), has
-    collections in which a user could be lost or doubled, or does not take what the tasks write.
+    Raises SettingsError if MongoDB is unavailable, is not a replica set (transactions need one),
+    has collections in which a user could be lost or stored twice, or refuses the writes of tasks.
     """
     uri = settings.require_mongo_uri()
     address = address_of(uri)
     if address.replaced:
         logger.warning(
-            "MONGO_URI: %s: not used; this program has its own (docs/mongodb.md).",
+            "MONGO_URI: the values of %s are not used; this program sets its own "
+            "(docs/mongodb.md).",
             ", ".join(address.replaced),
             extra={"event": "start.replaced", "reason": ", ".join(address.replaced)},
         )
@@ -166,23 +171,23 @@ def prepare_database(settings: Settings) -> None:
             try_writes(database)
     except PyMongoError as exc:
         raise SettingsError(
-            f"MONGO_URI: MongoDB does not answer as it should ({label(exc)}). Check that it runs, "
-            "that a majority of its members does, that the address is right, and that this user "
-            "may read and write, and create indexes. `celery -A app sqs doctor` says more."
+            f"MONGO_URI: MongoDB does not answer or refuses a call ({label(exc)}). Check that a "
+            "majority of its members runs, that the address is right, and that this user may "
+            "read, write and create indexes. `celery -A app sqs doctor` shows details."
         ) from exc
 
 
 def refuse(faults: Sequence[Fault]) -> None:
-    """Raise SettingsError, with the first fault and its fix, if there is one."""
+    """Raise SettingsError with the first fault and its fix, if there is a fault."""
     for fault in faults:
         raise SettingsError(f"MONGO_URI: MongoDB: {fault}. {fault.fix}")
 
 
 def require_replica_set(client: Client) -> None:
-    """Raise SettingsError where this MongoDB is standalone."""
+    """Raise SettingsError if this MongoDB is standalone."""
     hello = client.admin.command("hello")
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         raise SettingsError(
-            "MONGO_URI: this mongod is standalone, and transactions need a replica set. "
-            "Start it with --replSet and run rs.initiate(); one node is enough."
+            "MONGO_URI: this mongod is standalone, but transactions need a replica set. "
+            "Start it with --replSet and run rs.initiate(). One node is enough."
         )

@@ -1,7 +1,7 @@
-"""The tasks. Each is thin: the model has checked the message, the domain does the work, and the
-error it raises says whether to retry or to dead-letter (app/errors.py).
+"""The tasks. Each only calls the domain: the model has already checked the message, and the error
+that the domain raises decides between retry and dead letter (app/errors.py).
 
-The name of a task is the type of its messages, so a new task here is a new type on the wire.
+The name of a task is also the type of its messages, so a new task adds a new message type.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from app.registration import Registered
 
 def _register_many(pairs: Sequence[tuple[Registration, Provenance]]) -> list[Any]:
     return [
-        _told(outcome) if isinstance(outcome, Registered) else outcome
+        _result_of(outcome) if isinstance(outcome, Registered) else outcome
         for outcome in registration.register_many(pairs)
     ]
 
@@ -23,10 +23,10 @@ def _register_many(pairs: Sequence[tuple[Registration, Provenance]]) -> list[Any
 @app.task(name="registerUser", model=Registration, many=_register_many)
 def register_user(message: Registration, provenance: Provenance) -> dict[str, str]:
     """Register a user for a session of the game."""
-    return _told(registration.register(message, provenance))
+    return _result_of(registration.register(message, provenance))
 
 
-def _told(registered: Registered) -> dict[str, str]:
+def _result_of(registered: Registered) -> dict[str, str]:
     return {
         "result": registered.result.value,
         "stock_id": registered.stock_id,

@@ -1,4 +1,4 @@
-"""A task whose arguments are a message model: checked at the caller and again in the worker."""
+"""A task whose arguments are a message model, checked at the caller and again in the worker."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,25 +12,25 @@ from app.outage import SUSPECT_ON, is_unreachable
 from sqs_broker.worker.batch import Call
 from sqs_broker.worker.task import Task
 
-#: Characters of one shown value.
+#: Most characters of one shown value.
 LONGEST_SHOWN = 128
 
 
 class InvalidMessage(PermanentError, TypeError):
-    """The arguments are not those of the message model; the text names each wrong field."""
+    """The arguments do not match the message model. The text names each invalid field."""
 
 
 class TypedTask(Task):
     """`@app.task(name="registerUser", model=Registration)` on a function of (message, provenance).
 
-    Callers give the fields of the model, by position or by name. A wrong one raises
-    InvalidMessage at the caller, before anything is sent; what comes from elsewhere is checked in
-    the worker, where InvalidMessage dead-letters it. PermanentError does too; any other failure is
-    retried. A task without a model is an ordinary Celery task.
+    Callers pass the fields of the model, by position or by name. If one is invalid, the call raises
+    InvalidMessage and sends nothing. In the worker, InvalidMessage or any other PermanentError
+    dead-letters the message; any other failure is retried. A task without a model is an ordinary
+    Celery task.
     """
 
     abstract = True
-    # The model says what may be given, and in both spellings; Celery would look at the function.
+    # Celery would check the arguments against the function. The model does that, in both spellings.
     typing = False
     dead_letter_on = (PermanentError,)
     suspect_on = SUSPECT_ON
@@ -38,14 +38,14 @@ class TypedTask(Task):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Check the arguments and send the task. Raises InvalidMessage, SettingsError or
-        PublishError before anything is sent, kombu's OperationalError where SQS cannot be reached,
-        and SqsError (sqs_broker/sqs/errors.py) for what SQS refuses."""
+        PublishError before anything is sent, kombu's OperationalError if SQS cannot be reached, and
+        SqsError (sqs_broker/sqs/errors.py) if SQS refuses the message."""
         if self.model is not None and not self._is_sent_by_a_task(options):
             self._message(tuple(args or ()), dict(kwargs or {}))
         return super().apply_async(args, kwargs, *rest, **options)
 
     def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
-        """The fields that the model allows to be shown, by name; the others only named."""
+        """The values of the fields that the model allows to show, and the names of the others."""
         if self.model is None:
             return super().shown(args, kwargs)
         try:
@@ -63,15 +63,15 @@ class TypedTask(Task):
         return "()", "{" + ", ".join(fields) + "}"
 
     def retry_delay(self, exc: Exception) -> float | None:
-        """What a TransientError says of itself."""
+        """The `retry_after` of a TransientError; None for any other failure."""
         return exc.retry_after if isinstance(exc, TransientError) else None
 
     def is_blameless(self, hint: BaseException) -> bool:
-        """Whether this process did not get through to MongoDB."""
+        """Whether this process could not reach MongoDB."""
         return is_unreachable(hint)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the task's function on the message its arguments make."""
+        """Run the task's function with the message that the arguments form."""
         if self.model is None:
             return super().__call__(*args, **kwargs)
         if self.request.called_directly or self.request.is_eager:
@@ -79,8 +79,8 @@ class TypedTask(Task):
         return self._guarded(self._run_typed, args, kwargs)
 
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
-        """The outcomes of `many`, which takes pairs of (message, provenance); a message that its
-        model refuses does not reach it."""
+        """The outcomes of `many`, which takes pairs of (message, provenance). A message that its
+        model refuses is not passed to it."""
         if self.model is None:
             return super().run_many(calls)
         read = [self._read(call) for call in calls]
@@ -92,7 +92,7 @@ class TypedTask(Task):
         try:
             return self._message(tuple(call.args), call.kwargs), _provenance(call.request)
         except Exception as exc:
-            # Broad on purpose: a check of a model may raise anything, and that is no other's fault.
+            # Broad on purpose: a model's check may raise anything, and the other messages must run.
             return exc
 
     def _run_typed(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -109,8 +109,8 @@ class TypedTask(Task):
 
     @staticmethod
     def _is_sent_by_a_task(options: dict[str, Any]) -> bool:
-        # To raise here would fail the task before it, which has done its work: the worker that
-        # gets the message checks it and dead-letters this one.
+        # An error here would fail the task that sends this one, although its work is done. The
+        # worker that receives this message checks it, and dead-letters it if it is invalid.
         return bool(options.get("parent_id"))
 
 
@@ -118,6 +118,6 @@ def _provenance(request: Any) -> Provenance:
     provenance: Provenance | None = getattr(request, "delivery", None)
     if provenance is not None:
         return provenance
-    # Called without a queue: directly, by apply(), or eagerly.
+    # The task was called without a queue: directly, with apply(), or eagerly.
     id_ = request.id
     return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))

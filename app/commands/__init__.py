@@ -1,1 +1,1 @@
-"""The commands of `celery -A app sqs` that know this application."""
+"""The commands of `celery -A app sqs` that belong to this application."""

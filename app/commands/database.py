@@ -1,4 +1,4 @@
-"""What `sqs doctor` looks for in MongoDB: an answer, a replica set, the collections, a write."""
+"""The MongoDB checks of `sqs doctor`: an answer, a replica set, the collections, a write."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from app.startup import require_replica_set
 from sqs_broker.errors import label
 from sqs_broker.tools.checks import Finding, Subject
 
-#: Milliseconds for MongoDB to answer all of it.
+#: Milliseconds for all calls to MongoDB together.
 TIMEOUT = 10_000
 
 MONGODB = "mongodb"
@@ -25,33 +25,33 @@ WRITES = Subject(MONGODB, "writes")
 
 
 def check_database(uri: str) -> Iterator[Finding]:
-    """Look at MongoDB with the worker's own client, and try what a worker writes; nothing of it
-    stays. The URI may hold a password and is not told."""
+    """Check MongoDB with the worker's own client options, and try a worker's writes, which are
+    removed. The URI may contain a password and is not shown."""
     options = Subject(MONGODB, "options")
     try:
         address = address_of(uri)
     except SettingsError as exc:
         yield options.fault("MONGO_URI cannot be used", exc.message)
         return
-    yield options.ok(_told_options(address))
+    yield options.ok(_options_text(address))
     try:
         with address.client() as client, pymongo.timeout(TIMEOUT / 1_000):
-            yield from _look(client, client[address.database])
+            yield from _check(client, client[address.database])
     except PyMongoError as exc:
         yield REACHED.fault(
-            f"it does not answer as it should: {label(exc)}",
-            "Check that it runs, that MONGO_URI is right, and that this user may read there.",
+            f"it does not answer or refuses a call: {label(exc)}",
+            "Check that it runs, that MONGO_URI is right, and that this user may read.",
         )
 
 
-def _told_options(address: Address) -> str:
+def _options_text(address: Address) -> str:
+    text = "writes wait for a majority and its journal"
     if not address.replaced:
-        return "writes wait for a majority and its journal"
-    names = ", ".join(address.replaced)
-    return f"writes wait for a majority and its journal; of MONGO_URI not used: {names}"
+        return text
+    return f"{text}; not used from MONGO_URI: {', '.join(address.replaced)}"
 
 
-def _look(client: Client, database: Database[dict[str, Any]]) -> Iterator[Finding]:
+def _check(client: Client, database: Database[dict[str, Any]]) -> Iterator[Finding]:
     version = client.server_info()["version"]
     yield REACHED.ok(f"version {version}")
     replica_set = _replica_set(client)
@@ -68,8 +68,8 @@ def _replica_set(client: Client) -> Finding:
     try:
         require_replica_set(client)
     except SettingsError as exc:
-        return check.fault("it is none, and transactions need one", exc.message)
-    return check.ok("transactions can be used")
+        return check.fault("there is none, but transactions need one", exc.message)
+    return check.ok("transactions are possible")
 
 
 def _collection(database: Database[dict[str, Any]], check: Subject, fault: Fault | None) -> Finding:
@@ -77,21 +77,21 @@ def _collection(database: Database[dict[str, Any]], check: Subject, fault: Fault
         return check.ok("as it should be")
     collection = check.check.rpartition(" ")[2].partition(".")[0]
     if fault.is_missing and database[collection].find_one({}, {"_id": 1}) is None:
-        return check.ok("not there yet; the first worker makes it")
+        return check.ok("does not exist yet; the first worker creates it")
     return check.fault(fault.text, fault.fix)
 
 
 def _writes(database: Database[dict[str, Any]], faults: Sequence[Fault]) -> Finding:
     if faults and all(fault.is_missing for fault in faults):
-        return WRITES.ok("not tried: a worker makes the indexes when it starts, and tries it then")
+        return WRITES.ok("not tried: a worker first creates the indexes when it starts")
     if faults:
-        return WRITES.unknown("not tried, since the collections are not as they should be")
+        return WRITES.unknown("not tried, because of the faults of the collections")
     try:
         try_writes(database)
     except PyMongoError as exc:
         return WRITES.fault(
-            f"MongoDB does not take what the tasks write: {label(exc)}",
-            "Check that a majority of its members runs, that its disk has room, that writes are "
+            f"MongoDB does not accept a task's write: {label(exc)}",
+            "Check that a majority of its members runs, that its disk has space, that writes are "
             "not blocked, that no validator refuses the documents, and that this user may write.",
         )
-    return WRITES.ok("a majority has taken what a task writes")
+    return WRITES.ok("a majority has accepted a task's write")

@@ -1,4 +1,4 @@
-"""`sqs doctor`: what a worker depends on, each with its fault and the fix."""
+"""`sqs doctor`: checks all that a worker needs, and shows each fault with its fix."""
 
 import re
 import time
@@ -38,30 +38,30 @@ from sqs_broker.tools.permissions import (
     permission,
 )
 
-#: What is said of settings, whose own text names the way out.
-NOT_SO = "Change it: no worker starts like this."
+#: The fix for a fault of the settings. The text of the fault says what to change.
+NOT_SO = "Correct it: no worker starts with this setting."
 
-#: The check that fails where nothing else of a queue can be looked at.
+#: The check that fails if nothing else of a queue can be checked.
 REACHED = "reached"
 
 #: https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
 AWS_URL = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/")
 
-#: Each level as a line begins with it.
+#: The beginning of a line, by level.
 SHOWN = {Level.OK: "ok     ", Level.FAULT: "FAULT  ", Level.UNKNOWN: "?      "}
 
 
 @click.command("doctor", epilog="Example: celery -A app sqs doctor --json | jq 'select(.fix)'")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a check and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and check.")
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool) -> None:
-    """Check what a worker depends on.
+    """Check everything that a worker needs.
 
-    Says what is wrong and how to put it right. It takes the settings and credentials it is run
-    with, so run it where and as the worker runs. It sends, receives, changes and deletes no
-    message. `?` is what it could not look at.
+    Shows each fault and how to correct it. It uses the settings and credentials of its own
+    environment, so run it on the worker's machine and as the worker's user. It sends, receives,
+    changes and deletes no message. `?` marks something that could not be checked.
 
-    Exit status 1 where there is a fault.
+    Exits with status 1 if there is a fault.
     """
     counted: Counter[Level] = Counter()
     for finding in examine(ctx.obj.app):
@@ -78,7 +78,8 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
 
 
 def examine(celery_app: Any) -> Iterator[Finding]:
-    """All checks, one after the other. What cannot be read is a finding and raises nothing."""
+    """Run all checks, one after the other. If something cannot be read, that is a finding; nothing
+    is raised."""
     try:
         options = options_of(celery_app)
     except ConfigurationError as exc:
@@ -93,23 +94,23 @@ def examine(celery_app: Any) -> Iterator[Finding]:
     policies: dict[str, str] = {}
     for name in options.queues:
         yield from _check_queue_pair(driver, name, options, policies)
-    if not circle(options):  # Else it was said of the settings.
+    if not circle(options):  # If there is a loop already, `check_settings` has reported it.
         yield check_routes(options, policies)
     if (uri := get_settings().mongo_uri) is not None:
         yield from check_database(uri.get_secret_value())
 
 
 def check_settings(celery_app: Any) -> Iterator[Finding]:
-    """Compare the settings with each other, as a worker does when it starts."""
+    """Check the settings as a worker does when it starts."""
     checks: dict[str, Callable[[], Any]] = {
         "complete": lambda: get_settings().require_worker(),
         "dead letters": lambda: check_dead_letter_urls(options_of(celery_app)),
         "tasks": lambda: celery_app.loader.import_default_modules(),
         "numbers": lambda: check_numbers(celery_app),
     }
-    for check, look in checks.items():
+    for check, run in checks.items():
         try:
-            look()
+            run()
         except ConfigurationError as exc:
             yield Subject("settings", check).fault(exc.message, NOT_SO)
         else:
@@ -117,21 +118,21 @@ def check_settings(celery_app: Any) -> Iterator[Finding]:
 
 
 def check_regions(options: Options) -> Iterator[Finding]:
-    """Compare AWS_REGION with the region that the URLs of queues on AWS name.
+    """Compare AWS_REGION with the region in the URLs of queues on AWS.
 
-    SQS of another region answers that there is no such queue.
+    In another region, SQS answers that the queue does not exist.
     """
     for name, address in options.queues.items():
         for url in filter(None, (address.url, address.dead_letter_url)):
             if (found := AWS_URL.match(url)) and found[1] != options.region:
                 yield Subject(name, "region").fault(
-                    f"{url} is in {found[1]}, and AWS_REGION is {options.region}",
-                    "Make them one.",
+                    f"{url} is in {found[1]}, but AWS_REGION is {options.region}",
+                    "Make them equal.",
                 )
 
 
 def check_identity(sts: Any) -> Finding:
-    """Whose credentials these are; everybody may ask.
+    """The owner of these credentials. Every AWS user may make this call.
 
     https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
     """
@@ -139,19 +140,19 @@ def check_identity(sts: Any) -> Finding:
     try:
         return check.ok(asked(sts.get_caller_identity)["Arn"])
     except SqsError as exc:
-        return check.unknown(f"STS did not say: {exc.code}")
+        return check.unknown(f"STS did not answer: {exc.code}")
 
 
 def check_clock(queue: Queue, now: Callable[[], float] = time.time) -> Finding:
-    """Compare this machine's clock with SQS's, which is told in whole seconds."""
+    """Compare this machine's clock with that of SQS, whose answers have whole seconds."""
     check = Subject("clock", "SQS's time")
     before = now()
     try:
         date = queue.attributes("QueueArn").at
     except SqsError as exc:
         if not exc.has_reached:
-            return check.unknown(f"SQS gave no answer: {exc.code}")
-        date = exc.at  # A refusal has one all the same.
+            return check.unknown(f"SQS did not answer: {exc.code}")
+        date = exc.at  # An error response has a date too.
     after = now()
     if date is None:
         return check.unknown("SQS's answer has no date")
@@ -160,9 +161,9 @@ def check_clock(queue: Queue, now: Callable[[], float] = time.time) -> Finding:
     if max(ahead, behind) > CLOCK_TOLERANCE:
         off = f"{ahead:.0f} s ahead" if ahead else f"{behind:.0f} s behind"
         return check.fault(
-            f"this machine's clock is {off}: delays end at the wrong time, and from a few minutes "
-            "on SQS refuses every call",
-            "Let a time service (NTP, chrony) keep it.",
+            f"this machine's clock is {off}: delays end at the wrong time, and SQS refuses every "
+            "call if the difference is a few minutes or more",
+            "Synchronize it with a time service (NTP, chrony).",
         )
     return check.ok(f"this machine's clock agrees within {CLOCK_TOLERANCE} s")
 
@@ -170,7 +171,7 @@ def check_clock(queue: Queue, now: Callable[[], float] = time.time) -> Finding:
 def _check_queue_pair(
     driver: Driver, name: str, options: Options, policies: dict[str, str]
 ) -> Iterator[Finding]:
-    """Adds the redrive policies of both to `policies`."""
+    """Check a queue and its dead-letter queue. Adds their redrive policies to `policies`."""
     address = options.queue(name)
     queue = Queue(address.url, driver)
     attributes, finding = _attributes_of(queue)
@@ -196,18 +197,19 @@ def _check_queue_pair(
 def _attributes_of(
     queue: Queue, *, is_needed: bool = True
 ) -> tuple[Mapping[str, str] | None, Finding]:
-    """A queue's attributes, and whether they could be read. A worker needs those of its queue."""
+    """A queue's attributes, and a finding whether they could be read. `is_needed`: whether a worker
+    needs them."""
     action, name = "GetQueueAttributes", name_of(queue.url)
     try:
         attributes = queue.attributes(ALL).values
     except SqsError as exc:
         if not exc.is_denied:
-            fix = "Nothing else of it could be checked."
+            fix = "Nothing else of this queue could be checked."
             return None, Subject(name, REACHED).fault(refusal(exc, action, queue.url), fix)
         if is_needed:
             return None, permission(name, action, exc)
-        text = "not allowed, so that retention and size were not checked"
-        return None, Subject(name, f"sqs:{action}").unknown(text, "A worker does without it.")
+        text = "not allowed, so retention and size were not checked"
+        return None, Subject(name, f"sqs:{action}").unknown(text, "A worker does not need it.")
     return attributes, permission(name, action, None)
 
 

@@ -1,4 +1,4 @@
-"""`sqs send`: plain JSON messages, one or many, checked whole before the first is sent."""
+"""`sqs send`: sends plain JSON messages, after it has checked all of them."""
 
 import json
 import sys
@@ -26,8 +26,8 @@ from sqs_broker.tools.commands.broker import driver_of, options_of
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_json, printable, say
 
-#: Faults that are told one by one; of more, the number is.
-MOST_TOLD = 20
+#: Most faults that are shown one by one. Of more, only the number is shown.
+MOST_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,16 @@ class Line:
 
 
 class Unfit(Exception):
-    """The line is no message that a worker would run; the text says why, without its values."""
+    """A worker would refuse the line. The text says why, without the line's values."""
 
 
 @click.command("send", epilog="Example: celery -A app sqs send --file registrations.jsonl")
 @click.argument("message", required=False)
-@click.option("--file", "lines", type=click.File(encoding="utf-8"), help="JSON lines; - is stdin.")
-@click.option("--queue", help="Queue to send to; without it, the one that the task has.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message and line.")
+@click.option(
+    "--file", "lines", type=click.File(encoding="utf-8"), help="File of JSON lines; - is stdin."
+)
+@click.option("--queue", help="Queue to send to. Default: the queue of the task.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and message.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -60,23 +62,23 @@ def command(
 ) -> None:
     """Send plain JSON messages.
 
-    One MESSAGE, or one a line of a file or of stdin:
+    Give one MESSAGE, or one message per line in a file or on stdin:
 
     \b
     {"id": "7f0c", "action": "registerUser", "data": {"stockId": "s1", …}}
 
-    All are checked first, as the worker would check them, and none is sent where one is wrong. A
-    message without an id is given one. Prints the id of each message that SQS took.
+    Checks all messages first, as a worker would, and sends none if one is invalid. A message
+    without an id gets one. Prints the id of each message that SQS accepted.
 
-    Exit status 1 where a message was not sent; stderr says which line, and why.
+    Exits with status 1 if a message was not sent. stderr names its line and the reason.
     """
     celery_app = ctx.obj.app
     options = options_of(celery_app)
     celery_app.loader.import_default_modules()
     fit, unfit = checked(_given(message, lines), Checker(celery_app, options, queue))
     if unfit:
-        _say_faults(unfit)
-        raise click.ClickException(f"Nothing was sent: {len(unfit)} of the lines are wrong.")
+        _print_faults(unfit)
+        raise click.ClickException(f"Nothing was sent: invalid lines: {len(unfit)}.")
     with deferred() as is_interrupted:
         sent, failed = send(driver_of(options), options, fit, is_interrupted)
     for line in sent:
@@ -84,36 +86,39 @@ def command(
             print_json({"line": line.number, "id": line.id, "queue": line.queue})
         else:
             click.echo(printable(line.id))
-    _say_faults(failed)
-    say(f"{len(sent)} sent, {len(fit) - len(sent)} not.")
+    _print_faults(failed)
+    say(f"{len(sent)} sent, {len(fit) - len(sent)} not sent.")
     ctx.exit(0 if len(sent) == len(fit) else 1)
 
 
 class Checker:
-    """Makes a line a message that may be sent."""
+    """Checks a line as a worker would, and turns it into a message."""
 
     def __init__(self, celery_app: Any, options: Options, queue: str | None) -> None:
-        """Raises ClickException for a queue that is not configured."""
+        """Raises ClickException if `queue` is not configured."""
         if queue is not None and queue not in options.queues:
             known = ", ".join(options.queues)
-            raise click.BadParameter(f"no queue {queue!r} is configured; there is: {known}")
+            raise click.BadParameter(
+                f"no queue {queue!r} is configured; the configured queues are: {known}"
+            )
         self._app = celery_app
         self._options = options
         self._queue = queue
 
     def __call__(self, number: int, text: str) -> Line:
-        """Raises Unfit."""
+        """The message of a line. Raises Unfit."""
         text, id_ = _with_id(text)
         try:
             payload = decode(_as_delivery(text), self._options.decode_json)
         except Undecodable as exc:
             raise Unfit(exc.reason) from exc
         if payload["headers"]["delivery"].source is not Source.JSON:
-            raise Unfit("this is no plain JSON message, but Celery's or SNS's own")
+            raise Unfit("this is a message of Celery or SNS, not a plain JSON message")
         task = payload["headers"]["task"]
         self._check_arguments(task, payload["body"][1])
         if (bytes_ := size(text, {})) > self._options.max_message_bytes:
-            raise Unfit(f"{bytes_} bytes; the queue takes {self._options.max_message_bytes}")
+            most = self._options.max_message_bytes
+            raise Unfit(f"{bytes_} bytes; the queue accepts at most {most}")
         return Line(number, id_, self._queue or self._route(task), text)
 
     def _check_arguments(self, name: str, kwargs: dict[str, Any]) -> None:
@@ -121,7 +126,7 @@ class Checker:
         if task is None:
             raise Unfit(f"there is no task {name!r}")
         if (model := getattr(task, "model", None)) is None:
-            raise Unfit(f"task {name!r} has no message model, so plain JSON cannot reach it")
+            raise Unfit(f"task {name!r} has no message model, so plain JSON cannot call it")
         try:
             model.model_validate(fields_of(model, (), kwargs))
         except ValidationError as exc:
@@ -139,7 +144,7 @@ class Checker:
 def checked(
     lines: Iterable[tuple[int, str]], check: Callable[[int, str], Line]
 ) -> tuple[list[Line], list[tuple[int, str]]]:
-    """The messages that may be sent, and why each other line may not."""
+    """The messages of the valid lines, and the number and reason of each invalid line."""
     fit: list[Line] = []
     unfit: list[tuple[int, str]] = []
     for number, text in lines:
@@ -156,7 +161,8 @@ def send(
     lines: list[Line],
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Line], list[tuple[int, str]]]:
-    """Send ten a call; those that SQS took, and why it did not take each other one."""
+    """Send the messages, ten per call. Return those that SQS accepted, and the line number and
+    reason of each other one."""
     published = Published()
     batch = Batch(published)
     given = []
@@ -179,7 +185,7 @@ def _given(message: str | None, lines: IO[str] | None) -> Iterator[tuple[int, st
 
 
 def _with_id(text: str) -> tuple[str, str]:
-    """The line, unchanged where it has an id; else with a new one."""
+    """The line and its id. A line without an id gets a new one."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -196,8 +202,8 @@ def _as_delivery(body: str) -> Delivery:
     return Delivery("", "", "", "", body, {}, 1, datetime.now(UTC), 0.0)
 
 
-def _say_faults(faults: list[tuple[int, str]]) -> None:
-    for number, why in faults[:MOST_TOLD]:
+def _print_faults(faults: list[tuple[int, str]]) -> None:
+    for number, why in faults[:MOST_SHOWN]:
         say(f"line {number}: {why}")
-    if len(faults) > MOST_TOLD:
-        say(f"… and {len(faults) - MOST_TOLD} more lines.")
+    if len(faults) > MOST_SHOWN:
+        say(f"… and {len(faults) - MOST_SHOWN} more lines.")

@@ -177,7 +177,7 @@ def test_an_open_poll_is_awaited_beside_what_runs_and_what_it_brings_is_released
         late = project.send("work")
         faults.let_go(RECEIVE)
 
-        said = "Message is released"
+        said = "Message released"
         wait_until(lambda: said in project.worker_log(), PATIENCE, "a message that is released")
         assert project.events(event="end") == []
         assert worker.wait(PATIENCE) == 0

@@ -60,6 +60,6 @@ def test_what_waits_for_too_long_is_handed_back_and_runs_once_and_is_not_dead_le
     assert [len(project.events(id_, "end")) for id_ in ids] == [1] * 12
     assert project.queues.dead_letters() == []
     log = project.worker_log()
-    assert "Message is released" in log
+    assert "Message released" in log
     assert "lease of a message was lost" not in log
     assert "SQS was not told" not in log

@@ -629,7 +629,7 @@ def test_what_cannot_become_a_task_is_undecodable_for_a_reason_without_the_body(
         ("no id", "the Celery envelope: headers.id: Field required"),
         ("eta a word", "the Celery envelope: headers.eta is not a time"),
         ("data a string", "the plain JSON message: data: Input should be a valid dictionary"),
-        ("neither action nor type", "the plain JSON message: neither action nor type is given"),
+        ("neither action nor type", "the plain JSON message has neither action nor type"),
         ("Celery's own task", "plain JSON cannot reach Celery's own tasks"),
     ],
 )

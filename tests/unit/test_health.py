@@ -31,9 +31,12 @@ def judged(vitals: Vitals) -> Report:
         (POLLING, "polling"),
         (BUSY, "busy with 2 tasks"),
         (Vitals(), "waiting"),
-        (Vitals(pauses=["MongoDB is away"]), "paused: MongoDB is away"),
+        (Vitals(pauses=["MongoDB is unavailable"]), "paused: MongoDB is unavailable"),
         # What fails of an outage runs for a while yet.
-        (Vitals(pauses=["MongoDB is away"], running=["job"]), "paused: MongoDB is away"),
+        (
+            Vitals(pauses=["MongoDB is unavailable"], running=["job"]),
+            "paused: MongoDB is unavailable",
+        ),
         (Vitals(is_polling=True, silence=STALL), "polling"),
         # In the solo pool a task is on the loop.
         (Vitals(silence=600, is_solo=True, running=["job"]), "busy with 1 tasks"),
@@ -50,7 +53,7 @@ def test_a_worker_that_does_its_work_is_healthy(vitals: Vitals, text: str) -> No
         (Vitals(silence=61, running=["job"]), "the event loop has not responded for 61 s"),
         (Vitals(silence=61, is_solo=True), "the event loop has not responded for 61 s"),
         (
-            Vitals(silence=61, pauses=["MongoDB is away"]),
+            Vitals(silence=61, pauses=["MongoDB is unavailable"]),
             "the event loop has not responded for 61 s",
         ),
         (Vitals(overrun=["job"], is_polling=True), "past the hard time limit: job"),

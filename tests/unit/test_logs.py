@@ -79,12 +79,12 @@ def test_a_line_has_the_facts_of_its_event() -> None:
     ids = ("event", "task", "message_id", "sqs_message_id", "source", "queue")
     outcome = ("deliveries", "outcome", "seconds", "delay", "reason", "error", "count", "pid")
     facts = {name: f"of {name}" for name in ids + outcome}
-    line = line_of("Message is done.", **facts)
+    line = line_of("Message done.", **facts)
     assert {name: line.get(name) for name in facts} == facts
 
 
 def test_a_fact_that_is_nothing_is_left_out() -> None:
-    assert "task" not in line_of("Message is done.", task=None)
+    assert "task" not in line_of("Message done.", task=None)
 
 
 def test_only_known_facts_are_told() -> None:

@@ -76,7 +76,7 @@ def test_lines_are_sent_ten_a_call(run: Run, fake: FakeSqs, way: str, tmp_path: 
     arguments = {"stdin": [], "file": ["--file", str(tmp_path / "lines")], "-": ["--file", "-"]}
     told = run(*arguments[way], stdin=text if way != "file" else "")
     assert told.stdout.split() == [f"m-{n}" for n in range(12)]
-    assert "12 sent, 0 not." in told.stderr
+    assert "12 sent, 0 not sent." in told.stderr
     assert [len(call["Entries"]) for call in fake.asked(SEND)] == [10, 2]
 
 
@@ -104,7 +104,7 @@ def test_a_message_without_an_id_is_given_one(run: Run, fake: FakeSqs) -> None:
         ('{"properties": {}}', "envelope"),
         (
             json.dumps({"Type": "Notification", "TopicArn": "arn:x", "Message": line()}),
-            "no plain JSON message",
+            "not a plain JSON message",
         ),
     ],
 )
@@ -124,7 +124,7 @@ def test_of_many_wrong_lines_the_first_are_told(run: Run, fake: FakeSqs) -> None
     told = run(stdin="x\n" * 30)
     assert "line 20: " in told.stderr
     assert "10 more" in told.stderr
-    assert "30 of the lines are wrong" in told.stderr
+    assert "invalid lines: 30" in told.stderr
 
 
 def test_a_line_that_sqs_refuses_is_told_by_its_number(run: Run, fake: FakeSqs) -> None:
@@ -132,7 +132,7 @@ def test_a_line_that_sqs_refuses_is_told_by_its_number(run: Run, fake: FakeSqs) 
     told = run("--json", stdin=f"\n{line('m-1')}\n\n{line('m-2')}\n{line('m-3')}")
     assert told.exit_code == 1
     assert "line 4: Refused" in told.stderr
-    assert "2 sent, 1 not." in told.stderr
+    assert "2 sent, 1 not sent." in told.stderr
     assert [json.loads(each)["line"] for each in told.stdout.splitlines()] == [2, 5]
 
 
@@ -141,7 +141,7 @@ def test_where_sqs_cannot_be_reached_no_message_counts_as_sent(run: Run, fake: F
     told = run(stdin=f"{line('m-1')}\n{line('m-2')}")
     assert told.exit_code == 1
     assert told.stdout == ""
-    assert "0 sent, 2 not." in told.stderr
+    assert "0 sent, 2 not sent." in told.stderr
 
 
 def test_a_message_goes_to_the_queue_of_its_task_or_to_the_one_that_is_named(

@@ -92,7 +92,7 @@ def test_what_a_worker_misses_is_named_with_the_way_out(
 def test_a_further_queue_without_dead_letters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     queues = '{"mail": {"url": "https://sqs.test/mail"}}'
     settings = settings_of(monkeypatch, **WORKER, SQS_QUEUES=queues)
-    with pytest.raises(SettingsError, match="SQS_QUEUES gives no dead_letter_url for queue 'mail'"):
+    with pytest.raises(SettingsError, match="SQS_QUEUES has no dead_letter_url for queue 'mail'"):
         settings.require_worker()
 
 
