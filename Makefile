@@ -1,19 +1,19 @@
-# The one interface to everything. For GNU make 3.81 and newer.
+# All commands of this project. For GNU make 3.81 and newer.
 #
-#   make run       set up and start everything on this machine, serve until Ctrl+C
-#   make demo      the same, but stop once both users are stored
-#   make test      all tests but the long ones
-#   make verify    the long ones
-#   make bench     speed and cost beside others, with charts: under 30 minutes, ARGS=--quick under 3
-#   make soak      one worker under a steady flow for MINUTES=10; fails where it grows or drifts
-#   make chaos     a fleet under fire, beside stock Celery: 20 minutes; ARGS="--short": two
-#   make contract  acceptance tests on the real queue that the environment names
+#   make run       set up and start everything on this machine; runs until Ctrl+C
+#   make demo      the same, but stop when both users are stored
+#   make test      all tests except the long ones
+#   make verify    the long tests
+#   make bench     speed and cost compared with others: under 30 minutes, ARGS=--quick under 3
+#   make soak      one worker under a steady load for MINUTES=10; fails if memory grows or speed changes
+#   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
+#   make contract  acceptance tests on the real queue in the environment variables
 #   make lint      style and imports
 #   make types     mypy
 #
-# PYTHON=... names the interpreter, 3.11 or newer, that .venv is made with.
-# JOBS=... tests run side by side, 3 unless said; 0 for one after the other.
-# ARGS=... goes to pytest, to the benchmark, or to the chaos run.
+# PYTHON=... is the interpreter for .venv, 3.11 or newer.
+# JOBS=... is the number of tests that run in parallel, 3 by default; 0: one after the other.
+# ARGS=... is passed to pytest, to the benchmark or to the chaos run.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,16 +24,17 @@ MINUTES ?= 10
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 first-new-enough = $(shell for p in $(1); do "$$p" $(NEW_ENOUGH) 2>/dev/null && { echo "$$p"; break; }; done)
 PYTHON ?= $(call first-new-enough,python3 python3.14 python3.13 python3.12 python3.11 python)
-# For what is asked before .venv is there as well as after.
+# For the targets that run before .venv exists, and after.
 ANY_PYTHON = "$(or $(call first-new-enough,$(BIN)/python),$(PYTHON))"
 
-# Most tests wait for servers and workers. A file's tests stay together, for they share theirs.
+# Parallel, because most tests wait for servers and workers. The tests of one file share theirs, so
+# they run in one process.
 JOBS ?= 3
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Tests and stacks share ports and cores: one target after the other.
+# Tests and stacks share ports and cores, so the targets run one after the other.
 .NOTPARALLEL:
 .PHONY: help run demo test verify bench soak chaos contract lint types python services
 
@@ -72,7 +73,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# An interrupted installation may leave a pip that does not run: then .venv is made anew.
+# After an interrupted installation pip may not run. Then .venv is created again.
 $(STAMP): pyproject.toml sqs_broker/pyproject.toml constraints.txt | python
 	@echo "Setting up $(VENV): a minute or two, once."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)

@@ -1,7 +1,7 @@
-"""The Celery settings and nothing else. Celery reads this file when it first needs a setting.
+"""The Celery settings. Celery reads this file when it first needs a setting.
 
-Why each reliability setting must be as it is, stands beside it; what a deployment may change comes
-from app/settings.py.
+A comment gives the reason for each reliability setting. The values that a deployment may change
+come from app/settings.py.
 """
 
 from kombu import Exchange, Queue
@@ -11,7 +11,7 @@ from app.settings import get_settings
 
 _settings = get_settings().require_queue()
 
-# Where messages live. Queues are known by name; none is created at run time.
+# The queues. They are used by name, and none is created at run time.
 broker_transport_options = {
     "region": _settings.aws_region,
     "endpoint_url": _settings.aws_endpoint_url,
@@ -22,22 +22,25 @@ broker_transport_options = {
     },
     "decode_json": "app.messages:decode_json",
     "wait_time_seconds": _settings.sqs_wait_time,
-    # Ours, since Celery's stop has no deadline.
+    # An option of this broker: Celery's own stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,
     "health_file": _settings.worker_health_file,
     "max_message_bytes": _settings.sqs_max_message_bytes,
-    # The hard time limit and a margin: a running task's message is never handed to another worker.
+    # Longer than the hard time limit, so that SQS does not deliver a running task's message to
+    # another worker.
     "visibility_timeout": _settings.visibility_timeout,
-    # Ours comes first, with a reason on the dead letter; SQS's own limit is the backstop.
+    # max_attempts is reached first, and puts a reason on the dead letter. SQS's own limit only
+    # catches what this project cannot count.
     "max_attempts": _settings.sqs_max_attempts,
     "max_receive_count": _settings.sqs_max_receive_count,
     "backoff_base": _settings.sqs_backoff_base,
     "backoff_max": _settings.sqs_backoff_max,
-    # Events and remote control live in MongoDB. A producer needs neither, and so no MongoDB.
+    # Events and remote control use MongoDB. A producer needs neither of them, so it needs no
+    # MongoDB.
     "control": control_options(_settings),
 }
 
-# Routing by task name: globs of SQS_QUEUES first, the default queue for all else.
+# Routing by task name: first the globs of SQS_QUEUES, then the default queue.
 task_queues = [Queue(name, Exchange(""), routing_key=name) for name in _settings.queues]
 task_default_queue = next(iter(_settings.queues))
 task_default_exchange = ""
@@ -47,42 +50,42 @@ task_routes = [
     for name, queue in _settings.queues.items()
     if queue.tasks
 ]
-# A misspelt queue is an error at the caller, not a queue that nobody reads.
+# A wrong queue name raises at the caller. It does not create a queue that no worker reads.
 task_create_missing_queues = False
 
-# A message is deleted when its task is done, so a killed worker loses nothing.
+# A message is deleted only after its task has ended, so a killed worker loses no message.
 task_acks_late = True
-# A task whose process died did not run: its message is delivered again.
+# If the process of a task dies, the message is delivered again.
 task_reject_on_worker_lost = True
-# That would send a new message, whose delivery count starts again.
+# A retry of Celery's own would be a new message, whose delivery count starts at one.
 task_retry_on_worker_lost = False
-# A failure is retried or dead-lettered with its reason, never acknowledged away.
+# A failed message is retried or dead-lettered with its reason, never deleted.
 task_acks_on_failure = False
 task_acks_on_timeout = False
 
-# A task is told to stop, then killed, well before its lease ends.
+# The soft limit raises in the task, then the hard limit kills it, well before its lease ends.
 task_soft_time_limit = _settings.task_soft_time_limit
 task_time_limit = _settings.task_time_limit
 
-# Nothing from the wire is ever unpickled.
+# No message is ever unpickled.
 accept_content = ["json"]
 task_serializer = "json"
 event_serializer = "json"
-# One clock for every producer and worker.
+# All producers and workers use UTC.
 enable_utc = True
 timezone = "UTC"
 
-# Nobody waits for a result; the user in MongoDB is the result.
+# No caller waits for a result. The user in MongoDB is the result.
 task_ignore_result = True
-# Flower lives on the worker's events; a producer's would need the control plane of every producer.
+# Flower needs the worker's events. Events of producers would require MongoDB in each producer.
 worker_send_task_events = True
 task_send_sent_event = False
-# Over SQS it does not exist in stock Celery; here it goes through MongoDB (sqs_broker/control/).
+# Stock Celery has no remote control over SQS. Here it uses MongoDB (sqs_broker/control/).
 worker_enable_remote_control = True
 
 worker_concurrency = _settings.worker_concurrency
-# The window is the pool's size and what the pool is likely to start within a second
-# (sqs_broker/sqs/leases.py): otherwise messages would age here that another worker could run.
+# A worker receives as many messages as its pool runs and is likely to start within a second
+# (sqs_broker/sqs/leases.py). More would wait here while another worker could run them.
 worker_prefetch_multiplier = 1
-# A worker that starts before its network does is patient.
+# A worker may start before its network is available.
 broker_connection_retry_on_startup = True

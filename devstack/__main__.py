@@ -1,4 +1,4 @@
-"""python -m devstack: start the stack, show two registrations, serve until Ctrl+C."""
+"""python -m devstack: start the stack, show two registrations, then run until Ctrl+C."""
 
 import argparse
 import os
@@ -14,14 +14,14 @@ from devstack.errors import StackError
 
 
 class Stop(BaseException):
-    """A signal asked to stop. No `except Exception` on the way may keep it."""
+    """A signal asked to stop. A BaseException, so that no `except Exception` catches it."""
 
 
 def main() -> int:
     options = _options()
     is_abandoned = _abandonment(options.with_parent)
     _stop_on_signals()
-    # A profile or an address of this user's own has no business in this stack.
+    # The stack must not use the user's own AWS profile or endpoint.
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
 
@@ -63,13 +63,14 @@ def _options() -> argparse.Namespace:
 
 
 def _abandonment(with_parent: bool) -> Callable[[], bool]:
-    """Whether whoever started this is gone: the parent, if it counts, or the terminal."""
+    """A function that returns whether the terminal is closed or, with `with_parent`, the parent has
+    ended."""
     parent = os.getppid() if with_parent else None
     has_terminal = sys.stdout.isatty()
 
     def is_abandoned() -> bool:
         without_parent = parent is not None and os.getppid() != parent
-        # A closed terminal says so (SIGHUP) to the leader of its session alone, which may be make.
+        # A closed terminal sends SIGHUP only to the leader of its session, which may be make.
         return without_parent or (has_terminal and not sys.stdout.isatty())
 
     return is_abandoned
@@ -78,13 +79,13 @@ def _abandonment(with_parent: bool) -> Callable[[], bool]:
 def _stop_on_signals() -> None:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
-    # Ignored from the start, it is nohup's wish to go on without the terminal.
+    # If SIGHUP is ignored from the start, nohup runs this, to continue without the terminal.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _stop)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    # Stopping is bounded in time as it is, and a second Ctrl+C must not cut it off.
+    # The stop has a deadline of its own, and a second Ctrl+C must not interrupt it.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise Stop(number)
@@ -94,7 +95,7 @@ def _say(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError:
-        # Nobody reads any more. That is no reason to stop serving, or to stop half-way.
+        # Nothing reads the output any more. The stack must still run, and must stop completely.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""One user through each of two doors, the documents that come out, and what to try next."""
+"""Registers one user by a Celery call and one by plain JSON, and shows the stored documents."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from devstack.stack import DATABASE, ROOT, Say, Stack, client_environment
 from devstack.waiting import wait_until
 
 STOCK = "s1"
-#: Seconds for a producer's process to start and to send.
+#: Seconds for a producer's process to start and send.
 SEND_SECONDS = 30
-#: Seconds until a registration that was sent is stored.
+#: Seconds until a sent registration is stored.
 STORED_SECONDS = 60
 LIST_USERS = (
     'import os, pymongo; print(*pymongo.MongoClient(os.environ["MONGO_URI"])'
@@ -29,35 +29,35 @@ LIST_USERS = (
 
 
 def show(stack: Stack, say: Say) -> None:
-    """Register two users and show what was stored. Raises StackError if one is not."""
+    """Register two users and show what was stored. Raises StackError if a user is not stored."""
     run = _suffix()
     with MongoClient[dict[str, Any]](stack.environment["MONGO_URI"], tz_aware=True) as client:
         users = client[DATABASE]["users"]
 
         def stored(user_id: str) -> Callable[[], dict[str, Any] | None]:
-            def look() -> dict[str, Any] | None:
+            def find() -> dict[str, Any] | None:
                 stack.check()
                 return users.find_one({"stock_id": STOCK, "user_id": user_id})
 
-            return look
+            return find
 
-        doors = {
+        ways = {
             f"kim-{run}": ("register_user.delay(...)", _delay),
             f"lee-{run}": ("plain JSON on the queue", _plain_json),
         }
-        for user_id, (_, send) in doors.items():
+        for user_id, (_, send) in ways.items():
             send(stack, user_id)
-        for user_id, (door, _) in doors.items():
+        for user_id, (way, _) in ways.items():
             try:
-                user = wait_until(stored(user_id), STORED_SECONDS, f"the user sent by {door}")
+                user = wait_until(stored(user_id), STORED_SECONDS, f"the user sent by {way}")
             except TimeoutError as exc:
                 raise StackError(f"{exc} (log: {stack.worker.log})") from None
             assert user is not None
-            say(f"\nBy {door}:\n{_readable(user)}")
+            say(f"\nBy {way}:\n{_readable(user)}")
 
 
 def what_next(stack: Stack) -> str:
-    """What to type in another terminal."""
+    """The commands to try in another terminal."""
     python = shlex.quote(_short(Path(sys.executable)))
     run = _suffix()
     return f"""
@@ -68,16 +68,16 @@ Try next, in another terminal:
   {python} -c {shlex.quote(_plain_json_call(f"bob-{run}"))}
   {python} -c {shlex.quote(LIST_USERS)}
 
-Logs: {_short(stack.worker.log)}, and those of the servers beside it."""
+Logs: {_short(stack.worker.log)}; the logs of the servers are in the same directory."""
 
 
 def _suffix() -> str:
-    """A user registers once and the database is kept, so each run needs users of its own."""
+    """A suffix for the user ids of this run: a user registers once, and the database is kept."""
     return uuid.uuid4().hex[:6]
 
 
 def _delay_call(user_id: str) -> str:
-    """Python that registers a user as a Celery producer does."""
+    """Python code that registers a user as a Celery producer does."""
     return (
         "from app.tasks import register_user; "
         f'register_user.delay(stock_id="{STOCK}", user_id="{user_id}", '
@@ -86,7 +86,7 @@ def _delay_call(user_id: str) -> str:
 
 
 def _plain_json_call(user_id: str) -> str:
-    """Python that puts on the queue what a program in any language can put there."""
+    """Python code that sends plain JSON, as a program in any language can."""
     return (
         'import boto3, json, os; boto3.client("sqs").send_message('
         'QueueUrl=os.environ["AWS_SQS_QUEUE_URL"], '
@@ -95,7 +95,7 @@ def _plain_json_call(user_id: str) -> str:
 
 
 def _delay(stack: Stack, user_id: str) -> None:
-    # A process of its own, as any producer is: it has the stack's environment and nothing else.
+    # In a separate process with the stack's environment, like any producer.
     with Process(
         "the producer",
         [sys.executable, "-c", _delay_call(user_id)],
@@ -136,6 +136,6 @@ def _readable(document: dict[str, Any]) -> str:
 
 
 def _short(path: Path) -> str:
-    """The path as one types it here."""
+    """The path relative to the current directory, if it is below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative

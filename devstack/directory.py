@@ -1,4 +1,4 @@
-"""The directory of a stack: its data, its logs, and the locks that keep a second stack out."""
+"""The directory of a stack: its data, its logs, and the locks that prevent a second stack."""
 
 import fcntl
 import os
@@ -12,13 +12,13 @@ from devstack.errors import StackError
 from devstack.waiting import wait_until
 from sqs_broker.machine import files
 
-#: Seconds for the processes of a stack that was killed: the longest grace of any, and to spare.
+#: Seconds in which the processes of a killed stack end: longer than the longest grace period.
 REMAINS_SECONDS = 40
 
 
 @dataclass(frozen=True)
 class Directory:
-    """Where a stack keeps everything, `.local` by default."""
+    """The directory in which a stack stores everything, `.local` by default."""
 
     path: Path
 
@@ -35,7 +35,7 @@ class Directory:
         return self.path / "stack.env"
 
     def log(self, name: str) -> Path:
-        """The log of this start; the one before it is kept beside it."""
+        """The log file of this start. The previous one is kept as `<name>.log.1`."""
         log = self.path / f"{name}.log"
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
@@ -43,24 +43,24 @@ class Directory:
 
     @contextmanager
     def occupied(self) -> Iterator[int]:
-        """Keeps other stacks out until the end of the block.
+        """Prevent other stacks in this directory until the end of the block.
 
-        Yields a descriptor that every process of the stack has to inherit: the directory stays
-        occupied until the last of them is gone, also when this process is killed. The block
-        ends when they are gone. Raises StackError if another stack runs here.
+        Yields a descriptor that every process of the stack must inherit. The directory stays locked
+        until the last of them has ended, even if this process is killed. The block ends when all
+        have ended. Raises StackError if another stack runs here.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.path / "stack.lock") as stack:
             if stack is None:
                 raise StackError(
-                    f"Another stack runs in {self.path} already: use it, or stop it first."
+                    f"Another stack already runs in {self.path}: use it, or stop it first."
                 )
             with self._processes() as processes:
                 try:
                     yield processes
                 finally:
                     self.environment_file.unlink(missing_ok=True)
-            # Whoever still starts or stops has inherited the lock just closed.
+            # Processes that still start or stop have inherited the lock that was just closed.
             with self._processes():
                 pass
 
@@ -74,19 +74,19 @@ class Directory:
             )
             yield descriptor
         except TimeoutError as exc:
-            raise StackError(f"{exc}; `fuser {path}` names them.") from None
+            raise StackError(f"{exc}; `fuser {path}` lists them.") from None
         finally:
             os.close(descriptor)
 
     def publish(self, environment: Mapping[str, str]) -> None:
-        """Write what a client needs, for `set -a; . stack.env`, readable by this user only."""
+        """Write a client's environment, for `set -a; . stack.env`. Only this user can read it."""
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in environment.items()]
         files.replace(self.environment_file, "".join(lines), files.PRIVATE)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int | None]:
-    """The descriptor of the locked file, None if somebody else has the lock."""
+    """The descriptor of the locked file; None if another process has the lock."""
     descriptor = _open_lock(path)
     try:
         yield descriptor if _lock(descriptor) else None
@@ -98,7 +98,7 @@ def _open_lock(path: Path) -> int:
     try:
         return files.open_lock(path)
     except OSError as exc:
-        raise StackError(f"{path} cannot be locked ({exc.strerror}). Remove it.") from None
+        raise StackError(f"Cannot lock {path} ({exc.strerror}). Remove it.") from None
 
 
 def _lock(descriptor: int) -> bool:

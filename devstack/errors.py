@@ -1,5 +1,5 @@
-"""The stack's one error."""
+"""The error of the stack."""
 
 
 class StackError(Exception):
-    """The stack cannot go on. One line says why and, where there is one, the fix."""
+    """The stack cannot continue. The text is one line: the reason and, if there is one, the fix."""

@@ -1,4 +1,4 @@
-"""Flower of the stack, with a password of its own."""
+"""The Flower of the stack, with a password for each start."""
 
 import secrets
 import sys
@@ -13,20 +13,20 @@ from devstack.process import Process
 from devstack.waiting import wait_until
 
 START_SECONDS = 60
-#: To write down what it has seen.
+#: Time to save its state.
 STOP_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where it is, and who gets in."""
+    """The port and the login of Flower."""
 
     port: int
     login: str = field(repr=False)
 
     @classmethod
     def new(cls, port: int) -> "Access":
-        """The port if it is free, else another one; and a login that nobody has had before."""
+        """The port if it is free, otherwise another one, and a new login."""
         return cls(ports.preferred_or_any(port), f"admin:{secrets.token_urlsafe(16)}")
 
     @property
@@ -35,7 +35,7 @@ class Access:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs, by name of the environment variable."""
+        """The environment variables that a client needs."""
         return {"FLOWER_URL": self.url, "FLOWER_BASIC_AUTH": self.login}
 
 
@@ -49,8 +49,8 @@ def running(
     log: Path,
     keep_open: Sequence[int] = (),
 ) -> Iterator[Process]:
-    """Flower, just started, until the end of the block. It keeps what it has seen in `state`."""
-    # How this user's own Flower is set up has no business in this stack.
+    """Flower until the end of the block, not yet listening. It stores its state in `state`."""
+    # The stack must not use the settings of the user's own Flower.
     others = {name: value for name, value in environment.items() if not name.startswith("FLOWER_")}
     with Process(
         "Flower",
@@ -68,7 +68,7 @@ def running(
 
 
 def wait_until_listening(process: Process, access: Access) -> None:
-    """Returns once it takes requests. Raises StackError if it does not."""
+    """Wait until Flower accepts connections. Raises StackError if it does not."""
 
     def listens() -> bool:
         process.check()

@@ -1,13 +1,13 @@
-"""Runs one command that must not outlive the process that asked for it.
+"""Runs one command, and ends it when the process that started this guard ends.
 
     python guard.py --grace SECONDS COMMAND [ARGUMENT ...]
 
-Standard input is a pipe whose other end only the asking process holds. When that process closes
-it, or dies in whatever way, the command gets SIGTERM; what is left of it and its descendants
-`grace` seconds later gets SIGKILL. The exit status is the command's, 128 and the signal's number
-if a signal ended it.
+Standard input is a pipe whose other end only the starting process holds. When that process closes
+the pipe or dies, the command gets SIGTERM. `grace` seconds later the command and its descendants
+get SIGKILL if they still run. The exit status is that of the command, or 128 plus the signal's
+number if a signal ended it.
 
-Run by its path under `python -I -S`, so it uses nothing but the standard library.
+It is run by its path with `python -I -S`, so it uses only the standard library.
 """
 
 import argparse
@@ -23,11 +23,11 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 class Guard:
-    """The command in its own process group, and everything it leaves behind."""
+    """The command in its own process group, and its descendants."""
 
     def __init__(self, command: list[str]) -> None:
-        # On Linux orphans of the command become children of the guard, those included that
-        # left the process group, so that none escapes. Elsewhere the group has to do.
+        # On Linux, orphans of the command become children of the guard, even if they left the
+        # process group, so that none is missed. Other systems have only the group.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.status: int | None = None
         self.pid = os.fork()
@@ -35,7 +35,7 @@ class Guard:
             _become(command)
 
     def reap(self) -> None:
-        """Collect who ended; sets `status` once the command itself has."""
+        """Reap the processes that have ended. Sets `status` when the command itself has ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -48,16 +48,16 @@ class Guard:
                 self.status = code if code >= 0 else 128 - code
 
     def terminate(self) -> None:
-        """Ask the command to stop. Only the command: its children are its own business."""
+        """Send SIGTERM to the command only, which must stop its own children."""
         if self.status is None:
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the command and all its descendants now, and wait until they are gone."""
+        """Kill the command and all its descendants, and wait until they have ended."""
         while True:
             try:
                 os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):  # macOS refuses where only zombies are
+            except (ProcessLookupError, PermissionError):  # macOS refuses if only zombies are left.
                 alive = False
             else:
                 alive = True
@@ -115,10 +115,10 @@ class _Flag:
 
 
 def _become(command: list[str]) -> None:
-    """In the child: turn into the command. Never returns."""
+    """In the child: execute the command. Never returns."""
     try:
         os.setpgid(0, 0)
-        # Should the guard itself be killed, the command still gets its SIGTERM.
+        # If the guard itself is killed, the command still gets SIGTERM.
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
@@ -138,7 +138,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _children() -> list[int]:
-    """Direct children of this process; empty where the system has no /proc."""
+    """The direct children of this process; empty if the system has no /proc."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return [int(pid) for pid in file.read().split()]

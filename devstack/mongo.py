@@ -1,4 +1,4 @@
-"""A real mongod on this machine, as a replica set of one: transactions need a replica set."""
+"""A real mongod on this machine: a replica set of one, because transactions need a replica set."""
 
 import importlib.util
 import shutil
@@ -19,14 +19,14 @@ from devstack.waiting import wait_until
 from sqs_broker.machine import files
 
 REPLICA_SET = "rs0"
-#: Recovery after a kill reads the whole journal.
+#: Includes a recovery after a kill, which reads the whole journal.
 START_SECONDS = 60
 STOP_SECONDS = 20
 HOW_TO_GET = (
-    "No mongod that runs here: install MongoDB Community Server 6.0 or newer "
-    "(https://www.mongodb.com/docs/manual/installation/) so that `mongod` is on the PATH."
+    "No mongod runs on this machine: install MongoDB Community Server 6.0 or newer "
+    "(https://www.mongodb.com/docs/manual/installation/), so that `mongod` is on the PATH."
 )
-#: MongoDB's code for a node that has no replica set configuration yet.
+#: MongoDB's error code for a node without a replica set configuration.
 NOT_YET_INITIALIZED = 94
 
 
@@ -50,15 +50,15 @@ def running(
     test_commands: bool = False,
     keep_open: Sequence[int] = (),
 ) -> Iterator[MongoServer]:
-    """A server that takes writes, until the end of the block.
+    """A server that accepts writes, until the end of the block.
 
-    It keeps its databases in `data`. It listens on `port` if that is free, else on another one;
-    that may differ from the last time. `test_commands` allows fail points. Raises StackError if
-    it does not start.
+    It stores its databases in `data`. It listens on `port` if that is free, otherwise on another
+    port, which may differ from the last one. `test_commands` allows fail points. Raises StackError
+    if it does not start.
     """
     binary = find_binary()
-    # A directory where no primary ever was holds no data, and the remains of a first start that
-    # was cut off may be such that mongod refuses them.
+    # A directory that never had a primary has no data. After an interrupted first start, mongod may
+    # refuse its files.
     initiated = data / "initiated"
     if data.exists() and not initiated.exists():
         shutil.rmtree(data)
@@ -73,7 +73,7 @@ def running(
 
 
 def find_binary() -> Path:
-    """The packaged mongod, or the one on the PATH. Raises StackError if neither runs here."""
+    """The packaged mongod, or the one on the PATH. Raises StackError if neither can run."""
     candidates = [_packaged_binary(), shutil.which("mongod")]
     for candidate in candidates:
         if candidate is not None and _runs(Path(candidate)):
@@ -90,12 +90,12 @@ def _packaged_binary() -> Path | None:
 
 
 def _runs(binary: Path) -> bool:
-    """Whether its libraries are here and the processor has the instructions it needs."""
+    """Whether its libraries are installed and the processor has the instructions that it needs."""
     try:
-        tried = subprocess.run([binary, "--version"], capture_output=True, timeout=30)
+        result = subprocess.run([binary, "--version"], capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return tried.returncode == 0
+    return result.returncode == 0
 
 
 def command(
@@ -106,12 +106,12 @@ def command(
     replica_set: str | None = REPLICA_SET,
     test_commands: bool = False,
 ) -> list[str | Path]:
-    """How a mongod is started on this machine: a member of a replica set, or standalone."""
+    """The command that starts a mongod: a member of a replica set, or standalone."""
     words: list[str | Path] = [binary, "--dbpath", data, "--port", str(port)]
     words += ["--bind_ip", ports.HOST, "--nounixsocket", "--quiet"]
     if replica_set is not None:
         words += ["--replSet", replica_set, "--oplogSize", "128"]
-    # Small: it shares the machine with everything else.
+    # Small, because it shares the machine with all other processes.
     words += ["--wiredTigerCacheSizeGB", "0.25"]
     words += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
     if test_commands:
@@ -131,7 +131,7 @@ def _wait_for_primary(process: Process, port: int) -> None:
                 if client.admin.command("hello")["isWritablePrimary"]:
                     return True
                 _configure(client, member)
-            except AutoReconnect:  # not up yet, or a change of role closed the connection
+            except AutoReconnect:  # It does not listen yet, or a role change closed the connection.
                 pass
             return False
 
@@ -142,7 +142,7 @@ def _wait_for_primary(process: Process, port: int) -> None:
 
 
 def _configure(client: "MongoClient[dict[str, Any]]", member: str) -> None:
-    """Make `member` the replica set's only one, whatever port the last start had."""
+    """Make `member` the only member of the replica set, whatever port the last start had."""
     try:
         config = client.admin.command("replSetGetConfig")["config"]
     except OperationFailure as exc:

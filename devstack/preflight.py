@@ -1,9 +1,9 @@
-"""Says what this machine lacks, each with its fix, before anything is installed.
+"""Reports what this machine lacks, with the fixes, before anything is installed.
 
-Uses nothing but the standard library, for it runs on the system's Python:
+Uses only the standard library, because the system's Python runs it:
 
-    python preflight.py            what a virtual environment needs
-    python preflight.py services   and what the SQS server and mongod need
+    python preflight.py            checks the needs of a virtual environment
+    python preflight.py services   also checks the needs of the SQS server and mongod
 """
 
 import ctypes
@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MINIMUM_PYTHON = (3, 11)
-#: Where there is a wheel of roto-aws, by (system, machine).
+#: The platforms with a wheel of roto-aws, as (system, machine).
 SQS_SERVER_PLATFORMS = {
     ("Linux", "x86_64"),
     ("Linux", "aarch64"),
     ("Darwin", "x86_64"),
     ("Darwin", "arm64"),
 }
-#: The libraries that the packaged mongod needs and a small machine may lack, with the packages
-#: that hold them: Debian's and Ubuntu's, then Fedora's and Red Hat's.
+#: The libraries that the packaged mongod needs and that a small system may lack, with the packages
+#: that contain them: for Debian and Ubuntu, then for Fedora and Red Hat.
 MONGOD_LIBRARIES = {
     "libcurl.so.4": ("libcurl4", "libcurl"),
     "libssl.so.3": ("libssl3", "openssl-libs"),
@@ -49,14 +49,15 @@ def main() -> int:
 
 
 def python_lacks() -> Iterator[str]:
-    """One line for each thing that keeps a virtual environment from being made."""
+    """One line for each fault that prevents a virtual environment."""
     if sys.version_info < MINIMUM_PYTHON:
         yield (
             f"Python {platform.python_version()} is too old: 3.11 or newer is needed. "
             "Name one: `make PYTHON=/path/to/python3 ...`."
         )
     if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
-        yield f"this Python cannot make virtual environments. {_install('python3-venv', 'python3')}"
+        fix = _install("python3-venv", "python3")
+        yield f"this Python cannot create virtual environments. {fix}"
 
 
 def sqs_server_lacks() -> Iterator[str]:
@@ -68,13 +69,13 @@ def sqs_server_lacks() -> Iterator[str]:
             "or `docker compose up`."
         )
     elif here[0] == "Linux" and not _glibc():
-        yield "roto-server needs glibc, which this Linux has not: use `docker compose up`."
+        yield "roto-server needs glibc, which this Linux lacks: use `docker compose up`."
 
 
 def mongod_lacks(loads: Callable[[str], bool] | None = None) -> Iterator[str]:
-    """One line for each thing that keeps the packaged mongod from running.
+    """One line for each fault that prevents the packaged mongod from running.
 
-    None where a mongod on the PATH runs instead. `loads` says whether a library can be loaded.
+    Empty if a mongod on the PATH runs instead. `loads` returns whether a library can be loaded.
     """
     if _mongod_on_path():
         return
@@ -89,8 +90,8 @@ def mongod_lacks(loads: Callable[[str], bool] | None = None) -> Iterator[str]:
         return
     if not _has_avx():
         yield (
-            "mongod needs a processor with AVX, which this one has not: use another machine, "
-            "or a virtual one that passes the processor's features on."
+            "mongod needs a processor with AVX, which this one lacks: use another machine, "
+            "or a virtual machine that passes on the processor's features."
         )
     missing = [name for name in MONGOD_LIBRARIES if not (loads or _loads)(name)]
     if missing:
@@ -112,7 +113,7 @@ def _mongod_on_path() -> bool:
 
 
 def _glibc() -> tuple[int, ...]:
-    """Its version; empty where there is none."""
+    """The version of glibc; empty if there is none."""
     name, version = platform.libc_ver()
     return tuple(map(int, version.split("."))) if name == "glibc" else ()
 
@@ -133,13 +134,13 @@ def _loads(library: str) -> bool:
 
 
 def _install(debian: str, fedora: str) -> str:
-    """The command for this distribution; for one unknown, what to look for."""
+    """The command to install a package, or Debian's name of it if the distribution is unknown."""
     kinds = _distribution()
     if kinds & {"debian", "ubuntu"}:
         return f"Fix: `sudo apt-get install {debian}`."
     if kinds & {"fedora", "rhel", "centos"}:
         return f"Fix: `sudo dnf install {fedora}`."
-    return f"Install what Debian calls {debian}."
+    return f"Install the package that Debian calls {debian}."
 
 
 def _distribution() -> set[str]:

@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, whatever way that one ends."""
+"""A process that ends when the process that started it ends, however that happens."""
 
 import subprocess
 import sys
@@ -11,15 +11,16 @@ from devstack import guard
 from devstack.errors import StackError
 from sqs_broker.machine import files
 
-#: Seconds beyond its grace that a guard may take to kill and collect what is left.
+#: Seconds after the grace period in which a guard kills and reaps the remaining processes.
 GUARD_MARGIN = 10
 
 
 class Process:
     """A command under its guard (see guard.py), with its output in a log file.
 
-    As a context manager it stops at the end. `keep_open` are descriptors the command inherits;
-    a lock among them is held until the last of its processes is gone.
+    As a context manager, it stops at the end of the block. The command inherits the descriptors
+    `keep_open`. If one of them is a lock, it is held until the last process of the command has
+    ended.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=directory,
-                # Ctrl+C in the terminal reaches the parent alone, which stops things in order.
+                # Ctrl+C in the terminal reaches only the parent, which stops everything in order.
                 start_new_session=True,
                 pass_fds=tuple(keep_open),
             )
@@ -66,11 +67,11 @@ class Process:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """The exit status of the command; None while it runs."""
         return self._guard.poll()
 
     def check(self) -> None:
-        """Raises StackError with the end of the log if it ended by itself."""
+        """Raise StackError, with the last line of the log, if the command has ended."""
         if self.exit_status is not None:
             raise StackError(
                 f"{self.name} ended with status {self.exit_status}: {self.last_words()} "
@@ -78,19 +79,19 @@ class Process:
             )
 
     def last_words(self) -> str:
-        """The last line it logged."""
+        """The last line of the log."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "its log is empty"
 
     def wait(self, seconds: float) -> int:
-        """The exit status. Raises StackError if it is not there after so many seconds."""
+        """Wait for the exit status. Raises StackError if the command still runs after `seconds`."""
         try:
             return self._guard.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise StackError(f"{self.name} is not done after {seconds:g} s.") from None
+            raise StackError(f"{self.name} still runs after {seconds:g} s.") from None
 
     def stop(self) -> None:
-        """Stop it and everything it started; returns when all of it is gone."""
+        """Stop the command and all its descendants. Returns when they have ended."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         try:
@@ -104,4 +105,4 @@ def _create(log: Path) -> IO[bytes]:
     try:
         return files.create(log, files.PRIVATE)
     except OSError as exc:
-        raise StackError(f"{log} cannot be written ({exc.strerror or exc}).") from None
+        raise StackError(f"Cannot write {log} ({exc.strerror or exc}).") from None

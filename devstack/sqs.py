@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 REGION = "us-east-1"
-#: The server asks for credentials and believes any.
+#: The server requires credentials and accepts any.
 ACCESS_KEY = "test"
 START_SECONDS = 20
-#: It would wait for the end of every long poll, also of clients that are gone. What it answered
-#: is committed, so that a kill loses nothing.
+#: The server would wait for the end of every long poll, even of clients that have gone. A kill
+#: loses nothing, because the server commits before it answers.
 STOP_SECONDS = 1
-#: Bytes of a message that it takes at the most; Amazon's takes 1 MiB.
+#: Most bytes of a message that the server accepts. SQS accepts 1 MiB.
 LARGEST_MESSAGE = 262_144
 DEAD_LETTER_RETENTION_SECONDS = 14 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class SqsServer:
-    """A running server."""
+    """A running SQS server."""
 
     process: Process
     port: int
@@ -46,12 +46,12 @@ class SqsServer:
         return f"http://{ports.HOST}:{self.port}"
 
     def client(self) -> "SQSClient":
-        """A boto3 client of this server. The caller closes it."""
+        """A boto3 client for this server. The caller must close it."""
         return client_for(self.endpoint_url)
 
 
 def client_for(endpoint_url: str) -> "SQSClient":
-    """A boto3 client of a server of this machine. The caller closes it."""
+    """A boto3 client for a server on this machine. The caller must close it."""
     return boto3.client(
         "sqs",
         region_name=REGION,
@@ -64,7 +64,7 @@ def client_for(endpoint_url: str) -> "SQSClient":
 
 @dataclass(frozen=True)
 class QueuePair:
-    """A queue and the dead-letter queue its redrive policy names."""
+    """A queue and the dead-letter queue in its redrive policy."""
 
     url: str
     dead_letter_url: str
@@ -78,9 +78,9 @@ def running(
     port: int | None = None,
     keep_open: Sequence[int] = (),
 ) -> Iterator[SqsServer]:
-    """A server that takes requests, until the end of the block.
+    """A server that accepts requests, until the end of the block.
 
-    It keeps its queues under `data`, or in memory. It listens on `port` if that is free, else on
+    It stores its queues in `data`, or in memory. It listens on `port` if that is free, otherwise on
     another one. Raises StackError if it does not start.
     """
     storage = ["--ephemeral"] if data is None else ["--data-dir", str(data)]
@@ -97,9 +97,9 @@ def running(
 def create_queues(
     client: "SQSClient", name: str, *, visibility_timeout: int, max_receive_count: int
 ) -> QueuePair:
-    """The queue and `<name>-dlq`, made or, where they exist, brought to these attributes.
+    """Create the queue and `<name>-dlq`. If they exist, set these attributes and keep the messages.
 
-    `visibility_timeout` is in seconds. Messages in them stay.
+    `visibility_timeout` is in seconds.
     """
     dead_letter_url = _create(
         client, f"{name}-dlq", {"MessageRetentionPeriod": str(DEAD_LETTER_RETENTION_SECONDS)}
@@ -123,7 +123,7 @@ def _create(client: "SQSClient", name: str, attributes: "dict[QueueAttributeName
     try:
         return client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
     except ClientError as exc:
-        # The first is roto's word for it, the second SQS's.
+        # The first is roto's error code, the second SQS's.
         if exc.response["Error"]["Code"] not in {"QueueAlreadyExists", "QueueNameExists"}:
             raise
     url = client.get_queue_url(QueueName=name)["QueueUrl"]

@@ -24,14 +24,14 @@ FLOWER_PORT = 5555
 QUEUE = "sdc-sqs"
 DATABASE = "registrations"
 WORKER_START_SECONDS = 60
-#: Beyond WORKER_SHUTDOWN_TIMEOUT, before a worker that still does not end is killed.
+#: Seconds after WORKER_SHUTDOWN_TIMEOUT until a worker that still runs is killed.
 WORKER_STOP_MARGIN = 25
-#: For one machine and one person, unless the environment says otherwise. A worker that stops waits
-#: for the end of its long poll, and of its tasks.
+#: Defaults for one machine and one person; the environment overrides them. The long poll is short,
+#: because a worker waits for its end when it stops.
 WORKER_DEFAULTS = {"WORKER_CONCURRENCY": "2", "SQS_WAIT_TIME": "2"}
-#: Seconds, for a person who waits for it.
+#: In seconds. Short, because a person waits for it.
 WORKER_SHUTDOWN_TIMEOUT = 10
-#: What Celery logs once it takes messages.
+#: The end of the line that Celery logs when it accepts messages.
 WORKER_READY = " ready."
 
 Say = Callable[[str], None]
@@ -47,25 +47,25 @@ class Stack:
     worker: Process
     flower: Process
     queues: QueuePair
-    #: What a client on this machine needs, by name of the environment variable.
+    #: The environment variables that a client on this machine needs.
     environment: Mapping[str, str]
 
     def check(self) -> None:
-        """Raises StackError if one of its processes ended."""
+        """Raise StackError if a process of the stack has ended."""
         for process in (self.sqs.process, self.mongo.process, self.worker, self.flower):
             process.check()
 
 
 @contextmanager
 def running(path: Path, say: Say) -> Iterator[Stack]:
-    """A stack with its data under `path`, until the end of the block.
+    """A stack with its data in `path`, until the end of the block.
 
-    `say` is told of each step. Worker and Flower stop first, the servers after them. Raises
-    StackError if it does not start, or if another stack runs there.
+    It calls `say` with a line for each step. The worker and Flower stop first, then the servers.
+    Raises StackError if the stack does not start, or if another stack runs in `path`.
     """
     directory = Directory(path)
     with directory.occupied() as lock, ExitStack() as started:
-        # What a killed stack left would send clients to ports where it listens no more.
+        # The file of a killed stack would send clients to ports that are no longer open.
         directory.environment_file.unlink(missing_ok=True)
 
         sqs_server = started.enter_context(
@@ -90,7 +90,7 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
         access = flower.Access.new(FLOWER_PORT)
         environment = _environment(sqs_server, queues, mongo_server) | access.environment
         directory.publish(environment)
-        # Beside the worker, for both take a moment to start.
+        # Started before the worker, because both take a moment.
         web = started.enter_context(
             flower.running(
                 access,
@@ -109,20 +109,20 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
         try:
             yield Stack(directory, sqs_server, mongo_server, worker, web, queues, environment)
         finally:
-            say("\nStopping: worker and Flower first, the servers after them.")
+            say("\nStopping the worker and Flower, then the servers.")
 
 
 def serve(stack: Stack, until: Callable[[], bool]) -> None:
-    """Returns once the condition holds. Raises StackError if one of the stack's processes ends."""
+    """Wait until the condition is true. Raises StackError if a process of the stack ends."""
     while not until():
         stack.check()
         time.sleep(0.5)
 
 
 def client_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of this process with the stack's own in it, and no other AWS."""
+    """The environment of this process, with the stack's variables and no other AWS variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    # Queues of another place, which a `.env` may name, are not on this server.
+    # A `.env` may name other queues, which this server does not have.
     return {**inherited, **environment, "SQS_QUEUES": "{}"}
 
 
@@ -148,7 +148,7 @@ def _environment(sqs_server: SqsServer, queues: QueuePair, server: MongoServer) 
     return {
         "AWS_ENDPOINT_URL": sqs_server.endpoint_url,
         "AWS_REGION": sqs.REGION,
-        # The one that boto3 reads.
+        # boto3 reads this variable.
         "AWS_DEFAULT_REGION": sqs.REGION,
         "AWS_ACCESS_KEY_ID": sqs.ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": sqs.ACCESS_KEY,
@@ -174,7 +174,7 @@ def _worker(directory: Directory, environment: Mapping[str, str], lock: int) -> 
         [sys.executable, "-m", "celery", "-A", "app", "worker"],
         log=directory.log("worker"),
         grace=timeout + WORKER_STOP_MARGIN,
-        # Its ready line, which is waited for, is of this level.
+        # Celery logs its ready line, which is awaited below, at this level.
         environment=inherited | {"LOG_LEVEL": "INFO", "WORKER_SHUTDOWN_TIMEOUT": str(timeout)},
         directory=ROOT,
         keep_open=[lock],

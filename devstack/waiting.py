@@ -1,19 +1,19 @@
-"""Waiting for a condition, with a deadline."""
+"""Waits for a condition, with a deadline."""
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-#: Seconds between two looks at the condition.
+#: Seconds between two checks of the condition.
 INTERVAL = 0.02
 
 Value = TypeVar("Value")
 
 
 def wait_until(condition: Callable[[], Value], timeout: float, what: str) -> Value:
-    """The first true value of the condition.
+    """Return the first true value of the condition.
 
-    Raises TimeoutError, naming what was waited for, if there is none within `timeout` seconds.
+    Raises TimeoutError, with `what` in its text, if there is none within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while not (value := condition()):

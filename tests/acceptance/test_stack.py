@@ -264,7 +264,7 @@ def test_a_second_stack_in_the_same_directory_says_so_in_one_line(serving: Run) 
     assert second.returncode == 1
     assert second.stdout == ""
     (line,) = second.stderr.splitlines()
-    assert "Another stack runs" in line
+    assert "Another stack already runs" in line
     assert serving.environment()
 
 

@@ -43,7 +43,7 @@ def test_a_directory_holds_one_stack_at_a_time(tmp_path: Path) -> None:
     directory = Directory(tmp_path)
     with (
         directory.occupied(),
-        pytest.raises(StackError, match="Another stack runs"),
+        pytest.raises(StackError, match="Another stack already runs"),
         directory.occupied(),
     ):
         pass

@@ -48,7 +48,7 @@ def test_nothing_is_missing_where_every_library_loads(linux: pytest.MonkeyPatch)
     [
         (DEBIAN, "`sudo apt-get install libcurl4 libssl3`."),
         (FEDORA, "`sudo dnf install libcurl openssl-libs`."),
-        ({"ID": "else"}, "what Debian calls libcurl4 libssl3."),
+        ({"ID": "else"}, "package that Debian calls libcurl4 libssl3."),
     ],
 )
 def test_missing_libraries_are_named_with_the_command_that_installs_them(
