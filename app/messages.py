@@ -79,7 +79,7 @@ class Registration(Message):
     user_id: Id
     user_info: UserInfo
     index: Whole = 0
-    money: Whole | None = Field(None, description="Without it, the setting STARTING_MONEY.")
+    money: Whole | None = Field(None, description="Default: the setting STARTING_MONEY.")
     loan_count: Whole = 0
 
 

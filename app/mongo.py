@@ -1,8 +1,8 @@
 """Reads MONGO_URI, and opens all MongoDB clients of this program in one way.
 
-The tasks, the start checks, `sqs doctor` and the probe all use `open_client`, so the checks test
-the same client that the tasks use. Each option of the URI is used, replaced with a value that this
-program needs for its promises, or refused by name. See docs/mongodb.md.
+The tasks, the start checks, `sqs doctor` and the probe all get their client here, so the checks
+test the same client that the tasks use. Each option of the URI is used, replaced with a value that
+this program needs for its promises, or refused by name. See docs/mongodb.md.
 """
 
 import re

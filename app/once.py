@@ -1,14 +1,14 @@
 """Exactly-once effects: the effect and the record of the message id commit in one transaction.
 
-Guaranteed: the effect on MongoDB exists once, or not yet. This holds however often and at the same
-time SQS delivers the message, and wherever a process is killed. A duplicate gets the first result.
+Guaranteed: the effect on MongoDB exists once, or not yet. This holds however often SQS delivers the
+message, even at the same time, and wherever a process is killed. A duplicate gets the first result.
 Not guaranteed: an effect outside this MongoDB (an e-mail, a call to another service) is not rolled
 back. The function may start more than once, because a transaction that conflicts with another one
 is tried again. Message ids are deleted after ONCE_RETENTION_DAYS.
 
 If a process is killed in a transaction, MongoDB keeps its locks until it ends the transaction
 (`transactionLifetimeLimitSeconds`, 60 s by default). A message that needs these locks is retried
-after that time. So do not write one document in every message: spread the writes.
+after that time. So do not write the same document in every message: use several documents.
 
     @once
     def increment(message: Increment, provenance: Provenance, session: ClientSession) -> ...:

@@ -88,7 +88,7 @@ def is_unreachable(exc: BaseException) -> bool:
 
 
 class Outage:
-    """Finds the begin and the end of an outage of MongoDB, in one thread of the main process."""
+    """Detects the beginning and the end of an outage, in one thread of the main process."""
 
     def __init__(
         self, find_error: Check, aftermath: float, find_fault: Check = lambda: None

@@ -57,7 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--with-parent",
         action="store_true",
-        help="stop when the process that started this one is gone",
+        help="stop when the process that started this one has ended",
     )
     return parser.parse_args()
 

@@ -43,8 +43,9 @@ def install(celery_app: Any, commands: Sequence[str] = ()) -> None:
     """Make a Celery app use this broker. Reads no configuration and opens no connection.
 
     Call it before you use the app's first task. If the app has its own task class, that class must
-    be a subclass of `sqs_broker.worker.task.Task`; if not, `install` sets that class. `commands`
-    lists click commands of the app ("package.module:command") to add to `celery -A … sqs`.
+    be a subclass of `sqs_broker.worker.task.Task`. If it has none, `install` sets `Task` itself.
+    `commands` lists click commands of the app ("package.module:command") to add to
+    `celery -A … sqs`.
     """
     from celery.app.task import Task as CeleryTask
 

@@ -123,13 +123,15 @@ class Options:
     brackets: tuple[Any, ...] = ()
     """Context managers around each run of a task (sqs_broker/observers/bracket.py)."""
     driver: Callable[..., Any] | None = None
-    """Makes what brings requests to SQS (sqs_broker/sqs/queue.py `Driver`); None for boto3."""
+    """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/queue.py); if None, boto3's.
+    """
     policy: Policy = field(default_factory=Policy)
     control: ControlOptions = field(default_factory=ControlOptions)
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """Read Celery's `broker_transport_options`. Raises ConfigurationError naming the option."""
+        """Read Celery's `broker_transport_options`. Raises ConfigurationError with the name of the
+        option."""
         if not given.get("region"):
             raise ConfigurationError("broker_transport_options has no `region`. Add it.")
         from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.

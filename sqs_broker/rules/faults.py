@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from sqs_broker.errors import NoThread, Undecodable
 from sqs_broker.rules.outcomes import Failed, Happened, NotTaken, Refused
 
-#: Error numbers if the system is short of a resource now, or a disk fails. The message may cause
-#: the other system errors: for example a path built from its contents, or a time out of range.
+#: Error numbers which mean that a resource of the system is short now, or that a disk fails. Other
+#: errors of the system may be caused by the message: a path made from its content, a time out of
+#: range.
 TOO_LITTLE = frozenset(
     {
         errno.EAGAIN,
@@ -44,7 +45,7 @@ def untaken(exc: BaseException, refusal: str | None = None) -> Happened:
     error = type(exc).__name__
     if refusal is not None:
         return Refused(refusal, error)
-    return Failed(error, f"the worker could not take the message ({error})")
+    return Failed(error, f"the worker could not accept the message ({error})")
 
 
 def is_of_machine(exc: BaseException) -> bool:

@@ -81,12 +81,12 @@ class Forecast:
         return self._running
 
     def at_once(self, processes: int) -> int:
-        """Messages that the free ones of so many processes take at once."""
+        """Messages that the free processes take at once. `processes`: size of the pool."""
         return int(max(processes - len(self._runs), 0) * (self._takes or 1))
 
     def soon(self, processes: int) -> int | None:
-        """Messages that so many processes start within the horizon, without those whose job has run
-        for longer. None if no job has ended yet."""
+        """Messages that a pool of this size starts within the horizon; None if no job has ended
+        yet. A process whose job has run for longer than the horizon is expected to start none."""
         if self._ended is None:
             return None
         within, seconds = self._ended

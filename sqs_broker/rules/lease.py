@@ -11,11 +11,11 @@ from sqs_broker.limits import LONGEST_VISIBILITY
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.policy import LONGEST_WAIT
 
-#: Seconds after its longest wait for which a message's lease is still extended: time to release the
-#: message, or for a pool process that was about to take it to start it.
+#: Seconds for which a lease is still extended after the longest wait of its message. In this time
+#: the message is released, or a pool process that was about to take it starts it.
 WAIT_MARGIN = 30
 
-#: Seconds after the hard time limit of a running task for which its lease is still extended.
+#: Seconds for which the lease of a running task is still extended after its hard time limit.
 LIMIT_MARGIN = 10
 
 
@@ -79,8 +79,9 @@ class Lease:
         return not (self.is_running or self.is_promised)
 
     def started(self, time_limit: float | None, now: float | None = None) -> None:
-        """Record that the task runs since `now`. Without a `time_limit` in seconds, it may run
-        until SQS's 12 hours are over."""
+        """Record that the task started at `now`, in monotonic seconds; at this moment, if None.
+
+        The task may run for `time_limit` seconds, but only until SQS's 12 hours are over."""
         self.started_at = monotonic() if now is None else now
         if time_limit is None:
             self.may_last_until = self._longest

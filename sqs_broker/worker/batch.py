@@ -78,8 +78,8 @@ class _Run:
 
     def __init__(self, trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> None:
         self._trace = trace
-        #: Each message begins with what is set now. What is set around one of them, as a tracing
-        #: library sets its span, is not around another.
+        #: The context variables at the start. Each message begins with a copy of them, so a span
+        #: that a tracing library sets for one message does not become the parent of another's.
         self._context = contextvars.copy_context()
         self._name = name
         self._jobs = jobs

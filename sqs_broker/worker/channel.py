@@ -60,7 +60,7 @@ class Channel(virtual.Channel):
     do_restore = False
     body_encoding = None
     supports_fanout = True
-    #: What measures leases, in seconds.
+    #: The clock by which leases are measured, in seconds.
     clock: Callable[[], float] = staticmethod(monotonic)
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:

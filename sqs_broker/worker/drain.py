@@ -49,7 +49,7 @@ class Drain:
         pool.close()  # From now on the pool replaces no process that ends.
         for request in running:
             request.cancel(pool, emit_retry=False)
-        # A second SIGTERM would cut a task's cleanup short.
+        # A second SIGTERM would interrupt the cleanup of a task.
         kill(processes - {request.worker_pid for request in running}, signal.SIGTERM)
         self._await_end(processes, CANCEL_PATIENCE)
         kill(processes & children(), signal.SIGKILL)

@@ -25,7 +25,7 @@ def run(arrival: Arrival, admitted: Admitted) -> Happened:
         "delivery_info": arrival.content["properties"]["delivery_info"],
         "hostname": HERE,
     }
-    # By the module: tracing libraries put their own in the place of Celery's function.
+    # Called through the module, because tracing libraries replace the function there.
     trace = tracing.build_tracer(task.name, task, hostname=HERE, app=task.app)
     traced = trace(request["id"], args, kwargs, request)
     # `info` is checked, not the result, because a task may also return an exception.

@@ -53,7 +53,7 @@ class Shutdown:
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
         self._pid = os.getpid()
-        # A signal handler puts into it, and must take no lock that its own thread may hold.
+        # A SimpleQueue, because a signal handler writes to it and must not wait for a lock.
         self._asked: SimpleQueue[Ask] = SimpleQueue()
         self._is_asked = False
         self._is_by_signal = False
@@ -211,7 +211,8 @@ class Shutdown:
             if deliveries := self._deliveries:
                 self._release_all(deliveries)
         finally:
-            if isinstance(self._consumer.controller, Worker):  # If not, a program runs the worker.
+            # Any other controller belongs to a program that must not exit with its worker.
+            if isinstance(self._consumer.controller, Worker):
                 logging.shutdown()
                 leave_at_once(0)
 

@@ -49,7 +49,7 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self.options = Options.read(client.transport_options)
         self.observers = Observers([MessageLog(), *self.options.observers])
-        # Parameters are checked here too: messages may have attributes of the caller's own.
+        # With parameter checks, because a caller may give messages attributes of its own.
         self.sqs = driver_for(self.options, is_checked=True)
         self.control = ControlConnection(self.options.control, lambda: self.inbox)
         self._beat_at: float | None = None

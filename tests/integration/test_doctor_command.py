@@ -309,7 +309,7 @@ def test_a_worker_refuses_a_queue_without_a_redrive_policy(either: Queues) -> No
 def test_a_worker_refuses_a_queue_that_is_not_there(either: Queues) -> None:
     gone = Queues(either.client, either.endpoint_url, either.url + "x", either.dead_letter_url)
 
-    with pytest.raises(SettingsError, match="no such queue"):
+    with pytest.raises(SettingsError, match="this queue does not exist"):
         check_queues(options(gone))
 
 

@@ -223,7 +223,7 @@ def test_a_record_that_somebody_edited_is_no_conflict_but_says_so(name: str) -> 
     counter.increment(Increment(input=4), provenance())
     OnceRecord._get_collection().update_one({}, {"$unset": {name: 1}})
 
-    with pytest.raises(PermanentError, match="cannot be read") as caught:
+    with pytest.raises(PermanentError, match="cannot be compared") as caught:
         counter.increment(Increment(input=4), provenance())
 
     assert not isinstance(caught.value, Conflict)

@@ -442,7 +442,7 @@ def test_a_user_that_somebody_edited_is_no_conflict_but_says_so(
     register(registration(), provenance())
     User._get_collection().update_one({}, edit)
 
-    with pytest.raises(PermanentError, match="cannot be read") as caught:
+    with pytest.raises(PermanentError, match="cannot be compared") as caught:
         way(registration())
 
     assert not isinstance(caught.value, Conflict)

@@ -402,7 +402,7 @@ def test_a_decoder_that_fails_holds_no_message_up(connection: Connection, sqs: S
     (note,) = (read_note(call["MessageAttributes"]) or {} for call in sqs.sent)
     assert (note["error"], note["reason"]) == (
         "RuntimeError",
-        "the worker could not take the message (RuntimeError)",
+        "the worker could not accept the message (RuntimeError)",
     )
 
 

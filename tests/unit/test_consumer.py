@@ -225,7 +225,7 @@ def test_a_message_that_cannot_be_taken_does_not_end_the_worker(
     message = make_message("typed")
     consumer.create_task_handler()(message)
     error = type(fault).__name__
-    assert message.happened == Failed(error, f"the worker could not take the message ({error})")
+    assert message.happened == Failed(error, f"the worker could not accept the message ({error})")
     assert message.channel.rejected == [False]
 
 

@@ -98,25 +98,28 @@ def test_a_pool_that_is_on_its_way_out_is_known_by_what_python_says() -> None:
 @pytest.mark.parametrize(
     ("exc", "happened"),
     [
-        (KeyError(MARKER), Failed("KeyError", "the worker could not take the message (KeyError)")),
+        (
+            KeyError(MARKER),
+            Failed("KeyError", "the worker could not accept the message (KeyError)"),
+        ),
         (
             RecursionError(MARKER),
-            Failed("RecursionError", "the worker could not take the message (RecursionError)"),
+            Failed("RecursionError", "the worker could not accept the message (RecursionError)"),
         ),
         (
             RuntimeError(MARKER),
-            Failed("RuntimeError", "the worker could not take the message (RuntimeError)"),
+            Failed("RuntimeError", "the worker could not accept the message (RuntimeError)"),
         ),
         # Made of what a message holds: a path, or a time that no clock can show.
         (
             failing(errno.ENAMETOOLONG),
-            Failed("OSError", "the worker could not take the message (OSError)"),
+            Failed("OSError", "the worker could not accept the message (OSError)"),
         ),
         (
             failing(errno.EOVERFLOW),
-            Failed("OSError", "the worker could not take the message (OSError)"),
+            Failed("OSError", "the worker could not accept the message (OSError)"),
         ),
-        (OSError(MARKER), Failed("OSError", "the worker could not take the message (OSError)")),
+        (OSError(MARKER), Failed("OSError", "the worker could not accept the message (OSError)")),
         (Undecodable("the body is not JSON"), Refused("the body is not JSON", "Undecodable")),
     ],
     ids=repr,
@@ -145,7 +148,7 @@ def test_a_fault_that_is_told_apart_on_purpose_is_not_looked_for() -> None:
 def test_exceptions_that_lead_to_each_other_have_an_end() -> None:
     one, other = KeyError(), ValueError()
     one.__context__, other.__context__ = other, one
-    assert untaken(one) == Failed("KeyError", "the worker could not take the message (KeyError)")
+    assert untaken(one) == Failed("KeyError", "the worker could not accept the message (KeyError)")
 
 
 class Untellable(RuntimeError):

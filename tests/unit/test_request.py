@@ -745,7 +745,10 @@ def test_a_task_whose_message_was_handed_back_does_not_start(make_run: MakeRun) 
     ("fault", "happened"),
     [
         (RuntimeError("can't start new thread"), NotTaken("RuntimeError")),
-        (KeyError(MARKER), Failed("KeyError", "the worker could not take the message (KeyError)")),
+        (
+            KeyError(MARKER),
+            Failed("KeyError", "the worker could not accept the message (KeyError)"),
+        ),
     ],
     ids=repr,
 )
