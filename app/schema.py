@@ -153,8 +153,7 @@ def _faults_of_indexes(
         if found.get("unique"):
             yield Fault(
                 subject,
-                "it is unique, but this program did not create it, so MongoDB could refuse a new "
-                "user",
+                "it is unique but not an index of this program, so MongoDB could refuse documents",
                 "Drop it, or create it again without `unique`.",
             )
         if "expireAfterSeconds" in found:

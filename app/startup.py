@@ -83,7 +83,7 @@ def _check_order(task: str | None, soft: float | None, hard: float | None) -> No
     hard_name = "time_limit" if task else "TASK_TIME_LIMIT"
     raise SettingsError(
         f"{whose}{soft_name} ({soft} s) must be less than {hard_name} ({hard} s). "
-        "Otherwise a task is killed before its soft limit."
+        "Otherwise a task is killed before it reaches its soft limit."
     )
 
 
