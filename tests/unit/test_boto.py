@@ -1,0 +1,176 @@
+"""boto3 as a driver: its exceptions become SqsError, and no client crosses a fork."""
+
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from sqs_broker.options import Options
+from sqs_broker.sqs.boto import Boto, asked, driver_for
+from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.testing import FakeSqs
+
+DATE = "Fri, 02 Jan 2026 03:04:05 GMT"
+
+
+class Script(BaseHTTPRequestHandler):
+    """Gives the answers of a script: status, headers, body."""
+
+    answers: ClassVar[list[tuple[int, dict[str, str], bytes]]] = []
+    asked: ClassVar[list[dict[str, str]]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(dict(self.headers))
+        status, headers, body = self.answers.pop(0)
+        self.send_response_only(status)
+        for name, value in {"Content-Length": str(len(body)), "Date": DATE, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """A server of this machine that answers as a script says."""
+    Script.answers, Script.asked = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def queue(endpoint: str) -> Iterator[Queue]:
+    driver = driver_for(options(endpoint), tries=1, read_timeout=5)
+    yield Queue(f"{endpoint}/1/jobs", driver)
+    driver.close()
+
+
+def options(endpoint: str) -> Options:
+    key = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    return Options("us-east-1", {}, endpoint, key)
+
+
+def answer(body: str, status: int = 200, **headers: str) -> None:
+    Script.answers.append((status, headers, body.encode()))
+
+
+def error_of(queue: Queue) -> SqsError:
+    with pytest.raises(SqsError) as raised:
+        queue.attributes("All")
+    return raised.value
+
+
+def test_what_sqs_refuses_has_its_code_and_the_time_of_its_answer(queue: Queue) -> None:
+    answer('{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "none"}', 400)
+    error = error_of(queue)
+    assert (error.code, error.is_no_queue, error.has_reached) == ("QueueDoesNotExist", True, True)
+    assert error.at is not None
+    assert error.at.year == 2026
+
+
+def test_the_code_of_the_older_protocol_has_no_service_before_it(queue: Queue) -> None:
+    answer(
+        '{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "none"}',
+        400,
+        **{"x-amzn-query-error": "AWS.SimpleQueueService.NonExistentQueue;Sender"},
+    )
+    assert error_of(queue).code == "NonExistentQueue"
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "502 Bad Gateway"])
+def test_a_fault_of_a_server_on_the_way_is_an_error(queue: Queue, body: str) -> None:
+    answer(body, 502)
+    error = error_of(queue)
+    assert not error.is_final
+    assert not error.is_denied
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [('{"Attributes": ', {}), ("<html></html>", {}), ('{"Attributes"', {"Content-Length": "90"})],
+    ids=["half of JSON", "no JSON", "cut off"],
+)
+def test_an_answer_that_cannot_be_read_did_not_reach_us(
+    queue: Queue, body: str, headers: dict[str, str]
+) -> None:
+    answer(body, **headers)
+    assert not error_of(queue).has_reached
+
+
+def test_where_nobody_listens_sqs_is_not_reached(endpoint: str) -> None:
+    nobody = "http://127.0.0.1:9"
+    error = error_of(Queue(f"{nobody}/1/jobs", Boto(options(nobody), tries=1)))
+    assert (error.code, error.has_reached) == ("EndpointConnectionError", False)
+    assert nobody in str(error)
+
+
+def test_an_answer_is_read_with_its_time(queue: Queue) -> None:
+    answer('{"Attributes": {"VisibilityTimeout": "30"}}')
+    attributes = queue.attributes("All")
+    assert attributes.values == {"VisibilityTimeout": "30"}
+    assert attributes.at is not None
+
+
+def test_the_user_agent_is_the_packages(queue: Queue) -> None:
+    answer("{}")
+    queue.attributes("All")
+    assert Script.asked[0]["User-Agent"].startswith("celery-sqs-broker Boto3/")
+
+
+def test_what_the_library_lets_through_of_others_is_left_as_it_is() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ZeroDivisionError):
+        asked(fail, error=ZeroDivisionError())
+    with pytest.raises(Unreached, match="reset"):
+        asked(fail, error=ConnectionResetError("reset"))
+
+
+def test_an_endpoint_that_is_no_url_is_said_before_the_first_request() -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        Boto(options("nowhere")).open()
+
+
+def test_a_driver_is_used_again_after_it_was_closed(endpoint: str) -> None:
+    driver = Boto(options(endpoint))
+    queue = Queue(f"{endpoint}/1/jobs", driver)
+    for _ in range(2):
+        answer("{}")
+        queue.attributes("All")
+        driver.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_a_client_of_its_own(endpoint: str) -> None:
+    driver = Boto(options(endpoint), tries=1)
+    queue = Queue(f"{endpoint}/1/jobs", driver)
+    answer('{"Attributes": {"VisibilityTimeout": "1"}}', Connection="keep-alive")
+    queue.attributes("All")
+    answer('{"Attributes": {"VisibilityTimeout": "2"}}')
+    pid = os.fork()
+    if pid == 0:
+        answered = queue.attributes("All").values
+        os._exit(0 if answered == {"VisibilityTimeout": "2"} else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    answer('{"Attributes": {"VisibilityTimeout": "3"}}')
+    assert queue.attributes("All").values
+    driver.close()
+
+
+def test_the_options_name_the_driver(fake: FakeSqs) -> None:
+    assert isinstance(driver_for(options("http://127.0.0.1:9")), Boto)
+    assert driver_for(fake.options(), tries=7) is fake
+    assert fake.drivers[-1] == {"read_timeout": 10, "tries": 7, "is_checked": False}
