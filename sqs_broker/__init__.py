@@ -23,6 +23,7 @@ from sqs_broker.errors import (
     UnknownQueue,
 )
 from sqs_broker.rules.foreign import ForeignMessage
+from sqs_broker.sqs.errors import SqsError
 
 if TYPE_CHECKING:
     from sqs_broker.worker.transport import Transport
@@ -32,6 +33,7 @@ __all__ = [
     "ForeignMessage",
     "MessageTooLarge",
     "PublishError",
+    "SqsError",
     "Transport",
     "Undecodable",
     "UnknownQueue",

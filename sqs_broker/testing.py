@@ -251,7 +251,7 @@ def _is_meant(which: Which, place: int, entry: Entry) -> bool:
 
 
 class FakeSqs:
-    """A server of several queues, and the driver that reaches it (sqs_broker/sqs/queue.py).
+    """A server of several queues, and the driver that reaches it (sqs_broker/sqs/driver.py).
 
     With a `Clock`, nothing ever waits: a long poll that finds nothing lets that clock pass, up to
     its end or to the next message. With `holds_polls` it stays open instead, until a message comes,

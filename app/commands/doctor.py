@@ -17,8 +17,9 @@ from sqs_broker.options import Options
 from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.routes import circle
 from sqs_broker.sqs.boto import asked, quick_client
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import ALL, name_of
 from sqs_broker.tools.checks import (
     Finding,

@@ -19,8 +19,9 @@ from sqs_broker.rules.dead_letter import size
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Source
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.publisher import Batch, Published
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 from sqs_broker.tools.commands.broker import driver_of, options_of
 from sqs_broker.tools.commands.interruption import deferred

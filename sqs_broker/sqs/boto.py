@@ -13,8 +13,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from sqs_broker.options import Options
+from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, TRIES
 from sqs_broker.sqs.errors import SqsError, Unreached
-from sqs_broker.sqs.queue import Driver
 from sqs_broker.sqs.requests import Answer, Request, date_in
 
 if TYPE_CHECKING:
@@ -22,33 +22,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds to connect, and to wait for an answer to a call that SQS answers at once.
-CONNECT_TIMEOUT = 5
-READ_TIMEOUT = 10
-
-#: Times a call is made that fails for a reason that may pass.
-TRIES = 3
+VERSION: str = boto3.__version__
 
 #: How AWS's own logs name this package.
-USER_AGENT = f"celery-sqs-broker Boto3/{boto3.__version__}"
+USER_AGENT = f"celery-sqs-broker Boto3/{VERSION}"
 
 #: HTTP status codes from which an answer is an error, which botocore raises itself.
 ERRORS_FROM = 300
 
 #: For services of AWS besides SQS, which only add to what is told.
 QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
-
-
-def driver_for(
-    options: Options,
-    *,
-    read_timeout: float = READ_TIMEOUT,
-    tries: int = TRIES,
-    is_checked: bool = False,
-) -> Driver:
-    """The driver that the options name; without one, boto3's. For the arguments see `Boto`."""
-    make: Callable[..., Driver] = options.driver or Boto
-    return make(options, read_timeout=read_timeout, tries=tries, is_checked=is_checked)
 
 
 class Boto:

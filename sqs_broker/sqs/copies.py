@@ -12,7 +12,8 @@ from sqs_broker.rules import dead_letter
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 
 #: Messages remembered: many more than may wait to be deleted.

@@ -10,11 +10,10 @@ from sqs_broker.options import Options
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Outcome
-from sqs_broker.sqs.boto import driver_for
 from sqs_broker.sqs.copies import Copies
+from sqs_broker.sqs.driver import Driver, driver_for
 from sqs_broker.sqs.heartbeat import Heartbeat
 from sqs_broker.sqs.leases import Leases
-from sqs_broker.sqs.queue import Driver
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver
 from sqs_broker.sqs.settler import Settled, Settler
 

@@ -15,9 +15,10 @@ from time import monotonic
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Lease
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
 from sqs_broker.sqs.leases import Leases
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import tens
 
 logger = logging.getLogger(__name__)

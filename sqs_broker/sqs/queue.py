@@ -8,12 +8,13 @@ errors = queue.delete(receipt_handles)
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from sqs_broker.limits import MOST_BYTES
 from sqs_broker.sqs import requests
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError
-from sqs_broker.sqs.requests import Answer, Attributes, Outgoing, Received, Request
+from sqs_broker.sqs.requests import Attributes, Outgoing, Received, Request
 
 T = TypeVar("T")
 
@@ -22,23 +23,6 @@ TRIES = 5
 
 #: Seconds: the ceiling of the pause before the second try, doubled by each later one.
 FIRST_PAUSE = 0.2
-
-
-class Driver(Protocol):
-    """What brings a request to SQS, and waits for the answer. Thread-safe."""
-
-    def open(self) -> None:
-        """Make ready what the first request would. Raises ValueError where that cannot be."""
-
-    def carry(self, request: Request[Any]) -> Answer:
-        """Bring a request to SQS. Raises SqsError; and Unreached, or an exception of another kind,
-        where nobody knows what became of it."""
-
-    def pause(self, seconds: float) -> None:
-        """Wait before a second try."""
-
-    def close(self) -> None:
-        """Give up what is open. It may be opened again by the next request."""
 
 
 class Queue:

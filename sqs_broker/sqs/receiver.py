@@ -15,11 +15,11 @@ from time import monotonic
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import Delivery
-from sqs_broker.sqs.boto import CONNECT_TIMEOUT
+from sqs_broker.sqs.driver import CONNECT_TIMEOUT, Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
 from sqs_broker.sqs.leases import Leases
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Received
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import longest_delay
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from sqs_broker.sqs.copies import Copies
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import LEASE_OVER, Errors, SqsError
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import tens
 
 #: A place in the settlements that are given.

@@ -20,8 +20,8 @@ from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError
-from sqs_broker.sqs.queue import Driver
 from sqs_broker.sqs.settlement import Reporter, Settlement
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from enum import StrEnum
 
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.publisher import Batch, Published
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 from sqs_broker.tools.letters import Letter
 

@@ -18,7 +18,7 @@ from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
-from sqs_broker.sqs.boto import driver_for
+from sqs_broker.sqs.driver import driver_for
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.worker.channel import Channel, Message
 
@@ -61,9 +61,9 @@ class Transport(virtual.Transport):
 
     def driver_version(self) -> str:
         """The version of boto3, for `celery report`."""
-        import boto3
+        from sqs_broker.sqs.boto import VERSION
 
-        return str(boto3.__version__)
+        return VERSION
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Deliver messages on the event loop as soon as a receiver has put them into the inbox."""

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from sqs_broker.options import Options
-from sqs_broker.sqs.boto import Boto, asked, driver_for
+from sqs_broker.sqs.boto import Boto, asked
+from sqs_broker.sqs.driver import driver_for
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import FakeSqs

@@ -168,7 +168,14 @@ def test_a_celeryconfig_of_the_program_is_left_alone(directory: Path) -> None:
 
 
 def test_the_broker_imports_nothing_of_the_application_around_it(directory: Path) -> None:
-    for part in ("sqs", "control", "worker.transport", "worker.consumer", "tools.checks"):
+    for part in (
+        "sqs",
+        "control",
+        "worker.transport",
+        "worker.consumer",
+        "tools.checks",
+        "testing",
+    ):
         imported(f"sqs_broker.{part}", directory, after="assert 'app' not in sys.modules")
 
 

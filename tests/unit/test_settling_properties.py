@@ -30,8 +30,9 @@ from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.deliveries import Deliveries
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.leases import MOST_AHEAD
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.sqs.settler import RETRY_PAUSE
 from sqs_broker.testing import Clock, FakeSqs

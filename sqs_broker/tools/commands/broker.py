@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from sqs_broker.options import Options
-from sqs_broker.sqs.boto import driver_for
+from sqs_broker.sqs.driver import Driver, driver_for
 from sqs_broker.sqs.errors import SqsError
-from sqs_broker.sqs.queue import Driver
 
 
 def options_of(celery_app: Any) -> Options:

@@ -12,8 +12,9 @@ import click
 
 from sqs_broker.options import Options
 from sqs_broker.sqs.boto import asked, quick_client
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
-from sqs_broker.sqs.queue import Driver, Queue
+from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import name_of
 from sqs_broker.tools.commands.broker import driver_of, options_of, refusal
 from sqs_broker.tools.commands.output import print_json, print_table, say
