@@ -280,6 +280,11 @@ class Leases:
         """Whether nothing is in flight, and no receive is open that could bring something."""
         return not (self._held or self._reserved)
 
+    @property
+    def untold(self) -> int:
+        """Ended deliveries that wait for SQS to be told."""
+        return self._untold
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -104,7 +104,11 @@ def test_a_fault_of_a_server_on_the_way_is_an_error(queue: Queue, body: str) -> 
 
 @pytest.mark.parametrize(
     ("body", "headers"),
-    [('{"Attributes": ', {}), ("<html></html>", {}), ('{"Attributes"', {"Content-Length": "90"})],
+    [
+        ('{"Attributes": ', {}),
+        ("<html></html>", {}),
+        ('{"Attributes"', {"Content-Length": "90", "Connection": "close"}),
+    ],
     ids=["half of JSON", "no JSON", "cut off"],
 )
 def test_an_answer_that_cannot_be_read_did_not_reach_us(

@@ -31,7 +31,7 @@ from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.deliveries import Deliveries
 from sqs_broker.sqs.driver import Driver
-from sqs_broker.sqs.leases import MOST_AHEAD
+from sqs_broker.sqs.leases import MOST_AHEAD, MOST_UNTOLD
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.sqs.settler import RETRY_PAUSE
@@ -106,14 +106,14 @@ class World:
         self.sent.append(f"message-{next(self.numbers)}")
         return json.dumps(body | {"of": self.sent[-1]})
 
-    def suffer(self, fault: Fault) -> None:
-        """Let this go wrong with all calls from now on."""
+    def suffer(self, fault: Fault, *, before: float = 0.0) -> None:
+        """Let this go wrong with all calls from now on; SQS does what it is asked when `before` of
+        their time has passed."""
         self.fault = fault
         self.fake.heal()
         for action in ACTIONS:
-            halves = action == RECEIVE
-            before = fault.seconds / 2 if halves else 0
-            self.fake.slow(action, before=before, after=fault.seconds - before, times=inf)
+            early, late = fault.seconds * before, fault.seconds * (1 - before)
+            self.fake.slow(action, before=early, after=late, times=inf)
             if fault.refuses:
                 self.fake.fail(action, times=inf)
             elif fault.loses_answer:
@@ -337,7 +337,7 @@ class Settling(RuleBasedStateMachine):
 
     @rule(fault=faults, is_delivered=st.sampled_from([True, True, True, False]))
     def poll(self, fault: Fault, is_delivered: bool) -> None:
-        self.world.suffer(fault)
+        self.world.suffer(fault, before=0.5)
         if slots := self.leases.try_reserve():
             self.receiver.poll(slots, 0)
         if is_delivered:
@@ -351,7 +351,7 @@ class Settling(RuleBasedStateMachine):
 
     @rule(fault=faults)
     def beat(self, fault: Fault) -> None:
-        self.world.suffer(fault)
+        self.world.suffer(fault, before=0.5)
         self.heartbeat.beat()
 
     @rule(fault=faults)
@@ -414,6 +414,7 @@ class Settling(RuleBasedStateMachine):
     @invariant()
     def no_more_is_held_than_there_is_room_for(self) -> None:
         assert len(self.leases) <= CONCURRENCY + MOST_AHEAD
+        assert 0 <= self.leases.untold <= MOST_UNTOLD + CONCURRENCY + MOST_AHEAD
 
     def teardown(self) -> None:
         try:
@@ -442,6 +443,7 @@ class Settling(RuleBasedStateMachine):
         # Nothing is held, and nothing waits to be told.
         assert self.leases.is_empty
         assert self.deliveries.flush(0)
+        assert self.leases.untold == 0
 
     def _unfinished(self) -> list[str]:
         # Those to come in the year 2999 are sent on and on.
@@ -452,7 +454,7 @@ Settling.TestCase.settings = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=80,
+    max_examples=250,
     stateful_step_count=40,
     report_multiple_bugs=False,
 )
