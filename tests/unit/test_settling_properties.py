@@ -46,10 +46,11 @@ ACTIONS = (RECEIVE, SEND, DELETE, CHANGE)
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with calls: nothing of them is done, or their answers are lost, or a few
-    entries fail; and how long each takes."""
+    """What goes wrong with calls: nothing of them is done, or of copies, or their answers are lost,
+    or a few entries fail; and how long each takes."""
 
     refuses: bool = False
+    refuses_copies: bool = False
     loses_answer: bool = False
     failing: frozenset[int] = frozenset()
     seconds: float = 0.0
@@ -60,6 +61,7 @@ faults = st.sampled_from(
     [
         GOOD,
         Fault(refuses=True),
+        Fault(refuses_copies=True),
         Fault(loses_answer=True),
         Fault(failing=frozenset({0})),
         Fault(failing=frozenset({1})),
@@ -114,7 +116,7 @@ class World:
         for action in ACTIONS:
             early, late = fault.seconds * before, fault.seconds * (1 - before)
             self.fake.slow(action, before=early, after=late, times=inf)
-            if fault.refuses:
+            if fault.refuses or (fault.refuses_copies and action == SEND):
                 self.fake.fail(action, times=inf)
             elif fault.loses_answer:
                 self.fake.lose_answer(action, times=inf)
@@ -223,9 +225,10 @@ class Telling(Watched):
             world.wrong.append(f"a delay of {parameters['DelaySeconds']} s")
         if world.known_copies[origin]:
             world.wrong.append(f"a second copy of {origin}")
-        if parameters["QueueUrl"] == world.url:
+        is_taken = not (world.fault.refuses or world.fault.refuses_copies)
+        if is_taken and parameters["QueueUrl"] == world.url:
             parameters["MessageBody"] = world.named(body)  # It is a message of its own.
-        world.copies[origin] += not world.fault.refuses
+        world.copies[origin] += is_taken
         answer = super().carry(replace(request, parameters=parameters))
         world.known_copies[origin] += 1
         return answer
