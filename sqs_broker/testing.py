@@ -40,7 +40,6 @@ from sqs_broker.limits import (
     MOST_BYTES,
 )
 from sqs_broker.options import Options
-from sqs_broker.rules.admission import Admitted, admit, arrive
 from sqs_broker.rules.dead_letter import size
 from sqs_broker.rules.facts import Facts, facts_of
 from sqs_broker.rules.lease import Delivery
@@ -86,7 +85,9 @@ def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 
     `body` is the text of an SQS message, or the object of a plain JSON one. `deliveries` is how
     often SQS has delivered it, this time included: a failure in the last attempt is dead-lettered.
     """
-    from sqs_broker.worker.run import run  # It needs Celery, and FakeSqs does not.
+    # These need Celery, and FakeSqs does not.
+    from sqs_broker.rules.admission import Admitted, admit, arrive
+    from sqs_broker.worker.run import run
 
     options = Options.read(celery_app.conf.broker_transport_options)
     delivery = Delivery(

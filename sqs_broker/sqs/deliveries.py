@@ -262,7 +262,7 @@ class Deliveries:
         self._engine.settle(lease, message, outcome)
 
     def _on_settled(self, settled: Sequence[Settled]) -> None:
-        self._leases.unreported(-len(settled))
+        self._leases.count_unreported(-len(settled))
         for each in settled:
             code = None if each.error is None else each.error.code
             self._observers.settled(each.settlement.message, each.settlement.outcome, code)

@@ -137,7 +137,7 @@ class Engine:
 
     def settle(self, lease: Lease, facts: Facts, outcome: Outcome) -> None:
         """Report an outcome to SQS soon. Returns at once; never raises."""
-        self._leases.unreported(1)
+        self._leases.count_unreported(1)
         self.settler.settle(lease, facts, outcome)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:

@@ -262,7 +262,7 @@ class Leases:
         """Whether a delivery is in flight, with its lease."""
         return tag in self._held
 
-    def unreported(self, change: int) -> None:
+    def count_unreported(self, change: int) -> None:
         """Adjust the number of finished deliveries that are not yet reported to SQS. Receiving
         slows down while it is high, so that all can be reported within their leases."""
         with self._changed:
@@ -281,9 +281,9 @@ class Leases:
         return not (self._held or self._reserved)
 
     @property
-    def untold(self) -> int:
-        """Ended deliveries that wait for SQS to be told."""
-        return self._untold
+    def unreported(self) -> int:
+        """Finished deliveries that are not yet reported to SQS."""
+        return self._unreported
 
     def __len__(self) -> int:
         return len(self._held)

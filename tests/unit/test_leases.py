@@ -382,15 +382,15 @@ def test_a_pause_says_whether_it_is_a_change(leases: Leases) -> None:
 def test_what_sqs_was_not_told_yet_bounds_what_is_received(
     leases: Leases, reserver: Reserver
 ) -> None:
-    leases.unreported(MOST_UNREPORTED + AHEAD - BATCH + 1)
+    leases.count_unreported(MOST_UNREPORTED + AHEAD - BATCH + 1)
     reserved = reserver.reserve()
     assert_waits(reserved)
-    leases.unreported(-1)
+    leases.count_unreported(-1)
     assert reserved.result(DEADLINE) == BATCH
 
 
 def test_some_that_sqs_was_not_told_yet_bound_nothing(leases: Leases) -> None:
-    leases.unreported(MOST_UNREPORTED)
+    leases.count_unreported(MOST_UNREPORTED)
     batches = AHEAD // BATCH
     assert [leases.try_reserve() for _ in range(batches + 1)] == [*[BATCH] * batches, 0]
 

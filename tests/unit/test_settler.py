@@ -401,7 +401,7 @@ def test_stopping_before_all_was_told_is_logged(
 def test_each_settlement_is_over_once_however_often_it_is_tried(
     options: Options, fake: FakeSqs, receive: Receive, clock: Clock
 ) -> None:
-    # Their number bounds what is received (`Leases.unreported`).
+    # Their number bounds what is received (`Leases.count_unreported`).
     over: list[tuple[str, bool]] = []
 
     def note(settled: Sequence[Settled]) -> None:

@@ -31,7 +31,7 @@ from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.deliveries import Deliveries
 from sqs_broker.sqs.driver import Driver
-from sqs_broker.sqs.leases import MOST_AHEAD, MOST_UNTOLD
+from sqs_broker.sqs.leases import MOST_AHEAD, MOST_UNREPORTED
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.sqs.settler import RETRY_PAUSE
@@ -417,7 +417,7 @@ class Settling(RuleBasedStateMachine):
     @invariant()
     def no_more_is_held_than_there_is_room_for(self) -> None:
         assert len(self.leases) <= CONCURRENCY + MOST_AHEAD
-        assert 0 <= self.leases.untold <= MOST_UNTOLD + CONCURRENCY + MOST_AHEAD
+        assert 0 <= self.leases.unreported <= MOST_UNREPORTED + CONCURRENCY + MOST_AHEAD
 
     def teardown(self) -> None:
         try:
@@ -446,7 +446,7 @@ class Settling(RuleBasedStateMachine):
         # Nothing is held, and nothing waits to be told.
         assert self.leases.is_empty
         assert self.deliveries.flush(0)
-        assert self.leases.untold == 0
+        assert self.leases.unreported == 0
 
     def _unfinished(self) -> list[str]:
         # Those to come in the year 2999 are sent on and on.

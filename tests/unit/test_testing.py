@@ -50,7 +50,7 @@ def test_a_lease_that_is_over_cannot_be_extended(
     fake.put(url, "{}")
     (message,) = jobs.receive(1, 0)
     clock.advance(60)
-    assert fake.seconds_left(message.receipt_handle) == 0
+    assert fake.leased_until(message.receipt_handle) == clock()
     assert codes(jobs.change_visibility([(message.receipt_handle, 30)])) == ["MessageNotInflight"]
 
 
@@ -67,7 +67,7 @@ def test_the_handle_of_an_earlier_receive_deletes_nothing_and_extends_nothing(
     assert len(fake.messages(url)) == 1
     changes = [(first.receipt_handle, 0), (second.receipt_handle, 5)]
     assert codes(jobs.change_visibility(changes)) == ["InvalidParameterValue", None]
-    assert fake.seconds_left(second.receipt_handle) == 5
+    assert fake.leased_until(second.receipt_handle) == clock() + 5
 
 
 def test_no_lease_lasts_longer_than_twelve_hours(
@@ -182,7 +182,7 @@ def test_a_slow_call_takes_its_time_on_both_sides_of_what_it_does(
     before = clock()
     (message,) = jobs.receive(1, 0)
     assert clock() == before + 12
-    assert fake.seconds_left(message.receipt_handle) == 60 - 7
+    assert fake.leased_until(message.receipt_handle) == clock() + 60 - 7
 
 
 def test_held_calls_wait_and_are_counted(fake: FakeSqs, url: str, jobs: Queue) -> None:
