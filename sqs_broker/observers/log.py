@@ -70,11 +70,11 @@ class MessageLog(Observer):
         logger.log(level, text, extra=facts)
 
     def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
-        """Log an outcome that SQS will never have."""
+        """Log that an outcome could not be sent to SQS."""
         if error is None:
             return
         logger.error(
-            "SQS could not be told the outcome of a message, so it will deliver it again.",
+            "Could not send the outcome of a message to SQS, which delivers the message again.",
             extra={
                 "event": "settle.failed",
                 "outcome": outcome.name,

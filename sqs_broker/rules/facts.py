@@ -1,4 +1,4 @@
-"""What is known of a message, for reports on it: ids and times, nothing that a user typed."""
+"""The facts about a message that observers get."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,13 @@ from sqs_broker.rules.provenance import Source
 
 @dataclass(frozen=True)
 class Facts:
-    """A delivery, and the message in it as far as it could be read."""
+    """A delivery, and what could be read of its message."""
 
     delivery: Delivery
-    """Its body is not for logs, metrics or traces."""
+    """Its body and attributes can hold personal data: never write them to logs, metrics or traces.
+    """
     task: str | None
-    """None if the body names no task."""
+    """Name of the task; None if the body could not be read."""
     id: str
     """The producer's id of the message; SQS's MessageId if there is none."""
     source: Source | None
@@ -22,7 +23,7 @@ class Facts:
 
 
 def facts_of(delivery: Delivery, headers: dict[str, Any] | None) -> Facts:
-    """The facts of a message, by the headers of its task; None if they could not be read."""
+    """The facts of a message. `headers` are its task's, or None if they could not be read."""
     if not headers:
         return Facts(delivery, None, delivery.message_id, None)
     return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source)

@@ -62,4 +62,4 @@ def test_what_waits_for_too_long_is_handed_back_and_runs_once_and_is_not_dead_le
     log = project.worker_log()
     assert "Message released" in log
     assert "lease of a message was lost" not in log
-    assert "SQS was not told" not in log
+    assert "Could not send the outcome" not in log
