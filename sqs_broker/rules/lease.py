@@ -94,6 +94,6 @@ class Lease:
 
 
 def longest_delay(delivery: Delivery, now: float) -> int:
-    """Longest time in whole seconds for which SQS can still hide a delivery's message: until 12 hours
+    """Longest time, in whole seconds, that SQS can still hide a delivery's message: until 12 hours
     after the receive. Negative if these are over."""
     return LONGEST_VISIBILITY - math.ceil(now - delivery.asked_at) - 1
