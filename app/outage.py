@@ -10,10 +10,10 @@ See docs/outage.md.
 """
 
 import logging
-import random
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from pymongo.errors import (
 from app.probe import Probe
 from app.settings import get_settings
 from sqs_broker.machine import threads
+from sqs_broker.rules.backoff import half_jitter
 from sqs_broker.rules.suspicion import Suspicion
 
 if TYPE_CHECKING:
@@ -185,13 +186,13 @@ class Outage:
 
     def _probe_until_over(self, stopping: threading.Event) -> None:
         """Probe until MongoDB accepts writes, or the worker stops."""
-        ceiling = FIRST_PAUSE
-        # With jitter, so that workers do not probe at the same time.
-        while not stopping.wait(random.uniform(ceiling / 2, ceiling)):
+        for probes in count(1):
+            # With jitter, so that workers do not probe at the same time.
+            if stopping.wait(half_jitter(FIRST_PAUSE, probes, LONGEST_PAUSE)):
+                return
             if self._find_error() is None:
                 self._end()
                 return
-            ceiling = min(2 * ceiling, LONGEST_PAUSE)
 
     def _end(self) -> None:
         assert self._deliveries is not None

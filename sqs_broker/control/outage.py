@@ -1,7 +1,8 @@
 """Logs an outage of MongoDB for one thread: once when it begins, once when it ends."""
 
 import logging
-import random
+
+from sqs_broker.rules.backoff import half_jitter
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ class Outage:
                 extra={"event": "control.down", "error": type(exc).__name__},
             )
         self._failures += 1
-        ceiling = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE)
-        return random.uniform(ceiling / 2, ceiling)
+        return half_jitter(FIRST_PAUSE, self._failures, LONGEST_PAUSE)
 
     def is_over(self, lost: int = 0) -> None:
         """Record a success. `lost` events were dropped in the meantime."""

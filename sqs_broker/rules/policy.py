@@ -1,11 +1,11 @@
 """The numbers for attempts, retry delays and leases: one frozen object, checked once."""
 
 import math
-import random
 from dataclasses import dataclass, replace
 from typing import Self
 
 from sqs_broker.errors import ConfigurationError
+from sqs_broker.rules.backoff import full_jitter
 
 #: Longest time in seconds that a received message waits for a free pool process.
 LONGEST_WAIT = 900
@@ -75,10 +75,5 @@ class Policy:
         return replace(self, max_attempts=min(self.max_attempts, max_retries + 1))
 
     def backoff(self, deliveries: int) -> int:
-        """Seconds until the next delivery: exponential backoff with full jitter, at least 1 s.
-
-        https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-        """
-        doublings = min(max(deliveries - 1, 0), 32)
-        ceiling = min(self.backoff_base * 2.0**doublings, float(self.backoff_max))
-        return max(1, math.ceil(random.uniform(0, ceiling)))
+        """Seconds until the next delivery: exponential backoff with full jitter, at least 1 s."""
+        return max(1, math.ceil(full_jitter(self.backoff_base, deliveries, self.backoff_max)))

@@ -6,11 +6,11 @@ for message in queue.receive(10, wait=20):
 errors = queue.delete(receipt_handles)
 """
 
-import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from sqs_broker.limits import MOST_BYTES
+from sqs_broker.rules.backoff import full_jitter
 from sqs_broker.sqs import requests
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError
@@ -21,8 +21,8 @@ T = TypeVar("T")
 #: Times an entry of a batch is sent that SQS failed for a reason of its own.
 TRIES = 5
 
-#: Seconds: the ceiling of the pause before the second try, doubled by each later one.
-FIRST_PAUSE = 0.2
+#: Longest pause before the second try, in seconds; each later one doubles it.
+FIRST_PAUSE = 0.4
 
 
 class Queue:
@@ -109,7 +109,7 @@ class Queue:
             left = [n for n, error in enumerate(errors) if error and error.is_worth_another_try]
             if not left:
                 break
-            self._driver.pause(random.uniform(0, FIRST_PAUSE * 2.0**attempt))
+            self._driver.pause(full_jitter(FIRST_PAUSE, attempt))
             self._again(send, pack, errors, left)
         return errors
 

@@ -6,7 +6,6 @@ back off, for ever.
 """
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -14,6 +13,7 @@ from time import monotonic
 
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
+from sqs_broker.rules.backoff import half_jitter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.driver import CONNECT_TIMEOUT, Driver
 from sqs_broker.sqs.errors import SqsError
@@ -241,8 +241,7 @@ class Receiver:
                 kind,
                 extra={"event": "receive.failed", "queue": self._queue, "error": kind},
             )
-        ceiling = min(self._first_pause * 2.0 ** min(self._failures - 1, 16), self._longest_pause)
-        self._stopping.wait(random.uniform(ceiling / 2, ceiling))
+        self._stopping.wait(half_jitter(self._first_pause, self._failures, self._longest_pause))
 
     def _recovered(self) -> None:
         self._failures = 0
