@@ -3,7 +3,7 @@ ten a call where there are many.
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,8 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
     published = Published()
     with task.app.connection_for_write() as connection:
         producer = task.app.amqp.Producer(connection, auto_declare=False)
-        batch = producer.channel.batch = Batch(published)
+        channel = producer.channel
+        batch = channel.batch = Batch(published, channel.published)
         for place, kwargs in enumerate(messages):
             batch.place = place
             try:
@@ -56,9 +57,13 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
 class Batch:
     """Collects messages and sends them ten a call, within SQS's limit for a whole call."""
 
-    def __init__(self, published: Published) -> None:
+    def __init__(
+        self, published: Published, on_sent: Callable[[str, int], None] = lambda *_: None
+    ) -> None:
+        """`on_sent` is called with the URL of a queue, and how many messages SQS took for it."""
         self.place = 0
         self._published = published
+        self._on_sent = on_sent
         self._queue: Queue | None = None
         self._limit = 0
         self._pack = Pack(0)
@@ -79,11 +84,13 @@ class Batch:
         self._pack, self._places = Pack(self._limit), []
         if self._queue is None or not messages:
             return
-        for place, error in zip(places, self._queue.send_many(messages, self._limit), strict=True):
-            if error is None:
-                self._published.sent += 1
-            else:
+        errors = self._queue.send_many(messages, self._limit)
+        for place, error in zip(places, errors, strict=True):
+            if error is not None:
                 self._published.failed[place] = error.code
+        if sent := errors.count(None):
+            self._published.sent += sent
+            self._on_sent(self._queue.url, sent)
 
 
 def message_for(message: dict[str, Any], limit: int) -> Outgoing:

@@ -102,6 +102,12 @@ class Channel(virtual.Channel):
             self.batch.add(to, outgoing, limit)
         else:
             to.send(outgoing)
+            self._observers.published(queue, 1)
+
+    def published(self, url: str, count: int) -> None:
+        """SQS took so many messages that `batch` collected for the queue with this URL."""
+        names = (name for name, address in self._options.queues.items() if address.url == url)
+        self._observers.published(next(names, url), count)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # kombu drops a message without a route; here the caller gets an error.

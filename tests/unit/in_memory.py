@@ -62,8 +62,8 @@ class InMemoryWorker:
             consumer.connection, on_decode_error=consumer.on_decode_error
         )
         consumer.task_consumer.on_message = consumer.create_task_handler()
-        self._deliveries = consumer.task_consumer.channel.deliveries
-        self._deliveries.attach(pool_has_processes=True, on_lease_lost=lambda _: None)
+        self.deliveries = consumer.task_consumer.channel.deliveries
+        self.deliveries.attach(pool_has_processes=True, on_lease_lost=lambda _: None)
         consumer.task_consumer.qos(prefetch_count=100)
         consumer.task_consumer.consume()
         outcomes.on_change = consumer.connection.transport.inbox.wake
@@ -78,7 +78,7 @@ class InMemoryWorker:
             assert monotonic() < deadline, "not every message has ended"
             next(self._loop)
         # Before more time passes: SQS's clock is the test's, and the settler's the machine's.
-        assert self._deliveries.flush(DEADLINE)
+        assert self.deliveries.flush(DEADLINE)
         return [self.outcomes.by_id.pop(id_) for id_ in ids]
 
     def close(self) -> None:
