@@ -260,7 +260,7 @@ def test_a_process_that_is_lost_with_its_task_while_no_fork_works_is_replaced(
 
     (project.directory / "no-forks").touch()
     os.kill(busy, signal.SIGKILL)
-    wait_for_log(project, "A process of the pool could not be started (BlockingIOError)")
+    wait_for_log(project, "Could not start a pool process (BlockingIOError)")
     (project.directory / "no-forks").unlink()
 
     project.wait_for_end(id_)
