@@ -3,24 +3,24 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 from sqs_broker.errors import NoThread
+from sqs_broker.machine.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
 #: Seconds for which `insist` tries to start a thread.
 PATIENCE = 5.0
 
-#: Seconds of the first pause between two tries. It doubles with each try.
-FIRST_PAUSE = 0.1
+#: The first pause between two tries, as a part of these seconds. It doubles with each try.
+FIRST_PAUSE = 1 / 50
 
-#: Seconds between two log lines about one thread.
-QUIET = 60.0
-
-_logged_at: dict[str, float] = {}
+_patience = PATIENCE
+_seldom = Seldom()
 
 
 def start(target: Callable[..., Any], name: str, *args: Any) -> threading.Thread | None:
@@ -41,7 +41,7 @@ def start(target: Callable[..., Any], name: str, *args: Any) -> threading.Thread
 def insist(target: Callable[..., Any], name: str, *args: Any) -> threading.Thread:
     """Like `start`, but try for PATIENCE seconds, then raise NoThread. For threads that a worker
     needs."""
-    deadline, pause = monotonic() + PATIENCE, FIRST_PAUSE
+    deadline, pause = monotonic() + _patience, _patience * FIRST_PAUSE
     while (thread := start(target, name, *args)) is None:
         if (left := deadline - monotonic()) <= 0:
             raise NoThread(name)
@@ -50,11 +50,20 @@ def insist(target: Callable[..., Any], name: str, *args: Any) -> threading.Threa
     return thread
 
 
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """A context in which `insist` tries for `seconds`, on all threads of this process."""
+    global _patience
+    before, _patience = _patience, seconds
+    try:
+        yield
+    finally:
+        _patience = before
+
+
 def _log_failure(name: str, error: str) -> None:
-    now = monotonic()
-    if now - _logged_at.get(name, -QUIET) < QUIET:
+    if not _seldom.allows(name, monotonic()):
         return
-    _logged_at[name] = now
     logger.warning(
         "Could not start the thread %s (%s): this machine is short of threads or memory. Trying "
         "again.",

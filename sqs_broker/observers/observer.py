@@ -9,13 +9,11 @@ from time import monotonic
 from typing import Any
 
 from sqs_broker.errors import label
+from sqs_broker.machine.seldom import Seldom
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import Happened, Outcome
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between two log lines about one failing observer.
-QUIET = 60.0
 
 
 class Observer:
@@ -54,7 +52,7 @@ class Observers(Observer):
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
-        self._logged_at: dict[tuple[type, str], float] = {}
+        self._seldom = Seldom()
 
     def received(self, message: Facts) -> None:
         self._tell("received", message)
@@ -86,10 +84,8 @@ class Observers(Observer):
                 self._log_failure(observer, what, exc)
 
     def _log_failure(self, observer: Observer, what: str, exc: Exception) -> None:
-        kind, now = (type(observer), what), monotonic()
-        if now - self._logged_at.get(kind, -QUIET) < QUIET:
+        if not self._seldom.allows((type(observer), what), monotonic()):
             return
-        self._logged_at[kind] = now
         logger.error(
             "An observer failed (%s.%s, %s). Messages are not affected.",
             type(observer).__name__,

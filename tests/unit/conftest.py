@@ -1,5 +1,6 @@
 """What several unit tests build."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,13 +11,18 @@ from typing import Any
 
 import pytest
 
-from sqs_broker.options import Options
+from sqs_broker.control.plane import Plane
+from sqs_broker.control.planes import plane_for
+from sqs_broker.machine import threads
+from sqs_broker.options import ControlOptions, Options
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.provenance import Provenance, Source
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.testing import Clock, FakeSqs
+
+_numbers = count(1)
 
 MakeDelivery = Callable[..., Delivery]
 MakeLease = Callable[..., Lease]
@@ -33,6 +39,19 @@ HEADERS = {
     "id": "id-1",
     "delivery": Provenance("id-1", True, Source.JSON, 1, SENT),
 }
+
+
+def celery_message(task: str, body: Any = ((), {}, {}), **headers: Any) -> str:
+    """The body of a message as Celery sends it."""
+    return json.dumps(
+        {
+            "body": json.dumps(body),
+            "headers": {"task": task, "id": "id-1"} | headers,
+            "properties": {},
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+        }
+    )
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +97,29 @@ def make_lease(make_delivery: MakeDelivery) -> MakeLease:
     return make
 
 
+GivePlane = Callable[..., ControlOptions]
+
+
+@pytest.fixture
+def give_plane() -> Iterator[GivePlane]:
+    """Gives this process a control plane with a store, or a writer, of the test's; its address."""
+    made: list[Plane] = []
+
+    def give(store: Any = None, writer: Any = None, **options: Any) -> ControlOptions:
+        # An address of its own for each test, for planes are those of the whole process.
+        database = f"test_{next(_numbers)}"
+        address = ControlOptions("mongodb://127.0.0.1:1/", database, **options)
+        plane = plane_for(address)
+        plane.store.close()
+        plane.store, plane.writer = store or plane.store, writer or plane.writer
+        made.append(plane)
+        return address
+
+    yield give
+    for plane in made:
+        plane.close()
+
+
 class Machine:
     """This machine, whose limit of threads is reached for those of some names."""
 
@@ -110,9 +152,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
-    monkeypatch.setattr("sqs_broker.machine.threads.PATIENCE", 0.05)
-    monkeypatch.setattr("sqs_broker.machine.threads.FIRST_PAUSE", 0.001)
-    yield made
+    with threads.patience(0.05):
+        yield made
     made.has_room()
 
 

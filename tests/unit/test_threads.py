@@ -14,10 +14,6 @@ from tests.unit.conftest import Machine
 DEADLINE = 5
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if vars(r).get("event") == "thread.failed"]
-
-
 def test_a_thread_has_its_name_and_does_not_keep_the_process() -> None:
     seen: list[threading.Thread] = []
     thread = threads.start(lambda *_: seen.append(threading.current_thread()), "one", 1, 2)
@@ -27,31 +23,19 @@ def test_a_thread_has_its_name_and_does_not_keep_the_process() -> None:
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("can't start new thread"), MemoryError()])
-def test_where_there_is_no_room_the_caller_is_told(
-    monkeypatch: pytest.MonkeyPatch, fault: Exception
+def test_where_there_is_no_room_the_caller_is_told_and_the_log_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
 ) -> None:
     def fail(_: threading.Thread) -> None:
         raise fault
 
     monkeypatch.setattr(threading.Thread, "start", fail)
-    assert threads.start(print, "one") is None
-
-
-def test_it_is_said_once_a_minute_with_its_name_and_class(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("sqs_broker.machine.threads.monotonic", lambda: now[0])
-    machine.has_no_room_for("")
-    for now[0] in (0.0, 20.0, 59.0, 61.0, 100.0):
-        assert threads.start(print, "said-1") is None
-    assert threads.start(print, "said-2") is None
-    room = "Could not start the thread"
-    assert said(caplog) == [
-        f"{room} {name} (RuntimeError): this machine is short of threads or memory. Trying again."
-        for name in ("said-1", "said-1", "said-2")
-    ]
-    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    # Names of this test's own: another test may have said theirs.
+    names = [f"{number} for {fault!r}" for number in (1, 2)]
+    assert [threads.start(print, name) for name in names * 2] == [None] * 4
+    for name, record in zip(names, caplog.records, strict=True):
+        assert f"thread {name} ({type(fault).__name__})" in record.getMessage()
+        assert (record.levelno, vars(record)["event"]) == (logging.WARNING, "thread.failed")
 
 
 def test_what_is_insisted_on_is_tried_until_there_is_room(machine: Machine) -> None:
