@@ -32,12 +32,15 @@ class Loop:
 
     Raises LoopBroken if callbacks fail too often. An exception that must end the worker is raised
     at once: a BaseException that is no Exception, or RestartFreqExceeded. `event` is the event name
-    of the log lines.
+    of the log lines. `clock` returns monotonic seconds.
     """
 
-    def __init__(self, hub: Any, event: str = "loop.error") -> None:
+    def __init__(
+        self, hub: Any, event: str = "loop.error", clock: Callable[[], float] = monotonic
+    ) -> None:
         self._hub = hub
         self._event = event
+        self._clock = clock
         self._turns = hub.create_loop()
         self._errors: deque[float] = deque(maxlen=MOST_ERRORS)
 
@@ -82,7 +85,7 @@ class Loop:
         except RestartFreqExceeded:
             raise  # The pool is closed (billiard 4.3 pool.py, `maintain_pool`).
         except Exception as exc:
-            now = monotonic()
+            now = self._clock()
             if len(self._errors) == MOST_ERRORS and now - self._errors[0] < WITHIN:
                 raise LoopBroken(
                     f"The event loop failed more than {MOST_ERRORS} times in {WITHIN:g} s."

@@ -50,8 +50,9 @@ class Shutdown:
     """The stop of one consumer: `listen` once it is ready, `drain` before Celery stops its parts,
     `finish` after that."""
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Any, last_resort: float = LAST_RESORT) -> None:
         self._consumer = consumer
+        self._last_resort = last_resort
         self._pid = os.getpid()
         # A SimpleQueue, because a signal handler writes to it and must not wait for a lock.
         self._asked: SimpleQueue[Ask] = SimpleQueue()
@@ -188,7 +189,7 @@ class Shutdown:
         self._forced.set()
         self._wake_the_loop()
         if self._has_processes:
-            if self._ends_within(LAST_RESORT):
+            if self._ends_within(self._last_resort):
                 return  # The loop has ended the processes, and Celery has stopped the rest.
             logger.error(
                 "The worker did not stop in time; its process exits now.",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,15 +119,10 @@ def test_a_loop_that_fails_again_and_again_ends(hub: KombuHub) -> None:
     assert raised.value.__cause__ is error
 
 
-def test_errors_that_are_far_between_are_outlived_for_ever(
-    hub: KombuHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("sqs_broker.worker.loop.monotonic", lambda: now[0])
+def test_errors_that_are_far_between_are_outlived_for_ever(hub: KombuHub) -> None:
     on_tick(hub, fail(OSError()))
-    loop = Loop(hub)
+    loop = Loop(hub, clock=count(0.0, WITHIN / MOST_ERRORS).__next__)
     for _ in range(10 * MOST_ERRORS):
-        now[0] += WITHIN / MOST_ERRORS
         next(loop)
 
 

@@ -13,6 +13,7 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 from kombu.asynchronous import Hub
 
+from devstack.waiting import wait_until
 from sqs_broker.errors import NoThread
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.worker.shutdown import Shutdown
@@ -118,6 +119,20 @@ def at_last(consumer: Consumer, action: Any) -> None:
     threading.Thread(target=act).start()
 
 
+def await_the_end_of_its_thread() -> None:
+    """All that a stop does on its own thread is done."""
+    wait_until(
+        lambda: all(thread.name != "sqs-shutdown" for thread in threading.enumerate()),
+        DEADLINE,
+        "the end of the stop's thread",
+    )
+
+
+def signalled(how: str = "Warm") -> None:
+    """A first signal, as Celery's handler says that it came."""
+    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how=how, exitcode=0)
+
+
 def test_a_stop_receives_no_more_then_releases_what_waits_then_awaits_what_runs(
     shutdown: Shutdown, consumer: Consumer
 ) -> None:
@@ -143,10 +158,10 @@ def test_a_signal_of_celery_begins_the_stop_at_once_and_leaves_with_status_0(
 def test_any_second_signal_releases_all_and_tells_sqs(
     shutdown: Shutdown, consumer: Consumer, number: signal.Signals
 ) -> None:
-    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
+    signalled()
     assert consumer.deliveries.stopped.wait(DEADLINE)
     signal.raise_signal(number)
-    shutdown._thread.join(DEADLINE)
+    await_the_end_of_its_thread()
     assert consumer.deliveries.told == [
         "stop receiving",
         "release what waits",
@@ -164,26 +179,26 @@ def test_a_deadline_is_as_a_second_signal(consumer: Consumer) -> None:
     consumer.connection.transport.options.shutdown_timeout = 0.01
     made = Shutdown(consumer)
     made.listen()
-    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
-    made._thread.join(DEADLINE)
+    signalled()
+    await_the_end_of_its_thread()
     assert "release all" in consumer.deliveries.told
     made.finish()
 
 
-def test_a_loop_that_does_not_end_its_processes_ends_with_the_process(
-    shutdown: Shutdown, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sqs_broker.worker.shutdown.LAST_RESORT", 0.01)
+def test_a_loop_that_does_not_end_its_processes_ends_with_the_process(consumer: Consumer) -> None:
     consumer.pool.uses_semaphore = True
-    signals.worker_shutting_down.send(sender=None, sig="SIGQUIT", how="Cold", exitcode=0)
-    shutdown._thread.join(DEADLINE)
+    made = Shutdown(consumer, last_resort=0.01)
+    made.listen()
+    signalled("Cold")
+    await_the_end_of_its_thread()
     assert "release all" in consumer.deliveries.told
+    made.finish()
 
 
 def test_a_worker_that_stops_in_time_is_not_forced(shutdown: Shutdown, consumer: Consumer) -> None:
-    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
+    signalled()
     shutdown.finish()
-    shutdown._thread.join(DEADLINE)
+    await_the_end_of_its_thread()
     assert consumer.deliveries.told == ["stop receiving", "release what waits"]
 
 
@@ -193,8 +208,8 @@ def test_a_fault_at_its_begin_does_not_leave_a_stop_without_end(
     consumer.deliveries.stop_receiving = None
     consumer.deliveries.is_empty = True
     shutdown.drain()
-    signals.worker_shutting_down.send(sender=None, sig="SIGTERM", how="Warm", exitcode=0)
-    shutdown._thread.join(DEADLINE)
+    signalled()
+    await_the_end_of_its_thread()
     assert "release all" in consumer.deliveries.told
 
 
@@ -226,7 +241,7 @@ def test_an_error_that_terminates_a_worker_makes_its_stop_a_forced_one(
         raise WorkerTerminate(1)
 
     def end() -> None:
-        shutdown._thread.join(DEADLINE)
+        await_the_end_of_its_thread()
         consumer.deliveries.end()
 
     consumer.hub.call_soon(terminate)
@@ -274,7 +289,7 @@ def test_celerys_cold_shutdown_is_found_by_its_name_and_replaced(consumer: Consu
     made = Shutdown(consumer)
     made.listen()
     signal.raise_signal(signal.SIGQUIT)
-    made._thread.join(DEADLINE)
+    await_the_end_of_its_thread()
     assert "release all" in consumer.deliveries.told
     assert state.should_stop == 0
 
