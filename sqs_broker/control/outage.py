@@ -13,8 +13,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 class Outage:
     """Counts consecutive failures. For one thread."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, first_pause: float = FIRST_PAUSE) -> None:
         self._what = what
+        self._first_pause = first_pause
         self._failures = 0
 
     @property
@@ -33,7 +34,7 @@ class Outage:
                 extra={"event": "control.down", "error": type(exc).__name__},
             )
         self._failures += 1
-        return half_jitter(FIRST_PAUSE, self._failures, LONGEST_PAUSE)
+        return half_jitter(self._first_pause, self._failures, LONGEST_PAUSE)
 
     def is_over(self, lost: int = 0) -> None:
         """Record a success. `lost` events were dropped in the meantime."""

@@ -7,7 +7,7 @@ from typing import Any
 from bson import Timestamp
 from pymongo.errors import OperationFailure
 
-from sqs_broker.control.outage import Outage
+from sqs_broker.control.outage import FIRST_PAUSE, Outage
 from sqs_broker.control.store import Store, start_of
 from sqs_broker.errors import NoThread
 from sqs_broker.machine import threads
@@ -25,7 +25,7 @@ class Tail:
 
     `on_open` is called at the start and after each failure: from then on no message is missed.
     `on_message` is called for each message. `is_wanted` is called at least once a second; when it
-    returns false, the thread ends.
+    returns false, the thread ends. `first_pause`: the longest pause after one failure, in seconds.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Tail:
         on_open: Callable[[], None],
         on_message: Callable[[dict[str, Any]], None],
         is_wanted: Callable[[], bool],
+        first_pause: float = FIRST_PAUSE,
     ) -> None:
         self._store = store
         self._exchange = exchange
@@ -44,7 +45,7 @@ class Tail:
         self._has_ended = False
         self._seen: Timestamp | None = None
         self._pause = threading.Event()
-        self._outage = Outage(f"readers of {exchange}")
+        self._outage = Outage(f"readers of {exchange}", first_pause)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:

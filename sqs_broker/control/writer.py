@@ -7,7 +7,7 @@ from kombu.utils.json import dumps
 from pymongo.errors import ConnectionFailure
 
 from sqs_broker.control.broadcast import Broadcast
-from sqs_broker.control.outage import Outage
+from sqs_broker.control.outage import FIRST_PAUSE, Outage
 from sqs_broker.control.store import Store
 from sqs_broker.machine import threads
 
@@ -31,8 +31,11 @@ class Writer:
     for them or unavailable for long.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, gather: float = GATHER, first_pause: float = FIRST_PAUSE
+    ) -> None:
         self._store = store
+        self._gather = gather
         self._changed = threading.Condition()
         self._events: deque[tuple[Broadcast, int]] = deque()
         self._replies: deque[Broadcast] = deque()
@@ -41,7 +44,7 @@ class Writer:
         self._is_hurried = False
         self._thread: threading.Thread | None = None
         self._pause = threading.Event()
-        self._outage = Outage("events and replies")
+        self._outage = Outage("events and replies", first_pause)
         self._lost_before = 0
         #: Number of events and replies that were never written.
         self.lost = 0
@@ -94,7 +97,7 @@ class Writer:
     def _take(self) -> tuple[list[Broadcast], list[tuple[Broadcast, int]]]:
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._replies)
-            self._changed.wait_for(self._is_worth_an_operation, GATHER)
+            self._changed.wait_for(self._is_worth_an_operation, self._gather)
             replies, events = list(self._replies), list(self._events)[:BATCH]
             self._replies.clear()
             for _, weight in events:

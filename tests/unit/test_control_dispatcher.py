@@ -1,5 +1,7 @@
 """Dispatcher: an event is no work where it happens."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,21 +9,14 @@ from celery import Celery
 from kombu import Consumer, Exchange, Queue
 
 from sqs_broker import install
-from sqs_broker.control import connection as connection_module
 from sqs_broker.control.broadcast import Broadcast
-
-OPTIONS = {
-    "region": "us-east-1",
-    "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
-    "control": {"database_uri": "mongodb://127.0.0.1:1/"},
-}
+from tests.unit.conftest import GivePlane
 
 
-class Plane:
+class Writer:
     """Stands where the shared writer stands."""
 
     def __init__(self) -> None:
-        self.writer = self
         self.put: list[Broadcast] = []
 
     def put_events(self, message: Broadcast) -> None:
@@ -30,35 +25,45 @@ class Plane:
     def flush(self) -> None: ...
 
 
+MakeDispatcher = Callable[..., Any]
+
+
 @pytest.fixture
-def plane(monkeypatch: pytest.MonkeyPatch) -> Plane:
-    made = Plane()
-    monkeypatch.setattr(connection_module, "plane_for", lambda options: made)
-    return made
+def writer() -> Writer:
+    return Writer()
 
 
-def dispatcher(**options: Any) -> Any:
+@pytest.fixture
+def dispatcher(give_plane: GivePlane, writer: Writer) -> MakeDispatcher:
+    """Makes dispatchers of events, as a worker has one."""
+    address = give_plane(writer=writer)
     app = Celery("tests", set_as_current=False)
     install(app)
-    app.conf.broker_transport_options = OPTIONS
-    return app.events.Dispatcher(app.connection_for_write(), hostname="one@host", **options)
+    app.conf.broker_transport_options = {
+        "region": "us-east-1",
+        "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
+        "control": {"database_uri": address.uri, "database": address.database},
+    }
+    return partial(app.events.Dispatcher, app.connection_for_write(), hostname="one@host")
 
 
-def test_an_event_is_handed_over_as_it_is(plane: Plane) -> None:
+def test_an_event_is_handed_over_as_it_is(dispatcher: MakeDispatcher, writer: Writer) -> None:
     dispatcher().send("worker-heartbeat", active=1)
-    (message,) = plane.put
+    (message,) = writer.put
     assert (message.exchange, message.routing_key) == ("celeryev", "worker.heartbeat")
     assert message.headers == {"hostname": "one@host"}
     assert (message.body["type"], message.body["active"]) == ("worker-heartbeat", 1)
 
 
-def test_events_of_tasks_are_handed_over_together(plane: Plane) -> None:
+def test_events_of_tasks_are_handed_over_together(
+    dispatcher: MakeDispatcher, writer: Writer
+) -> None:
     sender = dispatcher(buffer_group=["task"])
     for number in range(3):
         sender.send("task-started", uuid=f"id-{number}")
-    assert plane.put == []
+    assert writer.put == []
     sender.flush()
-    (message,) = plane.put
+    (message,) = writer.put
     assert message.routing_key == "task.multi"
     assert [event["uuid"] for event in message.body] == ["id-0", "id-1", "id-2"]
     # What is sent later must not turn up in what was given away.

@@ -3,27 +3,20 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 import pytest
 from bson import Timestamp
 from kombu import Connection, Exchange, Queue
 
-from sqs_broker.control.planes import plane_for
 from sqs_broker.errors import NoThread
-from sqs_broker.options import ControlOptions
-from tests.unit.conftest import Machine
+from tests.unit.conftest import GivePlane, Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
 
-URI = "mongodb://127.0.0.1:1/"
-
 COMMANDS = Queue("w@h.celery.pidbox", Exchange("celery.pidbox", "fanout"))
 EVENTS = Queue("celeryev.1", Exchange("celeryev", "topic"), routing_key="#")
-
-_numbers = count(1)
 
 
 class Store:
@@ -61,28 +54,23 @@ class Loop:
 
 
 @pytest.fixture
-def connection() -> Iterator[Connection]:
+def connection(give_plane: GivePlane) -> Iterator[Connection]:
     """A connection whose control plane has a store of ours."""
-    # A size of its own for each test, for planes are those of the whole process.
-    size = 1_000_000 + next(_numbers)
-    plane = plane_for(ControlOptions(uri=URI, size_bytes=size))
-    plane.store.close()
-    plane.store = Store()  # type: ignore[assignment]  # stands where the store stands
+    address = give_plane(Store())
     options = {
         "region": "us-east-1",
         "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
-        "control": {"database_uri": URI, "size_bytes": size},
+        "control": {"database_uri": address.uri, "database": address.database},
     }
     made = Connection("sqs://", transport="sqs_broker:Transport", transport_options=options)
     yield made
     made.release()
-    plane.close()
 
 
 def listen(connection: Connection, queue: Queue, got: list[Any]) -> None:
     channel = connection.channel()
     queue(channel).declare()
-    channel.basic_consume(queue.name, True, got.append, f"tag-{next(_numbers)}")
+    channel.basic_consume(queue.name, True, got.append, f"tag-{queue.name}-{len(got)}")
 
 
 def test_a_worker_goes_on_without_commands_until_there_is_room(

@@ -1,7 +1,7 @@
-"""Tail: it reads on after every fault, and ends when nobody listens."""
+"""Tail: it reads on after every fault, and ends when nobody listens. No MongoDB is asked."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,99 +15,103 @@ from sqs_broker.control.tail import POSITION_LOST, Tail
 #: Seconds that nothing here comes near to.
 DEADLINE = 10
 
+NOW = Timestamp(100, 1)
+
 
 class Cursor:
-    """Gives what it has, then fails or goes, as it is told."""
+    """Gives what it has, then fails, goes, or stays and brings nothing."""
 
-    def __init__(self, documents: list[Any], end: Exception | None = None) -> None:
-        self._documents = list(documents)
+    def __init__(self, *documents: Any, end: Exception | None = None, stays: bool = False) -> None:
+        self.holds = len(documents)
+        self._documents = iter(documents)
         self._end = end
         self.alive = True
+        self._stays = stays
 
     def __next__(self) -> Any:
-        if self._documents:
-            return self._documents.pop(0)
+        for document in self._documents:
+            return document
         if self._end:
             raise self._end
-        self.alive = False
+        self.alive = self._stays
         raise StopIteration
-
-    def __iter__(self) -> Any:
-        return self
 
 
 class Store:
-    def __init__(self, *cursors: Any) -> None:
-        self.cursors = list(cursors)
+    """Gives its cursors one after the other."""
+
+    def __init__(self, *cursors: Cursor) -> None:
+        self._cursors = iter(cursors)
         self.began: list[Timestamp] = []
 
     def newest(self) -> Timestamp:
-        return Timestamp(100, 1)
+        return NOW
 
     @contextmanager
-    def read_on(self, exchange: str, after: Timestamp) -> Any:
+    def read_on(self, exchange: str, after: Timestamp) -> Iterator[Cursor]:
         assert exchange == "celeryev"
         self.began.append(after)
-        if not self.cursors:
-            threading.Event().wait(0.01)
-            yield Cursor([])
-            return
-        yield self.cursors.pop(0)
+        yield next(self._cursors)
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Store, list[Any], list[bool]]]:
-    """Reads from cursors until so many messages came; the store, these, and each opening."""
-    monkeypatch.setattr("sqs_broker.control.outage.FIRST_PAUSE", 0.01)
-
-    def run(store: Store, many: int) -> tuple[Store, list[Any], list[bool]]:
-        got: list[Any] = []
-        opened: list[bool] = []
-        tail = Tail(
-            store,  # type: ignore[arg-type]  # stands where the store stands
-            "celeryev",
-            lambda: opened.append(True),
-            got.append,
-            lambda: len(got) < many,
-        )
-        tail.start()
-        wait_until(lambda: not tail._thread.is_alive(), DEADLINE, "the end of the thread")
-        return store, got, opened
-
-    return run
+def read(
+    store: Store, on_open: Callable[[], None], got: list[Any], is_wanted: Callable[[], bool]
+) -> None:
+    """Read until nobody wants more, or until there are no cursors."""
+    Tail(
+        store,  # type: ignore[arg-type]  # stands where the store stands
+        "celeryev",
+        on_open,
+        got.append,
+        is_wanted,
+        first_pause=0.001,
+    ).start()
+    wait_until(
+        lambda: all(thread.name != "control-celeryev" for thread in threading.enumerate()),
+        DEADLINE,
+        "the end of the reader",
+    )
 
 
-def document(number: int, at: int) -> dict[str, Any]:
-    return {"n": number, "at": Timestamp(at, 1)}
+def document(at: int) -> dict[str, Any]:
+    return {"at": Timestamp(at, 1)}
 
 
-def test_it_begins_with_what_is_written_from_now_on(read: Any) -> None:
-    store, got, opened = read(Store(Cursor([document(1, 101)])), 1)
-    assert (store.began, [d["n"] for d in got], opened) == ([Timestamp(100, 1)], [1], [True])
+TOO_SLOW = OperationFailure("CappedPositionLost", POSITION_LOST)
 
 
-def test_after_a_fault_it_goes_on_where_it_was(read: Any) -> None:
-    faulty = Cursor([document(1, 101)], AutoReconnect())
-    store, got, opened = read(Store(faulty, Cursor([document(2, 102)])), 2)
-    assert store.began == [Timestamp(100, 1), Timestamp(101, 1)]
-    assert [d["n"] for d in got] == [1, 2]
-    assert len(opened) == 2
+@pytest.mark.parametrize(
+    ("cursors", "began"),
+    [
+        ([Cursor(document(101))], [NOW]),
+        (
+            [Cursor(document(101), end=AutoReconnect()), Cursor(document(102))],
+            [NOW, Timestamp(101, 1)],
+        ),
+        ([Cursor(), Cursor(document(101))], [NOW, NOW]),
+        ([Cursor(document(101), end=TOO_SLOW), Cursor(document(102))], [NOW, NOW]),
+    ],
+    ids=["what is written from now on", "where it was", "a cursor that went", "what is new"],
+)
+def test_it_reads_on_after_every_fault_and_says_each_time_that_it_is_open(
+    cursors: list[Cursor], began: list[Any]
+) -> None:
+    store, got, opened = Store(*cursors), list[Any](), list[bool]()
+    wanted = sum(cursor.holds for cursor in cursors)
+    read(store, lambda: opened.append(True), got, lambda: len(got) < wanted)
+    assert store.began == began
+    assert len(opened) == len(began)
+    assert len(got) == wanted
 
 
-def test_a_cursor_that_went_is_opened_again(read: Any) -> None:
-    _, got, _ = read(Store(Cursor([]), Cursor([document(1, 101)])), 1)
-    assert len(got) == 1
+def test_one_that_is_no_longer_wanted_does_not_ask_again() -> None:
+    # Whoever said no has forgotten it: a second question is one about another reader.
+    answers = iter([True, True, True, False])
+    asked: list[bool | None] = []
 
+    def is_wanted() -> bool:
+        asked.append(next(answers, None))
+        return bool(asked[-1])
 
-def test_who_was_too_slow_goes_on_with_what_is_new(read: Any) -> None:
-    lost = OperationFailure("CappedPositionLost", POSITION_LOST)
-    faulty = Cursor([document(1, 99)], lost)
-    store, _, _ = read(Store(faulty, Cursor([document(2, 102)])), 2)
-    assert store.began == [Timestamp(100, 1), Timestamp(100, 1)]
-
-
-def test_one_that_is_not_wanted_never_comes_back() -> None:
-    answers = iter([False, True, True])
-    tail = Tail(Store(), "celeryev", list, list, lambda: next(answers))  # type: ignore[arg-type]
-    tail._run()
-    assert not tail._is_wanted()
+    read(Store(Cursor(stays=True)), list, [], is_wanted)
+    assert asked == [True, True, True, False]

@@ -13,8 +13,7 @@ from pymongo.errors import AutoReconnect
 from sqs_broker.control import worker
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import ControlOptions
-
-ADDRESS = ControlOptions(uri="mongodb://127.0.0.1:1/", revokes_seconds=1_000)
+from tests.unit.conftest import GivePlane
 
 
 class Store:
@@ -27,19 +26,20 @@ class Store:
             raise self.fault
         return self.ids, [("batch", "b1")]
 
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    made = Store()
-    monkeypatch.setattr(worker, "plane_for", lambda options: SimpleNamespace(store=made))
-    return made
+    def close(self) -> None: ...
 
 
 @pytest.fixture
-def consumer() -> Iterator[Any]:
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def consumer(give_plane: GivePlane, store: Store) -> Iterator[Any]:
     """What Celery's consumer is to the control plane; what Celery knows is as before after it."""
     kept = state.revoked.maxlen, state.revoked.expires
-    control = SimpleNamespace(options=ADDRESS, on_commands_open=None)
+    address = give_plane(store, revokes_seconds=1_000)
+    control = SimpleNamespace(options=address, on_commands_open=None)
     yield SimpleNamespace(
         app=Celery("tests", set_as_current=False),
         connection=SimpleNamespace(transport=SimpleNamespace(control=control)),
@@ -52,7 +52,7 @@ def consumer() -> Iterator[Any]:
     signals.task_revoked.disconnect(worker.log_revoked)
 
 
-def test_what_was_revoked_is_known_before_the_first_message(consumer: Any, store: Store) -> None:
+def test_what_was_revoked_is_known_before_the_first_message(consumer: Any) -> None:
     worker.attach(consumer)
     assert "id-1" in state.revoked
     assert state.revoked_stamps == {"batch": ["b1"]}
@@ -82,7 +82,7 @@ def test_without_a_control_plane_a_worker_is_as_it_was(consumer: Any) -> None:
     assert list(state.revoked) == []
 
 
-def test_names_that_differ_from_celerys_stop_the_worker(consumer: Any, store: Store) -> None:
+def test_names_that_differ_from_celerys_stop_the_worker(consumer: Any) -> None:
     consumer.app.conf.event_exchange = "other"
     with pytest.raises(ConfigurationError, match="event_exchange is 'other'"):
         worker.attach(consumer)
@@ -90,7 +90,7 @@ def test_names_that_differ_from_celerys_stop_the_worker(consumer: Any, store: St
 
 @pytest.mark.parametrize(("expired", "reason"), [(True, "expired"), (False, "revoked")])
 def test_the_log_says_what_became_of_a_revoked_task(
-    consumer: Any, store: Store, caplog: pytest.LogCaptureFixture, expired: bool, reason: str
+    consumer: Any, caplog: pytest.LogCaptureFixture, expired: bool, reason: str
 ) -> None:
     caplog.set_level(logging.INFO)
     worker.attach(consumer)

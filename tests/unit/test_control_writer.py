@@ -9,7 +9,6 @@ import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from devstack.waiting import wait_until
-from sqs_broker.control import writer as writer_module
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.writer import BATCH, MOST_WAITING, Writer
 from tests.unit.conftest import Machine
@@ -24,22 +23,26 @@ class Store:
     def __init__(self) -> None:
         self.broadcasts: list[list[Broadcast]] = []
         self.replies: list[list[Broadcast]] = []
+        #: Of either, in their order, and of broadcasts alone.
         self.faults: list[Exception] = []
+        self.broadcast_faults: list[Exception] = []
         self.open = threading.Event()
         self.open.set()
         self.asked = threading.Event()
 
     def broadcast(self, messages: list[Broadcast]) -> None:
-        self._take(self.broadcasts, messages)
+        self._take(self.broadcasts, messages, self.broadcast_faults or self.faults)
 
     def reply(self, messages: list[Broadcast]) -> None:
-        self._take(self.replies, messages)
+        self._take(self.replies, messages, self.faults)
 
-    def _take(self, kept: list[list[Broadcast]], messages: list[Broadcast]) -> None:
+    def _take(
+        self, kept: list[list[Broadcast]], messages: list[Broadcast], faults: list[Exception]
+    ) -> None:
         self.asked.set()
         self.open.wait(DEADLINE)
-        if self.faults:
-            raise self.faults.pop(0)
+        if faults:
+            raise faults.pop(0)
         kept.append(messages)
 
     @property
@@ -55,11 +58,13 @@ def store() -> Iterator[Store]:
     made.open.set()
 
 
+def new_writer(store: Store, **options: float) -> Writer:
+    return Writer(store, first_pause=0.001, **options)  # type: ignore[arg-type]  # a store
+
+
 @pytest.fixture
-def writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> Writer:
-    monkeypatch.setattr("sqs_broker.control.outage.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("sqs_broker.control.outage.LONGEST_PAUSE", 0.02)
-    return Writer(store)  # type: ignore[arg-type]  # stands where the store stands
+def writer(store: Store) -> Writer:
+    return new_writer(store)
 
 
 def event(body: Any = "{}") -> Broadcast:
@@ -72,7 +77,7 @@ def said(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
 
 def test_there_is_no_thread_before_the_first_message(store: Store) -> None:
     before = threading.active_count()
-    Writer(store)  # type: ignore[arg-type]  # stands where the store stands
+    new_writer(store)
     assert threading.active_count() == before
 
 
@@ -120,10 +125,8 @@ def test_a_flood_costs_events_and_no_time(
     assert line["count"] == writer.lost
 
 
-def test_a_reply_waits_for_nothing(
-    writer: Writer, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "GATHER", DEADLINE * 10)
+def test_a_reply_waits_for_nothing(store: Store) -> None:
+    writer = new_writer(store, gather=DEADLINE * 10)
     writer.put_events(event())
     writer.put_reply(event("reply"))
     wait_until(lambda: store.replies, DEADLINE, "the reply")
@@ -144,10 +147,9 @@ def test_an_outage_is_said_once_and_what_waited_is_written(
 
 
 def test_what_was_written_is_not_written_again_with_what_was_not(
-    writer: Writer, store: Store, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, store: Store
 ) -> None:
-    monkeypatch.setattr(store, "reply", store.replies.append)
-    store.faults = [AutoReconnect() for _ in range(3)]
+    store.broadcast_faults = [AutoReconnect() for _ in range(3)]
     writer.put_events(event("1"))
     writer.put_reply(event("2"))
     wait_until(lambda: store.bodies == ["1"], DEADLINE, "the event")
@@ -198,5 +200,4 @@ def test_a_writer_that_is_full_without_a_thread_tries_again(
     assert writer.lost == 1
     machine.has_room()
     writer.put_events(event())
-    assert writer.flush(DEADLINE)
-    assert len(store.bodies) == MOST_WAITING
+    wait_until(lambda: len(store.bodies) == MOST_WAITING, DEADLINE, "all that waited")
