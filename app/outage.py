@@ -92,11 +92,17 @@ class Outage:
     """Detects the beginning and the end of an outage, in one thread of the main process."""
 
     def __init__(
-        self, find_error: Check, aftermath: float, find_fault: Check = lambda: None
+        self,
+        find_error: Check,
+        aftermath: float,
+        find_fault: Check = lambda: None,
+        pauses: tuple[float, float] = (FIRST_PAUSE, LONGEST_PAUSE),
     ) -> None:
         """`find_error` tries the writes of the tasks and returns the error. `find_fault` only
         reads; it is also called while there is no outage. `aftermath`: seconds after an outage in
-        which runs may still fail because of it."""
+        which runs may still fail because of it. `pauses`: the longest first pause between two
+        probes, and the longest of all, in seconds."""
+        self._first_pause, self._longest_pause = pauses
         self._find_error = find_error
         self._find_fault = find_fault
         self._aftermath = aftermath
@@ -117,7 +123,7 @@ class Outage:
         self._stopping = threading.Event()
         deliveries.on_suspicion = self.suspect
         if self._is_away:
-            deliveries.pause(AWAY, LONGEST_PAUSE)
+            deliveries.pause(AWAY, self._longest_pause)
         threads.insist(self._run, "outage-watch", self._stopping)
 
     def stop(self) -> None:
@@ -149,7 +155,7 @@ class Outage:
                 logger.exception(
                     "Could not check MongoDB; trying again.", extra={"event": "outage.broken"}
                 )
-                stopping.wait(FIRST_PAUSE)
+                stopping.wait(self._first_pause)
 
     def _next(self, stopping: threading.Event) -> list[Suspicion]:
         """Wait for suspicions. Returns none if it is time to check the collections, or to stop."""
@@ -177,7 +183,7 @@ class Outage:
             error,
             extra={"event": "outage.begins", "error": error},
         )
-        self._deliveries.pause(AWAY, LONGEST_PAUSE)
+        self._deliveries.pause(AWAY, self._longest_pause)
         with self._changed:
             self._is_away = True
             late, self._suspicions = self._suspicions, []
@@ -188,7 +194,7 @@ class Outage:
         """Probe until MongoDB accepts writes, or the worker stops."""
         for probes in count(1):
             # With jitter, so that workers do not probe at the same time.
-            if stopping.wait(half_jitter(FIRST_PAUSE, probes, LONGEST_PAUSE)):
+            if stopping.wait(half_jitter(self._first_pause, probes, self._longest_pause)):
                 return
             if self._find_error() is None:
                 self._end()

@@ -6,7 +6,6 @@ from time import monotonic
 
 import pytest
 
-from app import outage
 from app.outage import AWAY, RUN_AGAIN_AFTER, Outage
 from devstack.waiting import wait_until
 from sqs_broker.rules.outcomes import Failed, Happened, Interrupted
@@ -46,6 +45,7 @@ class Database:
 
     def __init__(self) -> None:
         self.error: str | None = None
+        self.is_broken = False
         self.probes = 0
         self.answers = threading.Event()
         self.answers.set()
@@ -53,6 +53,8 @@ class Database:
     def find_error(self) -> str | None:
         self.answers.wait(DEADLINE)
         self.probes += 1
+        if self.is_broken:
+            raise RuntimeError
         return self.error
 
 
@@ -62,17 +64,15 @@ def deliveries() -> Deliveries:
 
 
 @pytest.fixture
-def database(monkeypatch: pytest.MonkeyPatch) -> Database:
-    """It is there, until its `error` is set, and is asked often."""
-    monkeypatch.setattr(outage, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(outage, "LONGEST_PAUSE", 0.01)
+def database() -> Database:
+    """It is there, until its `error` is set."""
     return Database()
 
 
 @pytest.fixture
 def watched(deliveries: Deliveries, database: Database) -> Iterator[Outage]:
-    """Watches the deliveries."""
-    made = Outage(database.find_error, AFTERMATH)
+    """Watches the deliveries, and probes often in an outage."""
+    made = Outage(database.find_error, AFTERMATH, pauses=(0.01, 0.01))
     made.watch(deliveries)
     yield made
     made.stop()
@@ -194,15 +194,12 @@ def test_an_outage_goes_on_where_the_worker_gets_a_new_deliveries(
 
 
 def test_a_probe_that_breaks_ends_neither_the_thread_nor_the_outage(
-    suspect: Suspect, deliveries: Deliveries, database: Database, monkeypatch: pytest.MonkeyPatch
+    suspect: Suspect, deliveries: Deliveries, database: Database
 ) -> None:
     database.error = "AutoReconnect"
     verdict(suspect())
-
-    def broken(*_: object) -> None:
-        monkeypatch.undo()
-        raise RuntimeError
-
-    monkeypatch.setattr(Outage, "_end", broken)
-    database.error = None
+    database.is_broken, probes = True, database.probes
+    wait_until(lambda: database.probes > probes + 1, DEADLINE, "probes that break")
+    assert deliveries.told == [f"pause: {AWAY}"]
+    database.error, database.is_broken = None, False
     wait_until(lambda: len(deliveries.told) == 2, DEADLINE, "the end")
