@@ -33,9 +33,10 @@ def is_readable(inbox: Inbox) -> bool:
 
 def test_what_is_put_is_taken_once_and_in_order(inbox: Inbox) -> None:
     inbox.put(arrived(1, 2))
-    inbox.put(arrived(3))
-    assert inbox.take_all() == arrived(1, 2, 3)
-    assert inbox.take_all() == []
+    inbox.put(arrived(3, 4))
+    assert inbox.take_one() == ("jobs", {"number": 1})
+    assert inbox.take_all() == arrived(2, 3, 4)
+    assert (inbox.take_all(), inbox.take_one()) == ([], None)
 
 
 def test_a_loop_is_woken_as_long_as_something_is_here(inbox: Inbox) -> None:
@@ -64,8 +65,13 @@ def test_a_loop_can_be_woken_for_nothing(inbox: Inbox) -> None:
 
 def test_waking_takes_no_lock_that_its_own_thread_may_hold(inbox: Inbox) -> None:
     # A signal handler runs wherever its thread is, also in the middle of `put`.
-    with ThreadPoolExecutor() as executor, inbox._changed:
-        executor.submit(inbox.wake).result(DEADLINE)
+    with ThreadPoolExecutor() as executor:
+
+        def in_the_middle() -> Iterator[Arrived]:
+            executor.submit(inbox.wake).result(DEADLINE)
+            yield from arrived(1)
+
+        inbox.put(in_the_middle())  # type: ignore[arg-type]  # iterated while it is put
     assert is_readable(inbox)
 
 
@@ -85,11 +91,8 @@ def test_who_waits_is_woken_by_another_thread(inbox: Inbox) -> None:
         assert waiting.result(DEADLINE / 5) is True
 
 
-def test_waiting_ends_at_its_timeout(inbox: Inbox) -> None:
+def test_waiting_ends_at_its_timeout_or_at_once_if_something_is_here(inbox: Inbox) -> None:
     assert inbox.wait(0.001) is False
-
-
-def test_who_comes_later_does_not_wait(inbox: Inbox) -> None:
     inbox.put(arrived(1))
     assert inbox.wait(0) is True
 
@@ -117,13 +120,12 @@ def test_nothing_is_lost_or_doubled_between_threads(inbox: Inbox) -> None:
     assert sorted(payload["number"] for payload in taken) == list(range(1_000))
 
 
-def test_closing_gives_the_descriptors_back(inbox: Inbox) -> None:
+def test_closing_gives_the_descriptors_back() -> None:
+    before = os.listdir("/dev/fd")
     other = Inbox()
-    ends = other._read_end, other._write_end
+    assert len(os.listdir("/dev/fd")) == len(before) + 2
     other.close()
-    for end in ends:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(end)
+    assert len(os.listdir("/dev/fd")) == len(before)
 
 
 def test_after_closing_messages_can_still_be_put_and_taken(inbox: Inbox) -> None:
@@ -141,8 +143,3 @@ def test_closing_twice_closes_no_descriptor_of_somebody_else(inbox: Inbox) -> No
     other.put(arrived(1))
     assert is_readable(other)
     other.close()
-
-
-def test_one_at_a_time_is_taken_in_order(inbox: Inbox) -> None:
-    inbox.put(arrived(1, 2))
-    assert [inbox.take_one(), inbox.take_one(), inbox.take_one()] == [*arrived(1, 2), None]

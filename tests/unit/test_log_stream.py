@@ -14,6 +14,7 @@ import pytest
 
 from app.log_stream import MOST, GatheringHandler
 from devstack.waiting import wait_until
+from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -100,9 +101,9 @@ def test_flushing_writes_what_waits(stream: Stream, handler: GatheringHandler, l
 def test_closing_writes_what_waits_and_ends_the_thread(
     stream: Stream, handler: GatheringHandler, log: Log
 ) -> None:
+    before = set(threading.enumerate())
     log("line")
-    writer = handler._writer
-    assert writer is not None
+    (writer,) = set(threading.enumerate()) - before
     handler.close()
     assert stream.lines == ["line"]
     writer.join(DEADLINE)
@@ -202,11 +203,8 @@ def test_a_full_disk_ends_neither_who_logs_nor_the_writer(stream: Stream, log: L
 
 
 def test_a_line_is_written_at_once_where_no_thread_can_be_started(
-    stream: Stream, log: Log, monkeypatch: pytest.MonkeyPatch
+    stream: Stream, log: Log, machine: Machine
 ) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    machine.has_no_room_for("log-writer")
     log("line")
     assert stream.lines == ["line"]

@@ -27,13 +27,10 @@ from app.logs import (
 from sqs_broker.errors import ConfigurationError, MessageTooLarge
 
 #: What logging collects for a record unless it is told not to.
-LEFT_OUT = (
-    "_srcfile",
-    "logThreads",
-    "logProcesses",
-    "logMultiprocessing",
-    "logAsyncioTasks",
-)
+LEFT_OUT = ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks")
+
+#: Loggers that get a level of their own.
+QUIETED = ("app", "celery.task", "botocore", "boto3", "urllib3", "pymongo", "multiprocessing")
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -97,12 +94,6 @@ def test_any_value_makes_a_line(value: object) -> None:
     assert line_of("%s", value, task=value)["message"] == str(value)
 
 
-@pytest.mark.parametrize("args", [({"name": "it"},), ({},)])
-def test_a_mapping_fills_a_message_in(args: tuple[Any, ...]) -> None:
-    assert line_of("%(name)s", {"name": "it"})["message"] == "it"
-    assert line_of("nothing to fill in: 100%")["message"] == "nothing to fill in: 100%"
-
-
 # Exceptions
 
 
@@ -141,18 +132,6 @@ def test_the_text_of_what_is_behind_an_exception_of_ours_is_not_told() -> None:
     assert MARKER not in str(line)
 
 
-@pytest.mark.parametrize("placeholder", ["%s", "%r"])
-def test_an_exception_in_a_sentence_is_told_by_its_class(placeholder: str) -> None:
-    # As Celery and kombu log: `error("Task handler raised error: %r", exc)`.
-    line = line_of(f"It failed: {placeholder}", ValueError(MARKER))
-    assert MARKER not in str(line)
-    assert "ValueError" in line["message"]
-
-
-def test_an_exception_of_ours_in_a_sentence_is_told_with_its_text() -> None:
-    assert line_of("No: %s", Conflict("another came first"))["message"] == "No: another came first"
-
-
 @pytest.mark.parametrize("exc_info", [None, (None, None, None)])
 def test_a_line_without_an_exception_has_no_error(exc_info: Any) -> None:
     assert "error" not in line_of("It works.", exc_info=exc_info)
@@ -169,12 +148,6 @@ def test_a_long_stack_is_cut_to_its_end() -> None:
     except ValueError:
         line = line_of("It failed.", exc_info=sys.exc_info())
     assert len(line["stack"]) == 12
-
-
-@pytest.mark.parametrize("name", ["app.test", "celery.worker", "flower", "somebody"])
-def test_an_exception_in_place_of_a_sentence_is_told_by_its_class(name: str) -> None:
-    # As Flower logs: `logger.error(exc)`.
-    assert line_of(ValueError(MARKER), name=name)["message"] == "ValueError"  # type: ignore[arg-type]
 
 
 # What others say
@@ -206,50 +179,56 @@ class Body:
         return MARKER
 
 
-@pytest.mark.parametrize("value", [MARKER, Body(), [MARKER], {"a": MARKER}, MARKER.encode()])
-@pytest.mark.parametrize("name", ["botocore.hooks", "urllib3", "pymongo", "tornado", "somebody"])
-def test_of_a_package_that_nobody_read_only_the_sentence_and_numbers_are_told(
-    name: str, value: object
-) -> None:
-    line = line_of("Retrying %s for %r (%d of %.1f)", "x", value, 2, 3.5, name=name)
-    assert line["message"] == f"Retrying {HIDDEN} for '{HIDDEN}' (2 of 3.5)"
-    assert MARKER not in str(line_of("body: %(body)s", {"body": value}, name=name))
-    assert MARKER not in str(line_of("It is %d", value, name=name))
+BODY = Body()
+
+UNREAD = ["botocore.hooks", "urllib3", "pymongo", "tornado", "somebody"]
+READ = ["celery.worker.consumer", "kombu.connection", "flower.command"]
+OURS = ["app.test", "sqs_broker.sqs.settler"]
+HELLO = "nothing to fill in: 100%"
+TRIES, TRIES_TOLD = "%s for %r (%d of %.1f)", f"{HIDDEN} for '{HIDDEN}' (2 of 3.5)"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("names", "text", "args", "told"),
     [
-        ("Found credentials in environment variables.",) * 2,
-        (f"error on read: {MARKER}", "error on read"),
-        (f"Exception in callback send({MARKER})", "Exception in callback send"),
-        (f"Never retrieved\nfuture: {MARKER}", "Never retrieved"),
-        (f'{{"command": "{MARKER}"}}', ""),
-        (f"It is '{MARKER}'", "It is"),
+        (OURS + READ, HELLO, (), HELLO),
+        (OURS, "%(name)s", ({"name": "it"},), "it"),
+        (READ, "%(n)s: %(body)r", ({"n": "w1", "body": [MARKER]},), "w1: 'list'"),
+        # As Celery and kombu log: `error("Task handler raised error: %r", exc)`; and Flower an
+        # exception in place of a sentence: `logger.error(exc)`.
+        (OURS + READ, "No: %s", (ValueError(MARKER),), "No: ValueError"),
+        (OURS + READ, "No: %r", (ValueError(MARKER),), "No: 'ValueError'"),
+        (OURS + READ + UNREAD, ValueError(MARKER), (), "ValueError"),
+        (OURS, "No: %s", (Conflict("another came first"),), "No: another came first"),
+        # Of a package that was read, texts and numbers.
+        (READ, "%s: %d of %r in %s", ("w1", 2, BODY, {"a": 1}), "w1: 2 of 'Body' in dict"),
+        # Of one that nobody read, the sentence and numbers: up to where a value may begin.
+        (UNREAD, TRIES, ("x", MARKER, 2, 3.5), TRIES_TOLD),
+        (UNREAD, TRIES, ("x", BODY, 2, 3.5), TRIES_TOLD),
+        (UNREAD, TRIES, ("x", [MARKER], 2, 3.5), TRIES_TOLD),
+        (UNREAD, TRIES, ("x", {"a": MARKER}, 2, 3.5), TRIES_TOLD),
+        (UNREAD, TRIES, ("x", MARKER.encode(), 2, 3.5), TRIES_TOLD),
+        (UNREAD, "body: %(body)s", ({"body": BODY},), f"body: {HIDDEN}"),
+        (UNREAD, "Found credentials in variables.", (), "Found credentials in variables."),
+        (UNREAD, f"error on read: {MARKER}", (), "error on read"),
+        (UNREAD, f"Exception in callback send({MARKER})", (), "Exception in callback send"),
+        (UNREAD, f"Never retrieved\nfuture: {MARKER}", (), "Never retrieved"),
+        (UNREAD, f'{{"command": "{MARKER}"}}', (), ""),
+        (UNREAD, f"It is '{MARKER}'", (), "It is"),
+        # An object in place of a sentence, as pymongo logs: `logger.info(LogMessage(…))`.
+        (UNREAD, BODY, (), HIDDEN),
+        (READ, BODY, (), "Body"),
     ],
 )
-def test_a_sentence_that_is_filled_in_already_is_cut_where_values_begin(
-    text: str, told: str
+def test_a_sentence_tells_of_its_values_what_is_known_to_be_no_personal_data(
+    names: list[str], text: Any, args: Any, told: str
 ) -> None:
-    assert line_of(text, name="asyncio")["message"] == told
-
-
-def test_an_object_in_place_of_a_sentence_is_not_told() -> None:
-    # As pymongo logs: `logger.info(LogMessage(…))`.
-    assert MARKER not in str(line_of(Body(), name="pymongo"))  # type: ignore[arg-type]
-    assert MARKER not in str(line_of(Body(), name="celery"))  # type: ignore[arg-type]
+    lines = {name: line_of(text, *args, name=name)["message"] for name in names}
+    assert lines == dict.fromkeys(names, told)
 
 
 def test_the_facts_of_a_package_that_nobody_read_are_not_told() -> None:
     assert "reason" not in line_of("Hello.", name="somebody", reason=MARKER, task=MARKER)
-
-
-@pytest.mark.parametrize("name", ["celery.worker.consumer", "kombu.connection", "flower.command"])
-def test_of_a_package_that_was_read_texts_and_numbers_are_told(name: str) -> None:
-    line = line_of("%s has %d of %r in %s", "celery@host", 2, Body(), {"a": MARKER}, name=name)
-    assert line["message"] == "celery@host has 2 of 'Body' in dict"
-    said = line_of("%(name)s: %(body)r", {"name": "w1", "body": [MARKER]}, name=name)
-    assert said["message"] == "w1: 'list'"
 
 
 @pytest.mark.parametrize("name", ["app.test", "celery.worker", "somebody"])
@@ -265,21 +244,30 @@ def test_arguments_that_do_not_fit_are_left_out(name: str) -> None:
 CELERYS = ["celery.app.trace", "celery.worker.strategy", "celery.worker.request"]
 
 
-@pytest.mark.parametrize("name", CELERYS)
-@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING])
-def test_what_celery_says_of_each_message_is_kept_back(name: str, level: int) -> None:
-    assert not WithoutRepeats().filter(record_of(f"Task {MARKER} received", name=name, level=level))
+UNMARKED = "Failed to mark task %s as revoked in backend: %s"
 
 
-def test_that_a_revoke_finds_no_result_to_mark_is_kept_back() -> None:
-    said = "Failed to mark task %s as revoked in backend: %s"
-    record = logging.LogRecord("celery.worker.control", logging.WARNING, "", 1, said, (), None)
-    assert not WithoutRepeats().filter(record)
-
-
-def test_an_error_of_celery_without_an_exception_is_kept_back() -> None:
-    record = record_of(f"Task: {MARKER}", name="celery.worker.request", level=logging.ERROR)
-    assert not WithoutRepeats().filter(record)
+@pytest.mark.parametrize(
+    ("names", "level", "text", "is_heard"),
+    [
+        (CELERYS, logging.DEBUG, f"Task {MARKER} received", False),
+        (CELERYS, logging.INFO, f"Task {MARKER} received", False),
+        (CELERYS, logging.WARNING, f"Task {MARKER} received", False),
+        # Without an exception there is nothing to tell of it.
+        (CELERYS, logging.ERROR, f"Task: {MARKER}", False),
+        # A revoke finds no result to mark.
+        (["celery.worker.control"], logging.WARNING, UNMARKED, False),
+        (["celery.worker.control"], logging.WARNING, "Connected.", True),
+        (["celery.worker", "celery.apps.worker", "kombu", "sqs_broker"], 20, "Connected.", True),
+        (["celery.worker", "celery.apps.worker", "kombu", "sqs_broker"], 40, "Connected.", True),
+    ],
+)
+def test_what_celery_repeats_of_each_message_is_kept_back_and_all_else_is_heard(
+    names: list[str], level: int, text: str, is_heard: bool
+) -> None:
+    records = [record_of(text, name=name, level=level) for name in names]
+    assert {bool(WithoutRepeats().filter(record)) for record in records} == {is_heard}
+    assert {record.getMessage() for record in records} == {text}
 
 
 @pytest.mark.parametrize("name", CELERYS)
@@ -300,25 +288,20 @@ def test_a_failure_keeps_its_class_its_place_and_its_task(name: str) -> None:
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
 
 
-@pytest.mark.parametrize("name", ["celery.worker", "celery.apps.worker", "kombu", "sqs_broker"])
-@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
-def test_other_loggers_are_heard(name: str, level: int) -> None:
-    record = record_of("Connected.", name=name, level=level)
-    assert WithoutRepeats().filter(record)
-    assert record.getMessage() == "Connected."
-
-
-def test_of_a_warning_only_its_place_and_category_are_told() -> None:
-    text = warnings.formatwarning(MARKER, RuntimeWarning, "/app/tasks.py", 7, MARKER)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            warnings.formatwarning(MARKER, RuntimeWarning, "/app/tasks.py", 7, MARKER),
+            "/app/tasks.py:7: RuntimeWarning",
+        ),
+        (MARKER, "A warning."),
+    ],
+)
+def test_of_a_warning_only_its_place_and_category_are_told(text: str, told: str) -> None:
     record = record_of("%s", text, name="py.warnings", level=logging.WARNING)
     assert WithoutRepeats().filter(record)
-    assert json.loads(JsonLines().format(record))["message"] == "/app/tasks.py:7: RuntimeWarning"
-
-
-def test_of_a_warning_in_another_form_nothing_is_told() -> None:
-    record = record_of(MARKER, name="py.warnings", level=logging.WARNING)
-    assert WithoutRepeats().filter(record)
-    assert record.getMessage() == "A warning."
+    assert json.loads(JsonLines().format(record))["message"] == told
 
 
 # Where it goes
@@ -326,7 +309,7 @@ def test_of_a_warning_in_another_form_nothing_is_told() -> None:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, put back as pytest has it."""
+    """The root logger. All that `set_up` changes is put back as pytest has it."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     wanted = {name: getattr(logging, name, None) for name in LEFT_OUT}
@@ -338,16 +321,7 @@ def root() -> Iterator[logging.Logger]:
         setattr(logging, name, value)
     root.handlers = handlers
     root.setLevel(level)
-    for name in (
-        "app",
-        "celery.task",
-        "botocore",
-        "boto3",
-        "urllib3",
-        "pymongo",
-        "multiprocessing",
-        *REPEATED,
-    ):
+    for name in (*QUIETED, *REPEATED):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -374,10 +348,13 @@ def test_celery_makes_no_line_of_its_own_for_a_message(root: logging.Logger, nam
 
 def test_what_no_line_has_is_not_collected(root: logging.Logger) -> None:
     set_up()
-    record = logging.getLogger("app.test").makeRecord("app.test", 20, "", 1, "Hello.", (), None)
-    collected = {record.thread, record.process, record.processName}
-    assert collected == {None}
-    assert logging._srcfile is None  # the place of the call, which is looked for on the stack
+    records: list[logging.LogRecord] = []
+    root.handlers[0].addFilter(lambda record: records.append(record) or True)
+    logging.getLogger("app.test").info("Hello.")
+    (record,) = records
+    assert {record.thread, record.process, record.processName} == {None}
+    # The place of the call would be looked for on the stack.
+    assert (record.pathname, record.lineno) == ("(unknown file)", 0)
 
 
 @pytest.mark.parametrize("name", ["botocore.endpoint", "boto3", "urllib3.connection", "pymongo"])
