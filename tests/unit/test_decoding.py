@@ -12,6 +12,7 @@ import pytest
 from celery import chain, group, signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kombu import Connection
 from kombu.asynchronous.aws.sqs.message import AsyncMessage
 from kombu.transport import virtual
 from kombu.utils.json import dumps, register_type
@@ -122,21 +123,59 @@ Decoded = Callable[..., dict[str, Any]]
 # The doors
 
 
-def test_our_envelope_arrives_as_it_was_sent(decoded: Decoded) -> None:
-    payload = decoded(envelope())
-    assert payload["body"][1] == FIELDS
+@pytest.mark.parametrize(
+    "body",
+    [
+        dumps(envelope()),
+        outer_base64(dumps(envelope())),
+        dumps(inner_base64(envelope())),
+        outer_base64(dumps(inner_base64(envelope()))),
+        outer_base64(outer_base64(dumps(inner_base64(envelope())))),
+        f"\n {outer_base64(dumps(inner_base64(envelope())))}\n",
+        notification(json.dumps(envelope())),
+    ],
+    ids=["none", "outer", "inner", "both", "outer twice", "both, in white space", "SNS"],
+)
+def test_an_envelope_arrives_as_it_was_sent_in_any_layers_of_base64(
+    decoded: Decoded, body: Any
+) -> None:
+    payload = decoded(body)
+    assert payload["body"] == [[], FIELDS, {"callbacks": None, "chain": None}]
+    headers, properties = payload["headers"], payload["properties"]
+    assert (headers["task"], headers["lang"]) == ("registerUser", "py")
+    assert (properties["correlation_id"], properties["reply_to"]) == ("id-1", "reply-1")
+    assert (headers["delivery"].source, headers["delivery"].has_producer_id) == ("celery", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "source"),
+    [
+        (plain(), "json"),
+        (without("action", plain()) | {"type": "registerUser"}, "json"),
+        (notification(json.dumps(plain())), "sns"),
+        (notification(outer_base64(json.dumps(plain()))), "sns"),
+    ],
+    ids=["action", "type", "SNS", "SNS around base64"],
+)
+def test_plain_json_names_its_task_and_its_data_are_the_keyword_arguments(
+    decoded: Decoded, body: dict[str, Any], source: str
+) -> None:
+    payload = decoded(body)
     assert payload["headers"]["task"] == "registerUser"
-    assert payload["headers"]["lang"] == "py"
-    assert payload["properties"]["correlation_id"] == "id-1"
-    assert payload["properties"]["reply_to"] == "reply-1"
+    assert payload["headers"]["delivery"].source == source
+    assert payload["body"] == [[], plain()["data"], {}]
 
 
-def test_a_body_is_read_once_and_kombu_has_it_as_it_is(decoded: Decoded) -> None:
-    for body in (envelope(), plain()):
-        payload = decoded(body)
-        message = virtual.Message(payload, channel=object.__new__(virtual.Channel))
+@pytest.mark.parametrize("body", [with_properties(priority=7), plain()], ids=["envelope", "plain"])
+def test_a_body_is_read_once_and_kombu_has_it_as_it_is(
+    decoded: Decoded, body: dict[str, Any]
+) -> None:
+    payload = decoded(body)
+    with Connection("memory://") as connection:
+        message = virtual.Message(payload, channel=connection.channel())
         message.accept = {"application/json"}
         assert message.decode() is payload["body"]
+        assert message.properties["priority"] == (7 if "properties" in body else 0)
 
 
 @pytest.mark.parametrize(
@@ -247,13 +286,6 @@ def test_a_fault_of_the_machine_is_not_the_bodys(decoded: Decoded, fault: Except
     assert raised.value is fault
 
 
-def test_a_message_of_kombu_reads_the_payload(decoded: Decoded) -> None:
-    payload = decoded(with_properties(priority=7))
-    message = virtual.Message(payload, channel=object.__new__(virtual.Channel))
-    assert message.payload == [[], FIELDS, {"callbacks": None, "chain": None}]
-    assert message.properties["priority"] == 7
-
-
 @pytest.mark.parametrize("body", [plain(), with_properties(correlation_id=None, priority=None)])
 def test_without_a_word_the_id_correlates_and_no_priority_is_given(
     decoded: Decoded, body: dict[str, Any]
@@ -263,47 +295,22 @@ def test_without_a_word_the_id_correlates_and_no_priority_is_given(
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "id_", "is_producers"),
     [
-        dumps(envelope()),
-        outer_base64(dumps(envelope())),
-        dumps(inner_base64(envelope())),
-        outer_base64(dumps(inner_base64(envelope()))),
-        outer_base64(outer_base64(dumps(inner_base64(envelope())))),
-        f"\n {outer_base64(dumps(inner_base64(envelope())))}\n",
+        (plain(id="abc"), "abc", True),
+        # Without an id a message is known by that of SQS.
+        (without("id", plain()), "sqs-7", False),
+        (plain(id=None), "sqs-7", False),
+        (envelope(), "id-1", True),
     ],
-    ids=["none", "outer", "inner", "both", "outer twice", "both, in white space"],
 )
-def test_a_stock_producer_may_wrap_in_any_layers_of_base64(decoded: Decoded, body: str) -> None:
-    assert decoded(body)["body"][1] == FIELDS
-
-
-@pytest.mark.parametrize("given", ["action", "type"])
-def test_plain_json_names_its_task_by_action_or_by_type(decoded: Decoded, given: str) -> None:
-    payload = decoded(without("action", plain()) | {given: "registerUser"})
-    assert payload["headers"]["task"] == "registerUser"
-    assert payload["body"] == [[], plain()["data"], {}]
-
-
-def test_plain_json_keeps_the_id_of_its_producer(decoded: Decoded) -> None:
-    headers = decoded(plain(id="abc"))["headers"]
-    assert (headers["id"], headers["root_id"]) == ("abc", "abc")
-    assert headers["delivery"].has_producer_id is True
-
-
-@pytest.mark.parametrize("body", [without("id", plain()), plain(id=None)])
-def test_plain_json_without_an_id_is_known_by_that_of_sqs(
-    decoded: Decoded, body: dict[str, Any]
+def test_a_message_keeps_the_id_of_its_producer(
+    decoded: Decoded, body: dict[str, Any], id_: str, is_producers: bool
 ) -> None:
     headers = decoded(body, message_id="sqs-7")["headers"]
-    assert headers["id"] == "sqs-7"
-    assert headers["delivery"].message_id == "sqs-7"
-    assert headers["delivery"].has_producer_id is False
-
-
-def test_the_id_of_an_envelope_is_its_producers(decoded: Decoded) -> None:
-    delivery = decoded(envelope(), message_id="sqs-7")["headers"]["delivery"]
-    assert (delivery.message_id, delivery.has_producer_id) == ("id-1", True)
+    assert (headers["id"], headers["delivery"].message_id) == (id_, id_)
+    assert headers["delivery"].has_producer_id is is_producers
+    assert headers["root_id"] == (None if "properties" in body else id_)
 
 
 @pytest.mark.parametrize("around", [lambda id_: with_headers(id=id_), lambda id_: plain(id=id_)])
@@ -313,23 +320,6 @@ def test_an_id_may_have_255_characters(
     assert decoded(around("i" * 255))["headers"]["id"] == "i" * 255
     with pytest.raises(Undecodable):
         decoded(around("i" * 256))
-
-
-@pytest.mark.parametrize(
-    ("body", "source"),
-    [
-        (envelope(), "celery"),
-        (plain(), "json"),
-        (notification(json.dumps(plain())), "sns"),
-        (notification(json.dumps(envelope())), "celery"),
-        (notification(outer_base64(json.dumps(plain()))), "sns"),
-    ],
-)
-def test_the_task_is_told_by_which_door_a_message_came(
-    decoded: Decoded, body: dict[str, Any], source: str
-) -> None:
-    headers = decoded(body)["headers"]
-    assert (headers["task"], headers["delivery"].source) == ("registerUser", source)
 
 
 @pytest.mark.parametrize(
@@ -355,32 +345,24 @@ def test_plain_json_is_refused_where_no_decoder_is_given(make_delivery: MakeDeli
 # What SQS says
 
 
-@pytest.mark.parametrize("body", [envelope(), plain()])
+@pytest.mark.parametrize("body", [envelope(), plain()], ids=["envelope", "plain"])
+@pytest.mark.parametrize("count", [1, 4])
 def test_what_sqs_says_of_the_delivery_reaches_the_task(
-    decoded: Decoded, body: dict[str, Any]
+    decoded: Decoded, body: dict[str, Any], count: int
 ) -> None:
-    payload = decoded(body, count=4, queue="mail", tag="tag-9")
-    assert payload["headers"]["retries"] == 3
-    assert payload["headers"]["delivery"].deliveries == 4
+    enqueued_at = datetime.fromisoformat("2026-01-02T05:04:05+02:00")
+    payload = decoded(body, count=count, queue="mail", tag="tag-9", enqueued_at=enqueued_at)
+    assert payload["headers"]["retries"] == count - 1
+    delivery = payload["headers"]["delivery"]
+    assert delivery.deliveries == count
+    assert delivery.enqueued_at.isoformat() == "2026-01-02T03:04:05+00:00"
     assert payload["properties"]["delivery_tag"] == "tag-9"
     assert payload["properties"]["delivery_info"] == {
         # `virtual._restore` reads these two (kombu 5.7).
         "exchange": "",
         "routing_key": "mail",
-        "redelivered": True,
+        "redelivered": count > 1,
     }
-
-
-def test_the_first_delivery_is_no_redelivery(decoded: Decoded) -> None:
-    payload = decoded(envelope(), count=1)
-    assert payload["headers"]["retries"] == 0
-    assert payload["properties"]["delivery_info"]["redelivered"] is False
-
-
-def test_the_time_of_enqueueing_is_told_in_utc(decoded: Decoded) -> None:
-    enqueued_at = datetime.fromisoformat("2026-01-02T05:04:05+02:00")
-    told = decoded(plain(), enqueued_at=enqueued_at)["headers"]["delivery"].enqueued_at
-    assert told.isoformat() == "2026-01-02T03:04:05+00:00"
 
 
 @pytest.mark.parametrize(

@@ -125,23 +125,22 @@ def old_hash(content: dict[str, Any]) -> str:
 # The same message again
 
 
+Writer = type[Message] | None
+
+
+def stored_by_any(writer: Writer, body: dict[str, Any]) -> dict[str, Any]:
+    """The document of a worker of a release; of the one before all of these if None."""
+    return stored_before(body) if writer is None else stored_by(writer, body)
+
+
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 @pytest.mark.parametrize("reader", RELEASES)
 @pytest.mark.parametrize("writer", [None, *RELEASES])
-def test_a_redelivery_is_the_same_in_every_release(
-    writer: type[Message] | None, reader: type[Message], body: dict[str, Any]
+def test_a_redelivery_is_the_same_in_every_release_and_in_either_spelling(
+    writer: Writer, reader: type[Message], body: dict[str, Any]
 ) -> None:
-    stored = stored_before(body) if writer is None else stored_by(writer, body)
-    assert compare(stored, read(reader, body)) is SAME
-
-
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-@pytest.mark.parametrize("reader", RELEASES)
-@pytest.mark.parametrize("writer", RELEASES)
-def test_the_other_spelling_is_the_same_in_every_release(
-    writer: type[Message], reader: type[Message], body: dict[str, Any]
-) -> None:
-    assert compare(stored_by(writer, body), read(reader, snake(body))) is SAME
+    for spelt in (body, snake(body)):
+        assert compare(stored_by_any(writer, body), read(reader, spelt)) is SAME
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
@@ -164,102 +163,86 @@ def test_version_1_is_what_the_release_of_before_has_made() -> None:
     )
 
 
-# Another payload
+# Another payload, or the same: neither more nor less than what the worker knew that stored it
+
+NEWEST = BODIES["all of the newest"]
 
 
+def without(body: dict[str, Any], name: str) -> dict[str, Any]:
+    """A body with one field less; of `userInfo`, only what is optional is missing."""
+    least = {"userInfo": {"nickname": "kim"}} if name == "userInfo" else {}
+    return {key: value for key, value in body.items() if key != name} | least
+
+
+#: (what they differ in, the workers that see it, two payloads)
+OTHERS: list[tuple[str, list[Writer], dict[str, Any], dict[str, Any]]] = [
+    *(
+        (f"{change}", [None, Registration, Newer, Newest], LEAST, LEAST | change)
+        for change in (
+            {"index": 7},
+            {"money": 0},
+            {"loanCount": 1},
+            {"userInfo": {"nickname": "lee"}},
+            {"userInfo": {"nickname": "kim", "gender": "F"}},
+            {"userInfo": {"nickname": "kim", "introduction": "hi"}},
+        )
+    ),
+    *(
+        (f"{change} of {len(body)}", [Newest], body, body | change)
+        for body in (NEWEST, LEAST)
+        for change in (
+            {"referredBy": "bob"},
+            {"level": 0},
+            {"wallet": {}},
+            {"wallet": {"limit": 1}},
+            {"userInfo": {"nickname": "kim", "homeTown": "Busan"}},
+        )
+    ),
+    *(
+        (f"no {name}", [Newest], NEWEST | {"index": 3}, without(NEWEST | {"index": 3}, name))
+        for name in ("referredBy", "level", "wallet", "index", "userInfo")
+    ),
+    ("a default that has changed", [Newest], LEAST, LEAST | {"index": 0}),
+    ("a value that is a later default", [Registration], LEAST, LEAST | {"index": 1}),
+]
+
+#: The same to these workers.
+SAMES: list[tuple[str, list[Writer], dict[str, Any], dict[str, Any]]] = [
+    ("unknown to all", list(RELEASES), LEAST | {"colour": "red"}, LEAST | {"colour": "blue"}),
+    ("not known yet", [Registration], LEAST, LEAST | {"referredBy": "ann", "level": 3}),
+    ("a default of then", [Registration], LEAST, LEAST | {"index": 0}),
+    *(
+        (f"the default {default}", [Newer], LEAST, LEAST | default)
+        for default in (
+            {"index": 0, "loanCount": 0, "money": None},
+            {"userInfo": {"nickname": "kim", "gender": "", "introduction": ""}},
+            {"referredBy": "", "level": None},
+            {"userInfo": {"nickname": "kim", "homeTown": ""}},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("reader", RELEASES)
 @pytest.mark.parametrize(
-    "change",
+    ("writers", "one", "other", "verdict"),
     [
-        {"index": 7},
-        {"money": 0},
-        {"loanCount": 1},
-        {"userInfo": {"nickname": "lee"}},
-        {"userInfo": {"nickname": "kim", "gender": "F"}},
-        {"userInfo": {"nickname": "kim", "introduction": "hi"}},
+        pytest.param(writers, one, other, verdict, id=f"{verdict.name}: {what}")
+        for verdict, cases in ((DIFFERENT, OTHERS), (SAME, SAMES))
+        for what, writers, one, other in cases
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("reader", RELEASES)
-@pytest.mark.parametrize("writer", [None, *RELEASES[:-1]])
-def test_another_value_is_another_payload_in_every_release(
-    writer: type[Message] | None, reader: type[Message], change: dict[str, Any]
+def test_a_payload_is_another_one_in_every_release_if_it_is_to_the_worker_that_stored_it(
+    writers: list[Writer],
+    reader: type[Message],
+    one: dict[str, Any],
+    other: dict[str, Any],
+    verdict: Comparison,
 ) -> None:
-    for one, other in ((LEAST, LEAST | change), (LEAST | change, LEAST)):
-        stored = stored_before(one) if writer is None else stored_by(writer, one)
-        assert compare(stored, read(reader, other)) is DIFFERENT
-
-
-@pytest.mark.parametrize("reader", RELEASES)
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"referredBy": "bob"},
-        {"level": 0},
-        {"wallet": {}},
-        {"wallet": {"limit": 1}},
-        {"userInfo": {"nickname": "kim", "homeTown": "Busan"}},
-    ],
-    ids=str,
-)
-def test_another_value_of_a_new_field_is_another_payload_after_the_way_back_too(
-    reader: type[Message], change: dict[str, Any]
-) -> None:
-    new = BODIES["all of the newest"]
-    for one, other in ((new, new | change), (LEAST, LEAST | change)):
-        for spelt in (other, snake(other)):
-            assert compare(stored_by(Newest, one), read(reader, spelt)) is DIFFERENT
-
-
-@pytest.mark.parametrize("reader", RELEASES)
-@pytest.mark.parametrize(
-    "name", ["referredBy", "level", "wallet", "index", "userInfo"], ids=lambda name: f"no {name}"
-)
-def test_a_new_field_that_is_missing_is_another_payload_after_the_way_back_too(
-    reader: type[Message], name: str
-) -> None:
-    new = BODIES["all of the newest"] | {"index": 3}
-    without = {k: v for k, v in new.items() if k != name} | (
-        {"userInfo": {"nickname": "kim"}} if name == "userInfo" else {}
-    )
-    assert compare(stored_by(Newest, new), read(reader, without)) is DIFFERENT
-
-
-# Neither more nor less than what the worker knew that stored it
-
-
-@pytest.mark.parametrize("reader", RELEASES)
-@pytest.mark.parametrize("writer", RELEASES)
-def test_a_field_that_was_not_known_when_it_was_stored_is_not_compared(
-    writer: type[Message], reader: type[Message]
-) -> None:
-    one, other = LEAST | {"colour": "red"}, LEAST | {"colour": "blue"}
-    assert compare(stored_by(writer, one), read(reader, other)) is SAME
-    if writer is Registration:
-        later = LEAST | {"referredBy": "ann", "level": 3}
-        assert compare(stored_by(writer, one), read(reader, later)) is SAME
-
-
-@pytest.mark.parametrize("reader", RELEASES)
-@pytest.mark.parametrize(
-    "default",
-    [
-        {"index": 0, "loanCount": 0, "money": None},
-        {"userInfo": {"nickname": "kim", "gender": "", "introduction": ""}},
-        {"referredBy": "", "level": None},
-        {"userInfo": {"nickname": "kim", "homeTown": ""}},
-    ],
-    ids=str,
-)
-def test_a_default_that_is_given_is_one_that_is_not(
-    reader: type[Message], default: dict[str, Any]
-) -> None:
-    for one, other in ((LEAST, LEAST | default), (LEAST | default, LEAST)):
-        assert compare(stored_by(Newer, one), read(reader, other)) is SAME
-
-
-def test_a_default_is_that_of_the_worker_that_stored_it() -> None:
-    assert compare(stored_by(Registration, LEAST), read(Newest, LEAST | {"index": 0})) is SAME
-    assert compare(stored_by(Registration, LEAST), read(Newest, LEAST | {"index": 1})) is DIFFERENT
+    for writer in writers:
+        for stored, sent in ((one, other), (other, one)):
+            for spelt in (sent, snake(sent)):
+                assert compare(stored_by_any(writer, stored), read(reader, spelt)) is verdict
 
 
 values = {
@@ -381,13 +364,6 @@ def test_a_new_field_of_the_elements_of_a_field_is_no_other_payload(
     assert compare(stored_by(writer, WRAPPED), read(reader, snake(WRAPPED))) is SAME
 
 
-def test_a_field_that_is_left_out_is_its_default_also_where_that_is_a_model() -> None:
-    least = {k: v for k, v in ORDER.items() if k != "best"}
-    for best in ({"sku": "none"}, {"sku": "none", "count": 1}):
-        assert compare(stored_by(Order, least), read(Order, least | {"best": best})) is SAME
-    assert compare(stored_by(Order, least), read(Order, least | {"best": {"sku": ""}})) is DIFFERENT
-
-
 class Cat(Message):
     kind: Literal["cat"] = "cat"
     name: str = "Tom"
@@ -402,25 +378,9 @@ class Owner(Message):
     pet: Cat | Dog
 
 
-def test_two_models_that_one_field_may_hold_are_told_apart() -> None:
-    cats = [{"name": "Max"}, {"kind": "cat", "name": "Rex"}, {"kind": "cat", "name": "Tom"}]
-    dogs = [{"kind": "dog", "name": "Max"}, {"kind": "dog"}, {"kind": "dog", "name": "Tom"}]
-    for one, other in [*zip(cats, dogs, strict=True), *zip(dogs, cats, strict=True)]:
-        stored = stored_by(Owner, {"pet": one})
-        assert compare(stored, read(Owner, {"pet": one})) is SAME
-        assert compare(stored, read(Owner, {"pet": other})) is DIFFERENT
-
-
 class Tree(Message):
     name: str = ""
     branches: tuple["Tree", ...] = ()
-
-
-def test_a_model_within_itself_is_compared_whole() -> None:
-    tree = {"name": "a", "branches": [{"name": "b", "branches": [{"name": "c"}]}]}
-    other = {"name": "a", "branches": [{"name": "b", "branches": [{"name": "d"}]}]}
-    assert compare(stored_by(Tree, tree), read(Tree, tree)) is SAME
-    assert compare(stored_by(Tree, tree), read(Tree, other)) is DIFFERENT
 
 
 class Anything(Message):
@@ -428,19 +388,54 @@ class Anything(Message):
     text: str = "two words = more"
 
 
-@pytest.mark.parametrize("value", [1, 1.0, True, "1", [1], {"1": 1}, None, False, 0.0, ""])
-def test_values_of_several_types_are_told_apart(value: Any) -> None:
-    assert compare(stored_by(Anything, {"value": value}), read(Anything, {})) is DIFFERENT
-    assert compare(stored_by(Anything, {}), read(Anything, {"value": value})) is DIFFERENT
-    assert compare(stored_by(Anything, {"value": [value]}), read(Anything, {"value": [0]})) is (
-        DIFFERENT
-    )
+CATS = [{"name": "Max"}, {"kind": "cat", "name": "Rex"}, {"kind": "cat", "name": "Tom"}]
+DOGS = [{"kind": "dog", "name": "Max"}, {"kind": "dog"}, {"kind": "dog", "name": "Tom"}]
+TREE, OTHER_TREE = (
+    {"name": "a", "branches": [{"name": "b", "branches": [{"name": leaf}]}]} for leaf in "cd"
+)
+LEAST_ORDER = without(ORDER, "best")
+TEXT = {"text": "two words = more"}
 
 
-def test_a_default_may_be_any_text() -> None:
-    explicit = {"text": "two words = more"}
-    assert compare(stored_by(Anything, explicit), read(Anything, {})) is SAME
-    assert compare(stored_by(Anything, explicit), read(Anything, {"text": "two"})) is DIFFERENT
+@pytest.mark.parametrize(
+    ("model", "one", "other", "verdict"),
+    [
+        # A field that is left out is its default, also if that is a model, or any text.
+        (Order, LEAST_ORDER, LEAST_ORDER | {"best": {"sku": "none"}}, SAME),
+        (Order, LEAST_ORDER, LEAST_ORDER | {"best": {"sku": "none", "count": 1}}, SAME),
+        (Order, LEAST_ORDER, LEAST_ORDER | {"best": {"sku": ""}}, DIFFERENT),
+        (Anything, TEXT, {}, SAME),
+        (Anything, TEXT, {"text": "two"}, DIFFERENT),
+        # Two models that one field may hold are told apart.
+        *((Owner, {"pet": pet}, {"pet": pet}, SAME) for pet in CATS + DOGS),
+        *(
+            (Owner, {"pet": one}, {"pet": other}, DIFFERENT)
+            for cat, dog in zip(CATS, DOGS, strict=True)
+            for one, other in ((cat, dog), (dog, cat))
+        ),
+        # Their defaults differ: neither is that of the field.
+        (Owner, {"pet": {"kind": "dog"}}, {"pet": {"kind": "dog", "name": "Tom"}}, DIFFERENT),
+        (Owner, {"pet": {"kind": "cat"}}, {"pet": {"kind": "cat", "name": "Rex"}}, DIFFERENT),
+        # A model within itself is compared whole.
+        (Tree, TREE, TREE, SAME),
+        (Tree, TREE, OTHER_TREE, DIFFERENT),
+        # Values of several types are told apart.
+        *(
+            (Anything, one, other, DIFFERENT)
+            for value in (1, 1.0, True, "1", [1], {"1": 1}, None, False, 0.0, "")
+            for one, other in (
+                ({"value": value}, {}),
+                ({}, {"value": value}),
+                ({"value": [value]}, {"value": [0]}),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_fields_of_every_shape_are_compared(
+    model: type[Message], one: dict[str, Any], other: dict[str, Any], verdict: Comparison
+) -> None:
+    assert compare(stored_by(model, one), read(model, other)) is verdict
 
 
 @pytest.mark.parametrize(

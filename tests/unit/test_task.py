@@ -1,8 +1,10 @@
 """Task: a retry is the same message later, and each failure is a retry or a dead letter."""
 
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +74,13 @@ def fails_with(error: BaseException) -> Callable[[Any], None]:
     return body
 
 
+def raised_by(task: Any) -> Any:
+    """What a run of the task raises."""
+    with pytest.raises(BaseException) as raised:  # noqa: PT011 - for the test to look at
+        task()
+    return raised.value
+
+
 # Asking for a retry
 
 
@@ -82,10 +91,9 @@ def fails_with(error: BaseException) -> Callable[[Any], None]:
 def test_a_retry_raises_with_the_delay_in_seconds(
     define: Define, asked: dict[str, Any], delay: float
 ) -> None:
-    task = define(lambda self: self.retry(**asked))
-    with pytest.raises(Retry) as raised:
-        task()
-    assert raised.value.when == delay
+    retry = raised_by(define(lambda self: self.retry(**asked)))
+    assert isinstance(retry, Retry)
+    assert retry.when == delay
 
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=9)), None])
@@ -97,26 +105,19 @@ def test_a_time_becomes_the_seconds_until_then(
 ) -> None:
     eta = datetime.now(UTC) + due_in
     eta = eta.astimezone(zone) if zone else eta.replace(tzinfo=None)
-    task = define(lambda self: self.retry(eta=eta))
-    with pytest.raises(Retry) as raised:
-        task()
-    assert delay - 60 < raised.value.when <= delay
+    assert delay - 60 < raised_by(define(lambda self: self.retry(eta=eta))).when <= delay
 
 
-@pytest.mark.parametrize(("retries", "longest"), [(0, 2), (1, 4), (3, 16)])
+@pytest.mark.parametrize("retries", [0, 1, 3])
 def test_the_backoff_is_that_of_the_delivery(
-    celery_app: Celery,
-    define: Define,
-    monkeypatch: pytest.MonkeyPatch,
-    retries: int,
-    longest: float,
+    celery_app: Celery, define: Define, retries: int
 ) -> None:
-    monkeypatch.setattr("random.uniform", lambda _low, high: high)
     celery_app.conf.broker_transport_options["backoff_max"] = 600
     task = define(lambda self: self.retry(), retries=retries)
-    with pytest.raises(Retry) as raised:
-        task()
-    assert raised.value.when == longest
+    random.seed(7)
+    expected = task.policy.backoff(retries + 1)
+    random.seed(7)
+    assert raised_by(task).when == expected
 
 
 @pytest.mark.parametrize(
@@ -141,76 +142,68 @@ def test_what_the_same_message_cannot_express_raises_at_the_call(
         task()
 
 
-def test_a_retry_beyond_the_last_raises_the_error_behind_it(define: Define) -> None:
-    task = define(lambda self: self.retry(exc=KeyError("k")), retries=4)
-    with pytest.raises(KeyError):
-        task()
+def asks(**how: Any) -> Callable[[Any], None]:
+    def body(task: Any) -> None:
+        task.retry(**how)
+
+    return body
 
 
-def test_a_retry_beyond_the_last_raises_without_an_error_too(define: Define) -> None:
-    task = define(lambda self: self.retry(), retries=4)
-    with pytest.raises(MaxRetriesExceededError, match="job has used its 4 retries"):
-        task()
+def auto(**how: Any) -> dict[str, Any]:
+    """Options of a task that Celery retries by itself."""
+    return {"autoretry_for": (KeyError,), "retry_kwargs": how}
 
 
-def test_a_call_may_name_a_lower_limit(define: Define) -> None:
-    with pytest.raises(Retry):
-        define(lambda self: self.retry(exc=KeyError(), max_retries=1), retries=0)()
-
-
-@pytest.mark.parametrize("error", [KeyError(MARKER), None])
-def test_a_failure_after_the_last_retry_that_its_call_allows_is_final(
-    define: Define, error: Exception | None
-) -> None:
-    task = define(lambda self: self.retry(exc=error, max_retries=1), retries=1)
-    with pytest.raises(Rejected) as raised:
-        task()
-    name = "KeyError" if error else "MaxRetriesExceededError"
-    assert (raised.value.error, raised.value.requeue) == (name, False)
-    assert name in raised.value.reason
-    assert MARKER not in raised.value.reason
-
-
-@pytest.mark.parametrize(("retries", "raised"), [(1, Retry), (2, Rejected)])
-def test_autoretry_may_name_a_lower_limit(
-    define: Define, retries: int, raised: type[Exception]
-) -> None:
-    options = {"autoretry_for": (KeyError,), "retry_kwargs": {"max_retries": 2}}
-    with pytest.raises(raised):
-        define(fails_with(KeyError()), retries=retries, **options)()
-
-
-def asks_for_more(self: Any) -> None:
-    self.retry(countdown=1, max_retries=100)
+USED_UP = MaxRetriesExceededError
 
 
 @pytest.mark.parametrize(
-    ("body", "options"),
+    ("body", "options", "retries", "raised"),
     [
-        (asks_for_more, {}),
-        (
-            fails_with(KeyError()),
-            {"autoretry_for": (KeyError,), "retry_kwargs": {"max_retries": 100}},
-        ),
+        # The queue allows 4.
+        (asks(exc=KeyError()), {}, 3, Retry),
+        (asks(exc=KeyError()), {}, 4, KeyError),
+        (asks(), {}, 4, USED_UP),
+        # A call may name fewer, and then a failure after the last one is final.
+        (asks(exc=KeyError(), max_retries=1), {}, 0, Retry),
+        (asks(exc=KeyError(), max_retries=1), {}, 1, Rejected),
+        (asks(max_retries=1), {}, 1, Rejected),
+        (fails_with(KeyError()), auto(max_retries=2), 1, Retry),
+        (fails_with(KeyError()), auto(max_retries=2), 2, Rejected),
+        # No call may name more.
+        (asks(max_retries=100), {}, 3, Retry),
+        (asks(max_retries=100), {}, 4, USED_UP),
+        (fails_with(KeyError()), auto(max_retries=100), 3, Retry),
+        (fails_with(KeyError()), auto(max_retries=100), 4, KeyError),
+        # But more than its task has.
+        (asks(max_retries=3), {"max_retries": 1}, 2, Retry),
+        (fails_with(KeyError()), auto() | {"max_retries": 2}, 2, KeyError),
+        # Without a word of the task itself.
+        (fails_with(KeyError()), {}, 3, Retry),
+        (fails_with(KeyError()), {}, 4, KeyError),
     ],
-    ids=["retry", "autoretry"],
 )
-@pytest.mark.parametrize(
-    ("retries", "raised"), [(3, Retry), (4, (KeyError, MaxRetriesExceededError))]
-)
-def test_no_call_may_ask_for_more_retries_than_the_queue_allows(
-    define: Define, body: Any, options: dict[str, Any], retries: int, raised: Any
+def test_a_task_is_retried_as_often_as_its_queue_its_class_and_its_call_allow(
+    define: Define, body: Any, options: dict[str, Any], retries: int, raised: type[Exception]
 ) -> None:
-    with pytest.raises(raised):
-        define(body, retries=retries, **options)()
+    assert type(raised_by(define(body, retries=retries, **options))) is raised
 
 
-def test_a_call_may_ask_for_more_retries_than_its_task_has(define: Define) -> None:
-    def body(self: Any) -> None:
-        self.retry(max_retries=3)
+def test_the_error_of_used_up_retries_tells_how_many_there_were(define: Define) -> None:
+    error = raised_by(define(asks(), retries=4))
+    assert str(error) == "job has used its 4 retries"
 
-    with pytest.raises(Retry):
-        define(body, retries=2, max_retries=1)()
+
+@pytest.mark.parametrize(
+    ("error", "name"), [(KeyError(MARKER), "KeyError"), (None, "MaxRetriesExceededError")]
+)
+def test_a_failure_that_its_call_makes_final_is_rejected_with_its_class(
+    define: Define, error: Exception | None, name: str
+) -> None:
+    rejected = raised_by(define(asks(exc=error, max_retries=1), retries=1))
+    assert (rejected.error, rejected.requeue) == (name, False)
+    assert name in rejected.reason
+    assert MARKER not in rejected.reason
 
 
 def test_a_limit_named_at_a_call_does_not_outlive_it(define: Define) -> None:
@@ -221,20 +214,10 @@ def test_a_limit_named_at_a_call_does_not_outlive_it(define: Define) -> None:
     assert getattr(task, "override_max_retries", None) is None
 
 
-def test_autoretry_retries_the_same_message(define: Define) -> None:
+def test_autoretry_has_the_delay_that_celery_computes(define: Define) -> None:
     options = {"autoretry_for": (KeyError,), "retry_backoff": 3, "retry_jitter": False}
-    task = define(fails_with(KeyError()), retries=2, **options)
-    with pytest.raises(Retry) as raised:
-        task()
-    assert raised.value.when == 12
-    assert isinstance(raised.value.exc, KeyError)
-
-
-def test_autoretry_ends_with_the_error_itself(define: Define) -> None:
-    options = {"autoretry_for": (KeyError,), "max_retries": 2}
-    task = define(fails_with(KeyError()), retries=2, **options)
-    with pytest.raises(KeyError):
-        task()
+    retry = raised_by(define(fails_with(KeyError()), retries=2, **options))
+    assert (retry.when, type(retry.exc)) == (12, KeyError)
 
 
 # What a failure is
@@ -242,63 +225,46 @@ def test_autoretry_ends_with_the_error_itself(define: Define) -> None:
 
 @pytest.mark.parametrize("error", [ValueError(MARKER), OSError(), RecursionError(), MemoryError()])
 def test_an_unknown_exception_is_retried(define: Define, error: Exception) -> None:
-    with pytest.raises(Retry) as raised:
-        define(fails_with(error))()
-    assert raised.value.exc is error
-    assert raised.value.when == 1
+    retry = raised_by(define(fails_with(error)))
+    assert (type(retry), retry.exc, retry.when) == (Retry, error, 1)
 
 
-def test_an_unknown_exception_in_the_last_attempt_is_raised(define: Define) -> None:
+@pytest.mark.parametrize("options", [{"retries": 4}, {"acks_late": False}])
+def test_without_a_delivery_to_come_an_unknown_exception_is_raised(
+    define: Define, options: dict[str, Any]
+) -> None:
     error = ValueError(MARKER)
-    with pytest.raises(ValueError, match=MARKER) as raised:
-        define(fails_with(error), retries=4)()
-    assert raised.value is error
+    assert raised_by(define(fails_with(error), **options)) is error
 
 
 @pytest.mark.parametrize("retries", [0, 4, 9])
 def test_a_permanent_error_is_rejected_at_once(define: Define, retries: int) -> None:
     task = define(fails_with(Permanent("no such user")), retries, dead_letter_on=(Permanent,))
-    with pytest.raises(Rejected) as raised:
-        task()
-    assert raised.value.reason == "no such user"
-    assert raised.value.error == "Permanent"
-    assert raised.value.requeue is False
+    assert raised_by(task).args == ("no such user", "Permanent", False)
 
 
 @pytest.mark.parametrize("word", [Ignore(), Reject("no", requeue=True), Retry(when=9)])
 def test_a_word_of_celery_passes_as_it_is(define: Define, word: Exception) -> None:
-    with pytest.raises(type(word)) as raised:
-        define(fails_with(word), dead_letter_on=(Exception,))()
-    assert raised.value is word
+    assert raised_by(define(fails_with(word), dead_letter_on=(Exception,))) is word
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()])
 def test_the_end_of_the_process_is_no_failure_of_the_task(
     define: Define, error: BaseException
 ) -> None:
-    with pytest.raises(type(error)):
-        define(fails_with(error))()
+    assert raised_by(define(fails_with(error))) is error
 
 
 def test_a_result_is_returned(define: Define) -> None:
     assert define(lambda _: 7)() == 7
 
 
-def test_a_direct_call_raises_what_the_function_raises(celery_app: Celery) -> None:
-    job = celery_app.task(shared=False, name="job", dead_letter_on=(Permanent,))(
-        fails_with(Permanent())
-    )
-    with pytest.raises(Permanent):
-        job(None)
-
-
-def test_an_eager_task_fails_as_celery_has_it(celery_app: Celery) -> None:
-    job = celery_app.task(shared=False, name="job", dead_letter_on=(Permanent,))(
-        fails_with(Permanent())
-    )
-    result = job.apply((None,))
-    assert result.state == "FAILURE"
-    assert isinstance(result.result, Permanent)
+def test_outside_a_worker_a_task_fails_as_celery_has_it(celery_app: Celery) -> None:
+    error = Permanent()
+    job = celery_app.task(shared=False, name="job", dead_letter_on=(Permanent,))(fails_with(error))
+    assert raised_by(lambda: job(None)) is error
+    eager = job.apply((None,))
+    assert (eager.state, eager.result) == ("FAILURE", error)
 
 
 def test_an_eager_task_runs_its_retries(celery_app: Celery) -> None:
@@ -321,16 +287,9 @@ def test_an_eager_task_keeps_the_limit_that_its_call_names(celery_app: Celery) -
 
 
 def test_a_task_whose_message_is_gone_cannot_be_retried(define: Define) -> None:
-    task = define(lambda self: self.retry(), acks_late=False)
+    task = define(asks(), acks_late=False)
     with pytest.raises(TypeError, match="its message is deleted before it runs"):
         task()
-
-
-def test_a_failure_of_a_task_whose_message_is_gone_is_raised(define: Define) -> None:
-    error = ValueError(MARKER)
-    with pytest.raises(ValueError, match=MARKER) as raised:
-        define(fails_with(error), acks_late=False)()
-    assert raised.value is error
 
 
 # How many retries
@@ -361,16 +320,13 @@ def test_more_retries_than_the_queue_has_is_refused_at_definition(
     assert all(name in raised.value.message for name in ("Task job", *names))
 
 
-def test_a_number_of_a_common_base_counts(celery_app: Celery) -> None:
-    from sqs_broker.worker.task import Task
-
+def test_a_number_of_a_common_base_counts(define: Define) -> None:
     class Patient(Task):
         abstract = True
         max_retries = 1
 
-    task = celery_app.task(shared=False, base=Patient, name="job")(nothing)
-    assert task.max_retries == 1
-    assert task.policy.max_attempts == 2
+    task = define(nothing, base=Patient)
+    assert (task.max_retries, task.policy.max_attempts) == (1, 2)
 
 
 def test_tasks_of_celery_itself_keep_their_numbers(celery_app: Celery) -> None:
@@ -428,34 +384,33 @@ def retry_after(error: Exception) -> Callable[[Any], None]:
 def test_an_error_that_may_mean_an_outage_is_told_as_one(
     define: Define, body: Callable[[Any], None], delay: float
 ) -> None:
-    with pytest.raises(Suspected) as raised:
-        define(body, suspect_on=(OSError,))()
-    assert raised.value.error == "TimeoutError"
-    assert (raised.value.is_retry, raised.value.delay, raised.value.requeue) == (True, delay, True)
+    suspected = raised_by(define(body, suspect_on=(OSError,)))
+    assert suspected.args == ("TimeoutError", True, delay, False)
+    assert suspected.requeue is True
 
 
 def test_in_the_last_attempt_it_is_told_as_one_too(define: Define) -> None:
-    with pytest.raises(Suspected) as raised:
-        define(fails_with(TimeoutError()), retries=4, suspect_on=(OSError,))()
-    assert raised.value.is_retry is False
-
-
-def test_a_delay_of_the_error_itself_goes_with_it(
-    define: Define, monkeypatch: pytest.MonkeyPatch
-) -> None:
     task = define(fails_with(TimeoutError()), retries=4, suspect_on=(OSError,))
-    monkeypatch.setattr(Task, "retry_delay", lambda _self, exc: 60)
-    with pytest.raises(Suspected) as raised:
-        task()
-    assert (raised.value.is_retry, raised.value.delay) == (False, 60)
+    assert raised_by(task).args == ("TimeoutError", False, None, False)
+
+
+def test_a_delay_of_the_error_itself_goes_with_it(define: Define) -> None:
+    class Patient(Task):
+        abstract = True
+
+        def retry_delay(self, exc: Exception) -> float:
+            return 60
+
+    task = define(fails_with(TimeoutError()), retries=4, suspect_on=(OSError,), base=Patient)
+    assert raised_by(task).args == ("TimeoutError", False, 60, False)
 
 
 @pytest.mark.parametrize("error", [Permanent(), KeyError(), Reject("no", requeue=True)])
 def test_other_failures_are_what_they_are(define: Define, error: Exception) -> None:
-    task = define(fails_with(error), suspect_on=(OSError,), dead_letter_on=(Permanent,))
-    with pytest.raises((Reject, Retry)) as raised:
-        task()
-    assert not isinstance(raised.value, Suspected)
+    options = {"suspect_on": (OSError,), "dead_letter_on": (Permanent,)}
+    raised = raised_by(define(fails_with(error), **options))
+    assert isinstance(raised, Reject | Retry)
+    assert not isinstance(raised, Suspected)
 
 
 def test_an_error_that_was_dealt_with_means_nothing(define: Define) -> None:
@@ -465,52 +420,30 @@ def test_an_error_that_was_dealt_with_means_nothing(define: Define) -> None:
         except TimeoutError:
             raise KeyError from None
 
-    with pytest.raises(Retry):
-        define(body, suspect_on=(OSError,))()
+    assert type(raised_by(define(body, suspect_on=(OSError,)))) is Retry
 
 
 # On the way to the main process
 
 
-@pytest.mark.parametrize("requeue", [True, False])
-def test_a_rejection_survives_pickle(requeue: bool) -> None:
-    copy = pickle.loads(pickle.dumps(Rejected("no such user", "Conflict", requeue)))
-    assert isinstance(copy, Rejected)
-    assert (copy.reason, copy.error, copy.requeue) == ("no such user", "Conflict", requeue)
-
-
-def test_a_suspicion_reaches_the_main_process_as_the_pool_sends_it() -> None:
-    try:
-        raise Suspected("TimeoutError", True, 7) from Permanent(lambda: None)
-    except Suspected:
-        sent = ExceptionInfo(internal=True)
-    received = pickle.loads(pickle.dumps(sent)).exception
-    assert isinstance(received, Suspected)
-    assert (received.error, received.is_retry, received.delay) == ("TimeoutError", True, 7)
-
-
-def test_a_rejection_reaches_the_main_process_as_the_pool_sends_it() -> None:
-    try:
-        raise Rejected("no such user", "Conflict") from Permanent(lambda: None)
-    except Rejected:
-        sent = ExceptionInfo(internal=True)
-    received = pickle.loads(pickle.dumps(sent)).exception
-    assert isinstance(received, Rejected)
-    assert (received.reason, received.error) == ("no such user", "Conflict")
-
-
-def test_a_task_whose_message_is_deleted_before_it_runs_cannot_retry(
-    define: Callable[..., Any],
+@pytest.mark.parametrize("as_pool_sends_it", [True, False])
+@pytest.mark.parametrize(
+    "exc",
+    [
+        Rejected("no such user", "Conflict"),
+        Rejected("no such user", "Conflict", True),
+        Suspected("TimeoutError", True, 7, True),
+    ],
+    ids=repr,
+)
+def test_a_failure_reaches_the_main_process_with_all_it_says(
+    exc: Reject, as_pool_sends_it: bool
 ) -> None:
-    task = define(lambda task: task.retry(), acks_late=False)
-
-    with pytest.raises(TypeError, match="acks_late"):
-        task()
-
-
-def test_the_failure_of_such_a_task_stays_its_own(define: Callable[..., Any]) -> None:
-    def fail(_: Any) -> None:
-        raise KeyError("gone")
-
-    with pytest.raises(KeyError):
-        define(fail, acks_late=False)()
+    try:
+        raise exc from Permanent(lambda: None)
+    except Reject:
+        sent = ExceptionInfo(internal=True)
+    sent = sent if as_pool_sends_it else SimpleNamespace(exception=exc)
+    received = pickle.loads(pickle.dumps(sent)).exception
+    assert type(received) is type(exc)
+    assert vars(received) == vars(exc)
