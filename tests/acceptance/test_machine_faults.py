@@ -122,7 +122,7 @@ def wait_for_log(project: ProbeProject, text: str, times: int = 1) -> None:
 
 def assert_never_connected_anew(project: ProbeProject) -> None:
     assert "onnection to broker lost" not in project.worker_log()
-    assert "is released" not in project.worker_log()
+    assert "Message released" not in project.worker_log()
 
 
 # Before a task starts

@@ -7,6 +7,7 @@ from time import monotonic
 
 from celery import Celery
 from celery.concurrency.base import BasePool
+from celery.result import allow_join_result
 
 from sqs_broker.observers.observer import Observer
 from sqs_broker.rules.facts import Facts
@@ -53,7 +54,9 @@ class InMemoryWorker:
         self._clock = clock
         self.outcomes = outcomes
         self.url = fake.options().queue("jobs").url
-        controller = celery_app.WorkController(pool_cls=pool, concurrency=1)
+        # The pool's base forbids its process to wait for results, for good.
+        with allow_join_result():
+            controller = celery_app.WorkController(pool_cls=pool, concurrency=1)
         self.pool = controller.pool
         self._consumer = consumer = controller.consumer
         consumer.update_strategies()
