@@ -21,7 +21,7 @@ from tornado.web import authenticated, url
 from app.logs import set_up
 from sqs_broker.options import Options
 from sqs_broker.sqs.driver import driver_for
-from sqs_broker.tools.commands.queues import Row, ages_of, duration, is_aws, look, remembered
+from sqs_broker.tools.commands.queues import Row, ages_of, count, duration, is_aws, remembered
 
 PAGE = str(Path(__file__).with_suffix(".html"))
 
@@ -54,7 +54,7 @@ class Queues:
     def _read(self) -> list[Row]:
         ages = self._ages()
         return [
-            replace(row, oldest=ages.get(row.queue)) for row in look(self._driver, self._options)
+            replace(row, oldest=ages.get(row.queue)) for row in count(self._driver, self._options)
         ]
 
 

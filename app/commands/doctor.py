@@ -30,7 +30,7 @@ from sqs_broker.tools.checks import (
     check_routes,
 )
 from sqs_broker.tools.commands.broker import driver_of, options_of, refusal
-from sqs_broker.tools.commands.output import print_json, printable, say
+from sqs_broker.tools.commands.output import print_json, print_note, printable
 from sqs_broker.tools.commands.queues import is_aws
 from sqs_broker.tools.permissions import (
     ON_DEAD_LETTERS,
@@ -74,7 +74,7 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
         else:
             _show(finding)
     ok, faults, unknown = (counted[level] for level in (Level.OK, Level.FAULT, Level.UNKNOWN))
-    say(f"{ok} ok, {faults} fault{'' if faults == 1 else 's'}, {unknown} unknown.")
+    print_note(f"{ok} ok, {faults} fault{'' if faults == 1 else 's'}, {unknown} unknown.")
     ctx.exit(1 if counted[Level.FAULT] else 0)
 
 

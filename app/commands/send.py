@@ -25,7 +25,7 @@ from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 from sqs_broker.tools.commands.broker import driver_of, options_of
 from sqs_broker.tools.commands.interruption import deferred
-from sqs_broker.tools.commands.output import print_json, printable, say
+from sqs_broker.tools.commands.output import print_json, print_note, printable
 
 #: Most faults that are shown one by one. Of more, only the number is shown.
 MOST_SHOWN = 20
@@ -88,7 +88,7 @@ def command(
         else:
             click.echo(printable(line.id))
     _print_faults(failed)
-    say(f"{len(sent)} sent, {len(fit) - len(sent)} not sent.")
+    print_note(f"{len(sent)} sent, {len(fit) - len(sent)} not sent.")
     ctx.exit(0 if len(sent) == len(fit) else 1)
 
 
@@ -205,6 +205,6 @@ def _as_delivery(body: str) -> Delivery:
 
 def _print_faults(faults: list[tuple[int, str]]) -> None:
     for number, why in faults[:MOST_SHOWN]:
-        say(f"line {number}: {why}")
+        print_note(f"line {number}: {why}")
     if len(faults) > MOST_SHOWN:
-        say(f"… and {len(faults) - MOST_SHOWN} more lines.")
+        print_note(f"… and {len(faults) - MOST_SHOWN} more lines.")

@@ -1,1 +1,1 @@
-"""What an operator does with queues and their dead letters."""
+"""Tools of an operator: queues, their dead letters, and whether both are set up right."""

@@ -1,4 +1,4 @@
-"""Whether a queue is as the options say: pure functions from its attributes to findings.
+"""Compares the attributes of a queue with the options: pure functions that return findings.
 
 The attributes are those of GetQueueAttributes:
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
@@ -15,37 +15,38 @@ from sqs_broker.rules.policy import SPARE_DELIVERIES
 from sqs_broker.rules.routes import circle, told
 from sqs_broker.sqs.requests import name_of
 
-#: A visibility timeout of so many long polls leaves no doubt about how old a lease is on arrival.
+#: If the visibility timeout is at least this many long polls, a message never needs its lease
+#: extended on arrival.
 POLLS_PER_LEASE = 3
 
-#: What is said of an attribute that the answer does not have.
-NOT_SAID = "the server does not say"
+#: The text for an attribute that the answer does not have.
+NOT_GIVEN = "the server does not return it"
 
 Attributes = Mapping[str, str]
 
 
 class Level(StrEnum):
-    """How a check ended."""
+    """The result of a check."""
 
     OK = "ok"
     FAULT = "fault"
     UNKNOWN = "unknown"
-    """It could not be looked at. Nothing is wrong that anybody knows of."""
+    """It could not be checked. No fault is known."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked."""
+    """One check and its result."""
 
     level: Level
     subject: str
-    """The queue, or what else was looked at."""
+    """The queue, or another thing that was checked."""
     check: str
-    """What was looked for: a short and stable name."""
+    """A short and stable name of the check."""
     text: str
     fix: str | None = None
     is_fatal: bool = False
-    """Whether a worker must not run with it."""
+    """Whether a worker must not run with this fault."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class Subject:
     check: str
 
     def ok(self, text: str) -> Finding:
-        """It is as it should be."""
+        """The subject is as it should be."""
         return Finding(Level.OK, self.subject, self.check, text)
 
     def fault(self, text: str, fix: str, *, is_fatal: bool = False) -> Finding:
-        """It is not, and this is how it would be."""
+        """The subject has a fault, and `fix` says how to correct it."""
         return Finding(Level.FAULT, self.subject, self.check, text, fix, is_fatal)
 
     def unknown(self, text: str, fix: str | None = None) -> Finding:
-        """Nobody could look."""
+        """The subject could not be checked."""
         return Finding(Level.UNKNOWN, self.subject, self.check, text, fix)
 
 
@@ -84,156 +85,164 @@ def check_redrive_policy(name: str, options: Options, attributes: Attributes) ->
     policy = json.loads(attributes.get("RedrivePolicy") or "{}")
     if "deadLetterTargetArn" not in policy:
         yield check.fault(
-            "there is none, so a message whose worker dies each time is delivered for ever",
+            "there is none, so a message that kills its worker is delivered again without end",
             f"Set one with maxReceiveCount {wanted} and {address.dead_letter_url} as its target.",
             is_fatal=True,
         )
         return
     target = str(policy["deadLetterTargetArn"])
     if _is_target(target, address):
-        yield check.ok(f"SQS's own dead letters go to {target.rpartition(':')[2]}")
+        yield check.ok(f"SQS moves messages to {target.rpartition(':')[2]}")
     else:
         yield check.fault(
-            f"its target is {target}, and our dead letters go to {address.dead_letter_url}",
-            "Make them one: nobody looks for dead letters in two places.",
+            f"its target is {target}, but workers send dead letters to {address.dead_letter_url}",
+            "Set both to the same queue, so that all dead letters are in one place.",
         )
     yield _max_receive_count(name, options, int(policy["maxReceiveCount"]))
 
 
 def check_visibility_timeout(name: str, options: Options, attributes: Attributes) -> Finding:
     """Compare a queue's visibility timeout with the options."""
-    check, ours = Subject(name, "visibility timeout"), options.policy.visibility_timeout
-    its = _number(attributes, "VisibilityTimeout")
-    if its is None:
-        return check.unknown(NOT_SAID)
-    if its < ours:
+    check, wanted = Subject(name, "visibility timeout"), options.policy.visibility_timeout
+    actual = _number(attributes, "VisibilityTimeout")
+    if actual is None:
+        return check.unknown(NOT_GIVEN)
+    if actual < wanted:
         return check.fault(
-            f"{its} s, and visibility_timeout is {ours} s: another worker may get the message "
-            "of a task that runs",
-            f"Set the queue's VisibilityTimeout to {ours}.",
+            f"{actual} s, and visibility_timeout is {wanted} s: another worker may receive a "
+            "message whose task still runs",
+            f"Set the queue's VisibilityTimeout to {wanted}.",
         )
-    longer = f", longer than visibility_timeout ({ours} s): a lost message waits for it"
-    return check.ok(f"{its} s{longer if its > ours else ''}")
+    longer = f", longer than visibility_timeout ({wanted} s): a lost message waits that long"
+    return check.ok(f"{actual} s{longer if actual > wanted else ''}")
 
 
 def _long_poll(name: str, options: Options) -> Finding:
-    """Compare the length of a poll with that of a lease: neither is wrong by the other."""
+    """Compare the length of a poll with that of a lease. No relation of the two is a fault."""
     check = Subject(name, "long poll")
     poll, lease = options.wait_time_seconds, options.policy.visibility_timeout
     if lease < POLLS_PER_LEASE * poll:
         return check.ok(
-            f"{poll} s, more than a third of visibility_timeout ({lease} s): messages that come "
-            "late in a poll cost one more call, which extends their leases on arrival"
+            f"{poll} s, more than a third of visibility_timeout ({lease} s): messages that arrive "
+            "late in a poll cost one more call, which extends their leases"
         )
-    return check.ok(f"{poll} s, within a third of visibility_timeout ({lease} s)")
+    return check.ok(f"{poll} s, at most a third of visibility_timeout ({lease} s)")
 
 
 def check_dead_letters(
     name: str, url: str, queue: Attributes, dead_letters: Attributes
 ) -> Iterator[Finding]:
     """Compare a dead-letter queue's attributes with those of its queue."""
-    its = name_of(url)
-    yield _retention(its, queue, dead_letters)
-    check = Subject(its, "no redrive policy")
+    its_name = name_of(url)
+    yield _retention(its_name, queue, dead_letters)
+    check = Subject(its_name, "no redrive policy")
     if dead_letters.get("RedrivePolicy"):
         yield check.fault(
-            "it has one, so that letters which are looked at move on", "Remove its redrive policy."
+            "it has one, so messages that are read are moved on", "Remove its redrive policy."
         )
     else:
-        yield check.ok("letters stay here, however often they are looked at")
-    yield _room(its, name, queue, dead_letters)
-    yield encryption(its, dead_letters)
+        yield check.ok("messages stay here, however often they are read")
+    yield _dead_letter_size(its_name, name, queue, dead_letters)
+    yield encryption(its_name, dead_letters)
 
 
 def check_routes(options: Options, policies: Mapping[str, str]) -> Finding:
-    """Whether the dead letters of all queues end somewhere. `policies`: the RedrivePolicy of each
-    queue that is known, by its URL."""
+    """Check that dead letters do not return to the queue they came from. `policies`: the known
+    values of the attribute RedrivePolicy, by queue URL."""
     found = circle(options, policies)
     check = Subject(found[0].source if found else "queues", "dead letters")
     if found:
         return check.fault(
-            told(found), "Let them end in a queue that leads to none of these.", is_fatal=True
+            told(found),
+            "Let them end in a queue whose messages go to none of these.",
+            is_fatal=True,
         )
-    return check.ok("those of each queue end somewhere")
+    return check.ok("there is no loop")
 
 
 def encryption(name: str, attributes: Attributes) -> Finding:
-    """How a queue is encrypted, and what that takes.
+    """How a queue is encrypted, and which permissions that needs.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-key-management.html
     """
     check = Subject(name, "encryption")
     if key := attributes.get("KmsMasterKeyId"):
         return check.ok(
-            f"KMS key {key}: who sends needs kms:GenerateDataKey and kms:Decrypt on it, who "
-            "receives kms:Decrypt; a worker does both. Not tried"
+            f"KMS key {key}: to send needs kms:GenerateDataKey and kms:Decrypt on it, to receive "
+            "needs kms:Decrypt; a worker does both. Not tested"
         )
     if attributes.get("SqsManagedSseEnabled") == "true":
-        return check.ok("with SQS's own keys, which takes no permission")
-    return check.ok("none, as far as SQS says")
+        return check.ok("with SQS's own keys, which needs no permission")
+    return check.ok("SQS reports none")
 
 
 def _is_target(arn: str, address: QueueAddress) -> bool:
-    """Whether a queue's ARN and URL name one queue: …/account/name and …:account:name."""
+    """Whether an ARN (…:account:name) and the URL (…/account/name) name the same queue."""
     *_, account, name = arn.split(":")
     *_, url_account, url_name = f"//{address.dead_letter_url}".rstrip("/").split("/")
     return name == url_name and (account == url_account or not url_account.isdigit())
 
 
-def _max_receive_count(name: str, options: Options, its: int) -> Finding:
+def _max_receive_count(name: str, options: Options, actual: int) -> Finding:
     check = Subject(name, "maxReceiveCount")
-    ours, least = options.policy.max_receive_count, options.policy.max_attempts + SPARE_DELIVERIES
-    if its < ours:
+    wanted, least = options.policy.max_receive_count, options.policy.max_attempts + SPARE_DELIVERIES
+    if actual < wanted:
         return check.fault(
-            f"{its}, and max_receive_count is {ours}: SQS dead-letters, without a reason, what "
-            "we would still retry",
-            f"Set it to {ours}" + (f", or max_receive_count to {its}." if its >= least else "."),
+            f"{actual}, but max_receive_count is {wanted}: SQS moves a message to the dead-letter "
+            "queue, without a reason, that a worker would still retry",
+            f"Set it to {wanted}"
+            + (f", or max_receive_count to {actual}." if actual >= least else "."),
         )
-    return check.ok(f"{its}" + (f", more than max_receive_count ({ours})" if its > ours else ""))
+    more = f", more than max_receive_count ({wanted})"
+    return check.ok(f"{actual}{more if actual > wanted else ''}")
 
 
-def _message_size(name: str, ours: int, attributes: Attributes) -> Finding:
-    check, its = Subject(name, "message size"), _number(attributes, "MaximumMessageSize")
-    if its is None:
-        return check.unknown(NOT_SAID)
-    if its < ours:
+def _message_size(name: str, wanted: int, attributes: Attributes) -> Finding:
+    check, actual = Subject(name, "message size"), _number(attributes, "MaximumMessageSize")
+    if actual is None:
+        return check.unknown(NOT_GIVEN)
+    if actual < wanted:
         return check.fault(
-            f"{its} bytes, and max_message_bytes is {ours}: SQS refuses what we let through",
-            f"Set SQS_MAX_MESSAGE_BYTES to {its}, or the queue's MaximumMessageSize to {ours}.",
+            f"{actual} bytes, but max_message_bytes is {wanted}: SQS refuses larger messages that "
+            "this option allows",
+            f"Set max_message_bytes to {actual}, or the queue's MaximumMessageSize to {wanted}.",
         )
-    return check.ok(f"{its} bytes")
+    return check.ok(f"{actual} bytes")
 
 
-def _room(name: str, queue: str, its: Attributes, dead_letters: Attributes) -> Finding:
+def _dead_letter_size(
+    name: str, queue: str, attributes: Attributes, dead_letters: Attributes
+) -> Finding:
     check = Subject(name, "message size")
-    largest, most = _number(its, "MaximumMessageSize"), _number(dead_letters, "MaximumMessageSize")
+    largest = _number(attributes, "MaximumMessageSize")
+    most = _number(dead_letters, "MaximumMessageSize")
     if largest is None or most is None:
-        return check.unknown(NOT_SAID)
+        return check.unknown(NOT_GIVEN)
     if most < largest:
         return check.fault(
-            f"{most} bytes, and messages of {queue} may have {largest}",
-            f"Set its MaximumMessageSize to {largest}: what does not fit is never dead-lettered.",
+            f"{most} bytes, but messages of {queue} may have {largest}",
+            f"Set its MaximumMessageSize to {largest}: a larger message cannot be dead-lettered.",
         )
     return check.ok(f"{most} bytes, enough for those of {queue}")
 
 
 def _retention(name: str, queue: Attributes, dead_letters: Attributes) -> Finding:
-    # The age of a message that SQS moves counts from when it was first sent.
+    # If SQS moves a message, its age still counts from when it was sent to the first queue.
     # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-dead-letter-queues.html
     check = Subject(name, "retention")
-    its, theirs = (_number(each, "MessageRetentionPeriod") for each in (dead_letters, queue))
-    if its is None or theirs is None:
-        return check.unknown(NOT_SAID)
-    shown, queue_shown = (f"{seconds / 86_400:g} days" for seconds in (its, theirs))
-    if its <= theirs and its < LONGEST_RETENTION:
+    own, queues = (_number(each, "MessageRetentionPeriod") for each in (dead_letters, queue))
+    if own is None or queues is None:
+        return check.unknown(NOT_GIVEN)
+    own_days, queue_days = (f"{seconds / 86_400:g} days" for seconds in (own, queues))
+    if own <= queues and own < LONGEST_RETENTION:
         return check.fault(
-            f"{shown}, and its queue keeps messages for {queue_shown}: one that SQS moves late "
-            "is lost soon after",
+            f"{own_days}, but its queue keeps messages for {queue_days}: a message that SQS moves "
+            "late is deleted soon after",
             f"Set its MessageRetentionPeriod to {LONGEST_RETENTION} (14 days).",
         )
-    return check.ok(f"{shown}; its queue: {queue_shown}")
+    return check.ok(f"{own_days}; its queue: {queue_days}")
 
 
 def _number(attributes: Attributes, name: str) -> int | None:
-    # Servers other than Amazon's leave some out.
+    # Servers other than Amazon's do not return all attributes.
     return int(attributes[name]) if name in attributes else None

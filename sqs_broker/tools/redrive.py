@@ -1,8 +1,8 @@
-"""Redrive: dead letters go back to their queue as they were, and only then leave this one.
+"""Redrive: sends dead letters back to their queue, unchanged, and only then deletes them.
 
-Body and attributes are the original ones, without the note, so a message keeps its own id: should
-it be sent twice, for a call whose answer was lost, `@once` and unique keys absorb the second. What
-SQS gives anew is its MessageId, and a count of deliveries that starts at one.
+A redriven message has its original body and attributes, without the note, so it keeps its own id.
+If SQS's answer to a send is lost, the message may be sent twice. Then `@once` and the unique keys
+ensure that it takes effect once. SQS gives it a new MessageId, and counts its deliveries from one.
 """
 
 from collections.abc import Sequence
@@ -15,96 +15,99 @@ from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.publisher import Batch, Published
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
-from sqs_broker.tools.letters import Letter
+from sqs_broker.tools.dead_letters import DeadLetterMessage
 
-#: Times a delete is tried that SQS fails for one letter of a batch.
+#: How often a delete is tried if SQS fails it for one message of a batch.
 DELETE_TRIES = 3
 
 
-class Became(StrEnum):
-    """What became of a letter."""
+class Result(StrEnum):
+    """The result of the redrive of one message."""
 
     REDRIVEN = "redriven"
     """Sent to its queue and deleted here."""
     DROPPED = "dropped"
-    """A twin: another letter of the same message was redriven, and this one is deleted."""
+    """A duplicate: another dead letter of the same message was redriven. This one was deleted."""
     NOT_SENT = "not sent"
-    """SQS refused it, or gave no answer: it is still here."""
+    """SQS refused it, or did not answer. It is still here."""
     NOT_DELETED = "not deleted"
-    """Sent to its queue, and still here: to redrive it again would send it twice."""
+    """Sent to its queue, but still here. A further redrive would send it twice."""
 
 
 @dataclass(frozen=True)
 class Redriven:
-    """One letter and what became of it."""
+    """One message and its result."""
 
-    letter: Letter
-    became: Became
+    message: DeadLetterMessage
+    result: Result
     why: str | None = None
 
 
 @dataclass
 class Redrive:
-    """Redrives letters, batch by batch, each of which has a queue."""
+    """Redrives messages in batches. Each of them must have a queue."""
 
     driver: Driver
     options: Options
     dead_letter_url: str
-    keeps_twins: bool = False
+    keeps_duplicates: bool = False
     is_dry: bool = False
-    """Whether nothing is sent or deleted: the result says what would become of each."""
+    """If so, nothing is sent or deleted, and each result is what it would be."""
     _sent: set[tuple[str, str]] = field(default_factory=set)
 
-    def __call__(self, letters: Sequence[Letter]) -> list[Redriven]:
-        """Send up to ten letters, then delete those that were sent. Never raises for what SQS
-        refuses: it is in the result."""
-        first, twins = self._without_twins(letters)
+    def __call__(self, messages: Sequence[DeadLetterMessage]) -> list[Redriven]:
+        """Send up to ten messages, then delete those that were sent. If SQS refuses a message, that
+        is in its result; nothing is raised."""
+        first, duplicates = self._split(messages)
         failed = {} if self.is_dry else self._send(first)
-        sent = [letter for n, letter in enumerate(first) if n not in failed]
-        self._sent |= {letter.twin_key for letter in sent}
-        # The twin of a letter that was not sent stays: nobody has its message.
-        dropped = [letter for letter in twins if letter.twin_key in self._sent]
+        sent = [message for n, message in enumerate(first) if n not in failed]
+        self._sent |= {message.duplicate_key for message in sent}
+        # If the first one was not sent, its duplicate stays: it is a copy of the only message.
+        dropped = [message for message in duplicates if message.duplicate_key in self._sent]
         kept = {} if self.is_dry else self._delete([*sent, *dropped])
         return [
-            *(Redriven(first[n], Became.NOT_SENT, why) for n, why in failed.items()),
-            *(self._result(letter, Became.REDRIVEN, kept) for letter in sent),
-            *(self._result(letter, Became.DROPPED, kept) for letter in dropped),
+            *(Redriven(first[n], Result.NOT_SENT, why) for n, why in failed.items()),
+            *(self._redriven(message, Result.REDRIVEN, kept) for message in sent),
+            *(self._redriven(message, Result.DROPPED, kept) for message in dropped),
         ]
 
-    def _without_twins(self, letters: Sequence[Letter]) -> tuple[list[Letter], list[Letter]]:
-        if self.keeps_twins:
-            return list(letters), []
-        first: list[Letter] = []
-        twins: list[Letter] = []
+    def _split(
+        self, messages: Sequence[DeadLetterMessage]
+    ) -> tuple[list[DeadLetterMessage], list[DeadLetterMessage]]:
+        """The first dead letter of each message, and the duplicates."""
+        if self.keeps_duplicates:
+            return list(messages), []
+        first: list[DeadLetterMessage] = []
+        duplicates: list[DeadLetterMessage] = []
         seen = set(self._sent)
-        for letter in letters:
-            (twins if letter.twin_key in seen else first).append(letter)
-            seen.add(letter.twin_key)
-        return first, twins
+        for message in messages:
+            (duplicates if message.duplicate_key in seen else first).append(message)
+            seen.add(message.duplicate_key)
+        return first, duplicates
 
-    def _send(self, letters: Sequence[Letter]) -> dict[int, str]:
-        """Why each letter was not sent, by its place."""
+    def _send(self, messages: Sequence[DeadLetterMessage]) -> dict[int, str]:
+        """Why each message was not sent, by its place."""
         published = Published()
         batch = Batch(published)
-        for batch.place, letter in enumerate(letters):
-            assert letter.queue is not None
-            queue = Queue(self.options.queue(letter.queue).url, self.driver)
-            message = Outgoing(letter.delivery.body, restored(letter.delivery.attributes))
-            batch.add(queue, message, self.options.max_message_bytes)
+        for batch.place, message in enumerate(messages):
+            assert message.queue is not None
+            queue = Queue(self.options.queue(message.queue).url, self.driver)
+            outgoing = Outgoing(message.delivery.body, restored(message.delivery.attributes))
+            batch.add(queue, outgoing, self.options.max_message_bytes)
         batch.flush()
         return published.failed
 
-    def _delete(self, letters: Sequence[Letter]) -> dict[str, str]:
-        """Why each letter was not deleted, by SQS's MessageId."""
-        handles = [letter.delivery.receipt_handle for letter in letters]
+    def _delete(self, messages: Sequence[DeadLetterMessage]) -> dict[str, str]:
+        """Why each message was not deleted, by its SQS MessageId."""
+        handles = [message.delivery.receipt_handle for message in messages]
         errors = Queue(self.dead_letter_url, self.driver).delete(handles, DELETE_TRIES)
         return {
-            letter.delivery.message_id: error.code
-            for letter, error in zip(letters, errors, strict=True)
+            message.delivery.message_id: error.code
+            for message, error in zip(messages, errors, strict=True)
             if error is not None
         }
 
     @staticmethod
-    def _result(letter: Letter, became: Became, kept: dict[str, str]) -> Redriven:
-        why = kept.get(letter.delivery.message_id)
-        return Redriven(letter, Became.NOT_DELETED if why else became, why)
+    def _redriven(message: DeadLetterMessage, result: Result, kept: dict[str, str]) -> Redriven:
+        why = kept.get(message.delivery.message_id)
+        return Redriven(message, Result.NOT_DELETED if why else result, why)

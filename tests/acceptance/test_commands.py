@@ -79,7 +79,7 @@ def test_each_permission_is_known_and_no_message_is_touched(
 
 
 @pytest.mark.contract
-def test_a_letter_that_was_looked_at_is_there_to_be_redriven(
+def test_a_message_that_was_listed_can_be_redriven(
     environment: dict[str, str], queues: Queues, tmp_path: Path
 ) -> None:
     body = json.dumps({"id": "m-1", "action": "increment", "data": {"input": 1}})
@@ -92,7 +92,7 @@ def test_a_letter_that_was_looked_at_is_there_to_be_redriven(
     def dlq(*arguments: str) -> str:
         return celery(environment, tmp_path, "sqs", "dlq", *arguments).stdout
 
-    wait_until(lambda: "m-1" in dlq("list"), COMMAND_SECONDS, "the letter in the list")
+    wait_until(lambda: "m-1" in dlq("list"), COMMAND_SECONDS, "the message in the list")
     wait_until(lambda: "redriven" in dlq("redrive", "--yes"), COMMAND_SECONDS, "the redrive")
 
     [message] = received(queues, queues.url)
@@ -121,7 +121,7 @@ def test_another_projects_celery_works_though_its_package_is_named_app_too(
 
     assert "memory" in report.stdout, report.stderr
     assert ours.returncode == 1
-    assert "not on" in ours.stderr
+    assert "does not use" in ours.stderr
     assert "Traceback" not in ours.stderr
 
 
@@ -178,7 +178,7 @@ def test_a_dead_letter_of_a_worker_is_listed_shown_redriven_and_done(
     assert shown["body"] == registration("m-2", "kim")
 
     service.database["users"].delete_one({"stock_id": "s1"})
-    # Letters of the second in which it starts are left alone.
+    # Messages of the second in which it starts are not redriven.
     wait_until(
         lambda: "redriven" in dlq("redrive", "--id", "m-2", "--yes"), COMMAND_SECONDS, "a redrive"
     )

@@ -1,4 +1,4 @@
-"""`sqs dlq redrive` as a process that is told to stop, and one that is killed: nothing is lost."""
+"""`sqs dlq redrive` as a process that is interrupted or killed: no message is lost."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from tests.faults.proxy import FaultProxy
 from tests.services import Queues, wait_until
 
 SECONDS = 30
-LETTERS = 15
-#: Letters that one call takes.
+MESSAGES = 15
+#: Messages of one call.
 BATCH = 10
 
 
@@ -29,17 +29,17 @@ def proxy(queues: Queues) -> Iterator[FaultProxy]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_every_letter_is_redriven_or_still_there(
+def test_every_message_is_redriven_or_still_there(
     environment: dict[str, str],
     queues: Queues,
     proxy: FaultProxy,
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    for n in range(LETTERS):
+    for n in range(MESSAGES):
         body = json.dumps({"id": f"m-{n}", "action": "increment", "data": {"input": 1}})
         queues.client.send_message(QueueUrl=queues.dead_letter_url, MessageBody=body)
-    # Letters of the second in which it starts would be left alone.
+    # Messages of the second in which it starts would not be redriven.
     since = int(time.time())
     wait_until(lambda: int(time.time()) > since, SECONDS, "the next second")
     proxy.hold("DeleteMessageBatch")
@@ -56,18 +56,18 @@ def test_every_letter_is_redriven_or_still_there(
     os.kill(redrive.pid, number)
     if number is not signal.SIGKILL:
         proxy.let_go("DeleteMessageBatch")
-    said = redrive.communicate(timeout=SECONDS)[1]
+    stderr = redrive.communicate(timeout=SECONDS)[1]
 
     redriven = ids(queues)
     assert len(redriven) == BATCH
     if number is signal.SIGKILL:
-        # Those it held show up by themselves; none was deleted, sent or not.
-        assert sum(dead_letter_counts(queues)) == LETTERS
+        # No message was deleted, sent or not. The hidden ones are visible again later.
+        assert sum(dead_letter_counts(queues)) == MESSAGES
     else:
-        assert redrive.returncode == 1, said
-        assert "Stopping after this call" in said
-        left = Counter(json.loads(letter["Body"])["id"] for letter in queues.dead_letters())
-        assert redriven + left == Counter(f"m-{n}" for n in range(LETTERS))
+        assert redrive.returncode == 1, stderr
+        assert "Stopping after this call" in stderr
+        left = Counter(json.loads(message["Body"])["id"] for message in queues.dead_letters())
+        assert redriven + left == Counter(f"m-{n}" for n in range(MESSAGES))
 
 
 def ids(queues: Queues) -> Counter[str]:
@@ -81,7 +81,7 @@ def ids(queues: Queues) -> Counter[str]:
 
 
 def dead_letter_counts(queues: Queues) -> tuple[int, int]:
-    """Dead letters that are visible, and that are held."""
+    """Dead letters that are visible, and that are hidden."""
     counts = queues.client.get_queue_attributes(
         QueueUrl=queues.dead_letter_url, AttributeNames=["All"]
     )["Attributes"]

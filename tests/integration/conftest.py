@@ -53,7 +53,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[Queues]:
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `celery -A app sqs` in this process, on a pair of queues; its options may be changed."""
     # A local server is one server, so that a short poll sees all there is.
-    monkeypatch.setattr("sqs_broker.tools.letters.WAIT", 0)
+    monkeypatch.setattr("sqs_broker.tools.dead_letters.WAIT", 0)
 
     def run(queues: Queues, *arguments: str, stdin: str = "", **changes: Any) -> Result:
         options = transport_options(queues) | changes

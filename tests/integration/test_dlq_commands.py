@@ -1,4 +1,4 @@
-"""`sqs dlq`: dead letters are seen as they are, and go back as they were."""
+"""`sqs dlq`: dead letters are shown, and sent back to their queue unchanged."""
 
 import json
 import time
@@ -17,11 +17,11 @@ from tests.services import Queues, wait_until
 
 DENIED = faults.refusal("403 access denied", 403, "AccessDenied")
 
-#: For SQS's clock, which is told in whole seconds, to show the next one.
+#: Most seconds until the next second of SQS's clock.
 CLOCK_SECONDS = 10
 
 
-def test_a_letter_is_listed_without_its_body_and_shown_with_it(either: Queues, run: Run) -> None:
+def test_a_message_is_listed_without_its_body_and_shown_with_it(either: Queues, run: Run) -> None:
     bury(either, body("m-1", nickname="kim"), reason="MongoDB is away", attributes=TRACE)
 
     [listed] = lines(run(either, "dlq", "list", "--json").stdout)
@@ -39,7 +39,7 @@ def test_a_letter_is_listed_without_its_body_and_shown_with_it(either: Queues, r
     assert json.loads(shown.stdout)["attributes"] == TRACE
 
 
-def test_looking_hides_no_letter_and_takes_none(either: Queues, run: Run) -> None:
+def test_after_a_list_every_message_is_visible(either: Queues, run: Run) -> None:
     for number in range(12):
         bury(either, body(f"m-{number}"))
 
@@ -54,19 +54,19 @@ def test_no_more_are_listed_than_asked_for_and_all_stay_visible(either: Queues, 
     for number in range(12):
         bury(either, body(f"m-{number}"))
 
-    told = run(either, "dlq", "list", "--limit", "3", "--json")
+    ran = run(either, "dlq", "list", "--limit", "3", "--json")
 
-    assert len(lines(told.stdout)) == 3
-    assert "--limit" in told.stderr
+    assert len(lines(ran.stdout)) == 3
+    assert "--limit" in ran.stderr
     assert len(either.dead_letters()) == 12
 
 
-def test_a_redriven_letter_is_the_message_it_was(either: Queues, run: Run) -> None:
+def test_a_redriven_message_is_unchanged(either: Queues, run: Run) -> None:
     bury(either, body("m-1"), attributes=TRACE)
 
-    told = redrive(run, either)
+    ran = redrive(run, either)
 
-    assert told.exit_code == 0, told.stderr
+    assert ran.exit_code == 0, ran.stderr
     [message] = received(either)
     assert message["Body"] == body("m-1")
     assert attributes_of(message) == TRACE
@@ -85,7 +85,7 @@ def test_an_attribute_that_the_note_displaced_comes_back(either: Queues, run: Ru
     assert attributes_of(message) == ten
 
 
-def test_a_letter_that_sqs_moved_is_listed_without_a_reason_and_redriven(
+def test_a_message_that_sqs_moved_is_listed_without_a_reason_and_redriven(
     either: Queues, run: Run
 ) -> None:
     either.client.send_message(QueueUrl=either.dead_letter_url, MessageBody=body("m-1"))
@@ -98,30 +98,35 @@ def test_a_letter_that_sqs_moved_is_listed_without_a_reason_and_redriven(
     assert [message["Body"] for message in received(either)] == [body("m-1")]
 
 
-def test_of_twins_one_is_redriven_and_the_other_dropped_and_said(either: Queues, run: Run) -> None:
+def test_of_two_duplicates_one_is_redriven_and_one_is_dropped_and_reported(
+    either: Queues, run: Run
+) -> None:
     bury(either, body("m-1"))
     bury(either, body("m-1"))
     bury(either, body("m-2"))
 
-    told = redrive(run, either, "--json")
+    ran = redrive(run, either, "--json")
 
-    became = sorted((line["id"], line["became"]) for line in lines(told.stdout))
+    became = sorted((line["id"], line["became"]) for line in lines(ran.stdout))
     assert became == [("m-1", "dropped"), ("m-1", "redriven"), ("m-2", "redriven")]
-    assert "1 dropped" in told.stderr
+    assert "1 dropped" in ran.stderr
     assert len(received(either)) == 2
     assert either.dead_letters() == []
 
 
-def test_twins_are_kept_where_it_is_asked_for(either: Queues, run: Run) -> None:
+@pytest.mark.parametrize("option", ["--keep-duplicates", "--keep-twins"])
+def test_duplicates_are_redriven_if_an_option_asks_for_it(
+    either: Queues, run: Run, option: str
+) -> None:
     bury(either, body("m-1"))
     bury(either, body("m-1"))
 
-    redrive(run, either, "--keep-twins")
+    redrive(run, either, option)
 
     assert len(received(either)) == 2
 
 
-def test_one_id_with_two_bodies_is_no_twin(either: Queues, run: Run) -> None:
+def test_one_id_with_two_bodies_is_no_duplicate(either: Queues, run: Run) -> None:
     bury(either, body("m-1", nickname="kim"))
     bury(either, body("m-1", nickname="lee"))
 
@@ -141,16 +146,16 @@ def test_one_id_with_two_bodies_is_no_twin(either: Queues, run: Run) -> None:
         (["--limit", "2"], None),
     ],
 )
-def test_only_what_is_meant_is_redriven(
+def test_only_messages_that_match_are_redriven(
     queues: Queues, run: Run, arguments: list[str], ids: set[str] | None
 ) -> None:
     bury(queues, body("m-1"), reason="MongoDB is away")
     bury(queues, body("m-2", action="increment"), reason="MongoDB is away", task="increment")
     bury(queues, body("m-3"), reason="a field is wrong")
 
-    told = redrive(run, queues, *arguments, "--json")
+    ran = redrive(run, queues, *arguments, "--json")
 
-    redriven = {line["id"] for line in lines(told.stdout)}
+    redriven = {line["id"] for line in lines(ran.stdout)}
     assert redriven == {json.loads(message["Body"])["id"] for message in received(queues)}
     assert redriven == ids if ids is not None else len(redriven) == 2
     assert len(queues.dead_letters()) == 3 - len(redriven)
@@ -159,9 +164,9 @@ def test_only_what_is_meant_is_redriven(
 def test_a_dry_run_changes_nothing(either: Queues, run: Run) -> None:
     bury(either, body("m-1"))
 
-    told = redrive(run, either, "--dry-run")
+    ran = redrive(run, either, "--dry-run")
 
-    assert "would be redriven  m-1" in told.stdout
+    assert "would be redriven  m-1" in ran.stdout
     assert either.is_empty()
     assert len(either.dead_letters()) == 1
 
@@ -170,9 +175,9 @@ def test_a_dry_run_changes_nothing(either: Queues, run: Run) -> None:
 def test_without_a_yes_nothing_is_redriven(queues: Queues, run: Run, answer: str) -> None:
     bury(queues, body("m-1"))
 
-    told = run(queues, "dlq", "redrive", stdin=answer)
+    ran = run(queues, "dlq", "redrive", stdin=answer)
 
-    assert told.exit_code == 1
+    assert ran.exit_code == 1
     assert queues.is_empty()
     assert len(queues.dead_letters()) == 1
 
@@ -190,7 +195,7 @@ def test_without_a_yes_nothing_is_redriven(queues: Queues, run: Run, answer: str
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_fault_of_sqs_loses_no_letter(
+def test_a_fault_of_sqs_loses_no_message(
     queues: Queues,
     run: Run,
     action: str,
@@ -205,30 +210,30 @@ def test_a_fault_of_sqs_loses_no_letter(
     with faults.running(queues.endpoint_url) as (proxy, url):
         proxy.fail(action, fault, last=last)
         next_second(queues)
-        told = run(queues, "dlq", "redrive", "--yes", endpoint_url=url)
+        ran = run(queues, "dlq", "redrive", "--yes", endpoint_url=url)
 
-    assert told.exit_code == (1 if left else 0), told.output
+    assert ran.exit_code == (1 if left else 0), ran.output
     assert len(received(queues)) == sent
     assert len(queues.dead_letters()) == left
 
 
-def test_looking_at_a_queue_that_moves_its_letters_on_is_refused(queues: Queues, run: Run) -> None:
+def test_a_dead_letter_queue_that_moves_messages_on_is_not_read(queues: Queues, run: Run) -> None:
     policy = queues.client.get_queue_attributes(
         QueueUrl=queues.url, AttributeNames=["RedrivePolicy"]
     )["Attributes"]
     queues.client.set_queue_attributes(QueueUrl=queues.dead_letter_url, Attributes=policy)
 
-    told = run(queues, "dlq", "list")
+    ran = run(queues, "dlq", "list")
 
-    assert told.exit_code == 1
-    assert "redrive policy of its own" in told.stderr
+    assert ran.exit_code == 1
+    assert "redrive policy of its own" in ran.stderr
 
 
-def test_what_is_not_there_is_said(queues: Queues, run: Run) -> None:
-    told = run(queues, "dlq", "show", "m-1")
+def test_a_message_that_is_not_there_is_reported(queues: Queues, run: Run) -> None:
+    ran = run(queues, "dlq", "show", "m-1")
 
-    assert told.exit_code == 1
-    assert "m-1" in told.stderr
+    assert ran.exit_code == 1
+    assert "m-1" in ran.stderr
     assert run(queues, "dlq", "redrive", "--yes").exit_code == 0
     assert run(queues, "dlq", "list", "--queue", "nobody").exit_code == 2
 
@@ -265,7 +270,7 @@ def bury(
 
 
 def redrive(run: Run, queues: Queues, *arguments: str) -> Any:
-    """Redrive in a later second than that in which the letters arrived."""
+    """Redrive in a later second than that in which the messages arrived."""
     next_second(queues)
     return run(queues, "dlq", "redrive", "--yes", *arguments)
 

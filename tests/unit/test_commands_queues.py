@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import Clock, FakeSqs
 from sqs_broker.tools.commands import sqs
-from sqs_broker.tools.commands.queues import ages_from, duration, is_aws, look, remembered
+from sqs_broker.tools.commands.queues import ages_from, count, duration, is_aws, remembered
 
 Run = Callable[..., Result]
 
@@ -53,7 +53,7 @@ def an_app(fake: FakeSqs, transport: str = "sqs_broker:Transport") -> Any:
 
 
 def test_each_queue_is_there_once_and_dead_letters_after_their_queue(fake: FakeSqs) -> None:
-    rows = list(look(fake, fake.options()))
+    rows = list(count(fake, fake.options()))
     assert [(row.queue, row.dead_letters_of) for row in rows] == [
         ("jobs", None),
         ("dead", "jobs"),
@@ -108,11 +108,11 @@ def test_watch_looks_again_until_it_is_interrupted(
     assert len(told.stdout.splitlines()) == 6
 
 
-def test_an_app_on_another_broker_is_told_so(fake: FakeSqs) -> None:
+def test_an_app_with_another_broker_is_refused(fake: FakeSqs) -> None:
     other = SimpleNamespace(app=an_app(fake, "redis"))
     told = CliRunner().invoke(sqs, ["queues"], obj=other)
     assert told.exit_code == 1
-    assert "not on the SQS broker" in told.stderr
+    assert "does not use the SQS broker" in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -214,4 +214,4 @@ def test_the_command_without_the_setting_names_it(celery_app: Celery) -> None:
     celery_app.conf.broker_transport_options.pop("health_file")
     ran = run(celery_app)
     assert ran.exit_code == 1
-    assert "WORKER_HEALTH_FILE" in ran.stderr
+    assert "health_file" in ran.stderr

@@ -1,4 +1,4 @@
-"""`sqs dlq` under faults: a letter is sent before it is deleted, and none is lost."""
+"""`sqs dlq` under faults: a message is sent before it is deleted, and none is lost."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import Call, Clock, FakeSqs, State
 from sqs_broker.tools.commands import sqs
-from sqs_broker.tools.commands.dlq import told
-from sqs_broker.tools.commands.output import printable, say
-from sqs_broker.tools.letters import MOVED_BY_SQS, Letter, Look
+from sqs_broker.tools.commands.dlq import summary
+from sqs_broker.tools.commands.output import print_note, printable
+from sqs_broker.tools.dead_letters import MOVED_BY_SQS, DeadLetterMessage, Reader
 
 RECEIVE, SEND, DELETE = "ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch"
-LET_GO = "ChangeMessageVisibilityBatch"
+MAKE_VISIBLE = "ChangeMessageVisibilityBatch"
 
 Commands = Callable[..., Result]
 Bury = Callable[..., None]
@@ -96,8 +96,8 @@ def actions(fake: FakeSqs) -> list[str]:
 
 
 def redrive(run: Commands, *arguments: str, **options: Any) -> tuple[Result, list[Any]]:
-    told = run("redrive", "--yes", "--json", *arguments, **options)
-    return told, [json.loads(line) for line in told.stdout.splitlines()]
+    ran = run("redrive", "--yes", "--json", *arguments, **options)
+    return ran, [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 def became(lines: list[Any]) -> list[tuple[str, str]]:
@@ -112,50 +112,50 @@ def waiting(fake: FakeSqs, queue: str) -> list[str]:
 # Redrive
 
 
-def test_letters_are_sent_before_they_are_deleted(
+def test_messages_are_sent_before_they_are_deleted(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury(*(f"m-{n}" for n in range(12)))
-    told, lines = redrive(run)
-    assert told.exit_code == 0, told.output
+    ran, lines = redrive(run)
+    assert ran.exit_code == 0, ran.output
     turn = [RECEIVE, SEND, DELETE]
     assert actions(fake) == ["GetQueueAttributes", *turn, *turn, RECEIVE]
     assert len(waiting(fake, "jobs")) == len(lines) == 12
     assert fake.messages(dead) == []
 
 
-def test_a_letter_that_was_not_sent_is_not_deleted(
+def test_a_message_that_was_not_sent_is_not_deleted(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury("m-0", "m-1")
     fake.fail(SEND, "Refused", entries=[1], sender_fault=True)
-    told, lines = redrive(run)
-    assert told.exit_code == 1
+    ran, lines = redrive(run)
+    assert ran.exit_code == 1
     assert became(lines) == [("m-1", "not sent"), ("m-0", "redriven")]
     assert lines[0]["why"] == "Refused"
     assert visible(fake, dead) == 1
 
 
 @pytest.mark.parametrize("error", [SqsError("AccessDenied"), Unreached("EndpointConnectionError")])
-def test_where_nothing_can_be_sent_it_stops_and_every_letter_stays(
+def test_if_nothing_can_be_sent_it_stops_and_every_message_stays(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury, error: SqsError
 ) -> None:
     bury(*(f"m-{n}" for n in range(25)))
     fake.fail(SEND, error=error, times=100)
-    told, lines = redrive(run)
-    assert told.exit_code == 1
+    ran, lines = redrive(run)
+    assert ran.exit_code == 1
     assert len(lines) == 10
     assert lines[0]["why"] == error.code
     assert visible(fake, dead) == 25
 
 
-def test_what_is_sent_and_cannot_be_deleted_is_said(
+def test_a_message_that_is_sent_and_cannot_be_deleted_is_reported(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury("m-0", "m-1")
     fake.fail(DELETE, "Refused", entries=["receipt-2"], times=3)
-    told, lines = redrive(run)
-    assert told.exit_code == 1
+    ran, lines = redrive(run)
+    assert ran.exit_code == 1
     assert ("m-1", "not deleted") in became(lines)
     assert fake.counts[DELETE] == 3
     assert visible(fake, dead) == 1
@@ -167,14 +167,14 @@ def test_a_delete_that_fails_is_tried_again(
     bury("m-0", "m-1")
     fake.fail(DELETE, error=Unreached("ReadTimeoutError"))
     fake.fail(DELETE, entries=["receipt-2"])
-    told, lines = redrive(run)
-    assert told.exit_code == 0
+    ran, lines = redrive(run)
+    assert ran.exit_code == 0
     assert became(lines) == [("m-0", "redriven"), ("m-1", "redriven")]
     assert [len(call["Entries"]) for call in fake.asked(DELETE)] == [2, 2, 1]
     assert fake.messages(dead) == []
 
 
-def test_the_twin_of_a_letter_that_was_not_sent_stays(
+def test_the_duplicate_of_a_message_that_was_not_sent_stays(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury("m-0", "m-0", "m-1")
@@ -184,7 +184,7 @@ def test_the_twin_of_a_letter_that_was_not_sent_stays(
     assert visible(fake, dead) == 2
 
 
-def test_what_arrives_during_the_redrive_is_no_twin_and_stays(
+def test_a_message_that_arrives_during_the_redrive_is_no_duplicate_and_stays(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     # It may be what was just redriven, and failed again.
@@ -195,9 +195,9 @@ def test_what_arrives_during_the_redrive_is_no_twin_and_stays(
             bury("m-0")
 
     fake.on_call = arrive
-    told, lines = redrive(run)
+    ran, lines = redrive(run)
     assert became(lines) == [("m-0", "redriven")]
-    assert "1 arrived since the start" in told.stderr
+    assert "1 arrived since the start" in ran.stderr
     assert visible(fake, dead) == 1
 
 
@@ -207,14 +207,14 @@ def test_an_interruption_ends_after_the_call_and_loses_nothing(
 ) -> None:
     bury(*(f"m-{n}" for n in range(25)))
     fake.on_call = lambda call: call.action == SEND and os.kill(os.getpid(), number)
-    told, lines = redrive(run)
-    assert told.exit_code == 1
+    ran, lines = redrive(run)
+    assert ran.exit_code == 1
     assert [line["became"] for line in lines] == ["redriven"] * 10
     assert len(waiting(fake, "jobs")) == 10
     assert visible(fake, dead) == 15
 
 
-def test_the_second_interruption_is_at_once_and_lets_go(
+def test_the_second_interruption_ends_at_once_and_makes_all_messages_visible(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury(*(f"m-{n}" for n in range(25)))
@@ -225,16 +225,16 @@ def test_the_second_interruption_is_at_once_and_lets_go(
             os.kill(os.getpid(), signal.SIGINT)
 
     fake.on_call = interrupt
-    told, _ = redrive(run)
-    assert told.exit_code == 1
+    ran, _ = redrive(run)
+    assert ran.exit_code == 1
     assert waiting(fake, "jobs") == []
     assert visible(fake, dead) == 25
 
 
-# Whose letter it is
+# The queue that a message came from
 
 
-def test_letters_of_queues_that_share_their_dead_letters_go_each_to_its_own(
+def test_if_queues_share_a_dead_letter_queue_each_message_goes_to_its_own_queue(
     run: Commands, fake: FakeSqs, bury: Bury
 ) -> None:
     bury("m-0")
@@ -243,12 +243,12 @@ def test_letters_of_queues_that_share_their_dead_letters_go_each_to_its_own(
     assert (len(waiting(fake, "jobs")), len(waiting(fake, "mail"))) == (1, 1)
 
 
-def test_a_letter_of_nobody_knows_which_queue_stays_unless_it_is_named(
+def test_a_message_of_an_unknown_queue_stays_unless_the_queue_is_named(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury("m-0", note="")
-    told, [line] = redrive(run, queues=("jobs", "mail"))
-    assert told.exit_code == 1
+    ran, [line] = redrive(run, queues=("jobs", "mail"))
+    assert ran.exit_code == 1
     assert line["became"] == "not sent"
     assert "--queue" in line["why"]
     assert visible(fake, dead) == 1
@@ -258,7 +258,7 @@ def test_a_letter_of_nobody_knows_which_queue_stays_unless_it_is_named(
     assert (len(waiting(fake, "jobs")), len(waiting(fake, "mail"))) == (0, 1)
 
 
-def test_letters_of_nobody_knows_which_queue_do_not_hold_up_the_others(
+def test_messages_of_an_unknown_queue_do_not_delay_the_others(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:
     bury(*(f"m-{n}" for n in range(10)), note="")
@@ -268,8 +268,8 @@ def test_letters_of_nobody_knows_which_queue_do_not_hold_up_the_others(
     assert visible(fake, dead) == 10
 
 
-def letter_with(note: Any, body: str | None = None) -> Letter:
-    """The letter that a message with this note is read as."""
+def read_with(note: Any, body: str | None = None) -> DeadLetterMessage:
+    """A message with this note, as the reader reads it."""
     fake = FakeSqs(Clock())
     url = fake.create_queue("dead")
     fake.create_queue("jobs", dead_letters="dead")
@@ -277,14 +277,14 @@ def letter_with(note: Any, body: str | None = None) -> Letter:
     attributes = {"dead-letter": {"DataType": "String", "StringValue": text}}
     plain = json.dumps({"id": "m-0", "action": "registerUser", "data": {}})
     fake.put(url, body or plain, attributes=attributes if note != "" else {})
-    with Look(Queue(url, fake), fake.options(decode_json=decode_json), expected=1) as look:
-        ((letter,),) = look.batches()
-    return letter
+    with Reader(Queue(url, fake), fake.options(decode_json=decode_json), expected=1) as reader:
+        ((message,),) = reader.batches()
+    return message
 
 
 @pytest.mark.parametrize("note", [[], "no note", 7, {"reason": 7, "deliveries": "x", "task": []}])
 def test_a_note_that_somebody_else_wrote_is_read_for_what_it_is(note: Any) -> None:
-    read = letter_with(note)
+    read = read_with(note)
     assert (read.id, read.queue, read.deliveries) == ("m-0", "jobs", None)
     assert read.reason in ("", MOVED_BY_SQS)
 
@@ -307,9 +307,9 @@ JSON = st.recursive(
 
 
 @given(note=JSON)
-def test_no_note_keeps_a_letter_from_being_read_told_and_restored(note: Any) -> None:
-    read = letter_with(note)
-    assert printable(json.dumps(told(read))).isprintable()
+def test_a_message_with_any_note_is_read_shown_and_restored(note: Any) -> None:
+    read = read_with(note)
+    assert printable(json.dumps(summary(read))).isprintable()
     assert "dead-letter" not in restored(read.delivery.attributes) or "displaced" in str(note)
 
 
@@ -321,45 +321,45 @@ def test_a_displaced_attribute_that_is_no_base64_is_left_off(data: str) -> None:
     assert restored(note) in ({}, {"a": {"DataType": "Binary", "BinaryValue": b""}})
 
 
-def test_a_body_that_is_no_message_is_a_letter_too() -> None:
-    read = letter_with("", body="\x00no message")
+def test_a_body_that_cannot_be_decoded_is_read_too() -> None:
+    read = read_with("", body="\x00no message")
     assert (read.id, read.task) == (read.delivery.message_id, None)
 
 
-# The look
+# The reader
 
 
-def test_a_look_that_cannot_let_go_says_for_how_long(
+def test_if_messages_stay_hidden_stderr_says_for_how_long(
     run: Commands, fake: FakeSqs, bury: Bury
 ) -> None:
     bury("m-0")
-    fake.deny(LET_GO)
+    fake.deny(MAKE_VISIBLE)
     assert "1 stay hidden for up to 30 s" in run("list").stderr
 
 
-def test_a_look_ends_before_its_letters_show_up_again(
+def test_a_reader_stops_before_its_first_message_is_visible_again(
     fake: FakeSqs, dead: str, bury: Bury, options: Options, clock: Clock
 ) -> None:
     bury(*(f"m-{n}" for n in range(40)))
-    with Look(Queue(dead, fake), options, expected=0, clock=clock) as look:
-        for _ in look.batches():
+    with Reader(Queue(dead, fake), options, expected=0, clock=clock) as reader:
+        for _ in reader.batches():
             clock.advance(15)
-    assert look.is_cut_short
-    assert actions(fake) == [RECEIVE, RECEIVE, LET_GO, LET_GO]
+    assert reader.is_out_of_time
+    assert actions(fake) == [RECEIVE, RECEIVE, MAKE_VISIBLE, MAKE_VISIBLE]
     assert visible(fake, dead) == 40
 
 
-def test_a_letter_is_given_once_though_sqs_delivers_it_twice(
+def test_a_message_is_returned_once_though_sqs_delivers_it_twice(
     fake: FakeSqs, dead: str, bury: Bury, options: Options, clock: Clock
 ) -> None:
     bury("m-0")
     given = []
     # Its clock stands still: SQS's own is ahead.
-    with Look(Queue(dead, fake), options, expected=1) as look:
-        for letters in look.batches():
-            given += letters
+    with Reader(Queue(dead, fake), options, expected=1) as reader:
+        for messages in reader.batches():
+            given += messages
             if fake.counts[RECEIVE] < 3:
-                clock.advance(look.hold)
+                clock.advance(reader.visibility_timeout)
     assert len(given) == 1
     assert fake.counts[RECEIVE] == 4
     assert visible(fake, dead) == 1
@@ -370,12 +370,12 @@ def test_a_denied_receive_is_one_line_that_names_it(
 ) -> None:
     bury("m-0")
     fake.deny(RECEIVE)
-    told = run("list")
-    assert told.exit_code == 1
-    assert "sqs:ReceiveMessage" in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    ran = run("list")
+    assert ran.exit_code == 1
+    assert "sqs:ReceiveMessage" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
 
 
-def test_talk_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    say("hello")
+def test_notes_are_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    print_note("hello")
     assert capsys.readouterr() == ("", "hello\n")

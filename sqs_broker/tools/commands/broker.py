@@ -1,4 +1,4 @@
-"""What every command needs: the broker's options, a way to SQS, and words for what SQS refuses."""
+"""What every command needs: the broker's options, a driver, and error texts for failed calls."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +14,17 @@ from sqs_broker.sqs.errors import SqsError
 def options_of(celery_app: Any) -> Options:
     """The broker's options of the app that `celery -A` names.
 
-    Raises ClickException where that app is not on this broker, and SettingsError.
+    Raises ClickException if that app does not use this broker, and ConfigurationError.
     """
     if celery_app.conf.broker_transport != "sqs_broker:Transport":
         raise click.ClickException(
-            "This app is not on the SQS broker. Name one that is: `celery -A app sqs …`."
+            "This app does not use the SQS broker. Name one that does: `celery -A app sqs …`."
         )
     return Options.read(celery_app.conf.broker_transport_options)
 
 
 def driver_of(options: Options) -> Driver:
-    """A way to SQS for a command, which says a failure within seconds."""
+    """An open driver. A call that fails, fails within seconds."""
     driver = driver_for(options)
     driver.open()
     return driver
@@ -32,7 +32,7 @@ def driver_of(options: Options) -> Driver:
 
 @contextmanager
 def asking(action: str, url: str) -> Iterator[None]:
-    """Turn what SQS refuses inside the block into one line that names the action and the queue."""
+    """Turn an SqsError of the block into one line that names the action and the queue."""
     try:
         yield
     except SqsError as exc:
@@ -40,14 +40,14 @@ def asking(action: str, url: str) -> Iterator[None]:
 
 
 def refusal(error: SqsError, action: str, url: str) -> str:
-    """What a failed call means, and the way out."""
+    """What a failed call means, and what to do."""
     code = error.code
     if error.is_of_key:
-        return f"{url}: {action}: its KMS key: {code}. Allow kms:Decrypt and kms:GenerateDataKey."
+        return f"{url}: {action}: KMS key: {code}. Allow kms:Decrypt and kms:GenerateDataKey."
     if error.is_denied:
-        return f"{url}: these credentials do not allow sqs:{action} there. Allow it to their role."
+        return f"{url}: these credentials may not call sqs:{action} there. Allow it for their role."
     if error.is_no_queue:
-        return f"{url}: there is no such queue. Check the URL and AWS_REGION, or make the queue."
+        return f"{url}: there is no such queue. Check its URL and `region`, or create it."
     if error.has_reached:
         return f"{url}: {action} was refused: {code}."
-    return f"{url}: {action} got no answer: {code}. Check the network and AWS_ENDPOINT_URL."
+    return f"{url}: {action} got no answer: {code}. Check the network and `endpoint_url`."

@@ -1,4 +1,4 @@
-"""`sqs dlq list|show`: what failed, and why."""
+"""`sqs dlq list|show`: shows dead letters and their reasons."""
 
 import base64
 from itertools import islice
@@ -8,12 +8,17 @@ import click
 
 from sqs_broker.rules.dead_letter import restored
 from sqs_broker.tools.commands import redrive
-from sqs_broker.tools.commands.desk import Desk, Filter, filters, meant
+from sqs_broker.tools.commands.dead_letter_queues import (
+    DeadLetterQueues,
+    Filter,
+    filters,
+    matching,
+)
 from sqs_broker.tools.commands.interruption import deferred
-from sqs_broker.tools.commands.output import print_json, print_table, say
-from sqs_broker.tools.letters import Letter
+from sqs_broker.tools.commands.output import print_json, print_note, print_table
+from sqs_broker.tools.dead_letters import DeadLetterMessage
 
-#: Letters listed where `--limit` does not say.
+#: The default of `--limit`.
 LISTED = 100
 
 #: Characters of a reason in a table.
@@ -24,34 +29,35 @@ HEAD = ("ID", "TASK", "DELIVERIES", "AT", "REASON")
 
 @click.group("dlq")
 def command() -> None:
-    """List, show and redrive dead letters.
+    """List, show and redrive dead letters: the messages of dead-letter queues.
 
-    A dead letter says why it is one, unless SQS itself moved it. To look hides letters from others
-    until the look ends, and adds one to their receive count.
+    A dead letter has its reason with it, unless SQS itself moved it. A command receives the
+    messages that it reads: until it ends, other readers do not see them, and the receive count of
+    each grows by one.
     """
 
 
 @command.command("list", epilog="Example: celery -A app sqs dlq list --reason timeout --json")
 @filters
 @click.option("--limit", type=click.IntRange(1), default=LISTED, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a letter and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and message.")
 @click.pass_context
-def list_(ctx: click.Context, /, limit: int, as_json: bool, **which: Any) -> None:
-    """List dead letters with their reasons, and never their bodies."""
-    desk, filter_ = Desk(ctx.obj.app), Filter(**which)
+def list_(ctx: click.Context, /, limit: int, as_json: bool, **criteria: Any) -> None:
+    """List dead letters and their reasons, without their bodies."""
+    queues, filter_ = DeadLetterQueues(ctx.obj.app), Filter(**criteria)
     rows: list[tuple[object, ...]] = []
     with deferred() as is_interrupted:
-        for box in desk.boxes(filter_.queue):
-            most = None if filter_.is_narrow else limit - len(rows)
-            with desk.looking(box, is_interrupted, most) as look:
-                for letter in islice(meant(look, filter_), limit - len(rows)):
-                    rows.append(_row(letter))
+        for queue in queues.select(filter_.queue):
+            left = None if filter_.is_narrow else limit - len(rows)
+            with queues.reading(queue, is_interrupted, left) as reader:
+                for message in islice(matching(reader, filter_), limit - len(rows)):
+                    rows.append(_row(message))
                     if as_json:
-                        print_json(told(letter))
+                        print_json(summary(message))
     if not as_json:
         print_table(HEAD, rows)
     if len(rows) == limit:
-        say(f"{limit} are shown and there may be more: see --limit.")
+        print_note(f"{limit} are shown and there may be more: see --limit.")
     ctx.exit(1 if is_interrupted() else 0)
 
 
@@ -59,42 +65,43 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **which: Any) -> Non
 @click.argument("id_", metavar="ID")
 @click.pass_context
 def show(ctx: click.Context, id_: str) -> None:
-    """Show all of a dead letter, its body included, as JSON.
+    """Show one dead letter with its body, as JSON.
 
-    ID is the message id, as `list` prints it, or SQS's MessageId. Exit status 1 where there is no
-    such letter. The body may hold personal data.
+    ID is the message id that `list` prints, or SQS's MessageId. The body may hold personal data.
+
+    Exits with status 1 if there is no such message.
     """
-    desk, found = Desk(ctx.obj.app), 0
+    queues, found = DeadLetterQueues(ctx.obj.app), 0
     with deferred() as is_interrupted:
-        for box in desk.boxes(None):
-            with desk.looking(box, is_interrupted) as look:
-                for letter in meant(look, Filter(ids=(id_,))):
+        for queue in queues.select(None):
+            with queues.reading(queue, is_interrupted) as reader:
+                for message in matching(reader, Filter(ids=(id_,))):
                     found += 1
-                    print_json(told(letter) | _contents(letter), indent=2)
+                    print_json(summary(message) | _contents(message), indent=2)
     if not found:
         raise click.ClickException(f"No dead letter has the id {id_}.")
 
 
-def told(letter: Letter) -> dict[str, Any]:
-    """What is said of a letter where its body is not shown."""
+def summary(message: DeadLetterMessage) -> dict[str, Any]:
+    """What is shown of a message without its body."""
     shown = ("id", "task", "queue", "reason", "error", "deliveries", "at")
-    facts = {name: getattr(letter, name) for name in shown}
-    return facts | {"sqs_message_id": letter.delivery.message_id}
+    facts = {name: getattr(message, name) for name in shown}
+    return facts | {"sqs_message_id": message.delivery.message_id}
 
 
-def _row(letter: Letter) -> tuple[object, ...]:
-    reason = f"{letter.error}: {letter.reason}" if letter.error else letter.reason
+def _row(message: DeadLetterMessage) -> tuple[object, ...]:
+    reason = f"{message.error}: {message.reason}" if message.error else message.reason
     if len(reason) > REASON_SHOWN:
         reason = reason[: REASON_SHOWN - 1] + "…"
-    return letter.id, letter.task, letter.deliveries, letter.at, reason
+    return message.id, message.task, message.deliveries, message.at, reason
 
 
-def _contents(letter: Letter) -> dict[str, Any]:
+def _contents(message: DeadLetterMessage) -> dict[str, Any]:
     attributes = {
         name: {k: _as_text(v) for k, v in value.items()}
-        for name, value in restored(letter.delivery.attributes).items()
+        for name, value in restored(message.delivery.attributes).items()
     }
-    return {"attributes": attributes, "body": letter.delivery.body}
+    return {"attributes": attributes, "body": message.delivery.body}
 
 
 def _as_text(value: Any) -> Any:

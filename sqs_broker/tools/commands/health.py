@@ -1,4 +1,4 @@
-"""`sqs health`: whether the worker of this machine does its work."""
+"""`sqs health`: whether the worker on this machine is healthy."""
 
 from pathlib import Path
 
@@ -12,16 +12,18 @@ from sqs_broker.worker.health import read
 @click.command("health", epilog="Example: celery -A app sqs health")
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Say in one line whether the worker of this machine does its work.
+    """Show in one line whether the worker on this machine is healthy.
 
-    It reads WORKER_HEALTH_FILE, which that worker keeps writing, and asks neither SQS nor MongoDB:
-    a worker that waits for them is healthy, and says so.
+    Reads the file that the worker keeps writing, and calls neither SQS nor a database. A worker
+    that waits for them is healthy, and the line says so.
 
-    Exit status 1 where it is not healthy, or where there is none.
+    Exits with status 1 if the worker is not healthy, or does not run.
     """
     path = options_of(ctx.obj.app).health_file
     if path is None:
-        raise click.ClickException("WORKER_HEALTH_FILE is not set. Set it for the worker and here.")
+        raise click.ClickException(
+            "The option health_file is not set. Set it for the worker and for this command."
+        )
     report = read(Path(path))
     click.echo(printable(f"{'healthy' if report.healthy else 'not healthy'}: {report.text}"))
     ctx.exit(0 if report.healthy else 1)

@@ -1,4 +1,4 @@
-"""What a command prints: data on stdout, as a table or as JSON lines; talk on stderr."""
+"""The output of commands: data on stdout, as a table or as JSON lines; notes on stderr."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,22 +6,22 @@ from typing import Any
 
 import click
 
-#: Shown where there is nothing to tell.
+#: Shown for a value that is not known.
 NOTHING = "-"
 
 
-def say(text: str) -> None:
-    """A line for people, on stderr."""
+def print_note(text: str) -> None:
+    """Print a line for people, on stderr."""
     click.echo(printable(text), err=True)
 
 
 def print_json(data: Mapping[str, Any], *, indent: int | None = None) -> None:
-    """One JSON object on stdout; without `indent`, on one line."""
+    """Print one JSON object on stdout; without `indent`, on one line."""
     click.echo(printable(json.dumps(data, ensure_ascii=False, indent=indent, default=str)))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Rows under their heads, on stdout. Numbers stand to the right."""
+    """Print rows under their heads, on stdout. Columns of numbers are aligned to the right."""
     shown = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
     is_number = [
@@ -36,10 +36,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey: a message may hold escape sequences.
-
-    Written as JSON writes them, so that JSON stays JSON.
-    """
+    """The text with control characters escaped, because a terminal would execute those of a
+    message. They are escaped as in JSON, so that JSON stays valid."""
     return "".join(
         char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
     )

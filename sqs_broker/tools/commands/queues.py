@@ -1,4 +1,4 @@
-"""`sqs queues`: how many messages wait in each queue, and since when."""
+"""`sqs queues`: how many messages each queue has, and the age of the oldest."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +17,19 @@ from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import name_of
 from sqs_broker.tools.commands.broker import driver_of, options_of, refusal
-from sqs_broker.tools.commands.output import print_json, print_table, say
+from sqs_broker.tools.commands.output import print_json, print_note, print_table
 
-#: Seconds between two looks of `--watch`.
+#: Seconds between two counts of `--watch`.
 EVERY = 2.0
 
-#: Seconds for which the ages of the oldest messages stand: CloudWatch has one value a minute.
-AGES_STAND = 60.0
+#: Seconds for which the ages of the oldest messages are valid: CloudWatch has one value per minute.
+AGES_VALID = 60.0
 
-#: CloudWatch's newest value may be a few minutes old.
+#: How old a value of CloudWatch may be. Its newest one may be a few minutes old.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-monitoring-using-cloudwatch.html
 AGES_REACH_BACK = timedelta(minutes=10)
 
-#: Queues that one call to CloudWatch asks for.
+#: Queues in one call to CloudWatch.
 MOST_QUERIES = 500
 
 Ages = dict[str, int]
@@ -37,38 +37,38 @@ Ages = dict[str, int]
 
 @dataclass(frozen=True)
 class Row:
-    """One queue, as SQS counts it: near the truth, and exact once nothing changes for a minute."""
+    """One queue, as SQS counts it: approximately, until nothing has changed for a minute."""
 
     queue: str
     visible: int | None = None
     in_flight: int | None = None
     delayed: int | None = None
     oldest: int | None = None
-    """Seconds since the oldest message was sent; None where nobody knows."""
+    """Seconds since the oldest message was sent; None if that is not known."""
     dead_letters_of: str | None = None
-    """The queue whose dead letters these are."""
+    """The queue whose dead-letter queue this is."""
     fault: str | None = None
-    """Why SQS did not say."""
+    """Why SQS did not count."""
 
 
 @click.command("queues", epilog="Example: celery -A app sqs queues --watch")
-@click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl+C.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a queue and line.")
+@click.option("--watch", is_flag=True, help="Repeat every two seconds, until Ctrl+C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and queue.")
 @click.pass_context
 def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
     """Show how many messages each queue has.
 
-    Each is followed by its dead-letter queue. VISIBLE waits for a worker, IN FLIGHT is with one,
-    DELAYED is not due yet. OLDEST is the age of the oldest message, which CloudWatch knows and SQS
-    does not: without CloudWatch it is `-`.
+    Each queue is followed by its dead-letter queue. VISIBLE messages wait for a worker, a worker
+    has those IN FLIGHT, and DELAYED ones are not due yet. OLDEST is the age of the oldest message.
+    It is from CloudWatch, because SQS does not know it; without CloudWatch it is `-`.
 
-    Exit status 1 where SQS did not answer for each queue.
+    Exits with status 1 if SQS did not answer for every queue.
     """
     options = options_of(ctx.obj.app)
     driver, ages = driver_of(options), remembered(lambda: ages_of(options))
     with suppress(KeyboardInterrupt):
         while True:
-            rows = [replace(row, oldest=ages().get(row.queue)) for row in look(driver, options)]
+            rows = [replace(row, oldest=ages().get(row.queue)) for row in count(driver, options)]
             if watch and not as_json:
                 click.clear()
             _show(rows, as_json)
@@ -77,8 +77,8 @@ def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
             time.sleep(EVERY)
 
 
-def look(driver: Driver, options: Options) -> Iterator[Row]:
-    """Each configured queue, and after it its dead-letter queue."""
+def count(driver: Driver, options: Options) -> Iterator[Row]:
+    """Count each configured queue, and after it its dead-letter queue."""
     seen = set()
     for name, address in options.queues.items():
         yield _row(Queue(address.url, driver), Row(name))
@@ -116,11 +116,11 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
         )
     for row in rows:
         if row.fault:
-            say(row.fault)
+            print_note(row.fault)
 
 
 def duration(seconds: int | None) -> str | None:
-    """Seconds as people read them: `42s`, `7m 3s`, `5h 20m`, `3d 4h`."""
+    """Seconds in a readable form: `42s`, `7m 3s`, `5h 20m`, `3d 4h`."""
     if seconds is None:
         return None
     for size, unit, small, of_it in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m")):
@@ -133,15 +133,15 @@ def duration(seconds: int | None) -> str | None:
 
 
 def is_aws(endpoint_url: str | None) -> bool:
-    """Whether the queues are Amazon's own, by their endpoint or one of a private network."""
+    """Whether the endpoint is one of AWS, also one in a private network."""
     host = urlsplit(endpoint_url).hostname if endpoint_url else None
     return endpoint_url is None or (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def ages_of(options: Options) -> Ages:
-    """The ages of the oldest messages, by queue; those that CloudWatch knows, where there is one.
+    """The age of the oldest message of each queue, if there is a CloudWatch that knows it.
 
-    Says on stderr why it knows none.
+    If CloudWatch fails, prints the reason on stderr.
     """
     if not is_aws(options.endpoint_url):
         return {}
@@ -152,7 +152,7 @@ def ages_of(options: Options) -> Ages:
     try:
         return ages_from(cloudwatch, urls, datetime.now(UTC))
     except SqsError as exc:
-        say(f"OLDEST is not known: CloudWatch: {exc.code} (cloudwatch:GetMetricData).")
+        print_note(f"OLDEST is not known: CloudWatch: {exc.code} (cloudwatch:GetMetricData).")
         return {}
 
 
@@ -185,12 +185,12 @@ def _query(number: int, queue: str) -> dict[str, Any]:
 def remembered(
     ask: Callable[[], Ages], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], Ages]:
-    """The answer of `ask`, asked again when it has stood for a minute."""
+    """Remember the answer of `ask` for a minute."""
     asked_at, ages = float("-inf"), Ages()
 
     def answer() -> Ages:
         nonlocal asked_at, ages
-        if clock() - asked_at >= AGES_STAND:
+        if clock() - asked_at >= AGES_VALID:
             asked_at, ages = clock(), ask()
         return ages
 

@@ -1,4 +1,4 @@
-"""`sqs dlq redrive`: dead letters go back to their queue."""
+"""`sqs dlq redrive`: sends dead letters back to their queue."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,105 +7,111 @@ from typing import Any
 
 import click
 
-from sqs_broker.tools.commands.desk import Box, Desk, Filter, filters
+from sqs_broker.tools.commands.dead_letter_queues import (
+    DeadLetterQueue,
+    DeadLetterQueues,
+    Filter,
+    filters,
+)
 from sqs_broker.tools.commands.interruption import deferred
-from sqs_broker.tools.commands.output import NOTHING, print_json, printable, say
-from sqs_broker.tools.letters import Look
-from sqs_broker.tools.redrive import Became, Redrive, Redriven
+from sqs_broker.tools.commands.output import NOTHING, print_json, print_note, printable
+from sqs_broker.tools.dead_letters import Reader
+from sqs_broker.tools.redrive import Redrive, Redriven, Result
 
-#: Why a letter stays whose queue nothing names.
-WHICH_QUEUE = "several queues share these dead letters: name its own with --queue"
+#: Why a message without a known queue is not sent.
+WHICH_QUEUE = "several queues share this dead-letter queue: name the right one with --queue"
 
-#: What leaves nothing to be done.
-GONE = frozenset({Became.REDRIVEN, Became.DROPPED})
+#: The results after which a message is not in the dead-letter queue any more.
+GONE = frozenset({Result.REDRIVEN, Result.DROPPED})
 
 
 @click.command("redrive", epilog="Example: celery -A app sqs dlq redrive --task registerUser")
 @filters
-@click.option("--limit", type=click.IntRange(1), help="Redrive so many at the most.")
-@click.option("--dry-run", is_flag=True, help="Say what would be redriven, and change nothing.")
-@click.option("--keep-twins", is_flag=True, help="Redrive each letter of one message, not one.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a letter and line.")
+@click.option("--limit", type=click.IntRange(1), help="Redrive at most this many messages.")
+@click.option("--dry-run", is_flag=True, help="Show what would be redriven, and change nothing.")
+@click.option("--keep-duplicates", is_flag=True, help="Redrive duplicates too.")
+@click.option("--keep-twins", "keep_duplicates", is_flag=True, hidden=True)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and message.")
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
     limit: int | None,
     dry_run: bool,
-    keep_twins: bool,
+    keep_duplicates: bool,
     yes: bool,
     as_json: bool,
-    **which: Any,
+    **criteria: Any,
 ) -> None:
-    """Send dead letters back to their queue, as they were, and delete them here.
+    """Send dead letters back to their queue, unchanged, and delete them from the dead-letter queue.
 
-    Each is sent before it is deleted. Its body, attributes and id are the original ones; SQS counts
-    its deliveries anew. Of twins, which are letters of one message with one body, the first is
-    redriven and the others are deleted. Letters that arrive after the start are left alone.
+    Each message is sent before it is deleted. It has its original body, attributes and id. SQS
+    counts its deliveries from one again. Duplicates have the same id and the same body: the first
+    is redriven, the others are deleted. A message that arrives after the start stays.
 
-    Exit status 1 where a letter could not be redriven, or the command was interrupted.
+    Exits with status 1 if a message could not be redriven, or if the command was interrupted.
     """
-    desk, filter_ = Desk(ctx.obj.app), Filter(**which)
-    boxes = desk.boxes(filter_.queue)
+    queues, filter_ = DeadLetterQueues(ctx.obj.app), Filter(**criteria)
+    selected = queues.select(filter_.queue)
     if not (dry_run or yes):
-        _confirm(boxes, filter_, limit)
-    counted: Counter[Became] = Counter()
+        _confirm(selected, filter_, limit)
+    counted: Counter[Result] = Counter()
     with deferred() as is_interrupted:
-        for box in boxes:
+        for queue in selected:
             left = None if limit is None else limit - counted.total()
             if left == 0:
                 break
-            run = Redrive(desk.driver, desk.options, box.url, keep_twins, dry_run)
-            with desk.looking(box, is_interrupted) as look:
-                for result in _redriven(run, look, box, filter_, left):
-                    counted[result.became] += 1
-                    _show_result(result, as_json, dry_run)
+            run = Redrive(queues.driver, queues.options, queue.url, keep_duplicates, dry_run)
+            with queues.reading(queue, is_interrupted) as reader:
+                for redriven in _redriven(run, reader, queue, filter_, left):
+                    counted[redriven.result] += 1
+                    _show(redriven, as_json, dry_run)
     _sum_up(counted, dry_run)
     ctx.exit(0 if set(counted) <= GONE and not is_interrupted() else 1)
 
 
-def _confirm(boxes: Sequence[Box], filter_: Filter, limit: int | None) -> None:
-    about = sum(box.counts.visible for box in boxes)
+def _confirm(queues: Sequence[DeadLetterQueue], filter_: Filter, limit: int | None) -> None:
+    about = sum(queue.counts.visible for queue in queues)
     most = "" if limit is None else f" up to {limit} of"
     which = ", those that match" if filter_.is_narrow else ""
     click.confirm(f"Redrive{most} about {about} dead letters{which}?", err=True, abort=True)
 
 
 def _redriven(
-    run: Redrive, look: Look, box: Box, filter_: Filter, most: int | None
+    run: Redrive, reader: Reader, queue: DeadLetterQueue, filter_: Filter, limit: int | None
 ) -> Iterator[Redriven]:
-    """What becomes of each letter that is meant; ends early where SQS takes none of a batch."""
-    for letters in look.batches():
-        meant = [letter for letter in letters if filter_.lets(letter)]
-        # What came since the start may be what was just redriven, and has failed again.
-        old = [letter for letter in meant if letter.delivery.enqueued_at < box.counts.at]
-        if len(old) < len(meant):
-            say(f"{len(meant) - len(old)} arrived since the start and are left alone.")
-        meant = [x if x.queue else replace(x, queue=filter_.queue) for x in old][:most]
-        yield from (Redriven(x, Became.NOT_SENT, WHICH_QUEUE) for x in meant if x.queue is None)
-        results = run([letter for letter in meant if letter.queue is not None])
+    """The result of each selected message. Ends early if SQS accepts no message of a batch."""
+    for messages in reader.batches():
+        selected = [message for message in messages if filter_.matches(message)]
+        # A message that arrived since the start may be one that was redriven and failed again.
+        old = [message for message in selected if message.delivery.enqueued_at < queue.counts.at]
+        if len(old) < len(selected):
+            print_note(f"{len(selected) - len(old)} arrived since the start: not redriven.")
+        selected = [x if x.queue else replace(x, queue=filter_.queue) for x in old][:limit]
+        yield from (Redriven(x, Result.NOT_SENT, WHICH_QUEUE) for x in selected if x.queue is None)
+        results = run([message for message in selected if message.queue is not None])
         if not run.is_dry:
-            look.deleted(r.letter for r in results if r.became in GONE)
+            reader.forget(each.message for each in results if each.result in GONE)
         yield from results
-        if most is not None:
-            most -= len(meant)
-        if most == 0 or (results and all(r.became == Became.NOT_SENT for r in results)):
+        if limit is not None:
+            limit -= len(selected)
+        if limit == 0 or (results and all(each.result == Result.NOT_SENT for each in results)):
             return
 
 
-def _show_result(result: Redriven, as_json: bool, dry_run: bool) -> None:
-    letter, became = result.letter, str(result.became)
+def _show(redriven: Redriven, as_json: bool, dry_run: bool) -> None:
+    message, became = redriven.message, str(redriven.result)
     became = f"would be {became}" if dry_run else became
     if as_json:
-        facts = {"id": letter.id, "task": letter.task, "queue": letter.queue, "became": became}
-        print_json(facts | {"why": result.why, "sqs_message_id": letter.delivery.message_id})
+        facts = {"id": message.id, "task": message.task, "queue": message.queue, "became": became}
+        print_json(facts | {"why": redriven.why, "sqs_message_id": message.delivery.message_id})
     else:
-        why = f"  ({result.why})" if result.why else ""
-        click.echo(printable(f"{became}  {letter.id}  {letter.task or NOTHING}{why}"))
+        why = f"  ({redriven.why})" if redriven.why else ""
+        click.echo(printable(f"{became}  {message.id}  {message.task or NOTHING}{why}"))
 
 
-def _sum_up(counted: Counter[Became], dry_run: bool) -> None:
+def _sum_up(counted: Counter[Result], dry_run: bool) -> None:
     would = "would be " if dry_run else ""
-    said = ", ".join(f"{number} {would}{became}" for became, number in counted.items())
-    say(f"{said or 'There was nothing to redrive'}.")
+    results = ", ".join(f"{number} {would}{result}" for result, number in counted.items())
+    print_note(f"{results or 'There was nothing to redrive'}.")

@@ -1,0 +1,126 @@
+"""What the commands on dead letters share: a filter, and reading the dead-letter queues."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import click
+
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.tools.commands.broker import asking, driver_of, options_of
+from sqs_broker.tools.commands.output import print_note
+from sqs_broker.tools.dead_letters import Counts, DeadLetterMessage, Reader, count_messages
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which messages are selected. A criterion that is not given selects all."""
+
+    queue: str | None = None
+    reason: str | None = None
+    task: str | None = None
+    ids: tuple[str, ...] = ()
+
+    def matches(self, message: DeadLetterMessage) -> bool:
+        """Whether the filter selects a message. A message whose queue is not known matches every
+        queue."""
+        why = f"{message.error or ''}: {message.reason}".lower()
+        return (
+            (self.queue is None or message.queue in (None, self.queue))
+            and (self.reason is None or self.reason.lower() in why)
+            and (self.task is None or fnmatchcase(message.task or "", self.task))
+            and (not self.ids or bool({message.id, message.delivery.message_id} & set(self.ids)))
+        )
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it may leave out some messages of a queue."""
+        return bool(self.reason or self.task or self.ids)
+
+
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `Filter` to a command."""
+    for option in (
+        click.option("--id", "ids", multiple=True, help="Message id. Can be repeated."),
+        click.option("--task", help="Task name, or a glob such as 'import*'."),
+        click.option("--reason", help="Part of the reason or of the error; case is ignored."),
+        click.option("--queue", help="Queue that the messages came from. Default: all queues."),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class DeadLetterQueue:
+    """One dead-letter queue as it was when the command started."""
+
+    url: str
+    counts: Counts
+
+
+class DeadLetterQueues:
+    """The dead-letter queues of a Celery app."""
+
+    def __init__(self, celery_app: Any) -> None:
+        self.options = options_of(celery_app)
+        self.driver = driver_of(self.options)
+
+    def select(self, queue: str | None) -> list[DeadLetterQueue]:
+        """The dead-letter queues of one queue, or of all, each once.
+
+        Raises ClickException if the queue is not configured, if a dead-letter queue cannot be read,
+        or if reading it would move its messages to another queue.
+        """
+        if queue is not None and queue not in self.options.queues:
+            known = ", ".join(self.options.queues)
+            raise click.BadParameter(
+                f"no queue {queue!r} is configured; the configured queues are: {known}"
+            )
+        named = [q for name, q in self.options.queues.items() if queue in (None, name)]
+        urls = dict.fromkeys(q.dead_letter_url for q in named if q.dead_letter_url)
+        if not urls:
+            raise click.ClickException("No dead-letter queue is configured: set dead_letter_url.")
+        return [self._counted(url) for url in urls]
+
+    @contextmanager
+    def reading(
+        self, queue: DeadLetterQueue, is_interrupted: Callable[[], bool], limit: int | None = None
+    ) -> Iterator[Reader]:
+        """A reader of up to `limit` messages, or of all. At the end of the block, stderr says which
+        messages were not read or are still hidden."""
+        visible = queue.counts.visible
+        expected = visible if limit is None else min(limit, visible)
+        dead_letters = Queue(queue.url, self.driver)
+        reader = Reader(dead_letters, self.options, expected=expected, is_stopping=is_interrupted)
+        with asking("ReceiveMessage", queue.url), reader:
+            yield reader
+        if queue.counts.in_flight:
+            print_note(
+                f"{queue.counts.in_flight} more are hidden, because another command has received "
+                "them. They were not read."
+            )
+        if reader.is_out_of_time:
+            print_note("Not all messages were read in time. Run the command again.")
+        if reader.still_hidden:
+            print_note(
+                f"{reader.still_hidden} stay hidden for up to {reader.visibility_timeout} s: SQS "
+                "did not make them visible again."
+            )
+
+    def _counted(self, url: str) -> DeadLetterQueue:
+        with asking("GetQueueAttributes", url):
+            counts = count_messages(Queue(url, self.driver))
+        if counts.has_redrive_policy:
+            raise click.ClickException(
+                f"{url}: this dead-letter queue has a redrive policy of its own. Reading its "
+                "messages would in the end move them to another queue. Remove the policy."
+            )
+        return DeadLetterQueue(url, counts)
+
+
+def matching(reader: Reader, filter_: Filter) -> Iterator[DeadLetterMessage]:
+    """The messages that the filter selects, one by one."""
+    for messages in reader.batches():
+        yield from filter(filter_.matches, messages)
