@@ -49,7 +49,7 @@ app = Registrations(
     loader="app.loader:Loader",
     set_as_current=False,
 )
-install(app, commands=["app.commands.send:command", "app.commands.doctor:command"])
+install(app, commands=["app.commands.send:command"], checks=["app.commands.doctor:check"])
 app.config_from_object(Proxy(celeryconfig))
 app.steps["worker"].add(StartChecks)
 app.steps["consumer"].add(OutageWatch)

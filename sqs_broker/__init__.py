@@ -41,13 +41,15 @@ __all__ = [
 ]
 
 
-def install(celery_app: Any, commands: Sequence[str] = ()) -> None:
+def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str] = ()) -> None:
     """Make a Celery app use this broker. Reads no configuration and opens no connection.
 
     Call it before you use the app's first task. If the app has its own task class, that class must
     be a subclass of `sqs_broker.worker.task.Task`. If it has none, `install` sets `Task` itself.
     `commands` lists click commands of the app ("package.module:command") to add to
-    `celery -A … sqs`.
+    `celery -A … sqs`. `checks` lists functions of the app ("package.module:function") that
+    `celery -A … sqs doctor` runs after its own checks. Each takes the Celery app and returns an
+    iterable of `sqs_broker.tools.checks.Finding`.
     """
     from celery.app.task import Task as CeleryTask
 
@@ -57,6 +59,7 @@ def install(celery_app: Any, commands: Sequence[str] = ()) -> None:
         celery_app.task_cls = "sqs_broker.worker.task:Task"
     celery_app.events_cls = "sqs_broker.control.dispatcher:Events"
     celery_app.sqs_commands = tuple(commands)
+    celery_app.sqs_checks = tuple(checks)
     celery_app.conf.update(
         # Nothing connects to this host. Without a host kombu warns and prints localhost.
         broker_url="sqs://amazon",

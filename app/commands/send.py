@@ -23,7 +23,7 @@ from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.publisher import Batch, Published
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
-from sqs_broker.tools.commands.broker import driver_of, options_of
+from sqs_broker.tools.broker import driver_of, options_of
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_json, print_note, printable
 

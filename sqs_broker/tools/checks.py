@@ -86,12 +86,13 @@ def check_redrive_policy(name: str, options: Options, attributes: Attributes) ->
     if "deadLetterTargetArn" not in policy:
         yield check.fault(
             "there is none, so a message that kills its worker is delivered again without end",
-            f"Set one with maxReceiveCount {wanted} and {address.dead_letter_url} as its target.",
+            f"Set one with maxReceiveCount {wanted} and "
+            f"{address.dead_letter_url or 'a dead-letter queue'} as its target.",
             is_fatal=True,
         )
         return
     target = str(policy["deadLetterTargetArn"])
-    if _is_target(target, address):
+    if address.dead_letter_url is None or _is_target(target, address):
         yield check.ok(f"SQS moves messages to {target.rpartition(':')[2]}")
     else:
         yield check.fault(

@@ -4,6 +4,7 @@ The environment is a new one, and has what the wheel says it depends on and noth
 each of those distributions, found by what each says it needs, in the environment of the tests.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from devstack.process import Process
+from devstack.sqs import LARGEST_MESSAGE
 from tests.services import Queues, wait_until
 from tests.wheels import ROOT, Wheels, pip
 
@@ -28,6 +30,14 @@ PATIENCE = 30
 ABSENT = ("app", "mongoengine", "flower", "pydantic_settings", "pymongo", "bson", "pycurl")
 
 FIND = "import sys; from importlib.util import find_spec; print(*filter(find_spec, sys.argv[1:]))"
+
+#: What a project adds to its package for a check of its own.
+CHECK = """
+from sqs_broker.tools.checks import Subject
+def check(app):
+    yield Subject("disk", "space").fault("there is none", "Buy a disk.")
+install(app, checks=["app:check"])
+"""
 
 DELAY = "from app import work; work.delay()"
 
@@ -157,6 +167,20 @@ def test_a_worker_runs_what_delay_sent_and_the_commands_are_there(
 
     assert worker.exit_status == 0, worker.last_words()
     assert project.done.read_text() == "x"
+
+
+def test_the_doctor_checks_the_queues_and_what_the_project_adds(project: Project) -> None:
+    sizes = f"app.conf.broker_transport_options['max_message_bytes'] = {LARGEST_MESSAGE}\n"
+    project.configure(sizes)
+    celery = ("-m", "celery", "-A", "app", "sqs", "doctor", "--json")
+    alone = project.run(*celery)
+    project.configure(CHECK)
+    added = project.run(*celery)
+
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert '"sqs:ReceiveMessage"' in alone.stdout
+    assert added.returncode == 1, added.stderr
+    assert [json.loads(line)["fix"] for line in added.stdout.splitlines()][-1] == "Buy a disk."
 
 
 def test_a_worker_with_a_control_plane_says_in_one_line_what_is_not_installed(

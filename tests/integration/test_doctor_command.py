@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
-from app.commands.doctor import check_clock, check_identity, check_regions, command
+from app.celery import app as celery_app
 from app.errors import SettingsError
 from app.settings import get_settings
 from app.startup import check_queues, prepare_database
@@ -21,6 +21,8 @@ from sqs_broker.sqs.boto import QUICK, new_session
 from sqs_broker.sqs.driver import driver_for
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.tools.checks import Level
+from sqs_broker.tools.commands.doctor import command
+from sqs_broker.tools.doctor import check_clock, check_identity, check_regions
 from tests.faults import proxy as faults
 from tests.faults.proxy import FaultProxy
 from tests.integration.conftest import transport_options
@@ -60,7 +62,8 @@ def doctor(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Doctor:
             task_soft_time_limit=int(env.get("TASK_SOFT_TIME_LIMIT", 25)),
         )
         loader = SimpleNamespace(import_default_modules=lambda: None)
-        app = SimpleNamespace(conf=conf, tasks={}, loader=loader)
+        checks = celery_app.sqs_checks
+        app = SimpleNamespace(conf=conf, tasks={}, loader=loader, sqs_checks=checks)
         obj = SimpleNamespace(app=app)
         return CliRunner().invoke(command, arguments, obj=obj)
 
@@ -208,7 +211,7 @@ def test_a_dead_letter_url_that_is_the_queue_s_own_is_a_fault_that_is_said_once(
     assert [f for f in found(told, "fault") if f[1] == "dead letters"] == [
         ("settings", "dead letters")
     ]
-    assert "AWS_SQS_DLQ_URL: dead letters go round in a loop" in told.stdout
+    assert "dead_letter_url: dead letters go round in a loop" in told.stdout
 
 
 # MongoDB

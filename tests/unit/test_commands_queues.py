@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import Clock, FakeSqs
+from sqs_broker.tools.broker import is_aws
 from sqs_broker.tools.commands import sqs
-from sqs_broker.tools.commands.queues import ages_from, count, duration, is_aws, remembered
+from sqs_broker.tools.commands.queues import ages_from, count, duration, remembered
 
 Run = Callable[..., Result]
 

@@ -174,6 +174,7 @@ def test_the_broker_imports_nothing_of_the_application_around_it(directory: Path
         "worker.transport",
         "worker.consumer",
         "tools.checks",
+        "tools.doctor",
         "testing",
     ):
         imported(f"sqs_broker.{part}", directory, after="assert 'app' not in sys.modules")

@@ -16,6 +16,7 @@ from click.utils import make_str
 BUILT_IN = (
     "sqs_broker.tools.commands.queues:command",
     "sqs_broker.tools.commands.dlq:command",
+    "sqs_broker.tools.commands.doctor:command",
     "sqs_broker.tools.commands.health:command",
 )
 

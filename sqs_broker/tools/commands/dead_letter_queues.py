@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.tools.commands.broker import asking, driver_of, options_of
+from sqs_broker.tools.broker import asking, driver_of, options_of
 from sqs_broker.tools.commands.output import print_note
 from sqs_broker.tools.dead_letters import Counts, DeadLetterMessage, Reader, count_messages
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from sqs_broker.tools.commands.broker import options_of
+from sqs_broker.tools.broker import options_of
 from sqs_broker.tools.commands.output import printable
 from sqs_broker.worker.health import read
 

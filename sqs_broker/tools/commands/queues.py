@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -16,7 +15,7 @@ from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import name_of
-from sqs_broker.tools.commands.broker import driver_of, options_of, refusal
+from sqs_broker.tools.broker import driver_of, is_aws, options_of, refusal
 from sqs_broker.tools.commands.output import print_json, print_note, print_table
 
 #: Seconds between two counts of `--watch`.
@@ -130,12 +129,6 @@ def duration(seconds: int | None) -> str | None:
 
 
 # The oldest message ------------------------------------------------------------------------------
-
-
-def is_aws(endpoint_url: str | None) -> bool:
-    """Whether the endpoint is one of AWS, also one in a private network."""
-    host = urlsplit(endpoint_url).hostname if endpoint_url else None
-    return endpoint_url is None or (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def ages_of(options: Options) -> Ages:

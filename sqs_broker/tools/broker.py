@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -28,6 +29,12 @@ def driver_of(options: Options) -> Driver:
     driver = driver_for(options)
     driver.open()
     return driver
+
+
+def is_aws(endpoint_url: str | None) -> bool:
+    """Whether the endpoint is one of AWS, also one in a private network."""
+    host = urlsplit(endpoint_url).hostname if endpoint_url else None
+    return endpoint_url is None or (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 @contextmanager
