@@ -1,1 +1,1 @@
-"""The way to SQS and back: receive, hold, extend, settle, send. Nothing here knows Celery."""
+"""Calls to SQS: receive messages, extend their leases, settle and send them. Knows no Celery."""

@@ -1,4 +1,4 @@
-"""boto3 as a driver: the one file that knows boto3 and its exceptions."""
+"""The driver that uses boto3. No other file knows boto3 and its exceptions."""
 
 import json
 import os
@@ -24,21 +24,21 @@ T = TypeVar("T")
 
 VERSION: str = boto3.__version__
 
-#: How AWS's own logs name this package.
+#: The name of this package in AWS's own logs.
 USER_AGENT = f"celery-sqs-broker Boto3/{VERSION}"
 
-#: HTTP status codes from which an answer is an error, which botocore raises itself.
+#: The lowest HTTP status code of an error. botocore itself raises for these.
 ERRORS_FROM = 300
 
-#: For services of AWS besides SQS, which only add to what is told.
+#: For other services of AWS, which only give additional information.
 QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
 
 
 class Boto:
-    """A client of boto3, made at the first request, and made anew in a forked child.
+    """A boto3 client. It is created at the first request, and again in a forked child.
 
-    A call fails within `read_timeout` seconds a try. `is_checked`: its parameters are checked here
-    too, and not by SQS alone.
+    Each try of a call takes at most `read_timeout` seconds. `is_checked`: whether boto3 checks the
+    parameters too; otherwise only SQS does.
     """
 
     def __init__(
@@ -55,36 +55,37 @@ class Boto:
             read_timeout=read_timeout,
             retries={"mode": "standard", "total_max_attempts": tries},
             tcp_keepalive=True,
-            # botocore makes its own anew for each call, and checks arguments: together a quarter
-            # of what a call costs (botocore 1.44 useragent.py, validate.py).
+            # Otherwise botocore builds this string for each call. That and the validation of
+            # parameters are a quarter of the time of a call (botocore 1.44 useragent.py,
+            # validate.py).
             user_agent=USER_AGENT,
             parameter_validation=is_checked,
         )
         self._lock = threading.Lock()
         self._client: SQSClient | None = None
-        #: Its methods, by the names of SQS's actions.
+        #: The methods of the client, by SQS's action.
         self._calls: dict[str, Callable[..., Any]] = {}
-        self._made_in = 0
+        self._created_in = 0
 
     def open(self) -> None:
-        """Make the client. Raises ValueError for an endpoint that is no URL, and SqsError."""
+        """Create the client. Raises ValueError if the endpoint is not a URL, and SqsError."""
         pid = os.getpid()
-        if self._made_in != pid:
-            # The parent's lock may have been held by another thread at the fork.
-            self._lock, self._client, self._made_in = threading.Lock(), None, pid
+        if self._created_in != pid:
+            # A thread of the parent may have held its lock at the fork.
+            self._lock, self._client, self._created_in = threading.Lock(), None, pid
         with self._lock:
             if self._client is None:
-                client = asked(_new_client, options=self._options, config=self._config)
+                client = invoke(_new_client, options=self._options, config=self._config)
                 names = client.meta.method_to_api_mapping
                 self._calls = {action: getattr(client, name) for name, action in names.items()}
                 self._client = client
 
     def carry(self, request: Request[Any]) -> Answer:
-        """Bring a request to SQS. Raises SqsError, and what boto3 lets through of other libraries
-        as it is."""
-        if self._client is None or self._made_in != os.getpid():
+        """Send a request to SQS. Raises SqsError, and any exception of another library that boto3
+        does not catch."""
+        if self._client is None or self._created_in != os.getpid():
             self.open()
-        content = asked(self._calls[request.action], **request.parameters)
+        content = invoke(self._calls[request.action], **request.parameters)
         return Answer(content, content["ResponseMetadata"].get("HTTPHeaders", {}).get("date"))
 
     def pause(self, seconds: float) -> None:
@@ -93,13 +94,13 @@ class Boto:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._client is not None and self._made_in == os.getpid():
+        if self._client is not None and self._created_in == os.getpid():
             self._client.close()
             self._client = None
 
 
-def asked(call: Callable[..., T], **parameters: Any) -> T:
-    """What a method of boto3 returns. Raises SqsError in place of boto3's own exceptions."""
+def invoke(call: Callable[..., T], **parameters: Any) -> T:
+    """Call a method of boto3. Raises SqsError instead of boto3's own exceptions."""
     try:
         return call(**parameters)
     except ClientError as exc:
@@ -109,32 +110,32 @@ def asked(call: Callable[..., T], **parameters: Any) -> T:
 
 
 def new_session(options: Options) -> boto3.session.Session:
-    """Where clients of any service of AWS come from; for one thread at a time, since sessions are
-    not thread-safe and clients are."""
+    """A session that creates clients of any AWS service. Use it in one thread at a time: sessions
+    are not thread-safe, but clients are."""
     return boto3.session.Session(region_name=options.region, **options.credentials)
 
 
 def quick_client(options: Options, service: str) -> Any:
-    """A client of another service of AWS, which only adds to what is told: one short try."""
-    session: Any = new_session(options)  # The stubs know each service by its literal name alone.
+    """A client of another AWS service that only gives additional information: one short try."""
+    session: Any = new_session(options)  # The stubs accept only literal names of services.
     return session.client(service, config=QUICK)
 
 
 class UnreadableAnswer(BotoCoreError):
-    """SQS's answer was cut off, or came from somebody else. What the call did is not known."""
+    """The answer was cut off, or is not SQS's. It is not known what the call did."""
 
     fmt = "The answer cannot be read: {why}"
 
 
 def _new_client(options: Options, config: Config) -> "SQSClient":
     client = new_session(options).client("sqs", endpoint_url=options.endpoint_url, config=config)
-    client.meta.events.register("before-parse.sqs", _refuse_half_an_answer)
+    client.meta.events.register("before-parse.sqs", _refuse_incomplete_answer)
     return client
 
 
-def _refuse_half_an_answer(response_dict: dict[str, Any], **_: Any) -> None:
-    """botocore 1.44 takes a body that is cut off, or no JSON at all, for an empty answer: no
-    messages, nothing failed (httpsession.py, parsers.py)."""
+def _refuse_incomplete_answer(response_dict: dict[str, Any], **_: Any) -> None:
+    """Raise if the body is cut off or is not JSON. botocore 1.44 treats such a body as an empty
+    answer: no messages, no failures (httpsession.py, parsers.py)."""
     headers, body = response_dict["headers"], response_dict["body"]
     length = headers.get("Content-Length")
     if length is not None and "Content-Encoding" not in headers and int(length) != len(body):

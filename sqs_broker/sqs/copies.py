@@ -1,8 +1,8 @@
-"""The copy that must be sent before a message may be deleted: to the dead-letter queue, or to its
-own queue again where it is not due.
+"""Sends the copy that must exist before a message may be deleted: to the dead-letter queue, or, if
+the message is not due, to its own queue again.
 
-SQS can take the copy and then not hear the delete. So a worker remembers whose copy it has sent:
-the next delivery of such a message is deleted, without a second run and without a second copy.
+The copy can succeed and the delete fail. So a worker remembers the messages whose copies it has
+sent. It deletes the next delivery of such a message, without a second run or a second copy.
 """
 
 import threading
@@ -16,12 +16,12 @@ from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 
-#: Messages remembered: many more than may wait to be deleted.
+#: Messages that are remembered: many more than can wait for their delete.
 MOST_REMEMBERED = 1_000
 
 
 class Copies:
-    """Sends copies, each once. Thread-safe."""
+    """Sends each copy once. Thread-safe."""
 
     def __init__(self, options: Options, driver: Driver) -> None:
         self._options = options
@@ -32,12 +32,12 @@ class Copies:
     def are_sent(self, delivery: Delivery) -> bool:
         """Whether the copy of this message was sent, in this delivery or in an earlier one.
 
-        By SQS's MessageId: the copy has another, and so has a dead letter that is moved back.
+        It compares SQS's MessageId. A copy has another one, and so has a redriven dead letter.
         """
         return delivery.message_id in self._sent
 
     def send(self, message: Facts, outcome: DeadLetter | Postponed) -> None:
-        """Send the copy, unless it was sent before. Raises what `Queue.send` does."""
+        """Send the copy, unless it was sent before. Raises what `Queue.send` raises."""
         delivery = message.delivery
         if self.are_sent(delivery):
             return
@@ -49,7 +49,7 @@ class Copies:
                 del self._sent[next(iter(self._sent))]
 
     def _copy(self, message: Facts, outcome: DeadLetter | Postponed) -> tuple[str, Outgoing]:
-        """The URL of the queue that it goes to, and the copy."""
+        """The URL of the target queue, and the copy."""
         delivery = message.delivery
         address = self._options.queue(delivery.queue)
         if isinstance(outcome, Postponed):

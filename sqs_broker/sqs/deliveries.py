@@ -1,5 +1,5 @@
-"""All that one channel has in flight. Every delivery that a receiver brings ends here, once:
-settled, released, or lost with its lease.
+"""The deliveries of one channel. Each received delivery ends here exactly once: it is settled or
+released, or it is lost with its lease.
 
     receiver -> admission.arrive -> inbox …… the worker …… end -> outcomes.decide -> settler
                        leases <- heartbeat
@@ -30,12 +30,12 @@ from sqs_broker.sqs.settler import Settled
 
 logger = logging.getLogger(__name__)
 
-#: Why nothing is received while the event loop is silent.
+#: The reason of the pause while the event loop hangs.
 LOOP_HANGS = "the event loop hangs"
 
 
 class Taken(Protocol):
-    """A message that the worker has taken, with what was noted on it."""
+    """A message that the worker has accepted, and what has happened to it so far."""
 
     @property
     def headers(self) -> dict[str, Any]: ...
@@ -47,9 +47,9 @@ class Taken(Protocol):
 class Deliveries:
     """The deliveries of one channel. Thread-safe, except for `receive`, `leave` and `attach`.
 
-    `message_of` gives the message of a delivery that the worker has taken, and `silence` the
-    seconds since the event loop was last seen to turn. Threads start with the first queue: one
-    worker makes several channels, and every producer makes one.
+    `message_of` returns the message of a delivery that the worker has accepted. `silence` returns
+    the seconds since the last heartbeat of the event loop. Threads start with the first queue,
+    because a worker creates several channels and every producer creates one.
     """
 
     def __init__(
@@ -68,34 +68,35 @@ class Deliveries:
         policy = options.policy
         self._leases = Leases(policy.visibility_timeout, policy.longest_wait, clock)
         self._engine: Engine | None = None
-        #: Called with a failure that an outage may have caused; it says later whether one has.
+        #: Called with a failure that an outage may have caused. The function decides later whether
+        #: one did.
         self.on_suspicion: Callable[[Suspicion], None] = Suspicion.dismiss
         self._on_lease_lost: Callable[[str], None] = lambda tag: None
         self._pool_has_processes = False
         self._release_after = 0
 
     def attach(self, *, pool_has_processes: bool, on_lease_lost: Callable[[str], None]) -> None:
-        """Take the worker's side of it: whether its pool hands a task to another process, which
-        nothing can keep from starting it, and what to call, on the heartbeat's thread, with the tag
-        of a delivery whose lease was lost."""
+        """Connect the worker. `pool_has_processes`: whether its pool hands a task to another
+        process; nothing can prevent that process from starting it. `on_lease_lost`: called, on the
+        heartbeat's thread, with the tag of a delivery whose lease was lost."""
         self._pool_has_processes = pool_has_processes
         self._on_lease_lost = on_lease_lost
 
-    # What is here
+    # State
 
     @property
     def leases(self) -> Leases:
-        """What is in flight."""
+        """The leases of all deliveries in flight."""
         return self._leases
 
     @property
     def engine(self) -> Engine | None:
-        """The threads; None before the first queue."""
+        """The threads; None until the first queue."""
         return self._engine
 
     @property
     def receivers(self) -> Sequence[Receiver]:
-        """One for each queue that is received from."""
+        """One for each queue that this channel receives from."""
         return self._engine.receivers if self._engine else ()
 
     @property
@@ -115,12 +116,12 @@ class Deliveries:
     # Receiving
 
     def resize(self, concurrency: int) -> None:
-        """Set how many tasks the pool runs at a time; a little more is held, see Leases."""
+        """Set how many tasks the pool runs at a time. A few more messages are held, see Leases."""
         self._leases.resize(concurrency)
 
     def receive(self, queue: str, inbox: Inbox) -> None:
-        """Bring what comes in a configured queue to the inbox, decoded. Raises NoThread; the next
-        call tries again."""
+        """Receive from a configured queue, and put the decoded messages into the inbox. Raises
+        NoThread; then the next call tries again."""
         if self._engine is None:
             self._engine = Engine(
                 self._options,
@@ -136,12 +137,12 @@ class Deliveries:
         self._engine.receive(queue)
 
     def leave(self, queue: str) -> None:
-        """Receive no more from a queue. What an open receive call still brings is released."""
+        """Stop receiving from a queue. Messages that an open receive call returns are released."""
         if self._engine is not None:
             self._engine.leave(queue)
 
     def _on_received(self, received: list[Delivery], inbox: Inbox) -> None:
-        """Decode on the receiver's thread, for the event loop to deliver."""
+        """Decode on the receiver's thread, so that the event loop only has to deliver."""
         try:
             arrived = [
                 (delivery.queue, content)
@@ -150,8 +151,8 @@ class Deliveries:
             ]
             inbox.put(arrived)
         except Exception as exc:
-            # Broad on purpose, here and below: what was not handed over is released, and what
-            # cannot even be released is held no longer, so that SQS delivers it again.
+            # Broad on purpose, here and below. If a message cannot be handed over, it is released.
+            # If it cannot be released either, its slot is freed, and SQS delivers it again.
             for delivery in received:
                 self._give_back(delivery, exc)
 
@@ -163,7 +164,7 @@ class Deliveries:
             return None
 
     def _arrived(self, delivery: Delivery) -> dict[str, Any] | None:
-        """The message for the worker; None if the delivery has ended on arrival."""
+        """The message for the worker; None if the delivery ends on arrival."""
         engine = self._engine
         if engine is None or not engine.receives(delivery.queue) or self._leases.pauses:
             self.end(delivery.tag, outcomes.NotStarted(self._release_after))
@@ -182,39 +183,39 @@ class Deliveries:
         except Exception:
             self._leases.take(delivery.tag)
             logger.exception(
-                "A message could not be released; SQS delivers it again.",
+                "Could not release a message; SQS delivers it again.",
                 extra={"event": "receive.broken", "queue": delivery.queue, "count": 1},
             )
 
     # Ending
 
     def hand_over(self, tag: str) -> bool:
-        """A task goes to the pool; False where it may not, since its delivery has ended."""
+        """Note that a task goes to the pool. False if its delivery has ended, so it must not."""
         return self._leases.promise(tag) if self._pool_has_processes else self.holds(tag)
 
     def started(self, tag: str, time_limit: float | None, job: Job | None = None) -> Lease | None:
-        """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
-        delivery has ended before: its message may be another worker's by now. Without a job it
-        runs alone."""
+        """Note that the task of a delivery runs now, for at most `time_limit` seconds. None if the
+        delivery has ended: another worker may have its message. Without a job, the task runs
+        alone."""
         lease = self._leases.started(tag, time_limit, job)
         if lease is not None:
             self._observers.started(facts_of(lease.delivery, self._headers_of(lease)))
         return lease
 
     def admitted(self, tag: str, headers: dict[str, Any]) -> None:
-        """A task of this worker will run the message."""
+        """Note that a task of this worker will run the message."""
         if (lease := self._leases.get(tag)) is not None:
             self._observers.received(facts_of(lease.delivery, headers))
 
     def holds(self, tag: str) -> bool:
-        """Whether this delivery is in flight here, with its lease."""
+        """Whether this delivery is in flight here."""
         return self._leases.holds(tag)
 
-    def end_message(self, tag: str, unsaid: Happened) -> None:
-        """End the delivery of a message that the worker has taken, with what was noted on it, or
-        else with `unsaid`."""
+    def end_message(self, tag: str, default: Happened) -> None:
+        """End the delivery of a message that the worker has accepted, with what has happened to it.
+        If nothing is noted on the message, that is `default`."""
         if (message := self._message_of(tag)) is not None:
-            self.end(tag, message.happened or unsaid, message.headers, message.policy)
+            self.end(tag, message.happened or default, message.headers, message.policy)
 
     def end(
         self,
@@ -223,10 +224,10 @@ class Deliveries:
         headers: dict[str, Any] | None = None,
         policy: Policy | None = None,
     ) -> None:
-        """The one place where a delivery ends: decide, free the slot, tell the settler.
+        """End a delivery: free its slot, decide its outcome, and give that to the settler.
 
-        A delivery that ended before, or that is another channel's, is left alone; so is one whose
-        lease was lost, for its message may be another worker's by now.
+        Does nothing if the delivery has ended, or belongs to another channel. If its lease is lost,
+        nothing is reported to SQS, because another worker may have the message.
         """
         if (lease := self._leases.take(tag)) is not None:
             self._conclude(lease, happened, headers, policy)
@@ -238,7 +239,7 @@ class Deliveries:
         headers: dict[str, Any] | None = None,
         policy: Policy | None = None,
     ) -> bool:
-        """End a delivery unless its task has started; whether it ended now."""
+        """End a delivery unless its task has started. Returns whether it did end."""
         lease = self._leases.take_unstarted(tag)
         if lease is not None:
             self._conclude(lease, happened, headers, policy)
@@ -268,8 +269,8 @@ class Deliveries:
             self._observers.settled(each.settlement.message, each.settlement.outcome, code)
 
     def _on_waited(self, lease: Lease) -> None:
-        """Release a message that has waited for as long as it may, unless a process of the pool
-        takes it at this instant: the table gives it to one of both."""
+        """Release a message that has reached its longest wait, unless a process of the pool takes
+        it at the same time: the table decides which."""
         if (taken := self._leases.keep_back(lease.delivery.tag)) is not None:
             self._hand_back(taken)
 
@@ -277,7 +278,7 @@ class Deliveries:
         self._conclude(lease, outcomes.NotStarted(self._release_after), self._headers_of(lease))
 
     def _headers_of(self, lease: Lease) -> dict[str, Any] | None:
-        """The headers of a message that the worker has taken."""
+        """The headers of a message that the worker has accepted."""
         message = self._message_of(lease.delivery.tag)
         return message.headers if message else None
 
@@ -295,33 +296,34 @@ class Deliveries:
 
     @property
     def release_after(self) -> int:
-        """Seconds until other workers may have what is released now: 0 unless there is a pause."""
+        """Seconds until other workers can receive what is released now: 0 without a pause."""
         return self._release_after
 
     def pause(self, reason: str, release_after: float) -> None:
-        """Receive nothing until `resume`, and release what has not started.
+        """Receive nothing until `resume`, and release messages that have not started.
 
-        Other workers may have that `release_after` seconds later, and not before every receive call
-        of this worker that is open now has ended: otherwise it would come back to this one, and a
-        delivery would be spent. Pauses for other reasons, and what is running, are left alone.
+        Other workers can receive these after `release_after` seconds, but not before every open
+        receive call of this worker has ended. Otherwise a message could come back to this worker,
+        and a delivery would be wasted. Pauses for other reasons and running tasks are not affected.
         """
         longest_poll = self._options.wait_time_seconds + ANSWER_MARGIN
         self._release_after = max(math.ceil(release_after), longest_poll)
-        self._say_paused(self._leases.pause(reason))
+        self._report_pauses(self._leases.pause(reason))
         for lease in self._leases.take_waiting():
             self._hand_back(lease)
 
     def resume(self, reason: str) -> None:
         """End the pause for this reason."""
-        self._say_paused(self._leases.resume(reason))
+        self._report_pauses(self._leases.resume(reason))
         if not self._leases.pauses:
             self._release_after = 0
 
     def _watch_the_loop(self) -> None:
-        """Release what waits behind an event loop that hangs, and receive nothing until it turns.
+        """If the event loop hangs, release the messages that wait for it, and receive nothing until
+        it responds.
 
-        It hangs if it was silent for a lease's time and no task is running within its limits: in
-        the solo pool a running task keeps the loop silent, as it should.
+        It hangs if it had no heartbeat for a visibility timeout and no task runs within its limits:
+        in the solo pool, the loop always stops for a running task.
         """
         leases = self._leases.all()
         is_silent = self._silence() > self._options.policy.visibility_timeout
@@ -331,29 +333,30 @@ class Deliveries:
                     "The event loop responds again; receiving resumes.",
                     extra={"event": "loop.beats"},
                 )
-                self._say_paused(True)
+                self._report_pauses(True)
             return
         if self._leases.pause(LOOP_HANGS):
             logger.error(
                 "The event loop hangs; nothing is received.", extra={"event": "loop.hangs"}
             )
-            self._say_paused(True)
+            self._report_pauses(True)
         for lease in leases:
             self.end(lease.delivery.tag, outcomes.NotStarted())
 
-    def _say_paused(self, has_changed: bool) -> None:
+    def _report_pauses(self, has_changed: bool) -> None:
         if has_changed:
             self._observers.paused(self._leases.pauses)
 
     # Stopping, from any thread
 
     def stop_receiving(self) -> None:
-        """Make no more receive calls. What open ones still bring is released."""
+        """Make no more receive calls. If open ones return messages, these are released."""
         if self._engine is not None:
             self._engine.leave_all()
 
     def release(self, *, running: bool) -> int:
-        """Release at once what has not started; with `running`, what runs too. How many."""
+        """Release messages that have not started; with `running`, also those that run. Returns how
+        many."""
         released = self._leases.take_all() if running else self._leases.take_waiting()
         for lease in released:
             message = self._message_of(lease.delivery.tag)
@@ -365,21 +368,21 @@ class Deliveries:
         return len(released)
 
     def give_up_polls(self) -> None:
-        """Close without waiting for open receive calls, but for answers that are on their way."""
+        """From now on, wait only for answers that are on their way, not for open receive calls."""
         if self._engine is not None:
             self._engine.give_up_polls()
 
     def await_polls(self) -> None:
-        """Wait for open receive calls: a long poll's time, or less once they are given up."""
+        """Wait for open receive calls: the time of a long poll, or less after `give_up_polls`."""
         if self._engine is not None:
             self._engine.await_polls()
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
-        """Wait until SQS has every outcome; False if `timeout` seconds were too few."""
+        """Wait until every outcome is reported; False if `timeout` seconds are not enough."""
         return self._engine is None or self._engine.flush(timeout)
 
     def close(self) -> None:
-        """Stop receiving, release what was not settled, report all of it, end the threads."""
+        """Stop receiving, release what is in flight, report all outcomes, and end the threads."""
         self.stop_receiving()
         self.await_polls()
         self.release(running=True)

@@ -1,4 +1,4 @@
-"""What brings a request to SQS: boto3, or what the options name in its place."""
+"""Drivers send requests to SQS: the one that uses boto3, or the one that the options name."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -6,29 +6,29 @@ from typing import Any, Protocol
 from sqs_broker.options import Options
 from sqs_broker.sqs.requests import Answer, Request
 
-#: Seconds to connect, and to wait for an answer to a call that SQS answers at once.
+#: Seconds to connect, and to wait for the answer to a call that is no long poll.
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 10
 
-#: Times a call is made that fails for a reason that may pass.
+#: How often a call is tried if it fails for a temporary reason.
 TRIES = 3
 
 
 class Driver(Protocol):
-    """Brings requests to SQS, and waits for their answers. Thread-safe."""
+    """Sends requests to SQS, and waits for their answers. Thread-safe."""
 
     def open(self) -> None:
-        """Make ready what the first request would. Raises ValueError where that cannot be."""
+        """Prepare what the first request would otherwise prepare. Raises ValueError on failure."""
 
     def carry(self, request: Request[Any]) -> Answer:
-        """Bring a request to SQS. Raises SqsError; and Unreached, or an exception of another kind,
-        where nobody knows what became of it."""
+        """Send a request to SQS. Raises SqsError if SQS refuses it; Unreached, or any other
+        exception, if it is not known whether SQS did it."""
 
     def pause(self, seconds: float) -> None:
         """Wait before a second try."""
 
     def close(self) -> None:
-        """Give up what is open. It may be opened again by the next request."""
+        """Close the connections. The next request may open new ones."""
 
 
 def driver_for(
@@ -38,11 +38,11 @@ def driver_for(
     tries: int = TRIES,
     is_checked: bool = False,
 ) -> Driver:
-    """The driver that the options name; without one, boto3's (sqs_broker/sqs/boto.py), which alone
-    loads boto3.
+    """Create the driver that the options name. Without one, import and use that of boto3
+    (sqs_broker/sqs/boto.py).
 
-    A call of it fails within `read_timeout` seconds a try. `is_checked`: its parameters are checked
-    here too, and not by SQS alone.
+    Each try of a call takes at most `read_timeout` seconds. `is_checked`: whether the driver checks
+    the parameters too; otherwise only SQS does.
     """
     make: Callable[..., Driver] | None = options.driver
     if make is None:

@@ -1,5 +1,5 @@
-"""The threads of one channel: receivers bring deliveries, the heartbeat keeps their leases, the
-settler reports their outcomes.
+"""The threads of one channel: receivers receive messages, the heartbeat extends their leases, the
+settler reports their outcomes to SQS.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver
 from sqs_broker.sqs.settler import Settled, Settler
 
-#: Seconds that a stop waits until SQS has the last outcomes.
+#: Seconds that a stop waits for the last reports to SQS.
 FLUSH_TIMEOUT = 10
 
-#: Seconds that a forced stop gives an open long poll: its answer may be on its way already.
+#: Seconds that a forced stop waits for an open long poll, whose answer may already be on its way.
 LAST_POLL = 1
 
 
 class Engine:
-    """Made in one step, with its heartbeat and its settler at work. Each has a client of its own.
+    """Its constructor starts the heartbeat and the settler. Each thread has its own driver.
 
-    The callbacks run on these threads: `on_received` with what a receive call brought, `on_missed`
-    with a delivery whose lease was over when it came, `on_lost` with a lease that was lost, and
-    `on_waited` with one whose message has waited here for as long as it may, `on_beat` now and
-    then, and `on_settled` with the settlements that are over.
+    These threads call the callbacks: `on_received` with the deliveries of a receive call;
+    `on_missed` with a delivery whose lease was over when it arrived; `on_lost` with a lease that
+    was lost; `on_waited` with the lease of a message that has reached its longest wait; `on_beat`
+    after each heartbeat; `on_settled` with the settlements that are over.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Engine:
         on_settled: Callable[[Sequence[Settled]], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Raises NoThread; then nothing runs."""
+        """Raises NoThread. Then no thread runs."""
         self._options = options
         self._leases = leases
         self._on_received = on_received
         self._on_missed = on_missed
         self._clock = clock
         self._receivers: dict[str, Receiver] = {}
-        #: Receivers that were stopped, whose last call may still bring messages.
+        #: Stopped receivers. Their last call may still return messages.
         self._leaving: list[Receiver] = []
         self._poll_patience: float = options.wait_time_seconds + ANSWER_MARGIN
         self.settler = Settler(options, self._driver(), on_settled, clock=clock)
@@ -71,18 +71,18 @@ class Engine:
 
     @property
     def receivers(self) -> tuple[Receiver, ...]:
-        """One for each queue that is received from."""
+        """One for each queue that this channel receives from."""
         return tuple(self._receivers.values())
 
     def receives(self, queue: str) -> bool:
-        """Whether a queue is received from."""
+        """Whether this channel receives from a queue."""
         return queue in self._receivers
 
     def receive(self, queue: str) -> None:
-        """Receive from a configured queue. Raises NoThread; then it is not received from."""
+        """Receive from a configured queue. Raises NoThread. Then nothing is received from it."""
         if queue in self._receivers:
             return
-        # One try: the receiver itself tries again, and logs it.
+        # One try, because the receiver itself tries again, and logs the failure.
         driver = self._driver(read_timeout=self._options.wait_time_seconds + ANSWER_MARGIN, tries=1)
         receiver = Receiver(
             queue,
@@ -93,7 +93,7 @@ class Engine:
             self._on_missed,
             clock=self._clock,
         )
-        # Known before it starts: its first messages may come at once.
+        # Before it starts, because its first messages may arrive at once.
         self._receivers[queue] = receiver
         self._leases.share_among(len(self._receivers))
         try:
@@ -104,26 +104,26 @@ class Engine:
             raise
 
     def leave(self, queue: str) -> None:
-        """Receive no more from a queue. An open call may still bring messages."""
+        """Stop receiving from a queue. An open call may still return messages."""
         if receiver := self._receivers.pop(queue, None):
             receiver.stop()
-            # Its open call is awaited when the channel closes: SQS may answer it with a message.
+            # SQS may answer its open call with a message, so a close of the channel waits for it.
             self._leaving.append(receiver)
             self._leases.share_among(len(self._receivers))
 
     def leave_all(self) -> None:
-        """Receive no more from any queue."""
+        """Stop receiving from every queue."""
         while self._receivers:
             receiver = self._receivers.popitem()[1]
             receiver.stop()
             self._leaving.append(receiver)
 
     def give_up_polls(self) -> None:
-        """Wait no longer for open calls, but for answers that are on their way."""
+        """From now on, wait only for answers that are on their way, not for open calls."""
         self._poll_patience = LAST_POLL
 
     def await_polls(self) -> None:
-        """Wait for the open calls to end: a long poll's time, or less once they are given up."""
+        """Wait for open calls: the time of a long poll, or less after `give_up_polls`."""
         deadline = monotonic() + self._poll_patience
         for receiver in self._leaving:
             receiver.join(max(0.0, deadline - monotonic()))
@@ -132,7 +132,7 @@ class Engine:
 
     @property
     def copies(self) -> Copies:
-        """The copies that were sent."""
+        """The record of copies that were sent."""
         return self.settler.copies
 
     def settle(self, lease: Lease, facts: Facts, outcome: Outcome) -> None:
@@ -141,16 +141,16 @@ class Engine:
         self.settler.settle(lease, facts, outcome)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
-        """Wait until SQS has every outcome; False if `timeout` seconds were too few."""
+        """Wait until every outcome is reported; False if `timeout` seconds are not enough."""
         return self.settler.flush(timeout)
 
     def stop(self) -> None:
-        """Report what is left, and end the threads."""
+        """Report the remaining outcomes, and end the threads."""
         self.settler.stop(FLUSH_TIMEOUT)
         self.heartbeat.stop(FLUSH_TIMEOUT)
 
     def _driver(self, **how: float) -> Driver:
-        driver = driver_for(self._options, **how)  # type: ignore[arg-type]  # each by its name
-        # Here and not at the first call: what the options lack is said where they are used.
+        driver = driver_for(self._options, **how)  # type: ignore[arg-type]  # passed by name
+        # Not at the first call: an error in the options must be raised here.
         driver.open()
         return driver

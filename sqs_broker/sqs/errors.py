@@ -1,22 +1,22 @@
-"""How a call to SQS fails: one error, and what callers ask of it. No other file has SQS's codes."""
+"""The error of a failed call to SQS, and its kinds. No other file contains SQS's error codes."""
 
 from datetime import datetime
 from typing import Self
 
-#: How SQS says that an action is not allowed, in either of its protocols.
+#: The action is not allowed. The two protocols of SQS have different codes for that.
 DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
 
-#: How SQS says that there is no such queue: boto3's class, and SQS's older word.
+#: There is no such queue: the code of today, and the older one.
 NO_QUEUE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 
-#: Codes by which SQS says that a receipt handle has lost its right.
+#: The receipt handle is not valid any more, so the lease is lost.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
 LOST_CODES = frozenset({"InvalidParameterValue", "MessageNotInflight", "ReceiptHandleIsInvalid"})
 
-#: Codes that no second try can change.
+#: A second try cannot succeed.
 FINAL_CODES = DENIED | LOST_CODES
 
-#: How SQS refuses a call for what it asks, which it looks at once it has allowed the action.
+#: SQS refuses the parameters of a call. It checks them after it has allowed the action.
 REFUSED = frozenset(
     {
         "EmptyBatchRequest",
@@ -26,13 +26,13 @@ REFUSED = frozenset(
     }
 )
 
-#: Stands for an error code where the lease was over before SQS was told.
+#: Used as a code if the lease was over before the report.
 LEASE_OVER = "LeaseOver"
 
-#: Stands for an error code where SQS's answer to a batch leaves an entry out.
+#: Used as a code if SQS's answer to a batch does not contain an entry.
 UNANSWERED = "Unanswered"
 
-#: The service whose name begins the code where a queue's key refused.
+#: The service that the code begins with if the encryption key of a queue refuses a call.
 KMS = "KMS"
 
 
@@ -48,27 +48,27 @@ class SqsError(Exception):
         is_sender_fault: bool = False,
         at: datetime | None = None,
     ) -> None:
-        # Both, so that it can be pickled.
+        # Both arguments, so that it can be pickled.
         super().__init__(code, text)
         service, _, self.code = code.rpartition(".")
-        """SQS's code, without the name of its service, which only some answers have before it; or
-        the class of an error that never reached SQS."""
+        """SQS's code, without the name of the service that some answers put before it. If the call
+        did not reach SQS, the class of the error."""
         self.is_of_key = service == KMS
-        """Whether the key refused by which the queue is encrypted."""
+        """Whether the encryption key of the queue refused the call."""
         self.is_of_entry = is_of_entry
-        """Whether SQS took the call, and failed this entry of it."""
+        """Whether SQS accepted the call, but failed this entry of it."""
         self.is_sender_fault = is_sender_fault
-        """Whether SQS says of an entry that sending it again is of no use."""
+        """Whether SQS reports that the entry itself is wrong, so that a second try is of no use."""
         self.at = at
-        """When SQS answered, by its own clock, in whole seconds; None where that is not known."""
+        """When SQS answered, by its own clock, in whole seconds; None if that is not known."""
 
     def __str__(self) -> str:
         return self.args[1] or self.code
 
     @classmethod
     def of(cls, exc: Exception) -> "SqsError":
-        """The error itself; or, of any other exception, one with its class for a code, and without
-        its text."""
+        """The error itself. Any other exception becomes Unreached, with its class as the code and
+        without its text."""
         return exc if isinstance(exc, SqsError) else Unreached(type(exc).__name__)
 
     @classmethod
@@ -78,7 +78,7 @@ class SqsError(Exception):
 
     @property
     def has_reached(self) -> bool:
-        """Whether SQS said so itself. Else nobody knows what became of the call."""
+        """Whether SQS itself reported the error. If not, it is not known what the call did."""
         return not isinstance(self, Unreached)
 
     @property
@@ -93,29 +93,29 @@ class SqsError(Exception):
 
     @property
     def is_lost_lease(self) -> bool:
-        """Whether the receipt handle has lost its right to the message."""
+        """Whether the receipt handle is not valid any more."""
         return self.code in LOST_CODES
 
     @property
     def is_final(self) -> bool:
-        """Whether no second try can change it."""
+        """Whether a second try cannot succeed."""
         return self.code in FINAL_CODES
 
     @property
     def is_refusal(self) -> bool:
-        """Whether SQS refused what was asked for, and so had allowed the action."""
+        """Whether SQS refused the parameters, which means that it had allowed the action."""
         return self.code in REFUSED
 
     @property
     def is_worth_another_try(self) -> bool:
-        """Whether SQS failed this entry of a batch for a reason of its own."""
+        """Whether SQS failed this entry of a batch for an internal reason."""
         return self.is_of_entry and not self.is_sender_fault
 
 
 class Unreached(SqsError):
-    """SQS was not reached, or its answer was not, or it cannot be read. What the call did is not
-    known."""
+    """The call did not reach SQS, or its answer did not arrive or cannot be read. It is not known
+    what the call did."""
 
 
-#: What became of each entry of a batch, by its place in what was given; None where it is done.
+#: The error of each entry of a batch, in the order of the entries; None if it succeeded.
 Errors = list[SqsError | None]

@@ -1,4 +1,4 @@
-"""One call that lets leases last longer, and what SQS answers of each."""
+"""Extends leases with one call, and interprets the answer for each of them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,12 +17,13 @@ OVER = "its time ran out"
 
 @dataclass
 class Extension:
-    """What SQS answered, by delivery tag. What is in neither was not extended, and may still be."""
+    """SQS's answer, by delivery tag. A delivery in neither field was not extended, but can still
+    be."""
 
     until: dict[str, float] = field(default_factory=dict)
-    """When the lease ends now, counted from when the call was sent, in monotonic seconds."""
+    """The new end of each lease, counted from the start of the call, in monotonic seconds."""
     lost: set[str] = field(default_factory=set)
-    """Those whose right to the message is gone."""
+    """Deliveries whose lease is lost."""
 
 
 def extend(
@@ -30,9 +31,9 @@ def extend(
     wanted: Sequence[tuple[Delivery, int]],
     clock: Callable[[], float] = monotonic,
 ) -> Extension:
-    """Ask for so many seconds from now for each delivery of one queue, ten at the most.
+    """Extend each delivery's lease by the given seconds from now: at most ten, all of one queue.
 
-    Never raises: whatever went wrong with the call is logged, without its text.
+    Never raises. An error of the call is logged without its text.
     """
     asked_at = clock()
     errors = queue.change_visibility([(d.receipt_handle, seconds) for d, seconds in wanted])
@@ -41,7 +42,7 @@ def extend(
         if error is None:
             extension.until[delivery.tag] = asked_at + seconds
         elif not error.is_of_entry:
-            # Of the whole call: the heartbeat tries again before a lease ends.
+            # The whole call failed. The heartbeat tries again before a lease ends.
             logger.warning(
                 "Leases could not be extended (%s).",
                 error.code,

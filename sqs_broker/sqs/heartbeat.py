@@ -1,10 +1,10 @@
-"""Extends the leases of all deliveries in flight, waiting ones too, within bounds.
+"""Extends the leases of all deliveries in flight, also of messages that wait for a process.
 
-On a thread of its own in the main process, so that neither a blocked event loop nor a busy pool
-costs a lease. The bounds (sqs_broker/rules/lease.py) give messages back that a hung task, a pool
-that cannot enforce time limits, or a stuck worker would hold for half a day. What only waits is
-handed back before its bound: a lease that ran out would be a delivery spent, and the last one that
-SQS allows would be a dead letter without a reason.
+It runs on its own thread in the main process, so a blocked event loop or a busy pool loses no
+lease. Each lease has a bound (sqs_broker/rules/lease.py). Without it, a hung task, a pool that
+cannot enforce time limits, or a stuck worker could hold a message for 12 hours. A message that only
+waits is released before its bound. If its lease ran out instead, a delivery would be wasted, and
+after the last delivery SQS would dead-letter the message without a reason.
 """
 
 import logging
@@ -28,8 +28,8 @@ BEATS_PER_LEASE = 3
 
 
 class Heartbeat:
-    """The thread. `on_lost` is called on it, once for each lease that was lost, `on_waited` for one
-    whose message has waited for as long as it may, and `on_beat` after each beat."""
+    """The thread. It calls `on_lost` once for each lost lease, `on_waited` for the lease of a
+    message that has reached its longest wait, and `on_beat` after each beat."""
 
     def __init__(
         self,
@@ -53,7 +53,8 @@ class Heartbeat:
         self._extends = options.policy.heartbeat
         beats = beats_per_lease or BEATS_PER_LEASE
         self._interval = options.policy.visibility_timeout / beats
-        # Half an interval: a lease that was just too young at one beat is not late at the next.
+        # Half an interval, so that a lease that is a little too young at one beat is not too old at
+        # the next.
         self._pause = min(self._interval, options.policy.longest_wait / beats) / 2
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,7 +64,7 @@ class Heartbeat:
         self._thread = threads.insist(self._run, "sqs-heartbeat")
 
     def stop(self, timeout: float) -> None:
-        """End the thread; give up waiting after `timeout` seconds."""
+        """End the thread. Wait at most `timeout` seconds for it."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -74,20 +75,21 @@ class Heartbeat:
                 self.beat()
                 self._on_beat()
             except Exception:
-                # Broad on purpose: without this thread every long task would run twice.
+                # Broad on purpose: if this thread ended, every long task would run twice.
                 logger.exception(
-                    "Extending leases failed; trying again.", extra={"event": "lease.broken"}
+                    "Could not extend leases; trying again.", extra={"event": "lease.broken"}
                 )
 
     def beat(self) -> None:
-        """Extend what is due, hand back what has waited for long, and find out what is lost."""
+        """Extend leases that are due, release messages that reach their longest wait, and report
+        leases that are lost."""
         now = self._clock()
         due: list[Lease] = []
         for lease in self._leases.all():
             if lease.expires_at <= now:
                 self._on_lost(lease, OVER)
             elif lease.can_be_kept_back and lease.waits_until <= now + 2 * self._pause:
-                # The next beat, or the one after it, would be too late.
+                # The next two beats may be too late.
                 self._on_waited(lease)
             elif self._extends and self._is_due(lease, now):
                 due.append(lease)
@@ -106,7 +108,8 @@ class Heartbeat:
 
     def _extend(self, queue: Queue, leases: Sequence[Lease]) -> None:
         now, timeout = self._clock(), self._leases.visibility_timeout
-        # What ended while others were extended would be hidden for a whole lease.
+        # A delivery may have ended while others were extended. To extend it now would hide its
+        # message for a whole lease.
         held = [lease for lease in leases if self._leases.holds(lease.delivery.tag)]
         leases = [lease for lease in held if self._is_due(lease, now)]
         if not leases:
@@ -121,6 +124,6 @@ class Heartbeat:
 
 
 def seconds_for(lease: Lease, now: float, visibility_timeout: int) -> int:
-    """Whole seconds an extension may have: a lease's time, and no further than its bound, which is
-    within the 12 hours that SQS counts from the receive."""
+    """The seconds of an extension: the visibility timeout, or less if the lease's bound is nearer.
+    The bound is within SQS's limit of 12 hours after the receive."""
     return max(0, min(visibility_timeout, int(lease.may_last_until - now)))

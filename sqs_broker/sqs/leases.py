@@ -1,6 +1,7 @@
-"""The one table of deliveries in flight, keyed by delivery tag, and the window they fit in.
+"""The table of all deliveries in flight, and the window that limits their number.
 
-Keyed by tag and never by message id: one worker can hold two deliveries of one message.
+Its key is the delivery tag, not the message id, because one worker can have two deliveries of one
+message.
 """
 
 import math
@@ -13,26 +14,29 @@ from sqs_broker.rules.forecast import Forecast, Job
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.policy import LONGEST_WAIT
 
-#: Messages held beyond what the pool runs, at the most: one batch to work on while the next is on
-#: its way. Fewer if the pool would not start them within a second (rules/forecast.py).
+#: Most messages held ahead, that is in addition to those that the pool runs: one batch to work on
+#: while the next one arrives. Fewer if the pool would not start them within a second
+#: (rules/forecast.py).
 AHEAD = 2 * BATCH
 
-#: Seconds: where messages are short, so much work is held ahead as was done in the last of these
-#: spans, since a receive takes as long as several of them. Long tasks never widen the window.
+#: Seconds of a span. If tasks are short, as many messages are held ahead as ended in the last span,
+#: because a receive takes as long as several spans. Long tasks never widen the window.
 SPAN = 0.1
 
-#: Messages held ahead at the most, however short they are.
+#: Most messages held ahead if tasks are short.
 MOST_AHEAD = 10 * BATCH
 
-#: The part of what is held ahead that is worth a receive: the pool works on the rest meanwhile.
+#: The free part of the room for messages held ahead that makes a receive worth its call. Meanwhile
+#: the pool works on the rest.
 WORTH = 0.75
 
-#: Finished deliveries that may wait for their report to SQS before less is received.
+#: Finished deliveries that may wait for their report to SQS. If there are more, the worker receives
+#: less.
 MOST_UNREPORTED = 4 * BATCH
 
 
 class Pace:
-    """How many deliveries ended in the last whole span. Used under the lock of its owner."""
+    """Counts the deliveries that ended in the last whole span. Its owner holds a lock around it."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -41,12 +45,12 @@ class Pace:
         self._before = 0
 
     def count(self) -> None:
-        """One more ended, now."""
+        """Count one delivery that has ended now."""
         self._turn()
         self._ends += 1
 
     def __call__(self) -> int:
-        """Deliveries that ended in the last whole span."""
+        """Return how many ended in the last whole span."""
         self._turn()
         return self._before
 
@@ -60,8 +64,8 @@ class Pace:
 class Leases:
     """Deliveries in flight. Thread-safe.
 
-    A receiver reserves slots before it asks SQS, so that no more messages come than there is room
-    for, and waits here, not in a sleep, for a settlement to make room.
+    A receiver reserves slots before it calls SQS, so it never receives more messages than there is
+    room for. It waits here until there is room.
     """
 
     def __init__(
@@ -75,47 +79,48 @@ class Leases:
         self._changed = threading.Condition()
         self._held: dict[str, Lease] = {}
         self._reserved = 0
-        #: Receives that have reserved slots.
+        #: Receive calls that have reserved slots.
         self._polls = 0
         #: Threads that wait for room.
-        self._asking = 0
+        self._waiting_threads = 0
         self._concurrency = 0
         self._queues = 1
-        #: Why nothing is received. Each reason ends by itself and undoes no other.
+        #: Why nothing is received. Each reason begins and ends independently of the others.
         self._pauses: set[str] = set()
         self._unreported = 0
         self._clock = clock
         self._pace = Pace(clock)
         self._forecast = Forecast(clock)
-        #: Called when nothing is in flight, and no receive is open. It may be called at any time,
-        #: from any thread, under the lock of this table.
+        #: Called when nothing is in flight and no receive call is open: at any time, on any thread,
+        #: and under the lock of this table.
         self.on_empty: Callable[[], None] = lambda: None
 
     # The window
 
     def resize(self, concurrency: int) -> None:
-        """Set how many tasks the pool runs at a time. The window is that and what the pool is
-        likely to start within a second: two batches at the most, or more of short messages."""
+        """Set how many tasks the pool runs at a time. The window is this number, plus the messages
+        that the pool will probably start within a second: at most two batches, or more if tasks are
+        short."""
         with self._changed:
             self._concurrency = concurrency
             self._changed.notify_all()
 
     def share_among(self, queues: int) -> None:
-        """Set how many queues share the window, so that a busy one leaves room for others."""
+        """Set how many queues share the window. A busy queue leaves room for the others."""
         with self._changed:
             self._queues = max(queues, 1)
             self._changed.notify_all()
 
     def pause(self, reason: str) -> bool:
-        """Let no receiver ask, for this reason; whether that is new. A call that is under way may
-        still bring messages."""
+        """Stop new receive calls, for this reason. Returns whether the reason is new. An open call
+        may still return messages."""
         with self._changed:
             is_new = reason not in self._pauses
             self._pauses.add(reason)
             return is_new
 
     def resume(self, reason: str) -> bool:
-        """End the pause for this reason; whether there was one."""
+        """End the pause for this reason. Returns whether there was one."""
         with self._changed:
             was_paused = reason in self._pauses
             self._pauses.discard(reason)
@@ -131,43 +136,44 @@ class Leases:
     def reserve(self, stopping: threading.Event, timeout: float | None = None) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
 
-        Worth it: a full batch fits (a queue's share of the window, where several share it; fewer
-        where less is held ahead), or the pool would idle. Returns 0 once `stopping` is set and
-        `wake` was called, or where `timeout` seconds passed first.
+        It is worth its call if there is room for a full batch, or if the pool would idle. If
+        several queues share the window, room for a queue's share is enough. If fewer messages are
+        held ahead, less room is enough. Returns 0 if `stopping` is set and `wake` was called, or
+        after `timeout` seconds.
         """
         with self._changed:
-            self._asking += 1
+            self._waiting_threads += 1
             worth_it = self._changed.wait_for(
                 lambda: stopping.is_set() or self._is_worth_a_receive(), timeout
             )
-            self._asking -= 1
+            self._waiting_threads -= 1
             slots = self._reserve() if worth_it and not stopping.is_set() else 0
-            # One receiver is woken at a time; where there is room for another, or this one stops,
-            # it is the next one's turn.
+            # Only one receiver is woken at a time. So this one wakes the next one, if there is
+            # still room or if this one stops.
             self._wake_if_worth_it()
             return slots
 
     def is_worth_a_receive(self) -> bool:
-        """Whether a receiver has reason to ask now."""
+        """Whether a receive is worth its call now."""
         with self._changed:
             return self._is_worth_a_receive()
 
     def try_reserve(self) -> int:
-        """Reserve slots where a receive is worth its call now; else 0."""
+        """Reserve slots if a receive is worth its call now; otherwise return 0."""
         with self._changed:
             return self._reserve()
 
     def wake(self) -> None:
-        """Let whoever waits in `reserve` look again."""
+        """Wake all threads that wait in `reserve`, so that they check their conditions."""
         with self._changed:
             self._changed.notify_all()
 
     def fill(
         self, slots: int, deliveries: Iterable[Delivery], until: Mapping[str, float] | None = None
     ) -> None:
-        """Give `slots` reserved ones back and hold the deliveries that came.
+        """Return `slots` reserved slots, and add the deliveries that arrived.
 
-        `until` has the end of each lease, by its tag; without it they count from the receive call.
+        `until` has the end of each lease, by tag. Without it, leases count from the receive call.
         """
         with self._changed:
             self._reserved -= slots
@@ -178,44 +184,44 @@ class Leases:
                     expires_at = until[delivery.tag]
                 self._held[delivery.tag] = Lease(delivery, expires_at, self._longest_wait)
             self._wake_if_worth_it()
-            self._tell_if_empty()
+            self._report_if_empty()
 
     # The table
 
     def take(self, tag: str) -> Lease | None:
-        """End a delivery and free its slot; None where it ended before."""
+        """End a delivery and free its slot; None if it has ended before."""
         with self._changed:
             if (lease := self._pop(tag)) is not None:
                 self._pace.count()
             self._wake_if_worth_it()
-            self._tell_if_empty()
+            self._report_if_empty()
             return lease
 
     def keep_back(self, tag: str) -> Lease | None:
-        """End a delivery whose task can still be kept from starting; None where it cannot."""
+        """End a delivery whose task can still be prevented from starting; None if it cannot."""
         with self._changed:
             lease = self._held.get(tag)
             if lease is None or not lease.can_be_kept_back:
                 return None
             self._pop(tag)
             self._wake_if_worth_it()
-            self._tell_if_empty()
+            self._report_if_empty()
             return lease
 
     def take_unstarted(self, tag: str) -> Lease | None:
-        """End a delivery whose task does not run yet; None where it does, or has ended before."""
+        """End a delivery whose task does not run yet; None if it runs, or has ended before."""
         with self._changed:
             lease = self._held.get(tag)
             return None if lease is None or lease.is_running else self.take(tag)
 
     def take_waiting(self) -> list[Lease]:
-        """End every delivery whose task can still be kept from starting."""
+        """End every delivery whose task can still be prevented from starting."""
         with self._changed:
             waiting = [lease for lease in self._held.values() if lease.can_be_kept_back]
             for lease in waiting:
                 self._pop(lease.delivery.tag)
             self._wake_if_worth_it()
-            self._tell_if_empty()
+            self._report_if_empty()
             return waiting
 
     def take_all(self) -> list[Lease]:
@@ -224,19 +230,19 @@ class Leases:
             held = list(self._held.values())
             for lease in held:
                 self._pop(lease.delivery.tag)
-            self._tell_if_empty()
+            self._report_if_empty()
             return held
 
     def promise(self, tag: str) -> bool:
-        """A task goes to a process, which starts it; False where its delivery has ended before."""
+        """Note that a task goes to a process, which starts it. False if its delivery has ended."""
         with self._changed:
             if lease := self._held.get(tag):
                 lease.is_promised = True
             return lease is not None
 
     def started(self, tag: str, time_limit: float | None, job: Job | None = None) -> Lease | None:
-        """The task of a delivery runs now, for `time_limit` seconds at the most; None where the
-        delivery has ended before. Without a job it runs alone."""
+        """Note that the task of a delivery runs now, for at most `time_limit` seconds. None if the
+        delivery has ended. Without a job, the task runs alone."""
         with self._changed:
             if lease := self._held.get(tag):
                 if lease.job is None:
@@ -244,12 +250,12 @@ class Leases:
                     self._forecast.started(lease.job)
                 lease.started(time_limit, self._clock())
                 if lease.job.takes > 1:
-                    # Messages that share a job leave room: they wait no more, for one process.
+                    # Messages that share a job use one process together, so there is more room.
                     self._wake_if_worth_it()
             return lease
 
     def extended(self, tag: str, until: float) -> None:
-        """SQS extended a lease, as counted from when the call was sent, in monotonic seconds."""
+        """Set the new end of a lease that SQS has extended, in monotonic seconds."""
         with self._changed:
             if lease := self._held.get(tag):
                 lease.expires_at = until
@@ -259,7 +265,7 @@ class Leases:
         return self._held.get(tag)
 
     def holds(self, tag: str) -> bool:
-        """Whether a delivery is in flight, with its lease."""
+        """Whether a delivery is in flight."""
         return tag in self._held
 
     def count_unreported(self, change: int) -> None:
@@ -277,7 +283,7 @@ class Leases:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is in flight, and no receive is open that could bring something."""
+        """Whether nothing is in flight, and no open receive call can return a message."""
         return not (self._held or self._reserved)
 
     @property
@@ -296,7 +302,7 @@ class Leases:
 
     @property
     def _window(self) -> int:
-        # One slot for each queue at the least: their receivers mostly wait in a long poll.
+        # At least one slot for each queue, because its receiver mostly waits in a long poll.
         return self._concurrency + max(AHEAD, self._queues, min(self._pace(), MOST_AHEAD))
 
     @property
@@ -304,27 +310,27 @@ class Leases:
         """Messages to hold for processes that are not free yet."""
         most = max(AHEAD, min(self._pace(), MOST_AHEAD))
         if not self._concurrency:
-            return most  # Nobody says that anything starts.
+            return most  # It is not known how many tasks the pool runs.
         soon = self._forecast.soon(self._concurrency)
-        # What never ran for a known time counts as long, but for what ended all the same.
+        # A task of unknown duration counts as long, except for as many as have just ended.
         return min(self._pace() if soon is None else soon, most)
 
     def _is_worth_a_receive(self) -> bool:
         return self._slots() > 0
 
     def _slots(self) -> int:
-        """Slots to reserve for a receive that is made now; 0 where it is not worth its call."""
+        """The slots to reserve for a receive now; 0 if it is not worth its call."""
         room = self._room()
         if self._pauses or room <= 0:
             return 0
         ahead = self._ahead
         share = self._share(ahead)
         if self._concurrency:
-            # A poll that was open before less was held ahead counts as one of now.
+            # If the share has become smaller since a poll began, the poll counts with the new one.
             reserved = min(self._reserved, self._polls * share)
             room = min(room, self._wanted(ahead) - reserved)
-        # What the long polls of other queues have reserved may never come, so a pool that has less
-        # than it could run does not wait for a full batch.
+        # The long polls of other queues may return fewer messages than they have reserved. So a
+        # pool that has fewer messages than it can run does not wait for room for a full batch.
         would_idle = len(self._held) < self._concurrency
         is_worth_it = would_idle or room >= min(share, math.ceil(ahead * WORTH))
         return max(min(share, room), 0) if is_worth_it else 0
@@ -334,23 +340,23 @@ class Leases:
         return self._window - len(self._held) - self._reserved - unreported
 
     def _share(self, ahead: int) -> int:
-        """Slots for one receive: what others have reserved may not keep the pool from its work."""
+        """The slots of one receive. What other queues have reserved must not make the pool idle."""
         others = self._queues - 1
         return max(1, min(BATCH, ahead // others)) if others else BATCH
 
     def _wanted(self, ahead: int) -> int:
-        """Messages that the pool is likely to start soon, beyond those that wait for it."""
+        """The messages that the pool will probably start soon, without those that already wait."""
         waiting = len(self._held) - self._forecast.running
         wanted = self._forecast.at_once(self._concurrency) + ahead - waiting
-        # One slot more for each other queue: its poll may bring nothing.
+        # One slot more for each other queue, because its poll may return nothing.
         return wanted + self._queues - 1 if wanted > 0 else 0
 
     def _wake_if_worth_it(self) -> None:
-        # Not at each message, and one of them: who is woken for nothing takes time from the loop.
-        if self._asking and self._is_worth_a_receive():
+        # Wake one receiver, and only if it can receive: a needless wake-up takes CPU from the loop.
+        if self._waiting_threads and self._is_worth_a_receive():
             self._changed.notify()
 
-    def _tell_if_empty(self) -> None:
+    def _report_if_empty(self) -> None:
         if self.is_empty:
             self.on_empty()
 

@@ -1,5 +1,6 @@
-"""From kombu messages to SendMessage calls, refused at the caller where SQS would refuse them, and
-ten a call where there are many.
+"""Turns kombu messages into SQS messages, and sends many of them with ten per call.
+
+If SQS would refuse a message, the caller gets the error at once.
 """
 
 import sys
@@ -16,25 +17,26 @@ from sqs_broker.rules.due import seconds_until_due
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Pack
 
-#: Messages between two lines of progress.
+#: Messages between two updates of the progress.
 PROGRESS_EVERY = 1_000
 
 
 @dataclass
 class Published:
-    """What became of many messages."""
+    """The result of sending many messages."""
 
     sent: int = 0
     failed: dict[int, str] = field(default_factory=dict)
-    """Why, by the place of the message in what was given, from 0."""
+    """Why a message was not sent, by its position among the given messages, from 0."""
 
 
 def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
-    """Send the task once for each set of keyword arguments, ten a call: 0.1 calls a message.
+    """Send the task once for each set of keyword arguments, with ten messages per call.
 
-    What `.delay` would raise for one message, and what SQS refuses, is in the result; the others
-    are sent all the same. An entry that fails for a reason of SQS's own is tried again; those of a
-    call that did not reach SQS are in the result. On a terminal it shows how far it is, on stderr.
+    An error that `.delay` would raise for one message, or that SQS returns for it, is in the
+    result; the other messages are still sent. If SQS fails a message for an internal reason, it is
+    sent again. If a call does not reach SQS, its messages are in the result as failed. If stderr
+    is a terminal, it shows the progress.
     """
     published = Published()
     with task.app.connection_for_write() as connection:
@@ -44,7 +46,7 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
         for place, kwargs in enumerate(messages):
             batch.place = place
             try:
-                # No retry of Celery's: it would send what is collected here on another channel.
+                # Without Celery's retry, because that would send the message on another channel.
                 task.apply_async(kwargs=dict(kwargs), producer=producer, retry=False)
             except (PublishError, TypeError) as exc:
                 published.failed[place] = str(exc)
@@ -55,12 +57,12 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
 
 
 class Batch:
-    """Collects messages and sends them ten a call, within SQS's limit for a whole call."""
+    """Collects messages and sends them, at most ten per call, within SQS's size limit of a call."""
 
     def __init__(
         self, published: Published, on_sent: Callable[[str, int], None] = lambda *_: None
     ) -> None:
-        """`on_sent` is called with the URL of a queue, and how many messages SQS took for it."""
+        """Calls `on_sent` with the URL of a queue, and the number of messages that it accepted."""
         self.place = 0
         self._published = published
         self._on_sent = on_sent
@@ -70,16 +72,16 @@ class Batch:
         self._places: list[int] = []
 
     def add(self, queue: Queue, message: Outgoing, limit: int) -> None:
-        """Take a message; send those before it where it would be one too many."""
-        is_with_them = self._queue is not None and self._queue.url == queue.url
-        if not (is_with_them and self._pack.add(message)):
+        """Add a message. If it does not fit into the same call, first send those before it."""
+        is_same_queue = self._queue is not None and self._queue.url == queue.url
+        if not (is_same_queue and self._pack.add(message)):
             self.flush()
             self._queue, self._limit, self._pack = queue, limit, Pack(limit)
             self._pack.add(message)
         self._places.append(self.place)
 
     def flush(self) -> None:
-        """Send what is here."""
+        """Send the collected messages."""
         messages, places = self._pack.messages, self._places
         self._pack, self._places = Pack(self._limit), []
         if self._queue is None or not messages:
@@ -94,10 +96,10 @@ class Batch:
 
 
 def message_for(message: dict[str, Any], limit: int) -> Outgoing:
-    """What is sent for a kombu message, without base64, so that a stock worker can read it too.
+    """The SQS message for a kombu message. It has no base64; a stock worker can read it too.
 
-    A message with an `eta` (Celery makes one of a countdown) waits in SQS, not in a worker. Raises
-    PublishError for what SQS would refuse.
+    A message with an `eta` (Celery turns a countdown into one) waits in SQS, not in a worker.
+    Raises PublishError if SQS would refuse the message.
     """
     attributes = message["properties"].pop("message_attributes", {})
     body = _body(message, attributes, limit)
@@ -110,10 +112,12 @@ def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) ->
             "The body is bytes, which JSON cannot carry. Send JSON without compression."
         )
     if len(attributes) > MOST_ATTRIBUTES:
-        raise PublishError(f"SQS takes {MOST_ATTRIBUTES} attributes; there are {len(attributes)}.")
+        raise PublishError(
+            f"SQS accepts at most {MOST_ATTRIBUTES} attributes; there are {len(attributes)}."
+        )
     body: str = dumps(message)
     if (bytes_ := size(body, attributes)) > limit:
         raise MessageTooLarge(
-            f"The message is {bytes_} bytes; the queue takes {limit}. Send an id, not the object."
+            f"The message is {bytes_} bytes; the queue accepts {limit}. Send an id, not the object."
         )
     return body

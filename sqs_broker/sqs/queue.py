@@ -1,4 +1,4 @@
-"""One queue of SQS, as a thread uses it: each method is a call, or as many as it takes.
+"""One queue of SQS. Each method makes one call, or as many calls as its messages need.
 
 queue = Queue(url, driver)
 for message in queue.receive(10, wait=20):
@@ -18,16 +18,16 @@ from sqs_broker.sqs.requests import Attributes, Outgoing, Received, Request
 
 T = TypeVar("T")
 
-#: Times an entry of a batch is sent that SQS failed for a reason of its own.
+#: How often an entry of a batch is sent if SQS fails it for an internal reason.
 TRIES = 5
 
-#: Longest pause before the second try, in seconds; each later one doubles it.
+#: Longest pause before the second try, in seconds. It doubles with each further try.
 FIRST_PAUSE = 0.4
 
 
 class Queue:
-    """A queue by its URL. Methods on one message raise what the driver raises; those on many never
-    raise, and give what became of each, by its place in what was given."""
+    """A queue by its URL. Methods for one message raise what the driver raises. Methods for many
+    messages never raise; they return the error of each, in the given order."""
 
     __slots__ = ("_driver", "url")
 
@@ -36,7 +36,7 @@ class Queue:
         self._driver = driver
 
     def ask(self, request: Request[T]) -> T:
-        """Make one call. Raises KeyError and ValueError too, where the answer is not SQS's."""
+        """Make one call. Also raises KeyError or ValueError, if the answer is not one of SQS."""
         return request.read(self._driver.carry(request))
 
     def receive(
@@ -47,8 +47,8 @@ class Queue:
         visibility: int | None = None,
         system: Sequence[str] = requests.COUNT_AND_TIME,
     ) -> list[Received]:
-        """Receive up to `most` messages, ten at the most, within `wait` seconds. They are hidden
-        for `visibility` seconds, or for as long as the queue says."""
+        """Receive up to `most` messages (at most ten) within `wait` seconds. SQS hides them for
+        `visibility` seconds; without it, for the visibility timeout of the queue."""
         return self.ask(
             requests.receive(self.url, most, wait, visibility=visibility, system=system)
         )
@@ -58,15 +58,16 @@ class Queue:
         self.ask(requests.send(self.url, message))
 
     def send_many(self, messages: Sequence[Outgoing], most_bytes: int = MOST_BYTES) -> Errors:
-        """Send messages, with as few calls as `most_bytes` of one call allow. An entry that SQS
-        fails for a reason of its own is sent again, a few times, after a pause."""
+        """Send messages with as few calls as possible, each of at most `most_bytes`. If SQS fails
+        an entry for an internal reason, it is sent again, a few times, after a pause."""
         errors: Errors = []
         for pack in requests.packed(messages, most_bytes):
             errors += self._send_pack(pack)
         return errors
 
     def delete(self, receipt_handles: Sequence[str], tries: int = 1) -> Errors:
-        """Delete messages, ten a call. What fails is tried `tries` times in all, at once."""
+        """Delete messages, ten per call. If a delete fails, it is tried again at once, `tries`
+        times in total."""
 
         def delete(some: Sequence[str]) -> Request[Errors]:
             return requests.delete_many(self.url, some)
@@ -81,8 +82,8 @@ class Queue:
         return errors
 
     def change_visibility(self, changes: Sequence[tuple[str, int]]) -> Errors:
-        """Let messages be visible in so many seconds from now, ten a call: receipt handle and
-        seconds of each."""
+        """Make messages visible after the given seconds from now, ten per call. Each change is a
+        receipt handle and the seconds."""
 
         def change(some: Sequence[tuple[str, int]]) -> Request[Errors]:
             return requests.change_many(self.url, some)
@@ -93,7 +94,7 @@ class Queue:
         return errors
 
     def attributes(self, *names: str) -> Attributes:
-        """Attributes of the queue; of those that the server does not know, none."""
+        """The attributes of these names. Those that the server does not know are left out."""
         return self.ask(requests.attributes(self.url, *names))
 
     def purge(self) -> None:
@@ -114,12 +115,12 @@ class Queue:
         return errors
 
     def _each(self, call: Callable[[Sequence[T]], Request[Errors]], some: Sequence[T]) -> Errors:
-        """What became of each: where the call fails, all of them did."""
+        """The error of each entry. If the call fails, that is the error of all of them."""
         try:
             return self.ask(call(some))
         except Exception as exc:
-            # Broad on purpose: a driver may let through what its library has not foreseen, and
-            # each entry is accounted for.
+            # Broad on purpose: a driver may raise an unexpected exception of its library, but each
+            # entry needs a result.
             return [SqsError.of(exc)] * len(some)
 
     def _again(
@@ -129,7 +130,7 @@ class Queue:
         errors: Errors,
         places: Sequence[int],
     ) -> None:
-        """Try the entries at these places once more."""
+        """Try the entries at these positions once more."""
         again = self._each(call, [given[place] for place in places])
         for place, error in zip(places, again, strict=True):
             errors[place] = error

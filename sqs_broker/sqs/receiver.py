@@ -1,8 +1,8 @@
-"""Threads that ask SQS for messages and outlive every fault of the asking.
+"""Threads that receive messages from SQS. No error of a receive call ends them.
 
-kombu's own receive path has no timeout and dies of one HTTP error (kombu 5.7
-asynchronous/aws/connection.py); these wait a little longer than the long poll for an answer, and
-back off, for ever.
+kombu's own receive path has no timeout, and ends at the first HTTP error (kombu 5.7
+asynchronous/aws/connection.py). These threads wait a little longer than the long poll for an
+answer. After an error they back off and try again, without end.
 """
 
 import logging
@@ -24,23 +24,25 @@ from sqs_broker.sqs.requests import Received
 
 logger = logging.getLogger(__name__)
 
-#: Seconds an answer may come later than the long poll ends.
+#: Seconds that an answer may arrive after the end of the long poll.
 ANSWER_MARGIN = 5
 
-#: Seconds a further thread waits for messages: it is there because the queue is full.
+#: Seconds of the long poll of a further thread. It is short, because that thread runs only while
+#: the queue is full.
 HELPER_WAIT = 1
 
-#: Seconds it waits for room in the window before it ends.
+#: Seconds that a further thread waits for room in the window before it ends.
 HELPER_PATIENCE = 1.0
 
-#: Seconds: the ceiling of the first pause after a failure, doubled by each one that follows.
+#: The longest pause after the first failure, in seconds. It doubles with each further failure.
 FIRST_PAUSE = 0.5
 
-#: Seconds that a call may be late, with all its timeouts and its pause, before it hangs for good.
+#: Seconds after all timeouts and the pause of a call. If it is still open then, it hangs.
 FAULT_MARGIN = 10
 
-#: The part of a lease that a receive call may take without a doubt about what is left of it. A
-#: third, and what an answer may be late: so polls of a third of a lease cost no further call.
+#: The part of the visibility timeout that a receive call may last. If it lasts longer, too little
+#: of the lease may be left, so the lease is extended. The part is a third, with a margin for a late
+#: answer. So long polls of a third of the visibility timeout cost no further call.
 MOST_DOUBT = 0.35
 
 #: Seconds between two log lines about one kind of failure.
@@ -50,8 +52,8 @@ _tags = count(1)
 
 
 class Receiver:
-    """Polls one queue on threads of its own. They call `on_received` with each batch, and
-    `on_missed` with each delivery whose lease was over when it came, and why."""
+    """Polls one queue on its own threads. They call `on_received` with each batch, and `on_missed`
+    with each delivery whose lease was over when it arrived, and the reason."""
 
     def __init__(
         self,
@@ -79,18 +81,18 @@ class Receiver:
         self._on_missed = on_missed
         self._stopping = threading.Event()
         self._failures = 0
-        self._said_at: dict[str, float] = {}
-        self._is_said = False
+        self._logged_at: dict[str, float] = {}
+        self._is_failure_logged = False
         self._name = f"sqs-receiver-{queue}"
         self._threads: list[threading.Thread] = []
         self._first: threading.Thread | None = None
         self._lock = threading.Lock()
-        #: When each call that is open was made, by its thread.
+        #: When each open call began, by its thread.
         self._asked_at: dict[int, float] = {}
         self._longest = self._wait + ANSWER_MARGIN + CONNECT_TIMEOUT + self._longest_pause
 
     def start(self) -> None:
-        """Start the first thread; it starts others while full batches keep coming.
+        """Start the first thread. It starts others while it receives full batches.
 
         Raises NoThread.
         """
@@ -100,23 +102,23 @@ class Receiver:
 
     @property
     def is_polling(self) -> bool:
-        """Whether a call is open, or is backed off from."""
+        """Whether a call is open, or a thread backs off after one."""
         return bool(self._asked_at)
 
     def fault(self) -> str | None:
-        """Why nothing will be received from this queue any more; None where it works, or stops."""
+        """Why nothing will be received from this queue any more; None if it works or stops."""
         if self._stopping.is_set():
             return None
         if self._first is None or not self._first.is_alive():
             return f"the receiver of {self._queue} has ended"
-        # A copy, in one step: threads add and remove theirs.
+        # A copy in one step, because other threads add and remove items.
         asked_at = min(self._asked_at.copy().values(), default=None)
         if asked_at is None or self._clock() - asked_at <= self._longest + FAULT_MARGIN:
             return None
         return f"a receive call of {self._queue} is open for {self._clock() - asked_at:.0f} s"
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads to end, `timeout` seconds for all of them at the most."""
+        """Wait for the threads to end: at most `timeout` seconds for all of them together."""
         with self._lock:
             running = list(self._threads)
         deadline = monotonic() + timeout
@@ -124,7 +126,7 @@ class Receiver:
             thread.join(max(0.0, deadline - monotonic()))
 
     def stop(self) -> None:
-        """Ask no more. A call under way ends by itself, within the long poll."""
+        """Make no more calls. An open call ends by itself, at the end of the long poll."""
         self._stopping.set()
         self._leases.wake()
 
@@ -134,7 +136,7 @@ class Receiver:
                 self._get_help()
 
     def _get_help(self) -> None:
-        """The queue is full: let another thread ask at the same time, if there is room for more."""
+        """The queue is full: start another thread that receives too, if there is room for more."""
         with self._lock:
             self._threads = [thread for thread in self._threads if thread.is_alive()]
             if self._stopping.is_set() or len(self._threads) >= self._most:
@@ -151,21 +153,21 @@ class Receiver:
 
     def _help(self, slots: int) -> None:
         while slots and self.poll(slots, HELPER_WAIT) == slots:
-            # It waits for room as the first one does, but not long: an idle worker has one thread.
+            # Like the first thread it waits for room, but not long: an idle worker has one thread.
             slots = self._leases.reserve(self._stopping, self._helper_patience)
 
     def poll(self, slots: int, wait: int) -> int:
-        """Make one receive call of `wait` seconds, for slots that are reserved, and hand over what
-        came; how many that was. Never raises for what goes wrong with the call."""
+        """Make one receive call of `wait` seconds for reserved slots, and hand over the messages.
+        Returns their number. Never raises if the call fails."""
         received: list[Delivery] = []
         self._asked_at[threading.get_ident()] = self._clock()
         try:
             received = self._receive(slots, wait)
             self._recovered()
         except Exception as exc:
-            # Broad on purpose: whatever goes wrong with one receive, the next one is due. No
-            # message is held yet; SQS shows again what it may have handed out.
-            self._outlive(exc)
+            # Broad on purpose: after any error, this thread must receive again. It holds no message
+            # yet. If SQS has handed out messages, it delivers them again.
+            self._wait_after(exc)
         finally:
             self._asked_at.pop(threading.get_ident(), None)
             held = self._hold(slots, received)
@@ -174,7 +176,7 @@ class Receiver:
         return len(received)
 
     def _hold(self, slots: int, received: Sequence[Delivery]) -> list[Delivery]:
-        """Give the slots back, and hold what came: but for those whose lease is over by now."""
+        """Return the slots, and hold the deliveries whose lease is not over yet."""
         until: dict[str, float] = {}
         try:
             until = self._ends(received)
@@ -184,13 +186,13 @@ class Receiver:
         return held
 
     def _ends(self, received: Sequence[Delivery]) -> dict[str, float]:
-        """When the lease of each ends, by its tag. Those that are over are said to be lost."""
+        """The end of each lease, by tag. Leases that are over are reported with `on_missed`."""
         timeout = self._leases.visibility_timeout
         until = {delivery.tag: delivery.asked_at + timeout for delivery in received}
         why: dict[str, str] = {}
-        # Nobody knows when in a long call SQS handed a message out: it does.
-        if doubtful := [d for d in received if d.waited > timeout * MOST_DOUBT]:
-            extension = extend(self._sqs, [(d, timeout) for d in doubtful], self._clock)
+        # It is not known when, in a long call, SQS handed out a message. Only SQS can tell.
+        if long_waited := [d for d in received if d.waited > timeout * MOST_DOUBT]:
+            extension = extend(self._sqs, [(d, timeout) for d in long_waited], self._clock)
             until |= extension.until
             why = dict.fromkeys(extension.lost, REFUSED)
         now = self._clock()
@@ -205,12 +207,12 @@ class Receiver:
         try:
             self._on_received(received)
         except Exception:
-            # Broad on purpose: without this thread nothing would be received any more. What is no
-            # longer held comes again when SQS's visibility timeout is over.
+            # Broad on purpose: if this thread ended, nothing would be received any more. SQS
+            # delivers these messages again after the visibility timeout.
             for delivery in received:
                 self._leases.take_unstarted(delivery.tag)
             logger.exception(
-                "Messages could not be handed over; SQS delivers them again.",
+                "Could not hand over messages; SQS delivers them again.",
                 extra={"event": "receive.broken", "queue": self._queue, "count": len(received)},
             )
 
@@ -221,22 +223,22 @@ class Receiver:
         waited = received_at - asked_at
         return [delivery_of(message, self._queue, received_at, waited) for message in messages]
 
-    def _outlive(self, exc: Exception) -> None:
+    def _wait_after(self, exc: Exception) -> None:
         try:
             self._back_off(exc)
         except Exception:
-            # Broad on purpose: an error that cannot even be told must not end the thread either.
+            # Broad on purpose: an error that cannot be logged must not end the thread either.
             self._stopping.wait(self._first_pause)
 
     def _back_off(self, exc: Exception) -> None:
         self._failures += 1
         kind = SqsError.of(exc).code
         now = self._clock()
-        if now - self._said_at.get(kind, -QUIET) >= QUIET:
-            self._said_at[kind] = now
-            self._is_said = True
+        if now - self._logged_at.get(kind, -QUIET) >= QUIET:
+            self._logged_at[kind] = now
+            self._is_failure_logged = True
             logger.warning(
-                "Receiving from %s fails (%s); trying again until it works.",
+                "Could not receive from %s (%s); trying again until it works.",
                 self._queue,
                 kind,
                 extra={"event": "receive.failed", "queue": self._queue, "error": kind},
@@ -245,9 +247,10 @@ class Receiver:
 
     def _recovered(self) -> None:
         self._failures = 0
-        # Said once for what was said: several threads poll, and a queue may fail every other call.
-        if self._is_said:
-            self._is_said = False
+        # One log line for the failures that were logged: several threads poll, and a queue may fail
+        # every second call.
+        if self._is_failure_logged:
+            self._is_failure_logged = False
             logger.info(
                 "Receiving from %s works again.",
                 self._queue,
@@ -256,8 +259,8 @@ class Receiver:
 
 
 def delivery_of(message: Received, queue: str, received_at: float, waited: float = 0.0) -> Delivery:
-    """The delivery that a received message is, which came at `received_at`, in monotonic seconds,
-    after a call of `waited` seconds."""
+    """The delivery of a message that arrived at `received_at`, in monotonic seconds, after a call
+    of `waited` seconds."""
     return Delivery(
         tag=str(next(_tags)),
         queue=queue,

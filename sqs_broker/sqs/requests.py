@@ -1,4 +1,4 @@
-"""What is asked of SQS, and what its answers say: pure functions, for drivers of any kind.
+"""The requests to SQS, and how to read its answers: pure functions for any driver.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_Operations.html
 """
@@ -15,10 +15,10 @@ from sqs_broker.sqs.errors import UNANSWERED, Errors, SqsError
 
 T = TypeVar("T")
 
-#: What a worker asks of each message, besides the message.
+#: The system attributes that a worker needs of each message.
 COUNT_AND_TIME = ("ApproximateReceiveCount", "SentTimestamp")
 
-#: All that SQS knows of a message or a queue.
+#: The name that stands for all attributes of a message or a queue.
 ALL = "All"
 
 Attribute = Mapping[str, Any]
@@ -27,11 +27,11 @@ Attribute = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What SQS answered: the content of the action's JSON, with bytes where that has base64."""
+    """An answer of SQS: the JSON content of the action, with bytes in place of base64."""
 
     content: Mapping[str, Any]
     date: str | None = None
-    """The header of this name."""
+    """The header `Date`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class Request(Generic[T]):
     """One call of SQS's API."""
 
     action: str
-    """Its name there, such as `SendMessage`."""
+    """Its name in the API, such as `SendMessage`."""
     parameters: Mapping[str, Any]
-    """The content of the action's JSON, with bytes where that has base64."""
+    """The JSON content of the action, with bytes in place of base64."""
     read: Callable[[Answer], T]
-    """What an answer says. May raise KeyError and ValueError where it is not SQS's."""
+    """Reads an answer. May raise KeyError or ValueError if it is not one of SQS."""
 
 
 class Received(NamedTuple):
-    """A message that a receive brought."""
+    """A message that was received."""
 
     message_id: str
     """SQS's MessageId."""
@@ -59,7 +59,7 @@ class Received(NamedTuple):
     """ApproximateReceiveCount, this receive included."""
     sent_at: datetime
     system: Mapping[str, str]
-    """What SQS knows of it, as far as it was asked for."""
+    """The system attributes that the receive asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Outgoing:
     body: str
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     delay: int | None = None
-    """Seconds; None leaves it to the queue."""
+    """Seconds; None for the delay of the queue."""
 
     @property
     def size(self) -> int:
@@ -83,7 +83,7 @@ class Attributes:
 
     values: Mapping[str, str]
     at: datetime | None
-    """When SQS answered, by its own clock, in whole seconds; None where it does not say."""
+    """When SQS answered, by its own clock, in whole seconds; None if the answer has no date."""
 
 
 def name_of(url: str) -> str:
@@ -92,7 +92,7 @@ def name_of(url: str) -> str:
 
 
 def date_in(text: str | None) -> datetime | None:
-    """The time in a header `Date`; None where it has none."""
+    """The time in a header `Date`; None if there is none."""
     try:
         return parsedate_to_datetime(text).astimezone(UTC) if text else None
     except ValueError:
@@ -110,9 +110,9 @@ def receive(
     visibility: int | None = None,
     system: Sequence[str] = COUNT_AND_TIME,
 ) -> Request[list[Received]]:
-    """Up to `most` messages, ten at the most, with their attributes and what SQS knows of them,
-    which has to include COUNT_AND_TIME. `wait`: seconds of a long poll. `visibility`: seconds;
-    without it, the queue's."""
+    """Receive up to `most` messages (at most ten), with their attributes and these system
+    attributes, which must include COUNT_AND_TIME. `wait`: seconds of the long poll. `visibility`:
+    seconds; without it, the visibility timeout of the queue."""
     parameters = {
         "QueueUrl": url,
         "MaxNumberOfMessages": most,
@@ -131,20 +131,20 @@ def send(url: str, message: Outgoing) -> Request[None]:
 
 
 def send_many(url: str, messages: Sequence[Outgoing]) -> Request[Errors]:
-    """Send messages, ten at the most, which are together within what SQS takes (see `Pack`)."""
+    """Send at most ten messages, which together fit into one call (see `Pack`)."""
     entries = [{"Id": str(n), **_sent(message)} for n, message in enumerate(messages)]
     return Request("SendMessageBatch", {"QueueUrl": url, "Entries": entries}, _taken(len(messages)))
 
 
 def delete_many(url: str, receipt_handles: Sequence[str]) -> Request[Errors]:
-    """Delete messages, ten at the most."""
+    """Delete at most ten messages."""
     entries = [{"Id": str(n), "ReceiptHandle": h} for n, h in enumerate(receipt_handles)]
     return Request("DeleteMessageBatch", {"QueueUrl": url, "Entries": entries}, _done(len(entries)))
 
 
 def change_many(url: str, changes: Sequence[tuple[str, int]]) -> Request[Errors]:
-    """Let messages be visible in so many seconds from now: receipt handle and seconds of each, ten
-    at the most."""
+    """Make at most ten messages visible after the given seconds from now. Each change is a receipt
+    handle and the seconds."""
     entries = [
         {"Id": str(n), "ReceiptHandle": handle, "VisibilityTimeout": seconds}
         for n, (handle, seconds) in enumerate(changes)
@@ -154,7 +154,7 @@ def change_many(url: str, changes: Sequence[tuple[str, int]]) -> Request[Errors]
 
 
 def attributes(url: str, *names: str) -> Request[Attributes]:
-    """Attributes of the queue."""
+    """Get these attributes of the queue."""
     parameters = {"QueueUrl": url, "AttributeNames": list(names)}
     return Request("GetQueueAttributes", parameters, _attributes)
 
@@ -168,20 +168,19 @@ def purge(url: str) -> Request[None]:
 
 
 def tens(given: Sequence[T]) -> Iterator[Sequence[T]]:
-    """What is given, in the parts that one batch call takes."""
+    """Split a sequence into parts of at most ten, for batch calls."""
     return (given[start : start + BATCH] for start in range(0, len(given), BATCH))
 
 
 class Pack:
-    """Messages that fit into one SendMessageBatch: ten, and `most_bytes` together."""
+    """Messages for one SendMessageBatch: at most ten, and together at most `most_bytes`."""
 
     def __init__(self, most_bytes: int) -> None:
         self.messages: list[Outgoing] = []
         self._left = most_bytes
 
     def add(self, message: Outgoing) -> bool:
-        """Take a message, unless it would be one too many; whether it was taken. The first one
-        always is."""
+        """Add a message if it fits. Returns whether it was added. The first one always is."""
         bytes_ = message.size
         if self.messages and (len(self.messages) >= BATCH or bytes_ > self._left):
             return False
@@ -191,7 +190,7 @@ class Pack:
 
 
 def packed(messages: Iterable[Outgoing], most_bytes: int) -> Iterator[list[Outgoing]]:
-    """The messages, in the parts that one SendMessageBatch takes."""
+    """Split messages into parts for SendMessageBatch."""
     pack = Pack(most_bytes)
     for message in messages:
         if not pack.add(message):
@@ -206,7 +205,7 @@ def packed(messages: Iterable[Outgoing], most_bytes: int) -> Iterator[list[Outgo
 
 
 def nothing(answer: Answer) -> None:
-    """An answer that says nothing but that it is done."""
+    """Read an answer without content."""
 
 
 def _received(answer: Answer) -> list[Received]:
@@ -228,7 +227,7 @@ def _message(message: Mapping[str, Any]) -> Received:
 
 
 def _sendable(attribute: Attribute) -> dict[str, Any]:
-    """The attribute as SendMessage takes it: SQS adds empty lists that it would refuse."""
+    """The attribute as SendMessage accepts it. SQS returns empty lists that it would refuse."""
     wanted = ("DataType", "StringValue", "BinaryValue")
     return {key: attribute[key] for key in wanted if key in attribute}
 
@@ -241,7 +240,7 @@ def _sent(message: Outgoing) -> dict[str, Any]:
 
 
 def _done(count: int) -> Callable[[Answer], Errors]:
-    """Each entry is done that the answer does not say to have failed."""
+    """Read the errors of a batch. An entry succeeded unless the answer says that it failed."""
 
     def read(answer: Answer) -> Errors:
         errors: Errors = [None] * count
@@ -257,7 +256,8 @@ def _done(count: int) -> Callable[[Answer], Errors]:
 
 
 def _taken(count: int) -> Callable[[Answer], Errors]:
-    """Each entry is taken that the answer says to be: nobody else has its message."""
+    """Read the errors of a batch. An entry succeeded only if the answer says so: otherwise its
+    message might exist nowhere."""
 
     def read(answer: Answer) -> Errors:
         errors = _done(count)(answer)

@@ -1,5 +1,5 @@
-"""What SQS has to hear of one delivery, and the calls that report it. No threads, no second try:
-whoever calls `tell` has these.
+"""Settlements, and the calls that report them to SQS. The caller of `tell` has the threads and the
+retries.
 
     errors = Reporter(options, driver).tell(settlements)
 """
@@ -19,31 +19,31 @@ from sqs_broker.sqs.errors import LEASE_OVER, Errors, SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import tens
 
-#: A place in the settlements that are given.
+#: The position of a settlement among the given ones.
 Place = int
 
 
 @dataclass(frozen=True)
 class Settlement:
-    """One message, its outcome, and until when that can be reported."""
+    """One message, its outcome, and the time until which it can be reported."""
 
     message: Facts
     outcome: Outcome
     expires_at: float
     """When its lease ends, in monotonic seconds."""
     not_before: float = 0.0
-    """When it is to be reported, in monotonic seconds."""
+    """The earliest time of the report, in monotonic seconds."""
 
     def visibility(self, now: float) -> int:
-        """Seconds after which SQS delivers the message again, within what is left of SQS's 12 hours
-        from the receive."""
+        """Seconds until SQS delivers the message again, within SQS's limit of 12 hours after the
+        receive."""
         if not isinstance(self.outcome, Retry | Released):
             return 0
         return max(0, min(self.outcome.delay, longest_delay(self.message.delivery, now)))
 
 
 class Reporter:
-    """Reports outcomes to SQS: from any thread, and from several at a time."""
+    """Reports outcomes to SQS. Thread-safe."""
 
     def __init__(
         self, options: Options, driver: Driver, clock: Callable[[], float] = monotonic
@@ -54,11 +54,11 @@ class Reporter:
         self.copies = Copies(options, driver)
 
     def tell(self, settlements: Sequence[Settlement]) -> Errors:
-        """Send the copies that must be sent first, then delete or change visibility, ten a call.
+        """First send the copies that are needed, then delete or change visibility, ten per call.
 
-        Gives what failed, by place; None for what SQS has. Nothing is reported of a delivery whose
-        copy was not sent, nor of one whose lease is over by then, which has the code LEASE_OVER:
-        its message may be another worker's.
+        Returns the error of each settlement in the given order; None if it was reported. Nothing is
+        reported if the copy was not sent, or if the lease is over by then. The error of the latter
+        has the code LEASE_OVER: another worker may have the message.
         """
         errors: Errors = [self._prepare(settlement) for settlement in settlements]
         for name, places in _by_queue(settlements, errors):
@@ -67,13 +67,13 @@ class Reporter:
                 (Done | DeadLetter | Postponed, self._delete),
                 (Retry | Released, self._change_visibility),
             ):
-                meant = [p for p in places if isinstance(settlements[p].outcome, outcomes)]
-                for some in tens(meant):
+                selected = [p for p in places if isinstance(settlements[p].outcome, outcomes)]
+                for some in tens(selected):
                     self._report(queue, report, settlements, some, errors)
         return errors
 
     def _prepare(self, settlement: Settlement) -> SqsError | None:
-        """Send what must be sent before the message may be deleted."""
+        """Send the copy that must exist before the message may be deleted."""
         if not self._has_lease(settlement):
             return SqsError(LEASE_OVER)
         message, outcome = settlement.message, settlement.outcome
@@ -81,7 +81,7 @@ class Reporter:
             try:
                 self.copies.send(message, outcome)
             except Exception as exc:
-                # Broad on purpose: a fault of one message is reported for that message alone.
+                # Broad on purpose: an error of one message must not affect the others.
                 return SqsError.of(exc)
         return None
 
@@ -93,7 +93,7 @@ class Reporter:
         places: Sequence[Place],
         errors: Errors,
     ) -> None:
-        # Asked again: each call before this one took its time.
+        # Check again, because each call before this one took some time.
         held = [place for place in places if self._has_lease(settlements[place])]
         for place in set(places) - set(held):
             errors[place] = SqsError(LEASE_OVER)
@@ -118,7 +118,7 @@ class Reporter:
 def _by_queue(
     settlements: Sequence[Settlement], errors: Errors
 ) -> Iterator[tuple[str, list[Place]]]:
-    """The places of those without an error, by the name of their queue: a call is for one."""
+    """The positions of those without an error, by queue, because a call is for one queue."""
 
     def queue_at(place: Place) -> str:
         return settlements[place].message.delivery.queue

@@ -1,8 +1,8 @@
-"""Tells SQS the outcome of each delivery: deletes and visibility changes, ten a call, on a thread
-of its own, so that neither the event loop nor a task ever waits for SQS.
+"""Reports the outcome of each delivery to SQS: deletes and visibility changes, ten per call. The
+settler has its own threads, so neither the event loop nor a task ever waits for SQS.
 
-A slot is freed when its outcome is handed over here; what SQS then refuses is tried again for as
-long as the lease lasts, and then given up. SQS delivers such a message again.
+A slot is free as soon as `settle` has the outcome. If a report fails, it is tried again until the
+lease ends. After that, SQS delivers the message again.
 """
 
 import logging
@@ -26,34 +26,34 @@ from sqs_broker.sqs.settlement import Reporter, Settlement
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a settlement waits for others to share its call.
+#: Seconds that a settlement waits for others that can share its call.
 LINGER = 0.02
 
-#: The same while a call for others is under way.
+#: The same while another call is open.
 LONGEST_LINGER = 0.1
 
-#: Calls at a time: one alone would bound the worker at ten messages a round trip.
+#: Calls at a time. One alone would limit the worker to ten messages per round trip.
 THREADS = 3
 
-#: Seconds after which a thread is tried again that this machine had no room for.
+#: Seconds until the next try to start a thread, if this machine had no resources for it.
 GROW_PAUSE = 5.0
 
-#: Seconds between two tries of what failed; the lease bounds how many there are.
+#: Seconds between two tries of a report. The lease limits their number.
 RETRY_PAUSE = 1.0
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A settlement that is over: SQS has it, or will never have it, for the reason `error`."""
+    """A settlement that is over: it was reported, or it never will be, because of `error`."""
 
     settlement: Settlement
     error: SqsError | None
 
 
 class Settler:
-    """The threads and their queue of work. `settle` may be called from any other thread.
+    """The threads and their queue of work. Any other thread may call `settle`.
 
-    `on_settled` is called on these threads, with the settlements that each batch has ended.
+    The threads call `on_settled` with the settlements that are over after each batch.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Settler:
         self._grow_pause = grow_pause
         self._reporter = Reporter(options, driver, clock)
         self._lock = threading.Lock()
-        #: There is more to tell, or it is time to stop.
+        #: Notified if there is more to report, or at a stop.
         self._changed = threading.Condition(self._lock)
-        #: There is less to tell: for whoever waits in `flush`.
+        #: Notified if there is less to report: `flush` waits for it.
         self._less = threading.Condition(self._lock)
-        #: One thread at a time waits for a batch: to wake the others for it as well would take time
+        #: Only one thread at a time waits for a batch, because waking the others too would take CPU
         #: from the event loop.
         self._gathering = threading.Lock()
         self._waiting: deque[Settlement] = deque()
@@ -88,7 +88,7 @@ class Settler:
         self._on_settled = on_settled
         self._at_work = 0
         self._stopping = False
-        # Held, not inherited: Thread has private names of its own, `_delete` among them.
+        # No subclass of Thread, because Thread has its own private names, such as `_delete`.
         self._threads: list[threading.Thread] = []
         self._grows_at = math.inf
 
@@ -98,26 +98,26 @@ class Settler:
         return self._reporter.copies
 
     def start(self) -> None:
-        """Start the threads. One is enough to go on with; raises NoThread where there is none."""
+        """Start the threads. One is enough. Raises NoThread if none can start."""
         self._threads = [threads.insist(self._run, "sqs-settler-0")]
         self._grow()
 
     def settle(self, lease: Lease, message: Facts, outcome: Outcome) -> None:
-        """Report an outcome soon, and try again for as long as the lease lasts. Returns at once;
-        never raises."""
+        """Report an outcome soon, and try again until the lease ends. Returns at once; never
+        raises."""
         settlement = Settlement(message, outcome, lease.expires_at)
         with self._changed:
             self._waiting.append(settlement)
             if len(self._waiting) == 1:
                 self._waiting_since = self._clock()
-            # The first starts the linger of a batch and the tenth ends it; those between say
-            # nothing new.
+            # The first settlement starts the wait for a batch, and the tenth ends it. The others
+            # change nothing.
             if len(self._waiting) == 1 or len(self._waiting) % BATCH == 0:
                 self._changed.notify()
 
-    def tell_next(self) -> bool:
-        """Tell the next ten that are due, on this thread, without waiting for others; False where
-        nothing is."""
+    def report_next(self) -> bool:
+        """Report the next ten that are due, on this thread, without waiting for others. False if
+        nothing is due."""
         with self._changed:
             self._requeue()
             batch = self._take_batch() if self._waiting else []
@@ -126,19 +126,19 @@ class Settler:
         return bool(batch)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing is left to tell; False where `timeout` seconds were not enough."""
+        """Wait until nothing is left to report; False if `timeout` seconds are not enough."""
         with self._less:
             return self._less.wait_for(
                 lambda: not (self._waiting or self._again or self._at_work), timeout
             )
 
     def stop(self, timeout: float) -> None:
-        """Tell what is left, then end the thread; give up after `timeout` seconds."""
+        """Report what is left, then end the threads. Each step takes at most `timeout` seconds."""
         alive = any(thread.is_alive() for thread in self._threads)
         flushed = not alive or self.flush(timeout)
         if not flushed:
             logger.warning(
-                "Stopped before SQS was told every outcome; it delivers those messages again.",
+                "Stopped before every outcome was reported; SQS delivers those messages again.",
                 extra={"event": "settle.unfinished", "count": len(self._waiting)},
             )
         with self._changed:
@@ -155,7 +155,7 @@ class Settler:
                 self._grow()
 
     def _grow(self) -> None:
-        """Start the threads that are still missing; what there is no room for is tried again."""
+        """Start the missing threads. If this machine has no resources for one, try again later."""
         with self._lock:
             self._grows_at = self._clock() + self._grow_pause
             while len(self._threads) < THREADS and not self._stopping:
@@ -167,7 +167,7 @@ class Settler:
     def _work(self, batch: Sequence[Settlement]) -> None:
         settled: list[Settled] = []
         try:
-            for settlement, error in zip(batch, self._tell(batch), strict=True):
+            for settlement, error in zip(batch, self._report(batch), strict=True):
                 if error is None or self._is_final(settlement, error):
                     settled.append(Settled(settlement, error))
                 else:
@@ -178,13 +178,13 @@ class Settler:
                 self._at_work -= 1
                 self._less.notify_all()
 
-    def _tell(self, batch: Sequence[Settlement]) -> Errors:
+    def _report(self, batch: Sequence[Settlement]) -> Errors:
         try:
             return self._reporter.tell(batch)
         except Exception as exc:
-            # Broad on purpose: without this thread no message would ever be settled again.
+            # Broad on purpose: if this thread ended, no message would be settled any more.
             logger.exception(
-                "Reporting outcomes to SQS failed; trying again.", extra={"event": "settle.broken"}
+                "Could not report outcomes to SQS; trying again.", extra={"event": "settle.broken"}
             )
             return [SqsError.of(exc)] * len(batch)
 
@@ -201,10 +201,10 @@ class Settler:
         return []
 
     def _linger_left(self) -> float:
-        """Seconds the waiting settlements may still wait for others."""
+        """Seconds that the settlements may still wait for others."""
         if self._is_batch_ready():
             return 0.0
-        # While a call is under way there is time to fill the next one.
+        # While a call is open, there is time to fill the next one.
         linger = self._longest_linger if self._at_work else self._linger
         return linger - (self._clock() - self._waiting_since)
 
@@ -226,7 +226,7 @@ class Settler:
         self._waiting.extend(due)
 
     def _is_final(self, settlement: Settlement, error: SqsError) -> bool:
-        """Whether no second try can report it."""
+        """Whether a second try cannot succeed."""
         return error.is_final or self._clock() + self._retry_pause >= settlement.expires_at
 
     def _try_again(self, settlement: Settlement) -> None:

@@ -9,7 +9,7 @@ from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.routes import circle, told
-from sqs_broker.sqs.boto import asked, quick_client
+from sqs_broker.sqs.boto import invoke, quick_client
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
@@ -113,7 +113,7 @@ def check_identity(sts: Any) -> Finding:
     """
     check = Subject("credentials", "whose")
     try:
-        return check.ok(asked(sts.get_caller_identity)["Arn"])
+        return check.ok(invoke(sts.get_caller_identity)["Arn"])
     except SqsError as exc:
         return check.unknown(f"STS did not answer: {exc.code}")
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sqs_broker.options import Options
-from sqs_broker.sqs.boto import Boto, asked
+from sqs_broker.sqs.boto import Boto, invoke
 from sqs_broker.sqs.driver import driver_for
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
@@ -143,9 +143,9 @@ def test_what_the_library_lets_through_of_others_is_left_as_it_is() -> None:
         raise error
 
     with pytest.raises(ZeroDivisionError):
-        asked(fail, error=ZeroDivisionError())
+        invoke(fail, error=ZeroDivisionError())
     with pytest.raises(Unreached, match="reset"):
-        asked(fail, error=ConnectionResetError("reset"))
+        invoke(fail, error=ConnectionResetError("reset"))
 
 
 def test_an_endpoint_that_is_no_url_is_said_before_the_first_request() -> None:

@@ -74,7 +74,7 @@ def test_what_cannot_be_sent_is_in_the_result_and_the_others_are_sent(
         task, [{"number": 0}, {"number": 1, "text": "x" * LIMIT}, {"numero": 2}, {"number": 3}]
     )
     assert published.sent == 2
-    assert "bytes; the queue takes 10000" in published.failed[1]
+    assert "bytes; the queue accepts 10000" in published.failed[1]
     assert "unexpected keyword argument" in published.failed[2]
     assert sizes(fake) == [2]
 

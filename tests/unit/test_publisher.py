@@ -88,7 +88,7 @@ def test_a_message_at_the_limit_is_sent(limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [1_024, 262_144, 1_048_576])
 def test_a_message_a_byte_beyond_the_limit_is_refused(limit: int) -> None:
-    with pytest.raises(MessageTooLarge, match=f"{limit + 1} bytes; the queue takes {limit}"):
+    with pytest.raises(MessageTooLarge, match=f"{limit + 1} bytes; the queue accepts {limit}"):
         message_for(body_of_size(limit + 1), limit)
 
 

@@ -360,7 +360,7 @@ class Settling(RuleBasedStateMachine):
     @rule(fault=faults)
     def settle(self, fault: Fault) -> None:
         self.world.suffer(fault)
-        self.settler.tell_next()
+        self.settler.report_next()
 
     # The tasks ----------------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class Settling(RuleBasedStateMachine):
             for taken in list(self.held.values()):
                 self._end(taken, outcomes.Succeeded())
             self.heartbeat.beat()
-            while self.settler.tell_next():
+            while self.settler.report_next():
                 pass
             if slots := self.leases.try_reserve():
                 self.receiver.poll(slots, 0)
