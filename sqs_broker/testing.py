@@ -1,5 +1,5 @@
-"""For the tests of this broker and of projects on it: SQS in memory, and one message through the
-rules of a worker.
+"""For tests of this broker and of projects that use it: an SQS in memory, and a function that
+handles one message as a worker would.
 
     from sqs_broker.testing import handle
 
@@ -12,9 +12,10 @@ rules of a worker.
     jobs = fake.create_queue("jobs", dead_letters="jobs-dlq", max_receive_count=3)
     app.conf.broker_transport_options = fake.transport_options()
 
-It does what Amazon's SQS does with standard queues, as far as its documentation says
-(https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/), and is one server: what it
-holds, it finds. It signs, encrypts and expires nothing. Needs neither a network nor Celery.
+FakeSqs behaves as Amazon's SQS does with standard queues, according to its documentation
+(https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/). It is one server, so a
+receive always finds a visible message. It checks no signatures, encrypts nothing, and never deletes
+old messages. It needs neither a network nor Celery.
 """
 
 import json
@@ -49,7 +50,7 @@ from sqs_broker.sqs.requests import Answer, Request
 
 __all__ = ["Call", "Clock", "FakeSqs", "Handled", "Message", "State", "handle"]
 
-#: What an unknown clock's zero is taken for.
+#: The date and time at which a FakeSqs begins.
 EPOCH = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 ACCOUNT = "123456789012"
@@ -59,33 +60,34 @@ REGION = "us-east-1"
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_PurgeQueue.html
 PURGE_PAUSE = 60
 
-#: The name of SQS before the codes that its first protocol had.
+#: The prefix of error codes in SQS's first protocol.
 OLD = "AWS.SimpleQueueService."
 
 Entry = Mapping[str, Any]
 Which = int | str | Callable[[Entry], bool]
-"""An entry of a batch: its place, its receipt handle or body, or what is true of it."""
+"""Selects an entry of a batch: by position, by receipt handle or body, or with a function."""
 
 
 @dataclass(frozen=True)
 class Handled:
-    """What became of one message."""
+    """The result of handling one message."""
 
     outcome: Outcome
-    """Done, Retry, DeadLetter, Postponed or Released, of sqs_broker/rules/outcomes.py."""
+    """Done, Retry, DeadLetter, Postponed or Released (sqs_broker/rules/outcomes.py)."""
     happened: Happened
-    """What the run was, or what happened in place of a run."""
+    """The result of the run, or the reason why the task did not run."""
     message: Facts
 
 
 def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 1) -> Handled:
-    """Handle one message as a worker of this app would, here and now: decode and admit it, run its
-    task, decide. Sends and stores nothing but what the task itself does.
+    """Handle one message as a worker of this app would: decode it, run its task, and decide its
+    outcome. Runs in this thread. Except for what the task itself does, it sends and stores nothing.
 
-    `body` is the text of an SQS message, or the object of a plain JSON one. `deliveries` is how
-    often SQS has delivered it, this time included: a failure in the last attempt is dead-lettered.
+    `body` is the text of an SQS message, or the object of a plain JSON message. `deliveries` is how
+    often SQS has delivered the message, including this time: if the task fails in its last attempt,
+    the outcome is DeadLetter.
     """
-    # These need Celery, and FakeSqs does not.
+    # Imported here, because these need Celery and FakeSqs does not.
     from sqs_broker.rules.admission import Admitted, admit, arrive
     from sqs_broker.worker.run import run
 
@@ -114,7 +116,7 @@ def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 
 
 
 class Clock:
-    """Seconds that pass when a test says so. Thread-safe."""
+    """A clock that only a test moves. Thread-safe."""
 
     def __init__(self, now: float = 1_000.0) -> None:
         self._now = now
@@ -126,22 +128,22 @@ class Clock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and say so to whoever waits for it. Raises ValueError for less than 0."""
+        """Move the clock, and call the listeners. Raises ValueError if `seconds` is negative."""
         if seconds < 0:
-            raise ValueError("Time does not pass backwards.")
+            raise ValueError("A clock cannot move backwards.")
         with self._lock:
             self._now += seconds
         for listener in self._listeners:
             listener()
 
     def on_advance(self, listener: Callable[[], None]) -> None:
-        """Call this each time."""
+        """Call this function after each `advance`."""
         self._listeners.append(listener)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call that was made."""
+    """A call to SQS."""
 
     action: str
     """Its name in SQS's API, such as `SendMessage`."""
@@ -149,7 +151,7 @@ class Call:
 
 
 class State(StrEnum):
-    """Where a message is."""
+    """The state of a message."""
 
     VISIBLE = "visible"
     IN_FLIGHT = "in flight"
@@ -158,16 +160,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """A message as it is in its queue now."""
+    """A message as it is in its queue."""
 
     message_id: str
     body: str
     attributes: Mapping[str, Mapping[str, Any]]
     state: State
     receives: int
-    """How often it was received, or in the queue before a move to the dead letters."""
+    """How often it was received, including in the queue from which SQS moved it."""
     visible_in: float
-    """Seconds until it can be received; 0 where it can."""
+    """Seconds until it can be received; 0 if it can."""
 
 
 @dataclass(eq=False)
@@ -178,7 +180,7 @@ class _Stored:
     sent_at: datetime
     visible_at: float
     receives: int = 0
-    #: The receipt handle of the last receive, the one that has a right, and when that was.
+    #: The receipt handle of the last receive, which is the only valid one, and the time of it.
     handle: str | None = None
     received_at: float = 0.0
     source_arn: str | None = None
@@ -191,7 +193,7 @@ class _Queue:
     delay: int
     attributes: dict[str, str]
     messages: dict[str, _Stored] = field(default_factory=dict)
-    """By their MessageIds."""
+    """By MessageId."""
     purged_at: float | None = None
 
     @property
@@ -200,12 +202,12 @@ class _Queue:
 
 
 _Do = Callable[[_Queue, Mapping[str, Any]], dict[str, Any]]
-"""Does what one call, or one entry of a batch, asks of a queue."""
+"""Executes one call, or one entry of a batch, on a queue."""
 
 
 @dataclass
 class _Fault:
-    """What goes wrong with the next calls of an action: all of the call, or some entries."""
+    """An error of the next calls of an action: of the whole call, or of some entries."""
 
     action: str
     url: str | None
@@ -223,10 +225,10 @@ class _Fault:
         )
 
     def failing(self, call: Call) -> list[int]:
-        """The places of the entries that fail."""
+        """The positions of the entries that fail."""
         given = call.parameters.get("Entries", ())
-        meant = self.entries or ()
-        return [n for n, entry in enumerate(given) if any(_is_meant(w, n, entry) for w in meant)]
+        selected = self.entries or ()
+        return [n for n, entry in enumerate(given) if any(_selects(w, n, entry) for w in selected)]
 
     @property
     def of_entry(self) -> SqsError:
@@ -243,7 +245,7 @@ class _Delay:
     times: float
 
 
-def _is_meant(which: Which, place: int, entry: Entry) -> bool:
+def _selects(which: Which, place: int, entry: Entry) -> bool:
     if callable(which):
         return which(entry)
     if isinstance(which, int):
@@ -252,13 +254,14 @@ def _is_meant(which: Which, place: int, entry: Entry) -> bool:
 
 
 class FakeSqs:
-    """A server of several queues, and the driver that reaches it (sqs_broker/sqs/driver.py).
+    """A server with several queues, and also the driver for it (sqs_broker/sqs/driver.py).
 
-    With a `Clock`, nothing ever waits: a long poll that finds nothing lets that clock pass, up to
-    its end or to the next message. With `holds_polls` it stays open instead, until a message comes,
-    another thread lets the clock pass, or `end_polls` is called. Without a `Clock` the time is the
-    machine's, and a long poll waits as SQS's does. Messages are handed out in the order in which
-    they came, or, as SQS may, in any order, by `shuffle`. Thread-safe.
+    With a `Clock`, nothing ever waits: a long poll that finds no message moves the clock to its own
+    end or to the next message. With `holds_polls`, the poll stays open instead, until there is a
+    message, another thread moves the clock, or a test calls `end_polls`. Without a `Clock`, the
+    time is that of the machine, and a long poll waits as that of SQS does. A receive returns
+    messages in the order in which they arrived; with `shuffle`, in random order, as SQS may.
+    Thread-safe.
     """
 
     def __init__(
@@ -269,12 +272,12 @@ class FakeSqs:
         shuffle: Random | None = None,
     ) -> None:
         self.clock: Callable[[], float] = monotonic if clock is None else clock
-        """What measures leases and delays, in seconds."""
+        """The clock of leases and delays, in seconds."""
         self.on_call: Callable[[Call], object] = lambda call: None
-        """Called with each call before it is done, on the thread that makes it. May raise what
-        the call is to raise."""
+        """Called before each call is executed, on the thread of the call. If it raises, the call
+        raises that."""
         self.drivers: list[Mapping[str, Any]] = []
-        """The arguments of each driver that the broker has made: timeouts, tries."""
+        """The arguments of each driver that the broker has created: timeouts, tries."""
         self._own_clock = clock
         self._began_at = self.clock()
         self._holds_polls = holds_polls
@@ -293,7 +296,7 @@ class FakeSqs:
         if clock is not None:
             clock.on_advance(self._wake)
 
-    # Queues and messages ------------------------------------------------------------------------
+    # Queues and messages --------------------------------------------------------------------------
 
     def create_queue(
         self,
@@ -305,8 +308,12 @@ class FakeSqs:
         max_receive_count: int = 10,
         **attributes: str,
     ) -> str:
-        """Make a queue; its URL. `dead_letters` names the queue, made too where there is none, that
-        gets what was received `max_receive_count` times. `attributes` replace SQS's defaults."""
+        """Create a queue. Returns its URL.
+
+        `dead_letters` is the name of its dead-letter queue, which is created if it does not exist.
+        SQS moves a message there that was received `max_receive_count` times. `attributes` replace
+        SQS's defaults.
+        """
         url = f"https://sqs.test/{ACCOUNT}/{name}"
         facts = {
             "VisibilityTimeout": str(visibility_timeout),
@@ -332,12 +339,12 @@ class FakeSqs:
         return url
 
     def delete_queue(self, url: str) -> None:
-        """Delete a queue, and what is in it."""
+        """Delete a queue and its messages."""
         with self._changed:
             del self._queues[url]
 
     def set_attributes(self, url: str, **attributes: str | None) -> None:
-        """Change attributes of a queue, as GetQueueAttributes names them; None takes one away."""
+        """Change attributes of a queue, with the names of GetQueueAttributes; None removes one."""
         with self._changed:
             queue = self._queues[url]
             for name, value in attributes.items():
@@ -358,10 +365,11 @@ class FakeSqs:
         receives: int = 0,
         source_arn: str | None = None,
     ) -> str:
-        """Put a message there, as a producer of somebody else's: it is no call. Its MessageId.
+        """Put a message into a queue, as another program would: it is not in `calls`. Returns its
+        MessageId.
 
-        `receives` is how often it was received before; `source_arn` names the queue that SQS has
-        moved it from.
+        `receives` is how often it was received before. `source_arn` is the queue from which SQS has
+        moved it.
         """
         with self._changed:
             stored = self._store(self._queues[url], body, attributes or {}, delay)
@@ -369,17 +377,17 @@ class FakeSqs:
             return stored.id
 
     def messages(self, url: str) -> list[Message]:
-        """What is in a queue now, in the order in which it came."""
+        """The messages of a queue, in the order in which they arrived."""
         with self._changed:
             now = self.clock()
             return [self._as_it_is(stored, now) for stored in self._queues[url].messages.values()]
 
     def bodies(self, url: str) -> list[str]:
-        """The bodies of what is in a queue now, in the order in which it came."""
+        """The bodies of the messages of a queue, in the order in which they arrived."""
         return [message.body for message in self.messages(url)]
 
     def message_id(self, receipt_handle: str) -> str:
-        """The MessageId of the message that a receipt handle was given for."""
+        """The MessageId of the message that a receipt handle belongs to."""
         with self._changed:
             return self._by_handle[receipt_handle][1].id
 
@@ -395,17 +403,17 @@ class FakeSqs:
         """The queue's ARN."""
         return self._queues[url].arn
 
-    # What was asked -----------------------------------------------------------------------------
+    # Calls ----------------------------------------------------------------------------------------
 
     @property
     def calls(self) -> list[Call]:
-        """Each call that was made, the failed ones too, in the order in which they began."""
+        """All calls, including those that failed, in the order in which they began."""
         with self._changed:
             return list(self._calls)
 
     @property
     def counts(self) -> Counter[str]:
-        """How many calls were made, by action."""
+        """The number of calls, by action."""
         return Counter(call.action for call in self.calls)
 
     def asked(self, action: str) -> list[Mapping[str, Any]]:
@@ -413,20 +421,20 @@ class FakeSqs:
         return [call.parameters for call in self.calls if call.action == action]
 
     def entries(self, action: str) -> list[Entry]:
-        """The entries of all calls of an action, one after the other."""
+        """The entries of all calls of an action, in one list."""
         return [entry for call in self.asked(action) for entry in call["Entries"]]
 
     def forget_calls(self) -> None:
-        """Begin to count anew."""
+        """Clear `calls` and `counts`."""
         with self._changed:
             self._calls.clear()
 
     @property
     def open_polls(self) -> int:
-        """Receives that wait for a message now."""
+        """The number of receives that wait for a message now."""
         return self._open_polls
 
-    # What goes wrong ----------------------------------------------------------------------------
+    # Faults ---------------------------------------------------------------------------------------
 
     def fail(
         self,
@@ -440,12 +448,12 @@ class FakeSqs:
         url: str | None = None,
         times: float = 1,
     ) -> None:
-        """Let the next calls of an action fail, `times` of them, for one queue or for all.
+        """Make the next calls of an action fail: `times` calls, of one queue or of all.
 
-        With `entries`, these entries of a batch fail and the others are done: by place, by receipt
-        handle or body, or by what is true of them; a call without any of them is left alone. Else
-        the call fails, with `code` or with `error`, which may be of any kind; `done`: it is done
-        all the same, and only its answer is lost.
+        With `entries`, only these entries of a batch fail: selected by position, by receipt handle
+        or body, or with a function. A call without any of them is not affected. Without `entries`,
+        the whole call fails with `code`, or with `error`, which may be any exception. With `done`,
+        SQS executes the call, and only its answer is lost.
         """
         refusal = SqsError(code) if error is None else error
         fault = _Fault(action, url, refusal, entries, sender_fault, done, times)
@@ -453,47 +461,47 @@ class FakeSqs:
             self._faults.append(fault)
 
     def lose_answer(self, action: str, *, times: float = 1) -> None:
-        """Let the next calls of an action be done, and their answers be lost."""
+        """Execute the next calls of an action, but lose their answers."""
         self.fail(action, error=Unreached("ReadTimeoutError"), done=True, times=times)
 
     def deny(self, action: str, url: str | None = None) -> None:
-        """Allow an action no more, on one queue or on any."""
+        """Deny an action from now on, on one queue or on all."""
         self.fail(action, "AccessDenied", url=url, times=float("inf"))
 
     def heal(self, action: str | None = None) -> None:
-        """Let an action, or all of them, fail and take time no more."""
+        """Remove the faults and delays of an action, or of all."""
         with self._changed:
             self._faults = [fault for fault in self._faults if action not in (None, fault.action)]
             self._delays = [delay for delay in self._delays if action not in (None, delay.action)]
 
     def slow(self, action: str, *, before: float = 0, after: float = 0, times: float = 1) -> None:
-        """Let the next calls of an action take time: so many seconds before SQS does what it is
-        asked, and after that. On a `Clock` they pass at once."""
+        """Delay the next calls of an action: `before` seconds before SQS executes the call, and
+        `after` seconds after that. A `Clock` moves by these at once."""
         with self._changed:
             self._delays.append(_Delay(action, before, after, times))
 
     def hold(self, action: str) -> None:
-        """Let calls of an action wait, before they are done, until `release`. They are counted."""
+        """Hold calls of an action before they are executed, until `release`. `calls` has them."""
         with self._changed:
             self._held.add(action)
 
     def release(self, action: str | None = None) -> None:
-        """Let the calls of an action, or all, go on."""
+        """Continue the held calls of an action, or of all."""
         with self._changed:
             self._held -= {action} if action else set(self._held)
             self._changed.notify_all()
 
     def end_polls(self) -> None:
-        """End the open long polls. None stays open from now on."""
+        """End all open long polls. From now on, long polls end at once."""
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
 
-    # For the broker -----------------------------------------------------------------------------
+    # For the broker -------------------------------------------------------------------------------
 
     def transport_options(self, **changes: Any) -> dict[str, Any]:
-        """Celery's `broker_transport_options`, by which the broker reaches this server and no
-        other: with all queues by their names, each with its dead letters."""
+        """Celery's `broker_transport_options` for this server: all queues by name, each with its
+        dead-letter queue. `changes` replace options."""
         targets = {queue.arn: queue.url for queue in self._queues.values()}
         policies = {
             url: json.loads(queue.attributes.get("RedrivePolicy") or "{}")
@@ -510,29 +518,29 @@ class FakeSqs:
         return {"region": REGION, "predefined_queues": queues, "driver": self.driver} | changes
 
     def options(self, **changes: Any) -> Options:
-        """The same, as the broker reads it."""
+        """The same, as the broker's `Options`."""
         return Options.read(self.transport_options(**changes))
 
     def driver(self, options: Options, **how: Any) -> "FakeSqs":
-        """What the broker calls to make a driver."""
+        """The broker calls this to create a driver."""
         self.drivers.append(how)
         return self
 
     def open(self) -> None:
-        """Nothing: it is ready."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing: it can be asked again."""
+        """Does nothing. It can still be used."""
 
     def pause(self, seconds: float) -> None:
-        """Let so much time pass; on a `Clock`, at once."""
+        """Wait. A `Clock` moves at once instead."""
         if seconds and self._own_clock is None:
             time.sleep(seconds)
         elif seconds and self._own_clock is not None:
             self._own_clock.advance(seconds)
 
     def carry(self, request: Request[Any]) -> Answer:
-        """Do what is asked. Raises SqsError as SQS would, and what the test has asked for."""
+        """Execute a call. Raises SqsError as SQS would, and the faults that the test has set."""
         call = Call(request.action, request.parameters)
         with self._changed:
             self._calls.append(call)
@@ -551,7 +559,7 @@ class FakeSqs:
             raise fault.error
         return Answer(content, format_datetime(self._wall_time(), usegmt=True))
 
-    # How it works -------------------------------------------------------------------------------
+    # Implementation -------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         with self._changed:
@@ -635,7 +643,7 @@ class FakeSqs:
         return {"Messages": [_as_received(m, asked) for m in handed_out]} if handed_out else {}
 
     def _await_message(self, queue: _Queue, end: float) -> None:
-        """The long poll."""
+        """Wait as a long poll does."""
         self._open_polls += 1
         try:
             while not self._has_ended and not self._has_message(queue) and self.clock() < end:
@@ -671,8 +679,8 @@ class FakeSqs:
         return handed_out
 
     def _move_dead_letters(self, queue: _Queue) -> None:
-        """What was received as often as the redrive policy allows moves when it would be received
-        once more. It keeps its MessageId and the time at which it was sent."""
+        """Move messages that would exceed maxReceiveCount with one more receive. They keep their
+        MessageId and the time at which they were sent."""
         policy = json.loads(queue.attributes.get("RedrivePolicy") or "{}")
         target = next(
             (q for q in self._queues.values() if q.arn == policy.get("deadLetterTargetArn")), None
@@ -743,7 +751,7 @@ class FakeSqs:
         queue.messages.clear()
         return {}
 
-    # Looking
+    # Attributes and states
 
     def _attributes(self, queue: _Queue, asked: Mapping[str, Any]) -> dict[str, Any]:
         names = asked.get("AttributeNames", ())
@@ -772,7 +780,7 @@ def _check(is_valid: bool) -> None:
 
 
 def _as_received(stored: _Stored, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as ReceiveMessage gives it."""
+    """A message as ReceiveMessage returns it."""
     system = {
         "ApproximateReceiveCount": str(stored.receives),
         "SentTimestamp": str(int(stored.sent_at.timestamp() * 1000)),
