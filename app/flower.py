@@ -20,7 +20,7 @@ from tornado.web import authenticated, url
 
 from app.logs import set_up
 from sqs_broker.options import Options
-from sqs_broker.sqs.driver import driver_for
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.broker import is_aws
 from sqs_broker.tools.commands.queues import Row, ages_of, count, duration, remembered
 

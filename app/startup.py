@@ -19,7 +19,7 @@ from sqs_broker.errors import label
 from sqs_broker.machine import files
 from sqs_broker.options import Options
 from sqs_broker.rules.routes import circle, told
-from sqs_broker.sqs.driver import driver_for
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.tools.checks import (

@@ -1,9 +1,7 @@
 """Drivers send requests to SQS: the one that uses boto3, or the one that the options name."""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from sqs_broker.options import Options
 from sqs_broker.sqs.requests import Answer, Request
 
 #: Seconds to connect, and to wait for the answer to a call that is no long poll.
@@ -29,24 +27,3 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Close the connections. The next request may open new ones."""
-
-
-def driver_for(
-    options: Options,
-    *,
-    read_timeout: float = READ_TIMEOUT,
-    tries: int = TRIES,
-    is_checked: bool = False,
-) -> Driver:
-    """Create the driver that the options name. Without one, import and use that of boto3
-    (sqs_broker/sqs/boto.py).
-
-    Each try of a call takes at most `read_timeout` seconds. `is_checked`: whether the driver checks
-    the parameters too; otherwise only SQS does.
-    """
-    make: Callable[..., Driver] | None = options.driver
-    if make is None:
-        from sqs_broker.sqs.boto import Boto
-
-        make = Boto
-    return make(options, read_timeout=read_timeout, tries=tries, is_checked=is_checked)

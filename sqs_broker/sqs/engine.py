@@ -11,7 +11,8 @@ from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
-from sqs_broker.sqs.driver import Driver, driver_for
+from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.heartbeat import Heartbeat
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import click
 
 from sqs_broker.options import Options
-from sqs_broker.sqs.driver import Driver, driver_for
+from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
 
 

@@ -18,7 +18,7 @@ from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
-from sqs_broker.sqs.driver import driver_for
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.worker.channel import Channel, Message
 

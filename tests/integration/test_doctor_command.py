@@ -18,7 +18,7 @@ from app.startup import check_queues, prepare_database
 from devstack import ports, sqs
 from sqs_broker.options import Options, QueueAddress
 from sqs_broker.sqs.boto import QUICK, new_session
-from sqs_broker.sqs.driver import driver_for
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.tools.checks import Level
 from sqs_broker.tools.commands.doctor import command

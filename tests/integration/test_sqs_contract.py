@@ -15,7 +15,7 @@ import pytest
 from devstack import sqs
 from devstack.sqs import SqsServer
 from sqs_broker.options import Options
-from sqs_broker.sqs.driver import driver_for
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import ALL, Outgoing, Received, Request, nothing

@@ -10,7 +10,7 @@ import pytest
 
 from sqs_broker.options import Options
 from sqs_broker.sqs.boto import Boto, invoke
-from sqs_broker.sqs.driver import driver_for
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import FakeSqs

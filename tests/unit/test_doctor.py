@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from app.settings import Settings
 from sqs_broker import ConfigurationError, install
 from sqs_broker.limits import LONGEST_RETENTION
-from sqs_broker.testing import EPOCH, Clock, FakeSqs
+from sqs_broker.testing import Clock, FakeSqs
+from sqs_broker.testing.fake_sqs import EPOCH
 from sqs_broker.tools.checks import Finding, Subject
 from sqs_broker.tools.commands import sqs
 

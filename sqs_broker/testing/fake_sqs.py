@@ -1,16 +1,4 @@
-"""For tests of this broker and of projects that use it: an SQS in memory, and a function that
-handles one message as a worker would.
-
-    from sqs_broker.testing import handle
-
-    handled = handle(app, {"id": "1", "action": "registerUser", "data": {...}})
-    assert handled.outcome == Done()
-
-    from sqs_broker.testing import Clock, FakeSqs
-
-    fake = FakeSqs(Clock())
-    jobs = fake.create_queue("jobs", dead_letters="jobs-dlq", max_receive_count=3)
-    app.conf.broker_transport_options = fake.transport_options()
+"""SQS in memory.
 
 FakeSqs behaves as Amazon's SQS does with standard queues, according to its documentation
 (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/). It is one server, so a
@@ -42,13 +30,9 @@ from sqs_broker.limits import (
 )
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import size
-from sqs_broker.rules.facts import Facts, facts_of
-from sqs_broker.rules.lease import Delivery
-from sqs_broker.rules.outcomes import Happened, Outcome, decide
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request
-
-__all__ = ["Call", "Clock", "FakeSqs", "Handled", "Message", "State", "handle"]
+from sqs_broker.testing.clock import Clock
 
 #: The date and time at which a FakeSqs begins.
 EPOCH = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -66,79 +50,6 @@ OLD = "AWS.SimpleQueueService."
 Entry = Mapping[str, Any]
 Which = int | str | Callable[[Entry], bool]
 """Selects an entry of a batch: by position, by receipt handle or body, or with a function."""
-
-
-@dataclass(frozen=True)
-class Handled:
-    """The result of handling one message."""
-
-    outcome: Outcome
-    """Done, Retry, DeadLetter, Postponed or Released (sqs_broker/rules/outcomes.py)."""
-    happened: Happened
-    """The result of the run, or the reason why the task did not run."""
-    message: Facts
-
-
-def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 1) -> Handled:
-    """Handle one message as a worker of this app would: decode it, run its task, and decide its
-    outcome. Runs in this thread. Except for what the task itself does, it sends and stores nothing.
-
-    `body` is the text of an SQS message, or the object of a plain JSON message. `deliveries` is how
-    often SQS has delivered the message, including this time: if the task fails in its last attempt,
-    the outcome is DeadLetter.
-    """
-    # Imported here, because these need Celery and FakeSqs does not.
-    from sqs_broker.rules.admission import Admitted, admit, arrive
-    from sqs_broker.worker.run import run
-
-    options = Options.read(celery_app.conf.broker_transport_options)
-    delivery = Delivery(
-        tag="1",
-        queue=next(iter(options.queues)),
-        message_id="sqs-1",
-        receipt_handle="receipt-1",
-        body=body if isinstance(body, str) else json.dumps(body),
-        attributes={},
-        count=deliveries,
-        enqueued_at=datetime.now(UTC),
-        received_at=monotonic(),
-    )
-    arrival = arrive(delivery, options.decode_json)
-    policy, happened = options.policy, arrival.ended
-    if happened is None:
-        admitted = admit(arrival, celery_app.tasks)
-        if isinstance(admitted, Admitted):
-            policy, happened = admitted.task.policy, run(arrival, admitted)
-        else:
-            happened = admitted
-    outcome = decide(happened, deliveries, policy)
-    return Handled(outcome, happened, facts_of(delivery, arrival.headers))
-
-
-class Clock:
-    """A clock that only a test moves. Thread-safe."""
-
-    def __init__(self, now: float = 1_000.0) -> None:
-        self._now = now
-        self._lock = threading.Lock()
-        self._listeners: list[Callable[[], None]] = []
-
-    def __call__(self) -> float:
-        """The time, in seconds."""
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock, and call the listeners. Raises ValueError if `seconds` is negative."""
-        if seconds < 0:
-            raise ValueError("A clock cannot move backwards.")
-        with self._lock:
-            self._now += seconds
-        for listener in self._listeners:
-            listener()
-
-    def on_advance(self, listener: Callable[[], None]) -> None:
-        """Call this function after each `advance`."""
-        self._listeners.append(listener)
 
 
 @dataclass(frozen=True)
