@@ -77,19 +77,19 @@ def proxy(queues: Queues) -> Iterator[FaultProxy]:
         yield running
 
 
-def found(told: Result, level: str) -> list[tuple[str, str]]:
-    lines = [json.loads(line) for line in told.stdout.splitlines()]
+def found(ran: Result, level: str) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
     return [(line["subject"], line["check"]) for line in lines if line["level"] == level]
 
 
 def test_all_is_well_and_no_message_is_touched(either: Queues, doctor: Doctor) -> None:
     either.client.send_message(QueueUrl=either.url, MessageBody="{}")
 
-    told = doctor(either)
+    ran = doctor(either)
 
-    assert told.exit_code == 0, told.output
-    assert "0 faults, 0 unknown" in told.stderr
-    assert all(line.startswith("ok ") for line in told.stdout.splitlines())
+    assert ran.exit_code == 0, ran.output
+    assert "0 faults, 0 unknown" in ran.stderr
+    assert all(line.startswith("ok ") for line in ran.stdout.splitlines())
     [message] = either.client.receive_message(
         QueueUrl=either.url, MessageSystemAttributeNames=["ApproximateReceiveCount"]
     )["Messages"]
@@ -116,11 +116,11 @@ def test_a_queue_that_is_not_as_the_settings_say_is_a_fault(
             QueueUrl=either.dead_letter_url, Attributes={"MessageRetentionPeriod": "86400"}
         )
 
-    told = doctor(either)
+    ran = doctor(either)
 
-    assert told.exit_code == 1
-    assert told.stdout.count("FAULT") == 1
-    assert told.stdout.count("→") == 1
+    assert ran.exit_code == 1
+    assert ran.stdout.count("FAULT") == 1
+    assert ran.stdout.count("→") == 1
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_a_permission_that_is_missing_is_named(
 ) -> None:
     proxy.fail(action, DENIED)
 
-    told = doctor(queues, "--json", endpoint=proxy.url)
+    ran = doctor(queues, "--json", endpoint=proxy.url)
 
     names = {"queue": queues.name, "dlq": f"{queues.name}-dlq"}
-    assert told.exit_code == 1
-    assert found(told, "fault") == [(names[which], check) for which, check in checks]
+    assert ran.exit_code == 1
+    assert found(ran, "fault") == [(names[which], check) for which, check in checks]
     if action == "GetQueueAttributes":
         # What else is allowed is seen all the same.
-        assert (queues.name, "sqs:ReceiveMessage") in found(told, "ok")
+        assert (queues.name, "sqs:ReceiveMessage") in found(ran, "ok")
 
 
 @pytest.mark.parametrize("fault", [faults.RESET, faults.SERVER_ERROR, faults.TRUNCATED])
@@ -158,24 +158,24 @@ def test_an_sqs_that_does_not_answer_is_a_fault_and_no_traceback(
 ) -> None:
     proxy.fail("GetQueueAttributes", fault)
 
-    told = doctor(queues, "--json", endpoint=proxy.url)
+    ran = doctor(queues, "--json", endpoint=proxy.url)
 
-    assert told.exit_code == 1
-    assert isinstance(told.exception, SystemExit)
-    assert (queues.name, "reached") in found(told, "fault")
+    assert ran.exit_code == 1
+    assert isinstance(ran.exception, SystemExit)
+    assert (queues.name, "reached") in found(ran, "fault")
 
 
 def test_a_queue_that_is_not_there_is_a_fault(queues: Queues, doctor: Doctor) -> None:
-    told = doctor(Queues(queues.client, queues.endpoint_url, queues.url + "x", "http://x/1/x"))
+    ran = doctor(Queues(queues.client, queues.endpoint_url, queues.url + "x", "http://x/1/x"))
 
-    assert told.exit_code == 1
-    assert "there is no such queue" in told.stdout
+    assert ran.exit_code == 1
+    assert "there is no such queue" in ran.stdout
 
 
 def test_settings_that_contradict_each_other_are_a_fault(queues: Queues, doctor: Doctor) -> None:
-    told = doctor(queues, "--json", TASK_SOFT_TIME_LIMIT="30")
+    ran = doctor(queues, "--json", TASK_SOFT_TIME_LIMIT="30")
 
-    assert found(told, "fault") == [("settings", "numbers")]
+    assert found(ran, "fault") == [("settings", "numbers")]
 
 
 def lead_to(queues: Queues, source: str, target: str) -> None:
@@ -193,25 +193,25 @@ def lead_to(queues: Queues, source: str, target: str) -> None:
 def test_dead_letters_that_sqs_sends_back_are_a_fault(either: Queues, doctor: Doctor) -> None:
     lead_to(either, either.dead_letter_url, either.url)
 
-    told = doctor(either, "--json")
+    ran = doctor(either, "--json")
 
-    assert told.exit_code == 1
-    assert (either.name, "dead letters") in found(told, "fault")
-    assert f"those of {either.name}-dlq to {either.name} (its redrive policy)" in told.stdout
+    assert ran.exit_code == 1
+    assert (either.name, "dead letters") in found(ran, "fault")
+    assert f"those of {either.name}-dlq to {either.name} (its redrive policy)" in ran.stdout
 
 
-def test_a_dead_letter_url_that_is_the_queue_s_own_is_a_fault_that_is_said_once(
+def test_a_dead_letter_url_that_is_the_queue_s_own_is_one_fault(
     queues: Queues, doctor: Doctor
 ) -> None:
     own = Queues(queues.client, queues.endpoint_url, queues.url, queues.url + "/")
 
-    told = doctor(own, "--json")
+    ran = doctor(own, "--json")
 
-    assert told.exit_code == 1
-    assert [f for f in found(told, "fault") if f[1] == "dead letters"] == [
+    assert ran.exit_code == 1
+    assert [f for f in found(ran, "fault") if f[1] == "dead letters"] == [
         ("settings", "dead letters")
     ]
-    assert "dead_letter_url: dead letters go round in a loop" in told.stdout
+    assert "dead_letter_url: dead letters go round in a loop" in ran.stdout
 
 
 # MongoDB
@@ -223,11 +223,11 @@ def test_a_mongodb_that_is_away_is_a_fault_without_its_password(
     monkeypatch.setattr("app.commands.database.TIMEOUT", 200)
     nobody = ports.preferred_or_any(None)
 
-    told = doctor(queues, MONGO_URI=f"mongodb://kim:hunter2@{ports.HOST}:{nobody}/registrations")
+    ran = doctor(queues, MONGO_URI=f"mongodb://kim:hunter2@{ports.HOST}:{nobody}/registrations")
 
-    assert told.exit_code == 1
-    assert "mongodb: reached: it does not answer" in told.stdout
-    assert "hunter2" not in told.output
+    assert ran.exit_code == 1
+    assert "mongodb: reached: it does not answer" in ran.stdout
+    assert "hunter2" not in ran.output
 
 
 def test_an_index_that_is_not_the_codes_is_a_fault(
@@ -336,7 +336,7 @@ def test_a_worker_refuses_dead_letters_that_sqs_sends_back(
 
 
 @pytest.mark.parametrize("fault", [DENIED, faults.SERVER_ERROR, faults.RESET], ids=lambda f: f.name)
-def test_a_worker_that_cannot_look_says_so_and_starts(
+def test_a_worker_that_cannot_check_a_queue_logs_it_and_starts(
     queues: Queues,
     proxy: FaultProxy,
     caplog: pytest.LogCaptureFixture,
@@ -351,7 +351,7 @@ def test_a_worker_that_cannot_look_says_so_and_starts(
     assert vars(record)["queue"] == queues.name
 
 
-def test_where_sqs_does_not_answer_a_worker_asks_for_one_queue_only(
+def test_if_sqs_does_not_answer_a_worker_asks_for_one_queue_only(
     queues: Queues, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.fail("GetQueueAttributes", faults.RESET)

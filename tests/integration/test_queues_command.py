@@ -11,31 +11,31 @@ from tests.integration.conftest import Run
 from tests.services import Queues
 
 
-def test_visible_in_flight_and_delayed_are_told_apart(either: Queues, run: Run) -> None:
+def test_visible_in_flight_and_delayed_messages_are_counted_separately(
+    either: Queues, run: Run
+) -> None:
     for _ in range(3):
         either.client.send_message(QueueUrl=either.url, MessageBody="{}")
     either.client.send_message(QueueUrl=either.url, MessageBody="{}", DelaySeconds=600)
     either.client.receive_message(QueueUrl=either.url, MaxNumberOfMessages=1)
     either.client.send_message(QueueUrl=either.dead_letter_url, MessageBody="{}")
 
-    told = run(either, "queues", "--json")
+    ran = run(either, "queues", "--json")
 
-    queue, dead_letters = map(json.loads, told.stdout.splitlines())
+    queue, dead_letters = map(json.loads, ran.stdout.splitlines())
     assert (queue["visible"], queue["in_flight"], queue["delayed"]) == (2, 1, 1)
     assert (dead_letters["visible"], dead_letters["in_flight"]) == (1, 0)
     assert queue["oldest"] is None
 
 
-def test_a_queue_that_is_not_there_is_said_and_the_others_are_counted(
-    either: Queues, run: Run
-) -> None:
+def test_a_missing_queue_is_reported_and_the_others_are_counted(either: Queues, run: Run) -> None:
     gone = Queues(either.client, either.endpoint_url, either.url, either.dead_letter_url + "x")
 
-    told = run(gone, "queues")
+    ran = run(gone, "queues")
 
-    assert told.exit_code == 1
-    assert "there is no such queue" in told.stderr
-    assert told.stdout.splitlines()[1].split()[1] == "0"
+    assert ran.exit_code == 1
+    assert "there is no such queue" in ran.stderr
+    assert ran.stdout.splitlines()[1].split()[1] == "0"
 
 
 def test_cloudwatch_knows_how_old_the_oldest_message_is(moto_url: str) -> None:

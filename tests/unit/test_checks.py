@@ -1,4 +1,4 @@
-"""What is wrong with a queue is found, said with both numbers, and how to put it right."""
+"""A fault of a queue is found and shown with both numbers and its fix."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_a_queue_as_it_should_be_has_no_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "check", "said"),
+    ("changes", "check", "shown"),
     [
         ({"RedrivePolicy": None}, "redrive policy", ("there is none", "10", DEAD)),
         ({"RedrivePolicy": ""}, "redrive policy", ("there is none",)),
@@ -74,18 +74,16 @@ def test_a_queue_as_it_should_be_has_no_fault() -> None:
         ({"MaximumMessageSize": 262_144}, "message size", ("262144", "1048576")),
     ],
 )
-def test_a_fault_of_a_queue_is_said_with_both_sides(
-    changes: dict[str, Any], check: str, said: tuple[str, ...]
+def test_a_fault_of_a_queue_is_shown_with_both_sides(
+    changes: dict[str, Any], check: str, shown: tuple[str, ...]
 ) -> None:
     [fault] = faults(check_queue("jobs", OPTIONS, queue(**changes)))
     assert (fault.subject, fault.check) == ("jobs", check)
-    assert all(each in f"{fault.text} {fault.fix}" for each in said)
+    assert all(each in f"{fault.text} {fault.fix}" for each in shown)
 
 
 @pytest.mark.parametrize(("count", "lower"), [(9, True), (6, True), (5, False)])
-def test_a_lower_setting_is_offered_only_where_attempts_fit_below_it(
-    count: int, lower: bool
-) -> None:
+def test_a_lower_setting_is_offered_only_if_attempts_fit_below_it(count: int, lower: bool) -> None:
     [fault] = faults(check_queue("jobs", OPTIONS, queue(redrive={"maxReceiveCount": count})))
     assert (f"max_receive_count to {count}" in (fault.fix or "")) is lower
 
@@ -107,17 +105,17 @@ def test_what_is_more_than_asked_for_is_no_fault(changes: dict[str, Any]) -> Non
     ("timeout", "poll", "is_short"),
     [(60, 20, False), (59, 20, True), (15, 20, True), (15, 5, False), (1, 0, False)],
 )
-def test_a_visibility_timeout_of_less_than_three_polls_is_said_with_its_price_and_is_no_fault(
+def test_a_visibility_timeout_of_less_than_three_polls_is_shown_with_its_cost_and_is_no_fault(
     timeout: int, poll: int, is_short: bool
 ) -> None:
     policy = Policy(visibility_timeout=timeout)
     options = replace(OPTIONS, wait_time_seconds=poll, policy=policy)
     found = list(check_queue("jobs", options, queue(VisibilityTimeout=timeout)))
     assert faults(found) == []
-    [said] = [finding.text for finding in found if finding.check == "long poll"]
-    assert f"{poll} s" in said
-    assert f"({timeout} s)" in said
-    assert ("one more call" in said) is is_short
+    [shown] = [finding.text for finding in found if finding.check == "long poll"]
+    assert f"{poll} s" in shown
+    assert f"({timeout} s)" in shown
+    assert ("one more call" in shown) is is_short
 
 
 def test_only_a_missing_redrive_policy_keeps_a_worker_from_running() -> None:
@@ -133,7 +131,7 @@ def test_a_local_server_has_no_account_in_its_urls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of_queue", "of_letters", "check"),
+    ("of_queue", "of_dead", "check"),
     [
         ({}, {"MessageRetentionPeriod": 4 * DAY}, "retention"),
         ({}, {"MessageRetentionPeriod": DAY}, "retention"),
@@ -142,11 +140,11 @@ def test_a_local_server_has_no_account_in_its_urls() -> None:
         ({}, {"RedrivePolicy": '{"maxReceiveCount": 3}'}, "no redrive policy"),
     ],
 )
-def test_a_fault_of_a_dead_letter_queue_is_said(
-    of_queue: dict[str, Any], of_letters: dict[str, Any], check: str
+def test_a_fault_of_a_dead_letter_queue_is_found(
+    of_queue: dict[str, Any], of_dead: dict[str, Any], check: str
 ) -> None:
-    letters = dead_letters() | {name: str(value) for name, value in of_letters.items()}
-    [fault] = faults(check_dead_letters("jobs", DEAD, queue(**of_queue), letters))
+    attributes = dead_letters() | {name: str(value) for name, value in of_dead.items()}
+    [fault] = faults(check_dead_letters("jobs", DEAD, queue(**of_queue), attributes))
     assert (fault.subject, fault.check) == ("dead", check)
 
 
@@ -158,7 +156,7 @@ def test_dead_letters_are_kept_as_long_as_can_be() -> None:
 @pytest.mark.parametrize(
     "name", ["VisibilityTimeout", "MaximumMessageSize", "MessageRetentionPeriod"]
 )
-def test_what_a_server_does_not_say_is_no_fault(name: str) -> None:
+def test_an_attribute_that_a_server_does_not_return_is_no_fault(name: str) -> None:
     found = list(check_queue("jobs", OPTIONS, queue(**{name: None})))
     found += check_dead_letters("jobs", DEAD, queue(**{name: None}), dead_letters())
     assert faults(found) == []
@@ -167,10 +165,10 @@ def test_what_a_server_does_not_say_is_no_fault(name: str) -> None:
 
 def test_a_key_of_kms_comes_with_what_it_takes() -> None:
     found = check_queue("jobs", OPTIONS, queue(KmsMasterKeyId="alias/jobs"))
-    [said] = [finding.text for finding in found if finding.check == "encryption"]
-    assert "alias/jobs" in said
-    assert "kms:GenerateDataKey" in said
-    assert "kms:Decrypt" in said
+    [shown] = [finding.text for finding in found if finding.check == "encryption"]
+    assert "alias/jobs" in shown
+    assert "kms:GenerateDataKey" in shown
+    assert "kms:Decrypt" in shown
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_a_key_of_kms_comes_with_what_it_takes() -> None:
         (Unreached("EndpointConnectionError"), Level.UNKNOWN),
     ],
 )
-def test_a_refusal_tells_whether_the_action_was_allowed(
+def test_a_refusal_shows_whether_the_action_was_allowed(
     error: SqsError | None, level: Level
 ) -> None:
     found = permission("jobs", "DeleteMessage", error)

@@ -44,5 +44,5 @@ def test_the_page_names_every_command(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_help_ends_with_an_example_of_the_command(path: tuple[str, ...]) -> None:
     obj = SimpleNamespace(app=app)
-    told = CliRunner().invoke(sqs, [*path, "--help"], obj=obj).stdout
-    assert f"Example: celery -A app sqs {' '.join(path)}" in " ".join(told.split())
+    ran = CliRunner().invoke(sqs, [*path, "--help"], obj=obj).stdout
+    assert f"Example: celery -A app sqs {' '.join(path)}" in " ".join(ran.split())

@@ -1,4 +1,4 @@
-"""`sqs queues`: a line for each queue and its dead letters; an age where there is one."""
+"""`sqs queues`: a line for each queue and its dead letters; an age if it is known."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from sqs_broker.tools.commands.queues import ages_from, count, duration, remembe
 
 Run = Callable[..., Result]
 
-#: A server that is not Amazon's, whose CloudWatch nobody asks.
+#: A server that is not Amazon's, so CloudWatch is not called.
 ELSEWHERE = "http://127.0.0.1:1"
 
 
@@ -64,39 +64,37 @@ def test_each_queue_is_there_once_and_dead_letters_after_their_queue(fake: FakeS
 
 
 def test_the_table_says_that_the_age_is_not_known(run: Run) -> None:
-    told = run("queues")
-    assert told.exit_code == 0
-    assert [line.split() for line in told.stdout.splitlines()] == [
+    ran = run("queues")
+    assert ran.exit_code == 0
+    assert [line.split() for line in ran.stdout.splitlines()] == [
         ["QUEUE", "VISIBLE", "IN", "FLIGHT", "DELAYED", "OLDEST"],
         ["jobs", "12", "3", "1", "-"],
         ["dead", "2", "0", "0", "-"],
         ["mail", "0", "0", "0", "-"],
     ]
-    assert told.stderr == ""
+    assert ran.stderr == ""
 
 
 def test_json_is_one_object_a_queue(run: Run) -> None:
-    told = [json.loads(line) for line in run("queues", "--json").stdout.splitlines()]
-    assert [line["queue"] for line in told] == ["jobs", "dead", "mail"]
-    assert told[0]["visible"] == 12
-    assert told[0]["oldest"] is None
+    ran = [json.loads(line) for line in run("queues", "--json").stdout.splitlines()]
+    assert [line["queue"] for line in ran] == ["jobs", "dead", "mail"]
+    assert ran[0]["visible"] == 12
+    assert ran[0]["oldest"] is None
 
 
-def test_a_queue_that_may_not_be_read_is_said_and_the_others_are_shown(
+def test_a_queue_that_may_not_be_read_is_reported_and_the_others_are_shown(
     run: Run, fake: FakeSqs
 ) -> None:
     jobs = fake.options().queue("jobs").url
     fake.deny("GetQueueAttributes", jobs)
-    told = run("queues")
-    assert told.exit_code == 1
-    assert "sqs:GetQueueAttributes" in told.stderr
-    assert jobs in told.stderr
-    assert ["mail", "0", "0", "0", "-"] in [line.split() for line in told.stdout.splitlines()]
+    ran = run("queues")
+    assert ran.exit_code == 1
+    assert "sqs:GetQueueAttributes" in ran.stderr
+    assert jobs in ran.stderr
+    assert ["mail", "0", "0", "0", "-"] in [line.split() for line in ran.stdout.splitlines()]
 
 
-def test_watch_looks_again_until_it_is_interrupted(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watch_repeats_until_it_is_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses = iter([None, KeyboardInterrupt])
 
     def sleep(seconds: float) -> None:
@@ -104,16 +102,16 @@ def test_watch_looks_again_until_it_is_interrupted(
             raise pause
 
     monkeypatch.setattr(time, "sleep", sleep)
-    told = run("queues", "--watch", "--json")
-    assert told.exit_code == 0
-    assert len(told.stdout.splitlines()) == 6
+    ran = run("queues", "--watch", "--json")
+    assert ran.exit_code == 0
+    assert len(ran.stdout.splitlines()) == 6
 
 
 def test_an_app_with_another_broker_is_refused(fake: FakeSqs) -> None:
     other = SimpleNamespace(app=an_app(fake, "redis"))
-    told = CliRunner().invoke(sqs, ["queues"], obj=other)
-    assert told.exit_code == 1
-    assert "does not use the SQS broker" in told.stderr
+    ran = CliRunner().invoke(sqs, ["queues"], obj=other)
+    assert ran.exit_code == 1
+    assert "does not use the SQS broker" in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -165,5 +163,5 @@ def test_cloudwatch_is_asked_once_a_minute(clock: Clock) -> None:
         (273_600, "3d 4h"),
     ],
 )
-def test_an_age_reads_as_people_say_it(seconds: int | None, text: str | None) -> None:
+def test_an_age_is_readable(seconds: int | None, text: str | None) -> None:
     assert duration(seconds) == text
