@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
+from hashlib import sha256
 from typing import Any, Self
 from urllib.parse import unquote_plus
 
@@ -116,6 +117,10 @@ REFUSED: Mapping[str, str] = {
     "loadBalanced": "transactions and failovers behind a load balancer have not been tried",
     "waitQueueMultiple": "pymongo no longer has it; use waitQueueTimeoutMS",
 }
+
+#: Most bytes of a database's name.
+#: https://www.mongodb.com/docs/manual/reference/limits/#mongodb-limit-Length-of-Database-Names
+LONGEST_NAME = 63
 
 #: Options that only the tasks' client uses. The client of the control plane has its own timeouts,
 #: and each of its readers keeps a connection.
@@ -241,11 +246,20 @@ def control_options(settings: Settings) -> dict[str, Any]:
             how_to_set = exc.message
     return {
         "database_uri": uri,
-        "database": settings.control_database or f"{database}_control",
+        "database": settings.control_database or control_database(database),
         "size_bytes": settings.control_size_mib * 1024 * 1024,
         "revokes_seconds": settings.once_retention_days * 24 * 3600,
         "how_to_set": how_to_set,
     }
+
+
+def control_database(database: str) -> str:
+    """The name of the control plane's database: `_control` appended. If that is longer than MongoDB
+    allows, the name is cut and has a digest, so that it is still no other database's."""
+    if len(name := f"{database}_control".encode()) <= LONGEST_NAME:
+        return name.decode()
+    end = f"_{sha256(database.encode()).hexdigest()[:8]}_control"
+    return database.encode()[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
 
 
 def _culprits(address: Address) -> list[str] | None:
@@ -288,7 +302,7 @@ def _database_of(base: str, query: str) -> str:
     except (PyMongoError, ValueError):
         raise SettingsError(NO_ADDRESS) from None
     name = unquote_plus(path).partition(".")[0]
-    if _BAD_IN_DATABASE.search(name) or len(name.encode()) > 63:
+    if _BAD_IN_DATABASE.search(name) or len(name.encode()) > LONGEST_NAME:
         raise SettingsError(
             "MONGO_URI: the part after the slash is not a valid database name: at most 63 bytes, "
             'without / \\ " $ * < > : | ? and spaces.'

@@ -32,7 +32,8 @@ class ConfigurationError(click.ClickException):
 
 
 class ControlPlaneDown(click.ClickException):
-    """MongoDB did not accept a command; no worker received it. Printed like ConfigurationError."""
+    """MongoDB did not accept a command, or one half of a revoke: the text says which. Printed like
+    ConfigurationError."""
 
 
 class PublishError(Exception):

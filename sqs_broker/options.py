@@ -4,6 +4,7 @@ The options that stock kombu also has (`region`, `predefined_queues`, `visibilit
 `wait_time_seconds`; kombu 5.7 transport/SQS) have the same meaning as there.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -18,6 +19,9 @@ from sqs_broker.rules.policy import Policy
 #: Longest life of a message, in seconds: in its queue, in the dead-letter queue, and in its queue
 #: again after a redrive, plus three days.
 LONGEST_LIFE = 3 * LONGEST_RETENTION + 3 * 86_400
+
+#: https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
+DATABASE_NAME = re.compile(r'[^/\\. "$*<>:|?\0]+')
 
 
 class Kind(Enum):
@@ -53,12 +57,18 @@ class ControlOptions:
         # A name that Celery masks wherever it shows its configuration (celery 5.7 app/utils.py).
         values["uri"] = uri.get_secret_value() if hasattr(uri, "get_secret_value") else uri
         try:
-            return cls(**values)
+            options = cls(**values)
         except TypeError:
             known = ", ".join(sorted({"database_uri", *cls.__dataclass_fields__} - {"uri"}))
             raise ConfigurationError(
                 f"broker_transport_options: `control` has an unknown key. It takes only {known}."
             ) from None
+        if not DATABASE_NAME.fullmatch(options.database) or len(options.database.encode()) > 63:
+            raise ConfigurationError(
+                "broker_transport_options: in `control`, `database` is not a valid database name: "
+                'at most 63 bytes, without / \\ . " $ * < > : | ? and spaces.'
+            )
+        return options
 
     def kind(self, exchange: str) -> Kind | None:
         """What an exchange carries; None if it does not belong to the control plane."""

@@ -16,3 +16,5 @@ class Broadcast:
     id: Any = None
     """MongoDB's `_id`: created for the first try and kept for each retry, so that the message is
     written only once."""
+    events: int = 1
+    """Number of events in it."""

@@ -223,7 +223,10 @@ class _Bound:
 
     def arrived(self, document: dict[str, Any]) -> None:
         """Take a message if this queue is bound to its routing key."""
-        routing_key = document["routing_key"]
+        routing_key = document.get("routing_key")
+        if not isinstance(routing_key, str):
+            _log_unreadable(KeyError())
+            return
         if not self._type.lookup(self._table, self.exchange, routing_key, None):
             return
         if self._kind is not Kind.REPLIES:
@@ -247,11 +250,7 @@ class _Bound:
             message = self._message(document)
         except Exception as exc:
             # Broad on purpose: one bad document must not end the readers of all processes.
-            logger.warning(
-                "A message of the control plane cannot be read (%s); it is skipped.",
-                type(exc).__name__,
-                extra={"event": "control.unreadable", "error": type(exc).__name__},
-            )
+            _log_unreadable(exc)
             return
         if self._connection.reserve(self._queue):
             self._inbox.put([(self._queue, message)])
@@ -269,3 +268,11 @@ class _Bound:
         message.accept = {JSON}
         message.decode()
         return message
+
+
+def _log_unreadable(exc: Exception) -> None:
+    logger.warning(
+        "A message of the control plane cannot be read (%s); it is skipped.",
+        type(exc).__name__,
+        extra={"event": "control.unreadable", "error": type(exc).__name__},
+    )

@@ -10,6 +10,7 @@ from pymongo.errors import PyMongoError
 
 from sqs_broker.control import revokes
 from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.faults import Refused
 from sqs_broker.control.store import Store
 from sqs_broker.control.tail import Tail
 from sqs_broker.control.writer import Writer
@@ -48,16 +49,40 @@ class Plane:
         self._is_closed = False
 
     def command(self, message: Broadcast) -> None:
-        """Write a command before this returns. Raises ControlPlaneDown."""
+        """Write a command before this returns. Raises ControlPlaneDown, which says what part of it
+        was written."""
         try:
-            # The revoke is stored first, so that a worker that starts in between still reads it.
-            revokes.keep(self.store, json.loads(message.body))
-            self.store.broadcast([message])
+            self._write(message)
+        except Refused as exc:
+            raise ControlPlaneDown(f"MongoDB did not accept the command: {exc.fault}") from exc
         except PyMongoError as exc:
             raise ControlPlaneDown(
                 f"MongoDB did not accept the command ({type(exc).__name__}). Check that it runs, "
                 f"and that this user may write to the database {self._options.database!r}."
             ) from exc
+
+    def _write(self, message: Broadcast) -> None:
+        not_kept: Refused | None = None
+        is_revoke = False
+        try:
+            # The revoke is stored first, so that a worker that starts in between still reads it.
+            is_revoke = revokes.keep(self.store, json.loads(message.body))
+        except Refused as exc:
+            not_kept = exc
+        try:
+            self.store.broadcast([message])
+        except Refused as exc:
+            if not is_revoke:
+                raise
+            raise ControlPlaneDown(
+                "The revoke is stored for the workers that start later, but not sent to those that "
+                f"run: {exc.fault}"
+            ) from exc
+        if not_kept is not None:
+            raise ControlPlaneDown(
+                "The running workers receive this revoke, but it is not stored for those that "
+                f"start later: {not_kept.fault}"
+            ) from not_kept
 
     def delete_replies(self, exchange: str, routing_key: str) -> None:
         """Delete replies that a client no longer waits for. If this fails, they expire."""

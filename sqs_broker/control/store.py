@@ -1,22 +1,33 @@
 """The collections of the control plane in MongoDB, and the client of a process for them."""
 
-from collections.abc import Iterable, Sequence
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 from bson import ObjectId, Timestamp
+from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import ASCENDING, CursorType, MongoClient, UpdateOne
 from pymongo.collection import Collection
 from pymongo.cursor import Cursor
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from sqs_broker.control.broadcast import Broadcast
-from sqs_broker.options import ControlOptions
+from sqs_broker.control.collections import (
+    BROADCASTS,
+    REPLIES,
+    REVOKES,
+    Collections,
+    Document,
+)
+from sqs_broker.control.faults import Fault, Refused, fault_of
+from sqs_broker.options import ControlOptions, Kind
 
-Document = dict[str, Any]
-
-BROADCASTS, REPLIES, REVOKES = "broadcasts", "replies", "revokes"
+logger = logging.getLogger(__name__)
 
 #: Milliseconds that a read waits on the server for a new document. A reader's thread notices only
 #: after this time that it must stop. An idle reader costs one operation in this time.
@@ -31,15 +42,19 @@ EXHAUST = 64
 #: must wait longer than AWAIT_MS, and a client of `inspect` not much longer than its own timeout.
 AWAY_MS = 5_000
 
-#: Seconds that a reply is kept if its client does not read it.
-REPLY_SECONDS = 60
+#: Seconds until a refused preparation is tried again.
+TRY_AGAIN = 60.0
+
+#: A text or a time that Python does not know must not make all other documents unreadable.
+CODEC: CodecOptions[Document] = CodecOptions(
+    unicode_decode_error_handler="replace",
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
 
 #: Age in seconds of the oldest messages that a reader still reads after an interruption.
 CATCH_UP_SECONDS = 60
 
-#: MongoDB's error codes for a collection that another process has just created, and for an index
-#: that exists with other options.
-NAMESPACE_EXISTS, INDEX_DIFFERS = 48, 85
+#: MongoDB's error code for a second document with the same key.
 DUPLICATE_KEY = 11_000
 
 
@@ -51,7 +66,14 @@ class Store:
 
     def __init__(self, options: ControlOptions) -> None:
         self._options = options
-        self._is_prepared = False
+        self._prepared_until = float("-inf")
+        self._unreadable: Fault | None = None
+        self._lock = threading.Lock()
+        self._reported: set[Fault] = set()
+        self._odd = 0
+        self._numbering = threading.Lock()
+        self._writer = ObjectId()
+        self._number = 0
         self._client: MongoClient[Document] = MongoClient(
             options.require_uri(),
             connect=False,
@@ -60,7 +82,9 @@ class Store:
             connectTimeoutMS=AWAY_MS,
             socketTimeoutMS=2 * AWAY_MS,
         )
-        self._database: Database[Document] = self._client[options.database]
+        self._database: Database[Document] = self._client.get_database(
+            options.database, codec_options=CODEC
+        )
         self._broadcasts: Collection[Document] = self._database[BROADCASTS]
         self._replies: Collection[Document] = self._database[REPLIES]
         self._revokes: Collection[Document] = self._database[REVOKES]
@@ -72,23 +96,52 @@ class Store:
     # Broadcasts
 
     def broadcast(self, messages: Sequence[Broadcast]) -> None:
-        """Write messages for all readers, in one operation."""
+        """Write messages for all readers, in one operation. Raises Refused."""
         self.prepare()
-        self._insert(
-            self._broadcasts,
-            # MongoDB replaces an empty timestamp with its own time, so the order is the server's.
-            [{"at": Timestamp(0, 0)} | _document(message) for message in messages],
-        )
+        if self._unreadable is not None:
+            # Nobody could read them, and nothing would ever delete them.
+            raise Refused(self._unreadable)
+        # MongoDB replaces an empty timestamp with its own time, so the order is the server's.
+        documents: list[Document] = [
+            {"at": Timestamp(0, 0)} | _document(message) for message in messages
+        ]
+        if not any(self._is_numbered(message) for message in messages):
+            self._insert(self._broadcasts, documents)
+            return
+        with self._numbering:
+            number = self._number
+            for message, document in zip(messages, documents, strict=True):
+                if self._is_numbered(message):
+                    number += message.events
+                    document |= {
+                        "writer": self._writer,
+                        "number": number,
+                        "events": message.events,
+                    }
+            self._insert(self._broadcasts, documents)
+            # Only now: the next try has the same numbers, and what was refused has none.
+            self._number = number
+
+    def _is_numbered(self, message: Broadcast) -> bool:
+        return self._options.kind(message.exchange) is Kind.EVENTS
 
     def newest(self) -> Timestamp:
-        """The time of the newest broadcast."""
+        """The time of the newest broadcast; the beginning of time if there is none."""
         self.prepare(again=True)
-        found = self._broadcasts.find({}, {"at": 1}).sort("$natural", -1).limit(1)
-        return next(iter(found))["at"]  # type: ignore[no-any-return]  # a document's value is Any
+        with self._needs("find", BROADCASTS):
+            # Somebody else may have written a document without a time.
+            found = self._broadcasts.find({"at": {"$type": "timestamp"}}, {"at": 1})
+            for document in found.sort("$natural", -1).limit(1):
+                return document["at"]  # type: ignore[no-any-return]  # a document's value is Any
+        return Timestamp(0, 1)
 
-    def read_on(self, exchange: str, after: Timestamp) -> Cursor[Document]:
-        """A cursor over the broadcasts to an exchange after a time. It waits for new ones."""
-        return (
+    @contextmanager
+    def read_on(self, exchange: str, after: Timestamp) -> Iterator["Reading"]:
+        """Read the broadcasts to an exchange after a time, and wait for new ones. Raises Refused,
+        as does the reading."""
+        if self._unreadable is not None:
+            raise Refused(self._unreadable)
+        found = (
             self._broadcasts.find(
                 {"exchange": exchange, "at": {"$gt": after}},
                 cursor_type=CursorType.TAILABLE_AWAIT,
@@ -96,6 +149,8 @@ class Store:
             .max_await_time_ms(AWAIT_MS)
             .add_option(EXHAUST)
         )
+        with found as cursor:
+            yield Reading(cursor, lambda: self._needs("find", BROADCASTS))
 
     # Replies
 
@@ -109,9 +164,10 @@ class Store:
     def take_reply(self, exchange: str, routing_key: str) -> Document | None:
         """Remove and return the oldest reply to a client; None if there is none."""
         self.prepare()
-        return self._replies.find_one_and_delete(
-            {"exchange": exchange, "routing_key": routing_key}, sort=[("at", ASCENDING)]
-        )
+        with self._needs("remove", REPLIES):
+            return self._replies.find_one_and_delete(
+                {"exchange": exchange, "routing_key": routing_key}, sort=[("at", ASCENDING)]
+            )
 
     def delete_replies(self, exchange: str, routing_key: str) -> None:
         """Delete the replies that a client no longer waits for."""
@@ -125,75 +181,136 @@ class Store:
         keys = [{"id": id_} for id_ in ids] + [{"header": h, "stamp": s} for h, s in stamps]
         now = datetime.now(UTC)
         if keys:
-            self._revokes.bulk_write(
-                [UpdateOne({"_id": key}, {"$set": {"at": now}}, upsert=True) for key in keys],
-                ordered=False,
-            )
+            with self._needs("update", REVOKES):
+                self._revokes.bulk_write(
+                    [UpdateOne({"_id": key}, {"$set": {"at": now}}, upsert=True) for key in keys],
+                    ordered=False,
+                )
 
     def revoked(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """All revoked task ids, oldest first, and all revoked stamps."""
+        """All revoked task ids, oldest first, and all revoked stamps.
+
+        A document that is neither is left out, and the number of such documents is logged. If
+        MongoDB refuses the call, that is logged once, and nothing is returned.
+        """
         self.prepare()
-        ids, stamps = [], []
-        for document in self._revokes.find().sort("at", ASCENDING):
-            key = document["_id"]
-            if "id" in key:
-                ids.append(key["id"])
+        ids, stamps, odd = [], [], 0
+        try:
+            with self._needs("find", REVOKES):
+                documents = list(self._revokes.find({}, {"_id": 1}).sort("at", ASCENDING))
+        except Refused as exc:
+            self._report([exc.fault])
+            return [], []
+        for document in documents:
+            try:
+                key = _revoked(document["_id"])
+            except ValueError:
+                odd += 1
+                continue
+            if isinstance(key, str):
+                ids.append(key)
             else:
-                stamps.append((key["header"], key["stamp"]))
+                stamps.append(key)
+        self._report_odd(odd)
         return ids, stamps
+
+    def _report_odd(self, count: int) -> None:
+        with self._lock:
+            is_known, self._odd = count == self._odd, count
+        if count and not is_known:
+            logger.warning(
+                "Control plane: %s documents of %s.%s are no revokes, and are left out. Delete "
+                "them.",
+                count,
+                self._database.name,
+                REVOKES,
+                extra={"event": "control.unreadable", "error": "ValueError"},
+            )
 
     # The collections themselves
 
     def prepare(self, again: bool = False) -> None:
-        """Create missing collections and indexes. Done once, unless `again` is true."""
-        if self._is_prepared and not again:
+        """Create missing collections and indexes. Done once, unless `again` is true or something
+        was refused a minute ago. What MongoDB refuses is logged once, and the rest is done."""
+        if monotonic() < self._prepared_until and not again:
             return
-        self._prepare_broadcasts()
-        expire = {REPLIES: REPLY_SECONDS, REVOKES: self._options.revokes_seconds}
-        for name, seconds in expire.items():
-            self._expire(name, seconds)
-        self._replies.create_index([("exchange", 1), ("routing_key", 1), ("at", 1)])
-        self._is_prepared = True
+        collections = Collections(self._database, self._options)
+        collections.prepare()
+        self._unreadable = collections.unreadable
+        self._report(collections.faults)
+        self._prepared_until = monotonic() + TRY_AGAIN if collections.faults else float("inf")
 
-    def _prepare_broadcasts(self) -> None:
-        size = self._options.size_bytes
+    def _report(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            with self._lock:
+                if fault in self._reported:
+                    continue
+                self._reported.add(fault)
+            logger.warning(
+                "Control plane: %s",
+                fault,
+                extra={"event": "control.fault", "reason": str(fault)},
+            )
+
+    @contextmanager
+    def _needs(self, action: str, collection: str) -> Iterator[None]:
+        """Raise Refused, with the reason, if MongoDB refuses the action on the collection."""
         try:
-            self._database.create_collection(BROADCASTS, capped=True, size=size)
-        except CollectionInvalid:
-            self._resize(size)
+            yield
         except OperationFailure as exc:
-            if exc.code != NAMESPACE_EXISTS:
-                raise
-        if self._broadcasts.find_one({}, {"_id": 1}) is None:
-            # In an empty collection a waiting cursor ends at once.
-            self._broadcasts.insert_one({"at": Timestamp(0, 0)})
+            fault = fault_of(exc, action, self._database.name, collection)
+            raise Refused(fault, exc.code) from exc
 
-    def _resize(self, size: int) -> None:
-        (found,) = self._database.list_collections(filter={"name": BROADCASTS})
-        options = found["options"]
-        if not options.get("capped"):
-            # The collection was dropped, and the write of an event created it again.
-            self._database.command("convertToCapped", BROADCASTS, size=size)
-        elif abs(options["size"] - size) >= 256:  # MongoDB rounds up to a multiple of this.
-            self._database.command("collMod", BROADCASTS, cappedSize=size)
+    def _insert(self, collection: Collection[Document], documents: list[Document]) -> None:
+        with self._needs("insert", collection.name):
+            try:
+                collection.insert_many(documents, ordered=False)
+            except BulkWriteError as exc:
+                if not all(map(_is_written_before, exc.details["writeErrors"])):
+                    raise
 
-    def _expire(self, name: str, seconds: int) -> None:
-        try:
-            self._database[name].create_index("at", name="expiry", expireAfterSeconds=seconds)
-        except OperationFailure as exc:
-            if exc.code != INDEX_DIFFERS:
-                raise
-            index = {"name": "expiry", "expireAfterSeconds": seconds}
-            self._database.command("collMod", name, index=index)
 
-    @staticmethod
-    def _insert(collection: Collection[Document], documents: list[Document]) -> None:
-        try:
-            collection.insert_many(documents, ordered=False)
-        except BulkWriteError as exc:
-            # A duplicate was written by an earlier try whose answer was lost.
-            if any(error["code"] != DUPLICATE_KEY for error in exc.details["writeErrors"]):
-                raise
+class Reading:
+    """An open cursor over broadcasts."""
+
+    def __init__(
+        self, cursor: Cursor[Document], needs: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._cursor = cursor
+        self._needs = needs
+
+    @property
+    def alive(self) -> bool:
+        """Whether more documents can come."""
+        return self._cursor.alive
+
+    def __iter__(self) -> "Reading":
+        return self
+
+    def __next__(self) -> Document:
+        """The next document. Waits up to AWAIT_MS, and raises StopIteration if none came."""
+        with self._needs():
+            document = next(self._cursor, None)
+        if document is None:
+            raise StopIteration
+        return document
+
+
+def _is_written_before(error: Document) -> bool:
+    """Whether an earlier try, whose answer was lost, has written the document."""
+    # Somebody may have made another index of the collection unique.
+    is_by_id = error.get("keyPattern", {"_id": 1}) == {"_id": 1}
+    return bool(error["code"] == DUPLICATE_KEY and is_by_id)
+
+
+def _revoked(key: Any) -> tuple[str, str] | str:
+    """What a key of `revokes` says: a task's id, or a header and a stamp. Raises ValueError."""
+    match key:
+        case {"id": str(id_)}:
+            return id_
+        case {"header": str(header), "stamp": str(stamp)}:
+            return header, stamp
+    raise ValueError("neither an id nor a stamp")
 
 
 def _document(message: Broadcast) -> Document:

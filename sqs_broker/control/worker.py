@@ -9,7 +9,7 @@ from celery.worker import state
 
 from sqs_broker.control import commands as commands  # Celery finds them once they are imported.
 from sqs_broker.control.planes import plane_for
-from sqs_broker.errors import ConfigurationError
+from sqs_broker.errors import ConfigurationError, label
 from sqs_broker.options import ControlOptions
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def attach(consumer: Any) -> None:
         logger.info("No control plane is configured.", extra={"event": "control.none"})
         return
     store = plane_for(control.options).store
-    from pymongo.errors import PyMongoError  # A worker without a control plane may lack it.
+    from sqs_broker.control.faults import reason_of  # A worker may lack pymongo, which this needs.
 
     # Celery keeps 50,000 revokes for 3 hours, but a message can live for weeks.
     state.revoked.expires = control.options.revokes_seconds
@@ -35,11 +35,12 @@ def attach(consumer: Any) -> None:
     control.on_commands_open = lambda: consumer.hub.call_soon(partial(merge, *store.revoked()))
     try:
         merge(*store.revoked())
-    except PyMongoError as exc:
+    except Exception as exc:
+        # Broad on purpose: nothing in the control database may keep a worker from its tasks.
         logger.warning(
-            "Could not load the revoked tasks yet: MongoDB does not answer (%s).",
-            type(exc).__name__,
-            extra={"event": "control.down", "error": type(exc).__name__},
+            "Could not load the revoked tasks yet: %s",
+            reason_of(exc),
+            extra={"event": "control.down", "error": label(exc), "reason": reason_of(exc)},
         )
 
 

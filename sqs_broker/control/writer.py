@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from kombu.utils.json import dumps
 from pymongo.errors import ConnectionFailure
@@ -44,14 +45,17 @@ class Writer:
         self._is_hurried = False
         self._thread: threading.Thread | None = None
         self._pause = threading.Event()
-        self._outage = Outage("events and replies", first_pause)
+        self._outage = Outage("events", first_pause)
+        self._reply_outage = Outage("replies", first_pause)
         self._lost_before = 0
+        self._lost_replies = 0
         #: Number of events and replies that were never written.
         self.lost = 0
 
     def put_events(self, message: Broadcast) -> None:
         """Queue a message with one event, or with a list of events, to be written soon."""
         weight = len(message.body) if isinstance(message.body, list) else 1
+        message.events = weight
         with self._changed:
             if self._waiting + weight > MOST_WAITING:
                 self.lost += weight
@@ -84,7 +88,8 @@ class Writer:
         self._changed.notify_all()
 
     def _can_write(self) -> bool:
-        return self._thread is not None and not self._outage.lasts
+        is_available = not (self._outage.lasts or self._reply_outage.lasts)
+        return self._thread is not None and is_available
 
     def _run(self) -> None:
         while True:
@@ -113,31 +118,43 @@ class Writer:
         return not (self._events or self._replies or self._is_writing)
 
     def _write(self, replies: list[Broadcast], events: list[tuple[Broadcast, int]]) -> None:
-        """Write the messages, and try again while MongoDB is unavailable. If MongoDB refuses them,
-        they are lost."""
+        """Write the messages, and try again while MongoDB is unavailable. If MongoDB refuses the
+        replies or the events, these are lost, and the others are written."""
         replies = [reply for reply in replies if self._is_json(reply, 1)]
         messages = [message for message, weight in events if self._is_json(message, weight)]
+        if replies:
+            if self._is_taken(self._store.reply, replies, self._reply_outage):
+                self._reply_outage.is_over(self._lost_replies)
+                self._lost_replies = 0
+            else:
+                self._lost_replies += len(replies)
+                self._lost_before += len(replies)
+        if messages and self._is_taken(self._store.broadcast, messages, self._outage):
+            self._outage.is_over(self.lost - self._lost_before)
+            self._lost_before = self.lost
+
+    def _is_taken(
+        self,
+        write: Callable[[list[Broadcast]], None],
+        messages: list[Broadcast],
+        outage: Outage,
+    ) -> bool:
         while True:
             try:
-                if replies:
-                    self._store.reply(replies)
-                    replies = []
-                if messages:
-                    self._store.broadcast(messages)
+                write(messages)
             except ConnectionFailure as exc:
-                self._await_mongodb(exc)
+                self._await_mongodb(outage.failed(exc))
             except Exception as exc:
                 # Broad on purpose: if these cannot be written, the next ones still must be.
-                self.lost += sum(weight for _, weight in events)
-                self._await_mongodb(exc)
-                return
+                self.lost += sum(message.events for message in messages)
+                pause = outage.failed(exc)
+                # The next replies are tried at once, because their clients do not wait long.
+                self._await_mongodb(pause if outage is self._outage else 0)
+                return False
             else:
-                self._outage.is_over(self.lost - self._lost_before)
-                self._lost_before = self.lost
-                return
+                return True
 
-    def _await_mongodb(self, exc: Exception) -> None:
-        pause = self._outage.failed(exc)
+    def _await_mongodb(self, pause: float) -> None:
         with self._changed:
             self._changed.notify_all()
         self._pause.wait(pause)

@@ -1,4 +1,4 @@
-"""What the tests of the operator's commands share: two SQS servers, and a run of a command."""
+"""What these tests share: two SQS servers, a run of a command, and a control plane."""
 
 import contextlib
 import io
@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from kombu import Connection
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from devstack import sqs
 from devstack.sqs import SqsServer
+from sqs_broker.control import planes
+from sqs_broker.control.store import Store
+from sqs_broker.options import ControlOptions
 from sqs_broker.tools.commands import sqs as commands
 from tests.services import Queues
 
 Run = Callable[..., Result]
+Connect = Callable[[], Connection]
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +71,48 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         return CliRunner().invoke(commands, arguments, input=stdin, obj=obj)
 
     return run
+
+
+# The control plane
+
+
+@pytest.fixture
+def options(mongo_uri: str) -> dict[str, Any]:
+    """The broker's option `control`, for everybody in a test."""
+    name = mongo_uri.rsplit("/", 1)[1].split("?")[0]
+    return {"database_uri": mongo_uri, "database": f"{name}_control"}
+
+
+@pytest.fixture
+def database(options: dict[str, Any], mongo_client: MongoClient) -> Database[dict[str, Any]]:
+    return mongo_client[options["database"]]
+
+
+@pytest.fixture
+def connect(options: dict[str, Any]) -> Iterator[Connect]:
+    """Makes connections, which share what a process has, and closes all of it after the test."""
+    made: list[Connection] = []
+
+    def new() -> Connection:
+        queues = {"jobs": {"url": "https://sqs.test/jobs"}}
+        transport = {"region": "us-east-1", "predefined_queues": queues, "control": options}
+        made.append(
+            Connection("sqs://", transport="sqs_broker:Transport", transport_options=transport)
+        )
+        return made[-1]
+
+    yield new
+    for connection in made:
+        connection.release()
+    if shared := planes._planes.pop(ControlOptions.read(options), None):
+        shared.close()
+
+
+@pytest.fixture
+def store(options: dict[str, Any]) -> Iterator[Store]:
+    made = Store(ControlOptions.read(options))
+    yield made
+    made.close()
 
 
 def transport_options(queues: Queues) -> dict[str, Any]:

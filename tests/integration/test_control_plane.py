@@ -17,13 +17,13 @@ from kombu.pidbox import Mailbox as Pidbox
 from pymongo import MongoClient, monitoring
 from pymongo.database import Database
 
-from sqs_broker.control import planes
 from sqs_broker.control import store as store_module
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.plane import Plane
 from sqs_broker.control.planes import plane_for
 from sqs_broker.control.store import CATCH_UP_SECONDS, Store, start_of
 from sqs_broker.options import ControlOptions
+from tests.integration.conftest import Connect
 from tests.services import wait_until
 
 #: Seconds that nothing here comes near to.
@@ -34,48 +34,6 @@ PATIENCE = 0.5
 
 EVENTS = Exchange("celeryev", type="topic")
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def options(mongo_uri: str) -> dict[str, Any]:
-    """The broker's option `control`, for everybody in a test."""
-    name = mongo_uri.rsplit("/", 1)[1].split("?")[0]
-    return {"database_uri": mongo_uri, "database": f"{name}_control"}
-
-
-@pytest.fixture
-def database(options: dict[str, Any], mongo_client: MongoClient) -> Database[dict[str, Any]]:
-    return mongo_client[options["database"]]
-
-
-Connect = Callable[[], Connection]
-
-
-@pytest.fixture
-def connect(options: dict[str, Any]) -> Iterator[Connect]:
-    """Makes connections, which share what a process has, and closes all of it after the test."""
-    made: list[Connection] = []
-
-    def new() -> Connection:
-        queues = {"jobs": {"url": "https://sqs.test/jobs"}}
-        transport = {"region": "us-east-1", "predefined_queues": queues, "control": options}
-        made.append(
-            Connection("sqs://", transport="sqs_broker:Transport", transport_options=transport)
-        )
-        return made[-1]
-
-    yield new
-    for connection in made:
-        connection.release()
-    if shared := planes._planes.pop(ControlOptions.read(options), None):
-        shared.close()
-
-
-@pytest.fixture
-def store(options: dict[str, Any]) -> Iterator[Store]:
-    made = Store(ControlOptions.read(options))
-    yield made
-    made.close()
 
 
 class Reader:

@@ -1,0 +1,162 @@
+"""Creates the collections of the control plane, and changes what differs from the options."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from bson import Timestamp
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from sqs_broker.control.faults import LOGIN_FAILED, Fault, fault_of, view
+from sqs_broker.options import ControlOptions
+
+Document = dict[str, Any]
+
+BROADCASTS, REPLIES, REVOKES = "broadcasts", "replies", "revokes"
+
+#: Seconds that a reply is kept if its client does not read it.
+REPLY_SECONDS = 60
+
+#: The index by which MongoDB deletes old documents, and its name if another index has that one.
+EXPIRY, OTHER_EXPIRY = "expiry", "expiry_at"
+
+#: MongoDB's error codes for a collection that another process has just created, and for an index
+#: whose keys, or whose name, another index has.
+NAMESPACE_EXISTS, SAME_KEYS, SAME_NAME = 48, 85, 86
+
+#: MongoDB rounds the size of a capped collection up to a multiple of this number of bytes.
+SIZE_STEP = 256
+
+
+class Collections:
+    """The collections of one control database. For one run of `prepare`.
+
+    What MongoDB refuses is a fault, and the rest is still done. Raises pymongo's other errors.
+    """
+
+    def __init__(self, database: Database[Document], options: ControlOptions) -> None:
+        self._database = database
+        self._options = options
+        self.faults: list[Fault] = []
+        #: Why no reader can read the broadcasts; None if they can.
+        self.unreadable: Fault | None = None
+
+    def prepare(self) -> None:
+        """Create missing collections and indexes, and change those that differ."""
+        self._prepare_broadcasts()
+        self._expire(REPLIES, REPLY_SECONDS)
+        self._expire(REVOKES, self._options.revokes_seconds)
+        with self._needs("createIndex", REPLIES, "replies are found slowly"):
+            keys = [("exchange", 1), ("routing_key", 1), ("at", 1)]
+            try:
+                self._database[REPLIES].create_index(keys)
+            except OperationFailure as exc:
+                if exc.code != SAME_KEYS:  # It is as good under another name.
+                    raise
+
+    def _prepare_broadcasts(self) -> None:
+        found: Mapping[str, Any] | None = None
+        with self._needs("listCollections", BROADCASTS, "its size is not checked"):
+            found = self._find(BROADCASTS)
+        if found is None:
+            self._create_broadcasts()
+        elif found["type"] != "collection":
+            self._give_up(view(self._database.name, BROADCASTS, found["type"]))
+        elif not found["options"].get("capped"):
+            self._cap()
+        else:
+            self._resize(found["options"])
+        if self.unreadable is None:
+            self._begin()
+
+    def _find(self, name: str) -> Mapping[str, Any] | None:
+        with self._database.list_collections(filter={"name": name}) as listed:
+            return next(iter(listed), None)
+
+    def _create_broadcasts(self) -> None:
+        with self._needs("createCollection", BROADCASTS):
+            try:
+                self._database.create_collection(
+                    BROADCASTS, capped=True, size=self._options.size_bytes, check_exists=False
+                )
+            except OperationFailure as exc:
+                if exc.code != NAMESPACE_EXISTS:
+                    raise
+
+    def _cap(self) -> None:
+        # The collection was dropped, and the write of an event created it again.
+        known = len(self.faults)
+        with self._needs("convertToCapped", BROADCASTS, "it is not capped and cannot be read"):
+            size = self._options.size_bytes
+            self._database.command("convertToCapped", BROADCASTS, size=size)
+        if len(self.faults) > known:
+            self._give_up(self.faults.pop())
+
+    def _resize(self, options: Mapping[str, Any]) -> None:
+        size = self._options.size_bytes
+        changes: dict[str, Any] = {}
+        if abs(options["size"] - size) >= SIZE_STEP:
+            changes["cappedSize"] = size
+        if "max" in options:
+            # A number of documents is no part of the options. 0 means no such limit.
+            changes["cappedMax"] = 0
+        if changes:
+            cost = f"it keeps its size of {options['size']} bytes; the options say {size}"
+            if "max" in options:
+                cost += f", without its limit of {options['max']} documents"
+            with self._needs("collMod", BROADCASTS, cost):
+                self._database.command("collMod", BROADCASTS, **changes)
+
+    def _begin(self) -> None:
+        """Write a first document: in an empty collection a waiting cursor ends at once."""
+        known, collection = len(self.faults), self._database[BROADCASTS]
+        is_empty = False
+        with self._needs("find", BROADCASTS):
+            is_empty = collection.find_one({"at": {"$type": "timestamp"}}, {"_id": 1}) is None
+        if len(self.faults) == known and is_empty:
+            with self._needs("insert", BROADCASTS):
+                collection.insert_one({"at": Timestamp(0, 0)})
+
+    def _expire(self, name: str, seconds: int) -> None:
+        cost = f"its documents are not deleted after {seconds} s"
+        differs = False
+        with self._needs("createIndex", name, cost):
+            try:
+                self._create_expiry(name, EXPIRY, seconds)
+            except OperationFailure as exc:
+                if exc.code not in (SAME_KEYS, SAME_NAME):
+                    raise
+                differs = True
+        if differs:
+            with self._needs("listIndexes", name, cost):
+                self._change_expiry(name, seconds, cost)
+
+    def _change_expiry(self, name: str, seconds: int, cost: str) -> None:
+        indexes = list(self._database[name].list_indexes())
+        found = next((index for index in indexes if dict(index["key"]) == {"at": 1}), None)
+        if found is None:
+            with self._needs("createIndex", name, cost):
+                self._create_expiry(name, OTHER_EXPIRY, seconds)
+        elif found.get("expireAfterSeconds") != seconds:
+            index = {"name": found["name"], "expireAfterSeconds": seconds}
+            with self._needs("collMod", name, cost):
+                self._database.command("collMod", name, index=index)
+
+    def _create_expiry(self, name: str, index: str, seconds: int) -> None:
+        self._database[name].create_index("at", name=index, expireAfterSeconds=seconds)
+
+    def _give_up(self, fault: Fault) -> None:
+        self.unreadable = fault
+        self.faults.append(fault)
+
+    @contextmanager
+    def _needs(self, action: str, collection: str, cost: str = "") -> Iterator[None]:
+        try:
+            yield
+        except OperationFailure as exc:
+            if exc.code == LOGIN_FAILED:
+                raise
+            fault = fault_of(exc, action, self._database.name, collection)
+            text = f"{fault.text}: {cost}" if cost else fault.text
+            self.faults.append(Fault(text, fault.fix))
