@@ -1,6 +1,6 @@
 """The MongoDB checks of `sqs doctor`: an answer, a replica set, the collections, a write."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pymongo
@@ -12,6 +12,8 @@ from app.mongo import Address, Client, address_of
 from app.probe import try_writes
 from app.schema import Fault, find_faults, subjects
 from app.startup import require_replica_set
+from sqs_broker.control.faults import missing_right
+from sqs_broker.control.rights import Rights
 from sqs_broker.errors import label
 from sqs_broker.tools.checks import Finding, Subject
 
@@ -22,6 +24,15 @@ MONGODB = "mongodb"
 
 REACHED = Subject(MONGODB, "reached")
 WRITES = Subject(MONGODB, "writes")
+
+#: The rights that the tasks, their probe and the start of a worker need. "" is the database itself.
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "": ("listCollections",),
+    "users": ("createIndex", "find", "insert", "listIndexes", "update"),
+    "once": ("createIndex", "find", "insert", "listIndexes", "remove"),
+    "increments": ("createIndex", "insert", "listIndexes"),
+    "counters": ("find", "insert", "listIndexes", "update"),
+}
 
 
 def check_database(uri: str) -> Iterator[Finding]:
@@ -56,11 +67,22 @@ def _check(client: Client, database: Database[dict[str, Any]]) -> Iterator[Findi
     yield REACHED.ok(f"version {version}")
     replica_set = _replica_set(client)
     yield replica_set
+    yield from _rights(client, database.name)
     faults = {fault.subject: fault for fault in find_faults(database)}
     for subject in dict.fromkeys((*subjects(), *faults)):
         yield _collection(database, Subject(MONGODB, subject), faults.get(subject))
     if replica_set.fix is None:
         yield _writes(database, list(faults.values()))
+
+
+def _rights(client: Client, database: str) -> Iterator[Finding]:
+    missing = Rights.of(client).missing(database, NEEDED)
+    for collection, action in missing:
+        fault = missing_right(action, database, collection)
+        check = Subject(MONGODB, f"{action} on {collection or 'database'}")
+        yield check.fault(fault.text, fault.fix)
+    if not missing:
+        yield Subject(MONGODB, "rights").ok("all that a worker needs")
 
 
 def _replica_set(client: Client) -> Finding:

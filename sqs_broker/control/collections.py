@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from bson import Timestamp
@@ -27,6 +28,16 @@ NAMESPACE_EXISTS, SAME_KEYS, SAME_NAME = 48, 85, 86
 
 #: MongoDB rounds the size of a capped collection up to a multiple of this number of bytes.
 SIZE_STEP = 256
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What `prepare` would create or change."""
+
+    collection: str
+    text: str
+    action: str | None
+    """MongoDB's name of the right that this needs; None if it cannot be corrected by `prepare`."""
 
 
 class Collections:
@@ -55,6 +66,37 @@ class Collections:
                 if exc.code != SAME_KEYS:  # It is as good under another name.
                     raise
 
+    def differences(self) -> list[Difference]:
+        """What `prepare` would create or change, and what it cannot. Changes nothing."""
+        return [
+            *self._differences_of_broadcasts(),
+            *self._differences_of_expiry(REPLIES, REPLY_SECONDS),
+            *self._differences_of_expiry(REVOKES, self._options.revokes_seconds),
+        ]
+
+    def _differences_of_broadcasts(self) -> Iterator[Difference]:
+        found = self._find(BROADCASTS)
+        if found is None:
+            yield Difference(BROADCASTS, "does not exist yet", "createCollection")
+        elif found["type"] != "collection":
+            yield Difference(BROADCASTS, f"is a {found['type']}", None)
+        elif not found["options"].get("capped"):
+            yield Difference(BROADCASTS, "is not capped", "convertToCapped")
+        elif self._changes(found["options"]):
+            yield Difference(BROADCASTS, self._cost(found["options"]), "collMod")
+
+    def _differences_of_expiry(self, name: str, seconds: int) -> Iterator[Difference]:
+        info = self._find(name)
+        if info is None:
+            yield Difference(name, "does not exist yet", "createIndex")
+        elif info["type"] != "collection":
+            yield Difference(name, f"is a {info['type']}", None)
+        elif (found := self._expiry_of(name)) is None:
+            yield Difference(name, "its index for deletion does not exist yet", "createIndex")
+        elif found.get("expireAfterSeconds") != seconds:
+            text = f"its documents are not deleted after {seconds} s"
+            yield Difference(name, text, "collMod")
+
     def _prepare_broadcasts(self) -> None:
         found: Mapping[str, Any] | None = None
         with self._needs("listCollections", BROADCASTS, "its size is not checked"):
@@ -75,7 +117,9 @@ class Collections:
             return next(iter(listed), None)
 
     def _create_broadcasts(self) -> None:
-        with self._needs("createCollection", BROADCASTS):
+        known = len(self.faults)
+        # A capped collection needs both rights.
+        with self._needs("createCollection` and `convertToCapped", BROADCASTS):
             try:
                 self._database.create_collection(
                     BROADCASTS, capped=True, size=self._options.size_bytes, check_exists=False
@@ -83,6 +127,16 @@ class Collections:
             except OperationFailure as exc:
                 if exc.code != NAMESPACE_EXISTS:
                     raise
+        if len(self.faults) > known and self._is_empty():
+            # A write would create the collection, but not capped.
+            self._give_up(self.faults.pop())
+
+    def _is_empty(self) -> bool:
+        """Whether there are no broadcasts, or this user may not read them."""
+        try:
+            return self._database[BROADCASTS].find_one({}, {"_id": 1}) is None
+        except OperationFailure:
+            return True
 
     def _cap(self) -> None:
         # The collection was dropped, and the write of an event created it again.
@@ -94,6 +148,11 @@ class Collections:
             self._give_up(self.faults.pop())
 
     def _resize(self, options: Mapping[str, Any]) -> None:
+        if changes := self._changes(options):
+            with self._needs("collMod", BROADCASTS, self._cost(options)):
+                self._database.command("collMod", BROADCASTS, **changes)
+
+    def _changes(self, options: Mapping[str, Any]) -> dict[str, Any]:
         size = self._options.size_bytes
         changes: dict[str, Any] = {}
         if abs(options["size"] - size) >= SIZE_STEP:
@@ -101,12 +160,12 @@ class Collections:
         if "max" in options:
             # A number of documents is no part of the options. 0 means no such limit.
             changes["cappedMax"] = 0
-        if changes:
-            cost = f"it keeps its size of {options['size']} bytes; the options say {size}"
-            if "max" in options:
-                cost += f", without its limit of {options['max']} documents"
-            with self._needs("collMod", BROADCASTS, cost):
-                self._database.command("collMod", BROADCASTS, **changes)
+        return changes
+
+    def _cost(self, options: Mapping[str, Any]) -> str:
+        limit = f" and {options['max']} documents" if "max" in options else ""
+        wanted = f"{self._options.size_bytes} bytes"
+        return f"it holds {options['size']} bytes{limit}; the options say {wanted}"
 
     def _begin(self) -> None:
         """Write a first document: in an empty collection a waiting cursor ends at once."""
@@ -133,8 +192,7 @@ class Collections:
                 self._change_expiry(name, seconds, cost)
 
     def _change_expiry(self, name: str, seconds: int, cost: str) -> None:
-        indexes = list(self._database[name].list_indexes())
-        found = next((index for index in indexes if dict(index["key"]) == {"at": 1}), None)
+        found = self._expiry_of(name)
         if found is None:
             with self._needs("createIndex", name, cost):
                 self._create_expiry(name, OTHER_EXPIRY, seconds)
@@ -142,6 +200,10 @@ class Collections:
             index = {"name": found["name"], "expireAfterSeconds": seconds}
             with self._needs("collMod", name, cost):
                 self._database.command("collMod", name, index=index)
+
+    def _expiry_of(self, name: str) -> Mapping[str, Any] | None:
+        indexes = list(self._database[name].list_indexes())
+        return next((index for index in indexes if dict(index["key"]) == {"at": 1}), None)
 
     def _create_expiry(self, name: str, index: str, seconds: int) -> None:
         self._database[name].create_index("at", name=index, expireAfterSeconds=seconds)

@@ -74,7 +74,8 @@ class Store:
         self._numbering = threading.Lock()
         self._writer = ObjectId()
         self._number = 0
-        self._client: MongoClient[Document] = MongoClient(
+        #: Its user and its timeouts are those of the control plane.
+        self.client: MongoClient[Document] = MongoClient(
             options.require_uri(),
             connect=False,
             appname="celery-control",
@@ -82,7 +83,7 @@ class Store:
             connectTimeoutMS=AWAY_MS,
             socketTimeoutMS=2 * AWAY_MS,
         )
-        self._database: Database[Document] = self._client.get_database(
+        self._database: Database[Document] = self.client.get_database(
             options.database, codec_options=CODEC
         )
         self._broadcasts: Collection[Document] = self._database[BROADCASTS]
@@ -91,7 +92,7 @@ class Store:
 
     def close(self) -> None:
         """Close the client and all its cursors."""
-        self._client.close()
+        self.client.close()
 
     # Broadcasts
 
@@ -128,7 +129,7 @@ class Store:
     def newest(self) -> Timestamp:
         """The time of the newest broadcast; the beginning of time if there is none."""
         self.prepare(again=True)
-        with self._needs("find", BROADCASTS):
+        with self.needs("find", BROADCASTS):
             # Somebody else may have written a document without a time.
             found = self._broadcasts.find({"at": {"$type": "timestamp"}}, {"at": 1})
             for document in found.sort("$natural", -1).limit(1):
@@ -150,7 +151,7 @@ class Store:
             .add_option(EXHAUST)
         )
         with found as cursor:
-            yield Reading(cursor, lambda: self._needs("find", BROADCASTS))
+            yield Reading(cursor, lambda: self.needs("find", BROADCASTS))
 
     # Replies
 
@@ -164,7 +165,7 @@ class Store:
     def take_reply(self, exchange: str, routing_key: str) -> Document | None:
         """Remove and return the oldest reply to a client; None if there is none."""
         self.prepare()
-        with self._needs("remove", REPLIES):
+        with self.needs("remove", REPLIES):
             return self._replies.find_one_and_delete(
                 {"exchange": exchange, "routing_key": routing_key}, sort=[("at", ASCENDING)]
             )
@@ -181,7 +182,7 @@ class Store:
         keys = [{"id": id_} for id_ in ids] + [{"header": h, "stamp": s} for h, s in stamps]
         now = datetime.now(UTC)
         if keys:
-            with self._needs("update", REVOKES):
+            with self.needs("update", REVOKES):
                 self._revokes.bulk_write(
                     [UpdateOne({"_id": key}, {"$set": {"at": now}}, upsert=True) for key in keys],
                     ordered=False,
@@ -196,7 +197,7 @@ class Store:
         self.prepare()
         ids, stamps, odd = [], [], 0
         try:
-            with self._needs("find", REVOKES):
+            with self.needs("find", REVOKES):
                 documents = list(self._revokes.find({}, {"_id": 1}).sort("at", ASCENDING))
         except Refused as exc:
             self._report([exc.fault])
@@ -253,7 +254,7 @@ class Store:
             )
 
     @contextmanager
-    def _needs(self, action: str, collection: str) -> Iterator[None]:
+    def needs(self, action: str, collection: str) -> Iterator[None]:
         """Raise Refused, with the reason, if MongoDB refuses the action on the collection."""
         try:
             yield
@@ -262,7 +263,7 @@ class Store:
             raise Refused(fault, exc.code) from exc
 
     def _insert(self, collection: Collection[Document], documents: list[Document]) -> None:
-        with self._needs("insert", collection.name):
+        with self.needs("insert", collection.name):
             try:
                 collection.insert_many(documents, ordered=False)
             except BulkWriteError as exc:

@@ -22,6 +22,7 @@ from sqs_broker.tools.checks import (
     check_queue,
     check_routes,
 )
+from sqs_broker.tools.control import check_control
 from sqs_broker.tools.permissions import (
     ON_DEAD_LETTERS,
     ON_QUEUE,
@@ -56,6 +57,7 @@ def examine(celery_app: Any) -> Iterator[Finding]:
     yield _check_tasks(celery_app)
     yield from check_regions(options)
     yield from _check_sqs(options)
+    yield from check_control(options.control)
     from kombu.utils.imports import symbol_by_name
 
     for place in celery_app.sqs_checks:

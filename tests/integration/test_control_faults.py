@@ -22,12 +22,13 @@ from app.mongo import control_options
 from app.settings import Settings
 from sqs_broker.control import worker
 from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.faults import Refused
 from sqs_broker.control.planes import plane_for
 from sqs_broker.control.store import Store
 from sqs_broker.control.tail import Tail
 from sqs_broker.errors import ConfigurationError, ControlPlaneDown
 from sqs_broker.options import ControlOptions
-from tests.deployments.deployment import Deployment
+from tests.deployments.deployment import APPLICATION, Deployment
 from tests.integration.conftest import Connect
 from tests.integration.test_control_plane import Reader, publish
 from tests.services import wait_until
@@ -172,6 +173,26 @@ def test_a_size_and_a_time_that_may_not_be_changed_cost_nothing_else(
     ]
     assert all("the right `collMod`" in line and "role dbAdmin" in line for line in faults)
     plane.close()
+
+
+def test_without_the_right_to_create_the_capped_collection_no_other_is_made(
+    secured: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, admin = f"test_{uuid.uuid4().hex}", secured.client().admin
+    actions = ["find", "insert", "update", "remove", "createIndex", "listCollections"]
+    everywhere = {"resource": {"db": name, "collection": ""}, "actions": actions}
+    admin.command("createRole", name, privileges=[everywhere], roles=[])
+    admin.command("grantRolesToUser", APPLICATION.name, roles=[name])
+    store = Store(ControlOptions(uri=secured.uri(name), database=name))
+
+    with pytest.raises(Refused, match="`createCollection` and `convertToCapped`"):
+        store.broadcast([Broadcast("celeryev", "", {}, "{}")])
+    store.revoke(["id-1"])
+
+    assert store.revoked() == (["id-1"], [])
+    assert "broadcasts" not in secured.client()[name].list_collection_names()
+    assert len(lines(caplog, "control.fault")) == 1
+    store.close()
 
 
 def test_a_cursor_that_mongodb_refuses_is_one_line_and_messages_still_come(

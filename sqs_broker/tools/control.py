@@ -1,0 +1,137 @@
+"""Checks the control plane: its collections, and every right that workers, Flower and the commands
+need there.
+
+It creates and changes no collection. To try the writes, it sends a message and a reply that no
+process waits for, and writes a revoke in a transaction that it aborts.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.planes import check_driver
+from sqs_broker.errors import ConfigurationError, label
+from sqs_broker.options import ControlOptions
+from sqs_broker.tools.checks import Finding, Subject
+
+if TYPE_CHECKING:
+    from sqs_broker.control.collections import Difference
+    from sqs_broker.control.rights import Rights
+    from sqs_broker.control.store import Store
+
+#: Seconds for all calls together.
+TIMEOUT = 15.0
+
+#: The exchange of the messages that only try the writes.
+NOBODYS = "sqs doctor"
+
+CONTROL = "control plane"
+RIGHTS = Subject(CONTROL, "rights")
+WORKS = Subject(CONTROL, "works")
+
+#: The rights that are needed whatever the options say. "" is the database itself.
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "": ("listCollections",),
+    "broadcasts": ("convertToCapped", "createCollection", "find", "insert"),
+    "replies": ("createIndex", "find", "insert", "listIndexes", "remove"),
+    "revokes": ("createIndex", "find", "insert", "listIndexes", "update"),
+}
+
+
+def check_control(options: ControlOptions) -> Iterator[Finding]:
+    """Check the control database with the control plane's own client. Nothing is raised."""
+    if options.uri is None:
+        return
+    try:
+        check_driver(options)
+    except ConfigurationError as exc:
+        yield WORKS.fault("pymongo is not installed", exc.message)
+        return
+    import pymongo
+    from pymongo.errors import PyMongoError
+
+    from sqs_broker.control.store import Store
+
+    try:
+        with closing(Store(options)) as store, pymongo.timeout(TIMEOUT):
+            yield from _check(store, options)
+    except PyMongoError as exc:
+        yield WORKS.fault(
+            f"MongoDB does not answer or refuses a call: {label(exc)}",
+            "Check that it runs, that its address is right, and that this user may read.",
+        )
+
+
+def _check(store: "Store", options: ControlOptions) -> Iterator[Finding]:
+    from sqs_broker.control.collections import Collections
+    from sqs_broker.control.faults import missing_right
+    from sqs_broker.control.rights import Rights
+
+    rights = Rights.of(store.client)
+    missing = rights.missing(options.database, NEEDED)
+    for collection, action in missing:
+        fault = missing_right(action, options.database, collection)
+        yield Subject(CONTROL, f"{action} on {collection or 'database'}").fault(
+            fault.text, fault.fix
+        )
+    if missing:
+        yield WORKS.unknown("not tried, because of the missing rights")
+        return
+    yield RIGHTS.ok("all that workers, Flower and the commands need")
+    differences = Collections(store.client[options.database], options).differences()
+    for difference in differences:
+        yield _difference(difference, rights, options)
+    if all(difference.action == "collMod" for difference in differences):
+        yield _works(store, options)
+    elif any(difference.action is None for difference in differences):
+        yield WORKS.unknown("not tried, because of the faults of the collections")
+    else:
+        yield WORKS.ok("not tried: the first process corrects the collections")
+
+
+def _difference(difference: "Difference", rights: "Rights", options: ControlOptions) -> Finding:
+    from sqs_broker.control.faults import missing_right
+
+    check = Subject(CONTROL, f"collection {difference.collection}")
+    action = difference.action
+    if action is None:
+        return check.fault(difference.text, "Drop it, and the collection is created.")
+    if rights.allow(action, options.database, difference.collection):
+        return check.ok(f"{difference.text}; the next process corrects it")
+    fault = missing_right(action, options.database, difference.collection)
+    return check.fault(f"{difference.text}, and {fault.text}", fault.fix)
+
+
+def _works(store: "Store", options: ControlOptions) -> Finding:
+    from sqs_broker.control.faults import Refused
+
+    key = uuid.uuid4().hex
+    try:
+        start = store.newest()
+        store.reply([Broadcast(NOBODYS, key, {}, "{}")])
+        store.take_reply(NOBODYS, key)
+        store.revoked()
+        _try_a_revoke(store, options)
+        with store.read_on(NOBODYS, start) as reading:
+            # The second one needs another call than the first.
+            found = [next(reading, None) for _ in range(2)]
+    except Refused as exc:
+        return WORKS.fault(exc.fault.text, exc.fault.fix)
+    if found[0] is None:
+        return WORKS.fault(
+            "a message that was written cannot be read", "Raise the size of the control plane."
+        )
+    return WORKS.ok("a message was written and read")
+
+
+def _try_a_revoke(store: "Store", options: ControlOptions) -> None:
+    with store.client.start_session() as session, session.start_transaction():
+        key: dict[str, Any] = {"_id": {"id": f"probe:{uuid.uuid4().hex}"}}
+        update = {"$set": {"at": datetime.now(UTC)}}
+        with store.needs("update", "revokes"):
+            revokes = store.client[options.database]["revokes"]
+            revokes.update_one(key, update, upsert=True, session=session)
+        session.abort_transaction()
