@@ -7,13 +7,12 @@ process waits for, and writes a revoke in a transaction that it aborts.
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.planes import check_driver
-from sqs_broker.errors import ConfigurationError, label
+from sqs_broker.errors import ConfigurationError, ControlPlaneDown
 from sqs_broker.options import ControlOptions
 from sqs_broker.tools.checks import Finding, Subject
 
@@ -50,17 +49,15 @@ def check_control(options: ControlOptions) -> Iterator[Finding]:
     except ConfigurationError as exc:
         yield WORKS.fault("pymongo is not installed", exc.message)
         return
-    import pymongo
-    from pymongo.errors import PyMongoError
-
-    from sqs_broker.control.store import Store
+    # Only now: another project may have neither a control plane nor pymongo.
+    from sqs_broker.control.trial import trial
 
     try:
-        with closing(Store(options)) as store, pymongo.timeout(TIMEOUT):
+        with trial(options, TIMEOUT) as store:
             yield from _check(store, options)
-    except PyMongoError as exc:
+    except ControlPlaneDown as exc:
         yield WORKS.fault(
-            f"MongoDB does not answer or refuses a call: {label(exc)}",
+            exc.message,
             "Check that it runs, that its address is right, and that this user may read.",
         )
 
