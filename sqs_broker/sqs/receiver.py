@@ -238,7 +238,7 @@ class Receiver:
             self._logged_at[kind] = now
             self._is_failure_logged = True
             logger.warning(
-                "Could not receive from %s (%s); trying again until it works.",
+                "Receiving from %s fails (%s); trying again until it works.",
                 self._queue,
                 kind,
                 extra={"event": "receive.failed", "queue": self._queue, "error": kind},
