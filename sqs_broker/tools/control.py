@@ -79,14 +79,15 @@ def _check(store: "Store", options: ControlOptions) -> Iterator[Finding]:
         return
     yield RIGHTS.ok("all that workers, Flower and the commands need")
     differences = Collections(store.client[options.database], options).differences()
-    for difference in differences:
-        yield _difference(difference, rights, options)
-    if all(difference.action == "collMod" for difference in differences):
-        yield _works(store, options)
-    elif any(difference.action is None for difference in differences):
+    findings = [_difference(difference, rights, options) for difference in differences]
+    yield from findings
+    if any(finding.fix is None for finding in findings):
+        # The store would correct them.
+        yield WORKS.ok("not tried: the first process corrects the collections")
+    elif any(difference.action != "collMod" for difference in differences):
         yield WORKS.unknown("not tried, because of the faults of the collections")
     else:
-        yield WORKS.ok("not tried: the first process corrects the collections")
+        yield _works(store, options)
 
 
 def _difference(difference: "Difference", rights: "Rights", options: ControlOptions) -> Finding:

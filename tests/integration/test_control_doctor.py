@@ -134,6 +134,17 @@ def test_a_size_and_a_time_that_the_user_may_not_change_are_faults(secured: Depl
     assert findings[-1].level is Level.OK
 
 
+def test_a_size_that_the_user_may_change_is_no_fault_and_stays(
+    options: dict[str, Any], store: Store, database: Control
+) -> None:
+    store.prepare()
+    before = database.command("collStats", "broadcasts")["maxSize"]
+    findings = list(check_control(ControlOptions.read(options | {"size_bytes": MIB})))
+    assert faults(findings) == []
+    assert [f.check for f in findings] == ["rights", "collection broadcasts", "works"]
+    assert database.command("collStats", "broadcasts")["maxSize"] == before
+
+
 def view(database: Control, name: str) -> None:
     database.drop_collection(name)
     database.create_collection(name, viewOn="other", pipeline=[])
