@@ -6,10 +6,10 @@ come from app/settings.py.
 
 from kombu import Exchange, Queue
 
+from app.loader import required_settings
 from app.mongo import control_options
-from app.settings import get_settings
 
-_settings = get_settings().require_queue()
+_settings = required_settings()
 
 # The queues. They are used by name, and none is created at run time.
 broker_transport_options = {

@@ -6,6 +6,7 @@ command.py, app.py). So only the loader knows Flower's address and login before 
 
 import ipaddress
 import os
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import click
 from celery.loaders.app import AppLoader
 
 from app.errors import SettingsError
-from app.settings import get_settings
+from app.settings import Settings, get_settings
 from sqs_broker.machine import files
+from sqs_broker.options import Options
+from sqs_broker.sqs.drivers import driver_for
+from sqs_broker.sqs.errors import SqsError
 
 _HERE = Path(__file__).resolve().parent
 
@@ -31,8 +35,7 @@ class Loader(AppLoader):
             from flower.urls import handlers
             from tornado.options import options
 
-            # Flower shows queues (SQS), and events and replies of workers (MongoDB).
-            get_settings().require_queue().require_mongo_uri()
+            check_credentials(Options.read(self.app.conf.broker_transport_options))
             check_flower(options, [_class_of(handler) for handler in handlers])
         return super().import_default_modules()
 
@@ -43,10 +46,24 @@ def config_file(name: str) -> Path:
     return inside if inside.exists() else _HERE.parent / name
 
 
+def required_settings() -> Settings:
+    """The settings of this process. Raises SettingsError with all variables that it needs and
+    lacks."""
+    settings = get_settings()
+    if _command() == "worker":
+        return settings.require_worker()
+    return settings.require_flower() if serves_flower() else settings.require_queue()
+
+
 def serves_flower() -> bool:
     """Whether this process is `celery -A app flower`."""
+    return _command() == "flower"
+
+
+def _command() -> str | None:
+    """The command after `celery -A app`; None in a program of another kind."""
     context = click.get_current_context(silent=True)
-    return context is not None and context.find_root().invoked_subcommand == "flower"
+    return context.find_root().invoked_subcommand if context is not None else None
 
 
 def point_flower_home() -> None:
@@ -56,6 +73,13 @@ def point_flower_home() -> None:
         from tornado.options import options
 
         options.conf = str(config_file("flowerconfig.py"))
+
+
+def check_credentials(options: Options) -> None:
+    """Raise ConfigurationError if boto3 cannot use its settings. If it has no credentials yet,
+    Flower says so on its page and asks again."""
+    with closing(driver_for(options)) as driver, suppress(SqsError):
+        driver.open()
 
 
 def check_flower(options: Any, handlers: list[type]) -> None:

@@ -5,10 +5,14 @@ directory if it exists. A missing variable is an error only for a process that n
 calls `require_queue()`, a worker `require_worker()`.
 """
 
+import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,6 +20,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableSettings
 
@@ -28,11 +33,49 @@ VISIBILITY_MARGIN = 30
 #: The database if MONGO_URI names none.
 DEFAULT_DATABASE = "registrations"
 
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+")]
-
 HOW_TO_SET = (
-    "Set it in the environment or in .env; `make run` writes all variables to .local/stack.env."
+    "Set {} in the environment or in .env; `make run` writes all variables to .local/stack.env."
 )
+
+#: A line end that a copied file left at the end of a value is as invisible as a space.
+NO_SPACE = "without a space, a line end or another invisible character"
+
+
+def _region(value: str) -> str:
+    # As botocore 1.44 requires it (utils.py `validate_region_name`).
+    if not re.fullmatch(r"(?![0-9]+\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", value):
+        raise _fault(f"should be the name of a region, such as eu-west-1, {NO_SPACE}")
+    return value
+
+
+def _url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not (is_url and _is_visible(value)):
+        raise _fault(f"should be a URL that begins with http:// or https://, {NO_SPACE}")
+    return value
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    if not _is_visible(value.get_secret_value()):
+        raise _fault(f"should be {NO_SPACE}")
+    return value
+
+
+def _is_visible(value: str) -> bool:
+    return value.isprintable() and " " not in value
+
+
+def _fault(text: str) -> PydanticCustomError:
+    return PydanticCustomError("setting", text)
+
+
+Region = Annotated[str, AfterValidator(_region)]
+Url = Annotated[str, AfterValidator(_url)]
+Secret = Annotated[SecretStr, AfterValidator(_secret)]
 
 
 class QueueSettings(BaseModel):
@@ -52,7 +95,7 @@ class Settings(BaseSettings):
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    aws_region: str | None = Field(None, description="AWS region of the queues.")
+    aws_region: Region | None = Field(None, description="AWS region of the queues.")
     aws_sqs_queue_url: Url | None = Field(None, description="URL of the main queue.")
     aws_sqs_dlq_url: Url | None = Field(
         None, description="URL of the dead-letter queue. Required by the worker."
@@ -65,17 +108,17 @@ class Settings(BaseSettings):
     aws_endpoint_url: Url | None = Field(
         None, description="URL of an SQS server other than AWS, such as the one `make run` starts."
     )
-    aws_access_key_id: SecretStr | None = Field(
+    aws_access_key_id: Secret | None = Field(
         None, description="Static credentials. Default: boto3 searches its own credential chain."
     )
-    aws_secret_access_key: SecretStr | None = Field(
+    aws_secret_access_key: Secret | None = Field(
         None, description="Secret for `AWS_ACCESS_KEY_ID`."
     )
-    aws_session_token: SecretStr | None = Field(
+    aws_session_token: Secret | None = Field(
         None, description="Session token for `AWS_ACCESS_KEY_ID`, if it is temporary."
     )
 
-    mongo_uri: SecretStr | None = Field(
+    mongo_uri: Secret | None = Field(
         None,
         description="URI of a MongoDB replica set, with the database name. Required by the worker.",
     )
@@ -187,33 +230,49 @@ class Settings(BaseSettings):
         return {name: value.get_secret_value() for name, value in given.items() if value}
 
     def require_queue(self) -> Self:
-        """Check the settings of every process that sends or receives. Raises SettingsError with the
-        missing variable."""
-        if self.aws_region is None:
-            raise _missing("AWS_REGION")
-        if not self.queues:
-            raise _missing("AWS_SQS_QUEUE_URL")
-        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
-            half = "SECRET_ACCESS_KEY" if self.aws_access_key_id else "ACCESS_KEY_ID"
-            raise _missing(f"AWS_{half}")
+        """Check the settings of every process that sends or receives. Raises SettingsError with all
+        missing variables."""
+        _require_none(self._missing_for_queue())
         return self
 
     def require_worker(self) -> Self:
-        """Check the settings of a worker. Raises SettingsError with the missing variable."""
-        self.require_queue()
-        for name, queue in self.queues.items():
+        """Check the settings of a worker. Raises SettingsError with all missing variables."""
+        _require_none([*self._missing_for_queue(), *self._missing_for_worker()])
+        for name, queue in self.sqs_queues.items():
             if queue.dead_letter_url is None:
-                if name in self.sqs_queues:
-                    raise SettingsError(f"SQS_QUEUES has no dead_letter_url for queue {name!r}.")
-                raise _missing("AWS_SQS_DLQ_URL")
-        self.require_mongo_uri()
+                raise SettingsError(f"SQS_QUEUES has no dead_letter_url for queue {name!r}.")
+        return self
+
+    def require_flower(self) -> Self:
+        """Check the settings of Flower, which shows queues (SQS), and events and replies of workers
+        (MongoDB). Raises SettingsError with all missing variables."""
+        _require_none([*self._missing_for_queue(), *self._missing_mongo_uri()])
         return self
 
     def require_mongo_uri(self) -> str:
         """The MongoDB URI. Raises SettingsError if there is none."""
-        if self.mongo_uri is None:
-            raise _missing("MONGO_URI")
+        _require_none(self._missing_mongo_uri())
+        assert self.mongo_uri is not None
         return self.mongo_uri.get_secret_value()
+
+    def _missing_for_queue(self) -> Iterable[str]:
+        if self.aws_region is None:
+            yield "AWS_REGION"
+        if not self.queues:
+            yield "AWS_SQS_QUEUE_URL"
+        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
+            yield f"AWS_{'SECRET_ACCESS_KEY' if self.aws_access_key_id else 'ACCESS_KEY_ID'}"
+
+    def _missing_for_worker(self) -> Iterable[str]:
+        # Without a queue URL it is still likely that the variable of the default queue is missing.
+        has_default_queue = self.aws_sqs_queue_url is not None or not self.sqs_queues
+        if has_default_queue and self.aws_sqs_dlq_url is None:
+            yield "AWS_SQS_DLQ_URL"
+        yield from self._missing_mongo_uri()
+
+    def _missing_mongo_uri(self) -> Iterable[str]:
+        if self.mongo_uri is None:
+            yield "MONGO_URI"
 
 
 class FlowerSettings(BaseSettings):
@@ -293,5 +352,10 @@ def _variable(location: tuple[int | str, ...]) -> str:
     return ".".join([first.upper(), *rest])
 
 
-def _missing(variable: str) -> SettingsError:
-    return SettingsError(f"{variable} is not set. {HOW_TO_SET}")
+def _require_none(missing: Iterable[str]) -> None:
+    names = list(missing)
+    if len(names) == 1:
+        raise SettingsError(f"{names[0]} is not set. {HOW_TO_SET.format('it')}")
+    if names:
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise SettingsError(f"{listed} are not set. {HOW_TO_SET.format('them')}")

@@ -1,7 +1,8 @@
 """The checks of a worker before its first message. If one fails, the worker exits with one line."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from sqs_broker.tools.checks import (
     check_redrive_policy,
     check_routes,
     check_visibility_timeout,
+    compare_clocks,
 )
+from sqs_broker.tools.broker import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +101,7 @@ def check_dead_letter_urls(options: Options) -> None:
         )
 
 
-def check_queues(options: Options) -> None:
+def check_queues(options: Options, now: Callable[[], float] = time.time) -> None:
     """Check the attributes of each queue, with one call each. The connection is closed before a
     fork.
 
@@ -106,34 +109,58 @@ def check_queues(options: Options) -> None:
     worker dies each time would be delivered for ever. Also raises it if these policies send dead
     letters back to their own queue. Other faults are logged, and `celery -A app sqs doctor` shows
     details. If SQS does not answer, or refuses the call to these credentials, the worker starts:
-    neither means that the queue is wrong.
+    neither means that the queue is wrong. A clock that is not that of SQS is logged too.
     """
     policies: dict[str, str] = {}
+    clocks: list[Finding] = []
     with closing(driver_for(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as driver:
         for name, address in options.queues.items():
-            queue = Queue(address.url, driver)
+            queue, before = Queue(address.url, driver), now()
             try:
-                attributes = queue.attributes("RedrivePolicy", "VisibilityTimeout").values
+                answer = queue.attributes("RedrivePolicy", "VisibilityTimeout")
             except SqsError as exc:
+                # If the clocks differ by minutes, SQS refuses each call, with its own time.
+                clocks.append(compare_clocks(exc.at, before, now()))
                 _not_checked(name, address.url, exc)
                 if not exc.has_reached:
                     break  # SQS does not answer, so the other queues would only take as long again.
             else:
+                attributes = answer.values
+                clocks.append(compare_clocks(answer.at, before, now()))
                 policies[address.url] = attributes.get("RedrivePolicy", "")
                 for finding in check_redrive_policy(name, options, attributes):
                     _require_not_fatal(finding)
                 _require_not_fatal(check_visibility_timeout(name, options, attributes))
     _require_not_fatal(check_routes(options, policies))
+    if wrong := next((clock for clock in clocks if clock.level is Level.FAULT), None):
+        _warn_of_clock(wrong)
 
 
 def _not_checked(name: str, url: str, error: SqsError) -> None:
     if error.is_no_queue:
         raise SettingsError(f"{url}: this queue does not exist. Check the URL and AWS_REGION.")
+    if error.has_no_credentials:
+        logger.warning(
+            "The redrive policy of queue %s was not checked: %s",
+            name,
+            without_credentials(error),
+            extra={"event": "start.unchecked", "queue": name, "error": error.code},
+        )
+        return
     logger.warning(
         "Could not check the redrive policy of queue %s (%s); see `celery -A app sqs doctor`.",
         name,
         error.code,
         extra={"event": "start.unchecked", "queue": name, "error": error.code},
+    )
+
+
+def _warn_of_clock(clock: Finding) -> None:
+    logger.warning(
+        "Compared with the clock of SQS, %s. %s",
+        clock.text,
+        clock.fix,
+        extra={"event": "start.clock"},
     )
 
 

@@ -6,15 +6,35 @@ import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    CredentialRetrievalError,
+    InvalidConfigError,
+    InvalidRegionError,
+    LoginError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    RefreshWithMFAUnsupportedError,
+    SSOError,
+    TokenRetrievalError,
+    UnknownCredentialError,
+)
 from botocore.parsers import ResponseParserError
 
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, TRIES
-from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs.errors import NoCredentials, SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request, date_in
 
 if TYPE_CHECKING:
@@ -29,6 +49,24 @@ USER_AGENT = f"celery-sqs-broker Boto3/{VERSION}"
 
 #: The lowest HTTP status code of an error. botocore itself raises for these.
 ERRORS_FROM = 300
+
+#: How botocore says that it found no credentials, or could not read or renew them. Python's own two
+#: are those of a file with a token (botocore 1.44 credentials.py lets them through).
+NO_CREDENTIALS = (
+    CredentialRetrievalError,
+    InvalidConfigError,
+    LoginError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    RefreshWithMFAUnsupportedError,
+    SSOError,
+    TokenRetrievalError,
+    UnknownCredentialError,
+    FileNotFoundError,
+    PermissionError,
+)
 
 #: For other services of AWS, which only give additional information.
 QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
@@ -68,14 +106,15 @@ class Boto:
         self._created_in = 0
 
     def open(self) -> None:
-        """Create the client. Raises ValueError if the endpoint is not a URL, and SqsError."""
+        """Create the client. Raises ConfigurationError with the setting that boto3 cannot use, and
+        SqsError."""
         pid = os.getpid()
         if self._created_in != pid:
             # A thread of the parent may have held its lock at the fork.
             self._lock, self._client, self._created_in = threading.Lock(), None, pid
         with self._lock:
             if self._client is None:
-                client = invoke(_new_client, options=self._options, config=self._config)
+                client = _new_client(self._options, self._config)
                 names = client.meta.method_to_api_mapping
                 self._calls = {action: getattr(client, name) for name, action in names.items()}
                 self._client = client
@@ -105,6 +144,8 @@ def invoke(call: Callable[..., T], **parameters: Any) -> T:
         return call(**parameters)
     except ClientError as exc:
         raise _refusal(exc) from exc
+    except NO_CREDENTIALS as exc:
+        raise NoCredentials(type(exc).__name__, str(exc)) from exc
     except (BotoCoreError, ResponseParserError, ConnectionError) as exc:
         raise Unreached(type(exc).__name__, str(exc)) from exc
 
@@ -116,9 +157,9 @@ def new_session(options: Options) -> boto3.session.Session:
 
 
 def quick_client(options: Options, service: str) -> Any:
-    """A client of another AWS service that only gives additional information: one short try."""
-    session: Any = new_session(options)  # The stubs accept only literal names of services.
-    return session.client(service, config=QUICK)
+    """A client of another AWS service that only gives additional information: one short try.
+    Raises as `Boto.open` does."""
+    return _client(options, service, config=QUICK)
 
 
 class UnreadableAnswer(BotoCoreError):
@@ -128,9 +169,44 @@ class UnreadableAnswer(BotoCoreError):
 
 
 def _new_client(options: Options, config: Config) -> "SQSClient":
-    client = new_session(options).client("sqs", endpoint_url=options.endpoint_url, config=config)
+    client: SQSClient = _client(options, "sqs", endpoint_url=options.endpoint_url, config=config)
     client.meta.events.register("before-parse.sqs", _refuse_incomplete_answer)
     return client
+
+
+def _client(options: Options, service: str, **how: Any) -> Any:
+    try:
+        # botocore reads the port at the first call only.
+        _ = urlsplit(options.endpoint_url or "").port
+        session: Any = new_session(options)  # The stubs accept literal names only.
+        return session.client(service, **how)
+    except NO_CREDENTIALS as exc:
+        raise NoCredentials(type(exc).__name__, str(exc)) from exc
+    except (BotoCoreError, ValueError, OSError) as exc:
+        # Without the cause, whose text has the value.
+        raise ConfigurationError(_fault_of_settings(exc)) from None
+
+
+def _fault_of_settings(exc: Exception) -> str:
+    """Which setting boto3 cannot use, and what to do. Never its value."""
+    if isinstance(exc, ProfileNotFound):
+        return (
+            "AWS_PROFILE names a profile that is in neither the AWS config file nor the "
+            "credentials file. Correct it, or unset it."
+        )
+    if isinstance(exc, ConfigParseError | ConfigNotFound):
+        return (
+            f"AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE: {exc.kwargs['path']} cannot be read "
+            "as an AWS config file. Correct that file, or set the variable to another one."
+        )
+    if isinstance(exc, InvalidRegionError):
+        return "AWS_REGION (option `region`) is not the name of a region. Correct it."
+    if str(exc).startswith(("Invalid endpoint", "Port ")):
+        return "AWS_ENDPOINT_URL (option `endpoint_url`) is not a URL. Correct it."
+    return (
+        f"boto3 cannot use its settings ({type(exc).__name__}). Correct the environment variables "
+        "that begin with AWS_, and the AWS config file."
+    )
 
 
 def _refuse_incomplete_answer(response_dict: dict[str, Any], **_: Any) -> None:

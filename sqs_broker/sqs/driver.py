@@ -16,7 +16,8 @@ class Driver(Protocol):
     """Sends requests to SQS, and waits for their answers. Thread-safe."""
 
     def open(self) -> None:
-        """Prepare what the first request would otherwise prepare. Raises ValueError on failure."""
+        """Prepare what the first request would otherwise prepare. Raises ConfigurationError if a
+        setting makes that impossible, and SqsError."""
 
     def carry(self, request: Request[Any]) -> Answer:
         """Send a request to SQS. Raises SqsError if SQS refuses it; Unreached, or any other

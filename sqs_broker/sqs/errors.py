@@ -82,6 +82,11 @@ class SqsError(Exception):
         return not isinstance(self, Unreached)
 
     @property
+    def has_no_credentials(self) -> bool:
+        """Whether the call was not made because there are no credentials to sign it with."""
+        return isinstance(self, NoCredentials)
+
+    @property
     def is_denied(self) -> bool:
         """Whether these credentials do not allow the action."""
         return self.code in DENIED
@@ -115,6 +120,10 @@ class SqsError(Exception):
 class Unreached(SqsError):
     """The call did not reach SQS, or its answer did not arrive or cannot be read. It is not known
     what the call did."""
+
+
+class NoCredentials(Unreached):
+    """The call was not made, because this process has no credentials that it can use."""
 
 
 #: The error of each entry of a batch, in the order of the entries; None if it succeeded.

@@ -5,6 +5,7 @@ If SQS would refuse a message, the caller gets the error at once.
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqs_broker.errors import MessageTooLarge, PublishError
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.dead_letter import size
 from sqs_broker.rules.due import seconds_until_due
+from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Pack
 
@@ -37,11 +39,15 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
     result; the other messages are still sent. If SQS fails a message for an internal reason, it is
     sent again. If a call does not reach SQS, its messages are in the result as failed. If stderr
     is a terminal, it shows the progress.
+
+    Raises ConfigurationError, and sends nothing, if boto3 cannot use its settings.
     """
     published = Published()
     with task.app.connection_for_write() as connection:
         producer = task.app.amqp.Producer(connection, auto_declare=False)
         channel = producer.channel
+        with suppress(SqsError):  # Each message has it as its own failure.
+            channel.connection.sqs.open()
         batch = channel.batch = Batch(published, channel.published)
         for place, kwargs in enumerate(messages):
             batch.place = place

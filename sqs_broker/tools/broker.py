@@ -26,9 +26,15 @@ def options_of(celery_app: Any) -> Options:
 
 
 def driver_of(options: Options) -> Driver:
-    """An open driver. A call that fails, fails within seconds."""
+    """An open driver. A call that fails, fails within seconds.
+
+    Raises ConfigurationError, and ClickException if there are no credentials.
+    """
     driver = driver_for(options)
-    driver.open()
+    try:
+        driver.open()
+    except SqsError as exc:
+        raise click.ClickException(without_credentials(exc)) from exc
     return driver
 
 
@@ -58,4 +64,14 @@ def refusal(error: SqsError, action: str, url: str) -> str:
         return f"{url}: there is no such queue. Check its URL and `region`, or create it."
     if error.has_reached:
         return f"{url}: {action} was refused: {code}."
+    if error.has_no_credentials:
+        return f"{url}: {action}: {without_credentials(error)}"
     return f"{url}: {action} got no answer: {code}. Check the network and `endpoint_url`."
+
+
+def without_credentials(error: SqsError) -> str:
+    """That this process has no credentials, and the way out."""
+    return (
+        f"this process has no credentials for AWS that it can use ({error.code}). Set "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role."
+    )

@@ -7,10 +7,12 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQue
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from sqs_broker.limits import LONGEST_RETENTION
 from sqs_broker.options import Options, QueueAddress
+from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.policy import SPARE_DELIVERIES
 from sqs_broker.rules.routes import circle, told
 from sqs_broker.sqs.requests import name_of
@@ -159,6 +161,24 @@ def check_routes(options: Options, policies: Mapping[str, str]) -> Finding:
             is_fatal=True,
         )
     return check.ok("there is no loop")
+
+
+def compare_clocks(theirs: datetime | None, before: float, after: float) -> Finding:
+    """Compare this machine's clock with that of SQS. `theirs`: when SQS answered, in whole seconds,
+    to a call between these two times of this machine."""
+    check = Subject("clock", "SQS's time")
+    if theirs is None:
+        return check.unknown("SQS's answer has no date")
+    ahead = max(before - (theirs.timestamp() + 1), 0)
+    behind = max(theirs.timestamp() - after, 0)
+    if max(ahead, behind) > CLOCK_TOLERANCE:
+        off = f"{ahead:.0f} s ahead" if ahead else f"{behind:.0f} s behind"
+        return check.fault(
+            f"this machine's clock is {off}: delays end at the wrong time, and SQS refuses every "
+            "call if the difference is a few minutes or more",
+            "Synchronize it with a time service (NTP, chrony).",
+        )
+    return check.ok(f"this machine's clock agrees within {CLOCK_TOLERANCE} s")
 
 
 def encryption(name: str, attributes: Attributes) -> Finding:

@@ -5,22 +5,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import click
+
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
-from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.routes import circle, told
 from sqs_broker.sqs.boto import invoke, quick_client
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import ALL, name_of
-from sqs_broker.tools.broker import driver_of, is_aws, options_of, refusal
+from sqs_broker.tools.broker import driver_of, is_aws, options_of, refusal, without_credentials
 from sqs_broker.tools.checks import (
     Finding,
     Subject,
     check_dead_letters,
     check_queue,
     check_routes,
+    compare_clocks,
 )
 from sqs_broker.tools.control import check_control
 from sqs_broker.tools.permissions import (
@@ -80,7 +82,12 @@ def _check_tasks(celery_app: Any) -> Finding:
 
 
 def _check_sqs(options: Options) -> Iterator[Finding]:
-    driver = driver_of(options)
+    try:
+        driver = driver_of(options)
+    except click.ClickException as exc:
+        fix = "Nothing of SQS could be checked."
+        yield Subject(SETTINGS, "AWS").fault(exc.message, fix)
+        return
     if is_aws(options.endpoint_url):
         yield check_identity(quick_client(options, "sts"))
     yield check_clock(Queue(next(iter(options.queues.values())).url, driver))
@@ -117,6 +124,8 @@ def check_identity(sts: Any) -> Finding:
     try:
         return check.ok(invoke(sts.get_caller_identity)["Arn"])
     except SqsError as exc:
+        if exc.has_no_credentials:
+            return check.unknown(without_credentials(exc))
         return check.unknown(f"STS did not answer: {exc.code}")
 
 
@@ -127,22 +136,12 @@ def check_clock(queue: Queue, now: Callable[[], float] = time.time) -> Finding:
     try:
         date = queue.attributes("QueueArn").at
     except SqsError as exc:
+        if exc.has_no_credentials:
+            return check.unknown(without_credentials(exc))
         if not exc.has_reached:
             return check.unknown(f"SQS did not answer: {exc.code}")
         date = exc.at  # An error response has a date too.
-    after = now()
-    if date is None:
-        return check.unknown("SQS's answer has no date")
-    ahead = max(before - (date.timestamp() + 1), 0)
-    behind = max(date.timestamp() - after, 0)
-    if max(ahead, behind) > CLOCK_TOLERANCE:
-        off = f"{ahead:.0f} s ahead" if ahead else f"{behind:.0f} s behind"
-        return check.fault(
-            f"this machine's clock is {off}: delays end at the wrong time, and SQS refuses every "
-            "call if the difference is a few minutes or more",
-            "Synchronize it with a time service (NTP, chrony).",
-        )
-    return check.ok(f"this machine's clock agrees within {CLOCK_TOLERANCE} s")
+    return compare_clocks(date, before, now())
 
 
 def _check_queue_pair(

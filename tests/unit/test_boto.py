@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 from sqs_broker.sqs.boto import Boto, invoke
 from sqs_broker.sqs.drivers import driver_for
@@ -149,8 +150,9 @@ def test_what_the_library_lets_through_of_others_is_left_as_it_is() -> None:
 
 
 def test_an_endpoint_that_is_no_url_is_said_before_the_first_request() -> None:
-    with pytest.raises(ValueError, match="nowhere"):
-        Boto(options("nowhere")).open()
+    for endpoint in ("nowhere", "http://127.0.0.1:port"):
+        with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL"):
+            Boto(options(endpoint)).open()
 
 
 def test_a_driver_is_used_again_after_it_was_closed(endpoint: str) -> None:

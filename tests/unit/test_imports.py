@@ -181,7 +181,11 @@ def test_the_broker_imports_nothing_of_the_application_around_it(directory: Path
 
 
 @pytest.mark.parametrize(
-    ("dotenv", "missing"), [("", "AWS_REGION"), ("AWS_REGION=us-east-1", "AWS_SQS_QUEUE_URL")]
+    ("dotenv", "missing"),
+    [
+        ("", "AWS_REGION and AWS_SQS_QUEUE_URL are"),
+        ("AWS_REGION=us-east-1", "AWS_SQS_QUEUE_URL is"),
+    ],
 )
 def test_the_first_use_reads_dotenv_and_names_what_is_missing(
     tmp_path: Path, dotenv: str, missing: str
@@ -197,7 +201,7 @@ def test_the_first_use_reads_dotenv_and_names_what_is_missing(
         timeout=60,
     )
     assert outcome.returncode != 0
-    assert f"{missing} is not set" in outcome.stderr.splitlines()[-1]
+    assert f"{missing} not set" in outcome.stderr.splitlines()[-1]
 
 
 def test_the_entry_point_of_the_commands_imports_nothing_named_app(directory: Path) -> None:
