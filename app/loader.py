@@ -14,6 +14,7 @@ import click
 from celery.loaders.app import AppLoader
 
 from app.errors import SettingsError
+from app.logs import redirect_prints
 from app.settings import Settings, get_settings
 from sqs_broker.machine import files
 from sqs_broker.options import Options
@@ -38,6 +39,10 @@ class Loader(AppLoader):
             check_credentials(Options.read(self.app.conf.broker_transport_options))
             check_flower(options, [_class_of(handler) for handler in handlers])
         return super().import_default_modules()
+
+    def on_worker_process_init(self) -> None:
+        """Log what tasks print. Runs in each process of the pool."""
+        redirect_prints(self.app.conf)
 
 
 def config_file(name: str) -> Path:

@@ -12,20 +12,25 @@ that fill its sentence. For all others it keeps only the plain sentence and numb
 
 import json
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from celery.signals import setup_logging
+from celery.signals import celeryd_after_setup, setup_logging, worker_ready
 from celery.utils.log import get_multiprocessing_logger
 
 from app.errors import AppError
-from app.log_stream import GatheringHandler
+from app.log_stream import GatheringHandler, LogFile, Stream, can_take, unblock
+from app.prints import Prints
 from app.settings import get_settings
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError
+
+logger = logging.getLogger(__name__)
 
 #: This project's packages. Their lines are written at any level.
 OURS = frozenset({"app", "sqs_broker"})
@@ -115,19 +120,26 @@ class WithoutRepeats(logging.Filter):
 
 
 def use_json_lines() -> None:
-    """Make workers and beat log JSON lines to stderr, at LOG_LEVEL, from their start on."""
+    """Make workers and beat log JSON lines, at LOG_LEVEL, from their start on: to stderr, or to
+    their `--logfile`. What a worker's tasks print becomes such lines too."""
     setup_logging.connect(set_up)
+    celeryd_after_setup.connect(_before_banner)
+    worker_ready.connect(_after_banner)
 
 
-def set_up(loglevel: int | None = None, **_: Any) -> None:
-    """Make this process log JSON lines to stderr from now on, at LOG_LEVEL or `loglevel` if that is
-    lower."""
+def set_up(loglevel: int | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Make this process log JSON lines from now on, at LOG_LEVEL or `loglevel` if that is lower: to
+    `logfile`, whose name Celery has completed, or to stderr."""
     _switch_off_unused_fields()
-    handler = GatheringHandler(sys.stderr)
+    stream, fault = _stream(logfile)
+    handler = GatheringHandler(stream)
     handler.setFormatter(JsonLines())
     handler.addFilter(OthersFromInfo())
     handler.addFilter(WithoutRepeats())
     root = logging.getLogger()
+    for former in root.handlers:
+        if isinstance(former, GatheringHandler):
+            former.close()  # Of the parent of a pool process that has a file of its own.
     root.handlers = [handler]
     # Without `-l` Celery passes WARNING, so the lower of the two levels is used.
     level = min(loglevel or logging.WARNING, logging.getLevelName(get_settings().log_level))
@@ -146,6 +158,50 @@ def set_up(loglevel: int | None = None, **_: Any) -> None:
     # Otherwise Celery creates records for each message, in two processes, that the filter drops.
     for name in REPEATED:
         logging.getLogger(name).setLevel(logging.ERROR)
+    if fault is not None:
+        logger.error(
+            "The log file cannot be written to (%s), so the log goes to stderr. Correct --logfile, "
+            "or let this user write to it.",
+            type(fault).__name__,
+            extra={"event": "log.no_file", "error": type(fault).__name__},
+        )
+
+
+def redirect_prints(conf: Any) -> None:
+    """Make what this process prints lines of the log, unless `worker_redirect_stdouts` is off."""
+    if conf.worker_redirect_stdouts:
+        sys.stdout, sys.stderr = Prints(), Prints()
+
+
+def _stream(logfile: str | None) -> tuple[Stream, OSError | None]:
+    """Where the log goes to, and why not to the file."""
+    fault = None
+    if logfile:
+        try:
+            return LogFile(logfile), None
+        except OSError as exc:
+            fault = exc
+    stream = sys.__stderr__ if isinstance(sys.stderr, Prints) else sys.stderr
+    if stream is None:
+        return LogFile(os.devnull), fault  # It was closed when this process started.
+    with suppress(OSError, ValueError):
+        unblock(stream.fileno())
+    return stream, fault
+
+
+def _before_banner(instance: Any, conf: Any, **_: Any) -> None:
+    redirect_prints(conf)
+    # Celery prints its banner to stdout itself, and would wait for a reader that takes nothing.
+    if sys.__stdout__ is not None:
+        with suppress(OSError, ValueError):
+            instance.quiet = instance.quiet or not can_take(sys.__stdout__.fileno())
+
+
+def _after_banner(**_: Any) -> None:
+    # Celery's signal handlers print to it (celery 5.7 apps/worker.py `safe_say`).
+    if sys.__stdout__ is not None:
+        with suppress(OSError, ValueError):
+            unblock(sys.__stdout__.fileno())
 
 
 def _switch_off_unused_fields() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pymongo
 from celery import bootsteps
+from celery.utils.nodenames import node_format
 from pymongo.errors import PyMongoError
 
 from app.errors import SettingsError
+from app.log_stream import LogFile
 from app.mongo import Client, address_of, open_client
 from app.probe import try_writes
 from app.schema import Fault, find_faults, make_indexes
@@ -50,6 +52,7 @@ class StartChecks(bootsteps.Step):
         super().__init__(worker, **options)
         settings = get_settings().require_worker()
         check_state_file(worker.statedb)
+        check_log_file(worker.logfile, worker.hostname)
         check_numbers(worker.app)
         broker = Options.read(worker.app.conf.broker_transport_options)
         check_dead_letter_urls(broker)
@@ -63,6 +66,19 @@ def check_state_file(path: str | None) -> None:
         raise SettingsError(
             f"--statedb: {why}. Set it to a file in a directory that only this user may write to."
         )
+
+
+def check_log_file(path: str | None, hostname: str) -> None:
+    """Raise SettingsError if the log cannot be written to this file. Celery completes its name."""
+    if not path:
+        return
+    try:
+        LogFile(node_format(path, hostname)).close()
+    except OSError as exc:
+        raise SettingsError(
+            f"--logfile: {path} cannot be written to ({type(exc).__name__}). Set it to a file in a "
+            "directory that exists and that this user may write to."
+        ) from None
 
 
 def check_numbers(celery_app: Any) -> None:
