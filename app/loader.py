@@ -57,7 +57,15 @@ def required_settings() -> Settings:
     settings = get_settings()
     if _command() == "worker":
         return settings.require_worker()
-    return settings.require_flower() if serves_flower() else settings.require_queue()
+    if serves_flower():
+        return settings.require_flower()
+    try:
+        return settings.require_queue()
+    except SettingsError:
+        context = click.get_current_context(silent=True)
+        if context is not None and context.info_name == "doctor":
+            settings.require_worker()  # It checks what a worker needs, so it names all.
+        raise
 
 
 def serves_flower() -> bool:

@@ -25,6 +25,7 @@ from sqs_broker.rules.routes import circle, told
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
+from sqs_broker.tools.broker import without_credentials
 from sqs_broker.tools.checks import (
     Finding,
     Level,
@@ -33,7 +34,6 @@ from sqs_broker.tools.checks import (
     check_visibility_timeout,
     compare_clocks,
 )
-from sqs_broker.tools.broker import without_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from sqs_broker.sqs.boto import Boto
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.publisher import publish_many
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.testing import EPOCH, FakeSqs
+from sqs_broker.testing import FakeSqs
+from sqs_broker.testing.fake_sqs import EPOCH
 from sqs_broker.tools.broker import driver_of, refusal
 
 ENDPOINT = "http://127.0.0.1:9"
