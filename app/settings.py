@@ -284,7 +284,7 @@ class FlowerSettings(BaseSettings):
 
     address: str = Field(
         "127.0.0.1",
-        description="Address Flower listens on. Any address but loopback requires a login.",
+        description="Address Flower listens on. An address other than loopback requires a login.",
     )
     port: Annotated[int, Field(ge=1, le=65_535)] = Field(
         5555, description="Port Flower listens on."
