@@ -201,7 +201,7 @@ def test_closing_does_not_wait_for_a_reader_that_hangs(
 
 @pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    """What is printed. Not pytest's own list: pytest-xdist cannot send a lone surrogate."""
+    """What is printed."""
     logger, found = logging.getLogger(Prints.__module__), list[logging.LogRecord]()
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", found.append)
@@ -247,15 +247,6 @@ def test_a_long_print_is_several_lines(printed: Callable[[], list[str]]) -> None
     out = Prints()
     print("x" * (2 * LONGEST + 1), file=out)
     assert list(map(len, printed())) == [LONGEST, LONGEST, 1]
-
-
-def test_a_lone_surrogate_can_be_printed(
-    printed: Callable[[], list[str]], records: list[logging.LogRecord]
-) -> None:
-    out = Prints()
-    print("\ud800", file=out)
-    assert [ascii(line) for line in printed()] == [r"'\ud800'"]
-    assert r'"message": "\ud800"' in JsonLines().format(records[0])
 
 
 def test_bytes_cannot_be_printed_as_to_any_text_stream() -> None:
