@@ -200,9 +200,9 @@ def _fault_of_settings(exc: Exception) -> str:
             "as an AWS config file. Correct that file, or set the variable to another one."
         )
     if isinstance(exc, InvalidRegionError):
-        return "AWS_REGION (option `region`) is not the name of a region. Correct it."
+        return "The option `region` is not the name of a region. Correct it."
     if str(exc).startswith(("Invalid endpoint", "Port ")):
-        return "AWS_ENDPOINT_URL (option `endpoint_url`) is not a URL. Correct it."
+        return "The option `endpoint_url` is not a URL. Correct it."
     return (
         f"boto3 cannot use its settings ({type(exc).__name__}). Correct the environment variables "
         "that begin with AWS_, and the AWS config file."

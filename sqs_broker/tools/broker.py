@@ -73,5 +73,5 @@ def without_credentials(error: SqsError) -> str:
     """That this process has no credentials, and the way out."""
     return (
         f"this process has no credentials for AWS that it can use ({error.code}). Set "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role."
+        "the option `credentials`, or AWS_PROFILE, or give this machine a role."
     )

@@ -125,4 +125,4 @@ def test_a_command_without_credentials_says_so(complete: dict[str, str], tmp_pat
     line = line_of(environment, tmp_path, ["sqs", "dlq", "list"])
 
     assert "no credentials" in line
-    assert "AWS_ACCESS_KEY_ID" in line
+    assert "AWS_PROFILE" in line

@@ -132,7 +132,7 @@ def test_a_setting_that_boto3_cannot_use_is_named_before_the_first_request(
 
 
 def test_a_region_of_a_project_of_its_own_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"AWS_REGION \(option `region`\)"):
+    with pytest.raises(ConfigurationError, match="`region` is not the name of a region"):
         Boto(aws(region="us-east-1\r")).open()
 
 
@@ -191,7 +191,7 @@ def test_missing_credentials_are_called_so(
     assert (error.code, error.has_no_credentials, error.has_reached) == (code, True, False)
     told = refusal(error, "GetQueueAttributes", QUEUE)
     assert "no credentials" in told
-    assert "AWS_ACCESS_KEY_ID" in told
+    assert "AWS_PROFILE" in told
     assert "no answer" not in told
 
 

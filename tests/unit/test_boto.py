@@ -151,7 +151,7 @@ def test_what_the_library_lets_through_of_others_is_left_as_it_is() -> None:
 
 def test_an_endpoint_that_is_no_url_is_said_before_the_first_request() -> None:
     for endpoint in ("nowhere", "http://127.0.0.1:port"):
-        with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL"):
+        with pytest.raises(ConfigurationError, match="`endpoint_url`"):
             Boto(options(endpoint)).open()
 
 
