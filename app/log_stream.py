@@ -19,6 +19,8 @@ from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from sqs_broker.machine import files
+
 #: Longest time in seconds that a line waits for others. If the process is killed, the lines of this
 #: time may be lost.
 LINGER = 0.05
@@ -92,7 +94,7 @@ class LogFile:
         os.close(self._fd)
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return files.open_log(self._path)
 
     def _is_in_place(self) -> bool:
         try:

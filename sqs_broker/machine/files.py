@@ -50,6 +50,17 @@ def open_lock(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
 
 
+def open_log(path: Path) -> int:
+    """Open a file to add lines to its end, and return its descriptor. Creates the file if needed.
+
+    Follows a link, such as /dev/stderr, unless other users may write to the directory. Raises
+    OSError.
+    """
+    is_shared = path.parent.stat().st_mode & stat.S_IWOTH
+    no_link = os.O_NOFOLLOW if is_shared else 0
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | no_link, PUBLIC)
+
+
 def _require_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is not a regular file")

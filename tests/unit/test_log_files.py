@@ -78,6 +78,21 @@ def test_as_long_as_no_new_file_can_be_opened_the_old_one_takes_the_lines(
     moved.rename(tmp_path)
 
 
+@pytest.mark.parametrize(("mode", "is_followed"), [(0o700, True), (0o1777, False)])
+def test_a_link_is_followed_unless_other_users_may_have_made_it(
+    path: Path, tmp_path: Path, mode: int, is_followed: bool
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    path.symlink_to(other / "target")
+    tmp_path.chmod(mode)
+    try:
+        LogFile(str(path)).close()
+    except OSError:
+        assert not is_followed
+    assert (other / "target").exists() == is_followed
+
+
 def test_a_log_file_that_cannot_be_written_to_is_one_line_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         check_log_file(str(tmp_path / "none" / "%n.log"), "w1@host")
