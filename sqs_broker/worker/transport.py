@@ -5,6 +5,7 @@ The receivers' threads fill the inbox, and the event loop empties it. Nothing sl
 
 import logging
 import socket
+from collections.abc import Callable
 from functools import cached_property
 from time import monotonic
 from typing import Any
@@ -34,6 +35,8 @@ class Transport(virtual.Transport):
     "sqs://"`."""
 
     Channel = Channel
+    #: Measures the silence of the event loop, in seconds.
+    clock: Callable[[], float] = staticmethod(monotonic)
     default_port = None
     driver_type = "sqs"
     driver_name = "sqs"
@@ -91,10 +94,10 @@ class Transport(virtual.Transport):
 
     def silence(self) -> float:
         """Seconds since the last heartbeat of the event loop; 0 if there is no event loop."""
-        return 0.0 if self._beat_at is None else monotonic() - self._beat_at
+        return 0.0 if self._beat_at is None else self.clock() - self._beat_at
 
     def _beat(self) -> None:
-        self._beat_at = monotonic()
+        self._beat_at = self.clock()
         self.control.retry_readers()
 
     def _deliver_arrived(self) -> None:

@@ -112,7 +112,13 @@ def sqs() -> Iterator[Sqs]:
 
 
 @pytest.fixture
-def connection(sqs: Sqs, clock: Ahead) -> Iterator[Connection]:
+def loop_clock() -> Ahead:
+    """What measures the silence of the event loop."""
+    return Ahead()
+
+
+@pytest.fixture
+def connection(sqs: Sqs, clock: Ahead, loop_clock: Ahead) -> Iterator[Connection]:
     """A connection of the transport, closed after the test."""
 
     class Clocked(Channel):
@@ -122,6 +128,7 @@ def connection(sqs: Sqs, clock: Ahead) -> Iterator[Connection]:
         Channel = Clocked
 
     Clocked.clock = clock
+    ClockedTransport.clock = loop_clock
     made = Connection(
         "sqs://", transport=ClockedTransport, transport_options=sqs.transport_options()
     )
@@ -620,20 +627,6 @@ def _beats_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqs_broker.sqs.heartbeat.BEATS_PER_LEASE", 10_000)
 
 
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts the clock of some modules so many seconds forward."""
-
-    def put_forward(seconds: float, *names: str) -> None:
-        for name in names:
-            monkeypatch.setattr(f"sqs_broker.{name}.monotonic", lambda: monotonic() + seconds)
-
-    return put_forward
-
-
-Later = Callable[..., None]
-
-
 class Loop:
     """Celery's event loop, which turns when it is told to."""
 
@@ -695,7 +688,7 @@ def test_a_message_whose_lease_was_lost_on_its_way_is_not_delivered(
 
 @pytest.mark.usefixtures("_beats_fast")
 def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_received(
-    connection: Connection, sqs: Sqs, later: Later, caplog: pytest.LogCaptureFixture
+    connection: Connection, sqs: Sqs, loop_clock: Ahead, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "sqs_broker.sqs.deliveries")
     receipt = sqs.bring(task(1))
@@ -704,7 +697,7 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     loop.beat()
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
-    later(61, "worker.transport")
+    loop_clock.advance(61)
     wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
     connection.drain_events(timeout=DEADLINE)
     # What the poll brought that was open before.
@@ -774,7 +767,7 @@ def test_what_waits_for_too_long_in_the_last_delivery_that_sqs_allows_is_sent_on
 
 @pytest.mark.usefixtures("_beats_fast")
 def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
-    connection: Connection, sqs: Sqs, later: Later
+    connection: Connection, sqs: Sqs, loop_clock: Ahead
 ) -> None:
     # In the solo pool the task runs on the loop.
     receipt = sqs.bring(task(1))
@@ -784,16 +777,16 @@ def test_a_loop_that_a_running_task_keeps_quiet_does_not_hang(
     worker = Worker(connection, "jobs")
     message = worker.get()
     worker.channel.deliveries.started(message.delivery_tag, 600)
-    later(61, "worker.transport")
+    loop_clock.advance(61)
     wait_until(lambda: receipt in sqs.visible, DEADLINE, "an extension")
     assert sqs.visible[receipt] == 60
     assert worker.channel.deliveries.holds(message.delivery_tag)
 
 
 def test_without_an_event_loop_there_is_nothing_that_could_hang(
-    connection: Connection, later: Later
+    connection: Connection, loop_clock: Ahead
 ) -> None:
-    later(100_000, "worker.transport")
+    loop_clock.advance(100_000)
     assert connection.transport.silence() == 0
 
 
@@ -863,7 +856,7 @@ def test_a_suspicion_that_nobody_looks_into_is_dismissed(connection: Connection,
 
 @pytest.mark.usefixtures("_beats_fast")
 def test_without_heartbeat_no_lease_is_extended_and_the_loop_is_watched_all_the_same(
-    connection: Connection, sqs: Sqs, clock: Ahead, later: Later
+    connection: Connection, sqs: Sqs, clock: Ahead, loop_clock: Ahead
 ) -> None:
     connection.transport_options["heartbeat"] = False
     receipt = sqs.bring(task(1))
@@ -873,7 +866,7 @@ def test_without_heartbeat_no_lease_is_extended_and_the_loop_is_watched_all_the_
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
     clock.advance(40)  # Two thirds of the lease: an extension is long due.
-    later(61, "worker.transport")
+    loop_clock.advance(61)
     wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
     # Before that release there was no extension.
     assert sqs.entries(CHANGE)[0]["VisibilityTimeout"] == 0

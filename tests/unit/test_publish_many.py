@@ -9,7 +9,7 @@ from celery import Celery
 
 from sqs_broker import install
 from sqs_broker.sqs.errors import Unreached
-from sqs_broker.sqs.publisher import Published, publish_many
+from sqs_broker.sqs.publisher import PROGRESS_EVERY, Published, publish_many
 from sqs_broker.sqs.queue import TRIES
 from sqs_broker.testing import FakeSqs
 
@@ -120,10 +120,9 @@ def test_progress_is_shown_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str],
     tty: bool,
 ) -> None:
-    monkeypatch.setattr("sqs_broker.sqs.publisher.PROGRESS_EVERY", 10)
     monkeypatch.setattr("sys.stderr.isatty", lambda: tty)
-    publish_many(task, numbers(21))
-    assert ("20 sent, 0 failed" in capsys.readouterr().err) is tty
+    publish_many(task, numbers(PROGRESS_EVERY + 1))
+    assert (f"{PROGRESS_EVERY} sent, 0 failed" in capsys.readouterr().err) is tty
 
 
 def test_the_next_single_message_is_sent_at_once(fake: FakeSqs, task: Any) -> None:

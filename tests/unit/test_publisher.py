@@ -16,18 +16,6 @@ LIMIT = 262_144
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-@pytest.fixture
-def _now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock stands still."""
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> "Clock":
-            return cls.fromtimestamp(NOW.timestamp(), tz)
-
-    monkeypatch.setattr("sqs_broker.rules.due.datetime", Clock)
-
-
 def message(body: Any = "[[], {}, {}]", eta: Any = None, **properties: Any) -> dict[str, Any]:
     """A message as kombu hands it to a channel."""
     return {
@@ -115,7 +103,6 @@ def test_ten_attributes_are_sent_and_eleven_refused() -> None:
 # Delays
 
 
-@pytest.mark.usefixtures("_now")
 @pytest.mark.parametrize(
     ("due_in", "seconds"),
     [
@@ -134,13 +121,12 @@ def test_the_time_until_a_task_is_due_is_rounded_up_in_any_time_zone(
     due_in: timedelta, seconds: int, offset: timedelta
 ) -> None:
     eta = (NOW + due_in).astimezone(timezone(offset)).isoformat()
-    assert seconds_until_due({"eta": eta}) == seconds
+    assert seconds_until_due({"eta": eta}, NOW) == seconds
 
 
-@pytest.mark.usefixtures("_now")
 @pytest.mark.parametrize("eta", ["2026-01-02T03:04:15", "2026-01-02T03:04:15Z"])
 def test_an_eta_without_a_time_zone_is_utc(eta: str) -> None:
-    assert seconds_until_due({"eta": eta}) == 10
+    assert seconds_until_due({"eta": eta}, NOW) == 10
 
 
 @pytest.mark.parametrize("headers", [{}, {"eta": None}])
@@ -148,10 +134,9 @@ def test_a_task_without_an_eta_is_due(headers: dict[str, Any]) -> None:
     assert seconds_until_due(headers) == 0
 
 
-@pytest.mark.usefixtures("_now")
 @pytest.mark.parametrize(("due_in", "delay"), [(10, 10), (899, 899), (900, 900), (901, 900)])
 def test_an_eta_becomes_a_delay_of_sqs_up_to_its_maximum(due_in: int, delay: int) -> None:
-    eta = (NOW + timedelta(seconds=due_in)).isoformat()
+    eta = (datetime.now(UTC) + timedelta(seconds=due_in)).isoformat()
     sent = message_for(message(eta=eta), LIMIT)
     assert sent.delay == delay
     # What SQS cannot wait for, the worker does: it needs the time.
