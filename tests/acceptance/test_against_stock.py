@@ -403,16 +403,16 @@ def page() -> str:
     """docs/behaviour.md."""
     return f"""# Behaviour
 
-This page compares this broker with the SQS transport of kombu, which Celery uses for `sqs://`. It
-was observed on kombu {version("kombu")} and celery {version("celery")}.
+This page compares this broker with the SQS transport of kombu, which Celery uses for `sqs://`. The
+behaviour was observed on kombu {version("kombu")} and celery {version("celery")}.
 
 Both transports ran the same project with the same Celery settings. kombu's transport was set up as
 its documentation recommends: named queues, long polls, `polling_interval` 0 (except for the row
 "default settings"), `task_acks_late` and a redrive policy.
 
 {table((row.name, row.stock, row.ours) for row in ROWS)}
-`tests/acceptance/test_against_stock.py` observes each row on both transports. It fails if it
-observes anything else, also if kombu starts to keep a promise. To write this page again:
+`tests/acceptance/test_against_stock.py` runs each row on both transports. It fails if a
+transport does something else, also if kombu's transport improves. To generate this page again:
 `python -m tests.acceptance.test_against_stock > docs/behaviour.md`.
 """
 
