@@ -10,13 +10,17 @@ first message's brackets are the innermost.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from time import monotonic
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from sqs_broker.errors import label
+from sqs_broker.machine.seldom import Seldom
 
 logger = logging.getLogger(__name__)
+
+_seldom = Seldom()
 
 #: Takes a task and its request, and returns a context manager.
 Bracket = Callable[[Any, Any], AbstractContextManager[Any]]
@@ -32,9 +36,9 @@ def around(brackets: Sequence[Bracket], task: Any, request: Any) -> Iterator[Non
             _enter(bracket, task, request, entered)
         yield
     except BaseException as exc:
-        _exit(entered, exc)
+        _exit(entered, task, exc)
         raise
-    _exit(entered, None)
+    _exit(entered, task, None)
 
 
 def _enter(
@@ -46,13 +50,14 @@ def _enter(
     except SoftTimeLimitExceeded:
         raise  # The time limit is that of the run, not of the bracket.
     except Exception as exc:
-        # Broad on purpose, here and below: a bracket is foreign code.
-        _log_failure(exc)
+        # Broad on purpose, here and below: a bracket is foreign code. SystemExit is let through: by
+        # it billiard ends a process that received SIGTERM (billiard 4.3 common.py).
+        _log_failure(bracket, task, exc)
     else:
         entered.append(manager)
 
 
-def _exit(entered: list[AbstractContextManager[Any]], exc: BaseException | None) -> None:
+def _exit(entered: list[AbstractContextManager[Any]], task: Any, exc: BaseException | None) -> None:
     limit: SoftTimeLimitExceeded | None = None
     for manager in reversed(entered):
         try:
@@ -61,14 +66,22 @@ def _exit(entered: list[AbstractContextManager[Any]], exc: BaseException | None)
             limit = passed  # The other brackets must still be exited.
         except Exception as failure:
             if failure is not exc:
-                _log_failure(failure)
+                _log_failure(manager, task, failure)
     if limit is not None and limit is not exc:
         raise limit
 
 
-def _log_failure(exc: Exception) -> None:
+def _log_failure(bracket: object, task: Any, exc: Exception) -> None:
+    name = getattr(bracket, "__qualname__", type(bracket).__qualname__)
+    if not _seldom.allows((name, type(exc)), monotonic()):
+        return
     logger.error(
-        "A bracket around the run of a task failed (%s). The task is not affected.",
+        "A bracket around the run of a task failed (%s, %s). The task is not affected.",
+        name,
         label(exc),
-        extra={"event": "bracket.failed", "error": label(exc)},
+        extra={
+            "event": "bracket.failed",
+            "task": getattr(task, "name", None),
+            "error": label(exc),
+        },
     )

@@ -53,7 +53,8 @@ class MessageLog(Observer):
             "seconds": round(now - delivery.received_at, 3),
         }
         match outcome:
-            case outcomes.Retry(delay, error):
+            case outcomes.Retry(asked, error):
+                delay = min(asked, max(longest_delay(delivery, now), 0))
                 text, level = f"Message is retried in {delay} s ({error}).", logging.WARNING
                 facts |= {"delay": delay, "error": error}
             case outcomes.DeadLetter(reason, error):

@@ -79,11 +79,11 @@ class Observers(Observer):
         for observer in self._observers:
             try:
                 getattr(observer, what)(*facts)
-            except Exception as exc:
+            except (Exception, SystemExit) as exc:
                 # Broad on purpose: an observer is foreign code and must not affect a message.
                 self._log_failure(observer, what, exc)
 
-    def _log_failure(self, observer: Observer, what: str, exc: Exception) -> None:
+    def _log_failure(self, observer: Observer, what: str, exc: BaseException) -> None:
         if not self._seldom.allows((type(observer), what), monotonic()):
             return
         logger.error(

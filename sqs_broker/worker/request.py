@@ -7,7 +7,9 @@ worker/request.py, `create_request_cls`), so a success shows only as a call of `
 import logging
 import math
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Any
 from weakref import ref
@@ -26,7 +28,7 @@ from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import Failed, Happened, RetryAsked, is_final
+from sqs_broker.rules.outcomes import Failed, Happened, RetryAsked, Succeeded, is_final
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.failures import frames_of, shown, unwrapped
@@ -57,6 +59,16 @@ class Request(CeleryRequest):
     def __init__(self, message: Message, **options: Any) -> None:
         # `decoded`: the pool gets the payload that the receiver decoded, and decodes nothing.
         super().__init__(message, **options | {"body": message.payload, "decoded": True})
+        # On the instance: Celery's method is on a class that it generates below this one.
+        generated: Any = self
+        generated.on_success = partial(self._on_end, generated.on_success)
+
+    def _on_end(self, on_success: Callable[..., Any], traced: Any, **kwargs: Any) -> Any:
+        """The run has ended. In a pool of threads, one that ended in SystemExit is reported like a
+        success, with an ExceptionInfo as its result (celery 5.7 concurrency/base.py)."""
+        if isinstance(traced, ExceptionInfo):
+            return self.on_failure(traced)
+        return on_success(traced, **kwargs)
 
     def shares(self, job: Any) -> None:
         """Record the job that the request runs in with others; `terminate` and `cancel` end it."""
@@ -75,6 +87,10 @@ class Request(CeleryRequest):
             # process has already started it; an exception breaks billiard 4.3 (pool.py, `_ack`).
             raise HandedBack(self.id)
         self._started_on = threading.get_ident()
+        if not self.task.acks_late:
+            # Celery acknowledges on the next turn of the loop. In the solo pool that is after the
+            # task, whose end must not count: only the first record does.
+            self._note(Succeeded())
         super().on_accepted(pid, time_accepted)
 
     def _job(self, pid: int, time_accepted: float) -> Job:

@@ -123,6 +123,20 @@ def die(self, times):
 
 
 @app.task(bind=True)
+def leave(self):
+    """Ends its process, or its thread."""
+    say(self, "start")
+    raise SystemExit(2)
+
+
+@app.task(bind=True, acks_late=False)
+def early(self):
+    """Its message is deleted before it runs."""
+    say(self, "start")
+    raise ValueError("once is enough")
+
+
+@app.task(bind=True)
 def cling(self, seconds):
     """Does not end when its process is told to."""
     say(self, "start")

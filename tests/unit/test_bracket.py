@@ -106,6 +106,28 @@ def test_a_bracket_that_fails_costs_a_line_and_nothing_else(
     assert MARKER not in caplog.text
 
 
+def test_a_bracket_that_keeps_failing_is_a_line_with_its_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def always_fails(*_: Any) -> Any:
+        raise LookupError(MARKER)
+
+    for _ in range(100):
+        with around([always_fails], None, Request):
+            pass
+    (record,) = caplog.records
+    assert "always_fails" in record.getMessage()
+
+
+def test_a_bracket_that_wants_to_exit_ends_the_process_as_a_task_does() -> None:
+    def exits(*_: Any) -> Any:
+        raise SystemExit(2)
+
+    with pytest.raises(SystemExit), around([noting, exits], None, Request):
+        seen.append("work")
+    assert seen == ["enter id-1", "leave id-1"]
+
+
 def test_a_bracket_that_fails_after_a_failure_leaves_that_failure() -> None:
     with pytest.raises(KeyError), around([fails_at_the_end], None, Request):
         raise KeyError

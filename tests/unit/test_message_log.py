@@ -109,3 +109,14 @@ def test_a_message_that_has_come_is_a_line_with_its_ids_and_without_its_body(
     assert (line["message_id"], line["source"]) == ("id-1", "json")
     assert (line["queue"], line["deliveries"]) == ("jobs", 1)
     assert MARKER not in str(line)
+
+
+@pytest.mark.parametrize(("asked", "is_clamped"), [(99_999, True), (43_000, False)])
+def test_a_retry_that_comes_sooner_than_it_was_asked_for_is_said_with_the_same_delay_twice(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture, asked: int, is_clamped: bool
+) -> None:
+    MessageLog().ended(facts_of(make_delivery(), HEADERS), Succeeded(), Retry(asked, "KeyError"))
+    lines = {vars(record)["event"]: vars(record)["delay"] for record in caplog.records}
+    assert ("retry.clamped" in lines) is is_clamped
+    assert len(set(lines.values())) == 1
+    assert lines["message.retry"] <= min(asked, 43_200)

@@ -94,6 +94,17 @@ def test_an_observer_that_fails_costs_a_line_and_nothing_else(
     assert MARKER not in caplog.text
 
 
+def test_an_observer_that_wants_to_exit_costs_a_line_too(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Exiting(Observer):
+        def started(self, message: Facts) -> None:
+            raise SystemExit(2)
+
+    Observers([Exiting()]).started(facts_of(make_delivery(), None))
+    assert [vars(record)["error"] for record in caplog.records] == ["SystemExit(2)"]
+
+
 def test_an_observer_that_keeps_failing_is_said_once_for_each_of_its_methods(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,6 +36,7 @@ from sqs_broker.rules.outcomes import (
     NotTaken,
     Refused,
     RetryAsked,
+    Succeeded,
 )
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.worker.channel import Message
@@ -624,3 +625,24 @@ def test_a_task_is_past_its_hard_limit_from_its_start_on(make_run: MakeRun) -> N
     run.request.on_accepted(1, monotonic())
     run.message.channel.lease.started_at -= 20
     assert run.request.overrun() == pytest.approx(13, abs=1)
+
+
+# Pools without processes
+
+
+def test_a_run_that_ended_its_thread_has_failed(make_run: MakeRun) -> None:
+    # Celery reports it as a success, whose result is this (celery 5.7 concurrency/base.py).
+    run = make_run()
+    run.request.on_success(info_of(WorkerLostError("SystemExit(2)")))
+    assert isinstance(run.message.happened, Failed)
+    assert run.settled == ["requeue"]
+
+
+def test_a_task_whose_message_is_deleted_before_it_runs_is_never_retried(
+    make_run: MakeRun,
+) -> None:
+    # The ack waits for the event loop, which in the solo pool runs the task first.
+    run = make_run(task="early")
+    run.request.on_accepted(1, 0.0)
+    run.request.on_failure(info_of(ValueError(MARKER)))
+    assert run.message.happened == Succeeded()
