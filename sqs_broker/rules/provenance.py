@@ -1,8 +1,9 @@
 """Where a message came from, for its task."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 
 class Source(StrEnum):
@@ -27,3 +28,17 @@ class Provenance:
     enqueued_at: datetime
     """When SQS accepted the message, in UTC. If the task was called without a queue, the time of
     the call."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It goes to a process of the pool with each message. Pickle's own way, which takes the
+        # enumeration and the time zone apart, costs nearly three times as much.
+        sent_at = self.enqueued_at.timestamp()
+        source = self.source.value
+        return _read, (self.message_id, self.has_producer_id, source, self.deliveries, sent_at)
+
+
+def _read(
+    message_id: str, has_producer_id: bool, source: str, deliveries: int, sent_at: float
+) -> Provenance:
+    enqueued_at = datetime.fromtimestamp(sent_at, UTC)
+    return Provenance(message_id, has_producer_id, Source(source), deliveries, enqueued_at)

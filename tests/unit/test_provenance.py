@@ -1,0 +1,19 @@
+"""Provenance: what a task is told is the same in another process."""
+
+import pickle
+from datetime import UTC, datetime
+
+import pytest
+
+from sqs_broker.rules.provenance import Provenance, Source
+
+
+@pytest.mark.parametrize("source", list(Source))
+def test_it_is_the_same_in_another_process(source: Source) -> None:
+    # SQS counts in milliseconds.
+    sent_at = datetime.fromtimestamp(1_767_323_045_678 / 1000, UTC)
+    sent = Provenance("id-1", True, source, 3, sent_at)
+    read = pickle.loads(pickle.dumps(sent))
+    assert read == sent
+    assert read.source is source
+    assert read.enqueued_at.tzinfo is UTC
