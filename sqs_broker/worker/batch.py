@@ -20,6 +20,8 @@ from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.serialization import get_pickleable_exception
 
+from sqs_broker.machine.frames import with_space
+
 #: What Celery's trace returns for a run: whether it failed, its result or failure, its seconds.
 Traced = tuple[int, Any, float | None]
 
@@ -51,7 +53,7 @@ def run(trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> list[Tr
     If the work itself raises, every message has failed with that exception. A message that fails
     before the work is left out of it. Raises no Exception.
     """
-    return _Run(trace, name, jobs).finish()
+    return with_space(_Run(trace, name, jobs).finish)
 
 
 class Prepared:
