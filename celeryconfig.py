@@ -35,6 +35,9 @@ broker_transport_options = {
     "max_receive_count": _settings.sqs_max_receive_count,
     "backoff_base": _settings.sqs_backoff_base,
     "backoff_max": _settings.sqs_backoff_max,
+    # No task here has callbacks, so no message may have any, or call a task of Celery's own.
+    "built_in_tasks": (),
+    "most_callbacks": 0,
     # Events and remote control use MongoDB. A producer needs neither of them, so it needs no
     # MongoDB.
     "control": control_options(_settings),
@@ -77,6 +80,8 @@ timezone = "UTC"
 
 # No caller waits for a result. The user in MongoDB is the result.
 task_ignore_result = True
+# So there are no results to delete: beat would send Celery's own task for that each night.
+result_expires = None
 # Flower needs the worker's events. Events of producers would require MongoDB in each producer.
 worker_send_task_events = True
 task_send_sent_event = False

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from sqs_broker.errors import ConfigurationError, UnknownQueue
 from sqs_broker.limits import LONGEST_RETENTION, MOST_BYTES
+from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.policy import Policy
 
@@ -136,6 +137,7 @@ class Options:
     """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/queue.py); if None, boto3's.
     """
     policy: Policy = field(default_factory=Policy)
+    canvas: Canvas = field(default_factory=Canvas)
     control: ControlOptions = field(default_factory=ControlOptions)
 
     @classmethod
@@ -164,6 +166,7 @@ class Options:
             driver=symbol_by_name(driver) if driver else None,
             control=ControlOptions.read(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
+            canvas=Canvas.read(given),
         )
 
     def queue(self, name: str) -> QueueAddress:

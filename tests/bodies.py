@@ -59,6 +59,10 @@ NOTIFICATION: dict[str, Any] = {
     "Message": PLAIN,
 }
 
+SIGNATURE: dict[str, Any] = {
+    "task": "increment", "args": [], "kwargs": {"input": 1}, "options": {}, "subtask_type": None,
+}  # fmt: skip
+
 json_values = st.recursive(
     st.sampled_from(AWKWARD) | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
@@ -104,13 +108,37 @@ def altered(draw: st.DrawFn) -> str:
     return _as_text(content)
 
 
+@st.composite
+def forged(draw: st.DrawFn) -> str:
+    """An envelope that asks for more than its task: callbacks, tasks of Celery's own, time limits.
+    Some are in a notification, and in some one place holds something else."""
+    task = draw(st.sampled_from(["registerUser", "celery.chunks", "celery.group"]))
+    limits = draw(st.sampled_from([[None, None], [1e9, 1e9], [1e-9, 1e-9], [20, 10], [-1, 0]]))
+    group = {**SIGNATURE, "task": "celery.group", "subtask_type": "group", "kwargs": {"tasks": []}}
+    place = draw(st.sampled_from(["none", "callbacks", "errbacks", "chain", "chord"]))
+    called = draw(st.sampled_from([SIGNATURE, group, {**SIGNATURE, "options": {"link": [group]}}]))
+    embed = {} if place == "none" else {place: called if place == "chord" else [called]}
+    content: Any = {
+        **ENVELOPE,
+        "body": [[], FIELDS, embed],
+        "headers": {**ENVELOPE["headers"], "task": task, "timelimit": limits},
+    }
+    if draw(st.booleans()):
+        content = NOTIFICATION | {"Message": content}
+    if draw(st.booleans()):
+        inner = [one for one in places(content) if one]
+        content = replaced(content, draw(st.sampled_from(inner)), draw(st.sampled_from(AWKWARD)))
+    return _as_text(content)
+
+
 def _as_text(content: Any) -> str:
-    """The JSON of a message, in which two fields are JSON themselves."""
+    """The JSON of a message, in which two fields are JSON themselves: one in the other, if an
+    envelope is in a notification."""
     if isinstance(content, dict):
         inner = {
             k: content[k] for k in ("body", "Message") if isinstance(content.get(k), dict | list)
         }
-        content = content | {k: json.dumps(value) for k, value in inner.items()}
+        content = content | {k: _as_text(value) for k, value in inner.items()}
     return json.dumps(content)
 
 
@@ -125,7 +153,13 @@ texts = (
     | json_values.map(json.dumps)
 )
 
-#: Four of five are near to what is right, where faults are least expected.
+#: Most are near to what is right, where faults are least expected.
 bodies = st.one_of(
-    altered(), altered(), altered(), altered().map(in_base64), texts, texts.map(in_base64)
+    altered(),
+    altered(),
+    altered(),
+    altered().map(in_base64),
+    forged(),
+    texts,
+    texts.map(in_base64),
 )

@@ -1,7 +1,7 @@
 """Decides whether a message may run: on arrival, then by the worker's tasks. Pure functions.
 
 arrival = arrive(delivery, decode_json)     # decodes the body, and checks whether it is due
-answer = admit(arrival, tasks)              # the task that runs it, or what happened instead
+answer = admit(arrival, tasks, canvas)      # the task that runs it, or what happened instead
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqs_broker.rules import time_limits
+from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.decoding import Payload, decode
 from sqs_broker.rules.due import CLOCK_TOLERANCE, seconds_until_due
 from sqs_broker.rules.faults import untaken
@@ -16,6 +17,9 @@ from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import Happened, NotDue, Refused, UnknownTask
 from sqs_broker.rules.provenance import Provenance, Source
+
+#: All of Celery's canvas.
+OPEN = Canvas()
 
 
 class TaskMessage(Protocol):
@@ -77,15 +81,25 @@ def arrive(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
     return Arrival(content)
 
 
-def admit(message: TaskMessage, tasks: Mapping[str, Any]) -> Admitted | UnknownTask | Refused:
-    """The task in `tasks` that runs a message, or the reason why no task may run it."""
+def admit(
+    message: TaskMessage, tasks: Mapping[str, Any], canvas: Canvas = OPEN
+) -> Admitted | UnknownTask | Refused:
+    """The task in `tasks` that runs a message, or the reason why no task may run it.
+
+    `canvas` says which built-in tasks and callbacks a message may have. UnknownTask can name the
+    task of a callback.
+    """
     headers = message.headers
     task = tasks.get(headers["task"])
     if task is None:
         return UnknownTask(headers["task"])
     provenance: Provenance = headers["delivery"]
     if provenance.source is not Source.CELERY and getattr(task, "model", None) is None:
-        return Refused(f"task {task.name} has no message model, so plain JSON cannot call it")
+        return Refused(
+            f"task {task.name} has no message model, so neither plain JSON nor SNS can call it"
+        )
+    if (refused := canvas.refuses(task.name, message.payload, tasks)) is not None:
+        return refused
     own = task.time_limit, task.soft_time_limit
     changed: dict[str, Any] = {"timelimit": list(time_limits.of_message(headers["timelimit"], own))}
     if hasattr(task, "shown"):

@@ -2,8 +2,9 @@
 
 A body may have three forms: a Celery envelope, from this project or from a stock kombu 5.7 producer
 (which encodes the envelope, its body, or both in base64); plain JSON from any program; or one of
-these two inside an SNS notification. Every other body raises `Undecodable`. Celery gets only what
-it can run, because a malformed header ends a stock worker (celery 5.7 worker/request.py).
+these two inside an SNS notification, which may only pass data to a task. Every other body raises
+`Undecodable`. Celery gets only what it can run, because a malformed header ends a stock worker
+(celery 5.7 worker/request.py).
 """
 
 import base64
@@ -19,6 +20,7 @@ from kombu.utils.json import loads, object_hook
 from pydantic import ValidationError
 
 from sqs_broker.errors import Undecodable
+from sqs_broker.rules.canvas import PREFIX
 from sqs_broker.rules.envelope import Embed, Envelope, Headers, Properties
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
@@ -53,11 +55,11 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
     the body, so they are raised unchanged.
     """
     content = _json_object(delivery.body)
-    source = Source.JSON
+    source = Source.CELERY if "properties" in content else Source.JSON
     if _is_sns(content):
         content, source = _json_object(content["Message"]), Source.SNS
     if "properties" in content:
-        return _from_envelope(content, delivery)
+        return _from_envelope(content, source, delivery)
     if decode_json is None:
         raise Undecodable("the body is not a Celery message, and this worker takes no plain JSON")
     return _from_foreign(content, source, delivery, decode_json)
@@ -115,7 +117,7 @@ def _is_sns(content: Mapping[str, Any]) -> bool:
     )
 
 
-def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any]:
+def _from_envelope(content: dict[str, Any], source: Source, delivery: Delivery) -> dict[str, Any]:
     envelope = _checked(Envelope.model_validate, content, "the Celery envelope")
     body = envelope.body
     if envelope.properties.body_encoding == "base64":
@@ -127,8 +129,23 @@ def _from_envelope(content: dict[str, Any], delivery: Delivery) -> dict[str, Any
         if name in CELERYS or not hasattr(Context, name)
     }
     _check_times(headers)
-    provenance = _provenance(headers["id"], Source.CELERY, delivery, has_producer_id=True)
+    if source is Source.SNS:
+        _check_notification(headers, payload)
+    provenance = _provenance(headers["id"], source, delivery, has_producer_id=True)
     return _payload(payload, headers, delivery, provenance, envelope.properties)
+
+
+def _check_notification(headers: dict[str, Any], payload: Payload) -> None:
+    """Who may publish to a topic may pass data to tasks, and no more than that."""
+    _refuse_built_in(headers["task"], "an SNS notification")
+    if any((payload[2] or {}).values()):
+        raise Undecodable("an SNS notification cannot have callbacks")
+    headers["timelimit"] = None
+
+
+def _refuse_built_in(task: str, what: str) -> None:
+    if task.startswith(PREFIX):
+        raise Undecodable(f"{what} cannot reach Celery's own tasks")
 
 
 def _read_payload(body: str) -> Payload:
@@ -189,8 +206,7 @@ def _from_foreign(
     content: dict[str, Any], source: Source, delivery: Delivery, decode_json: DecodeJson
 ) -> dict[str, Any]:
     foreign = decode_json(content)
-    if foreign.task.startswith("celery."):
-        raise Undecodable("plain JSON cannot reach Celery's own tasks")
+    _refuse_built_in(foreign.task, "plain JSON")
     id_ = foreign.id or delivery.message_id
     headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
     payload = [[], foreign.kwargs, {}]

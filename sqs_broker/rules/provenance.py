@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Source(StrEnum):
-    """The kind of program that sent a message."""
+    """How a message was sent. SNS: as plain JSON or by Celery, inside a notification."""
 
     CELERY = "celery"
     JSON = "json"

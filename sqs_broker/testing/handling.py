@@ -51,7 +51,7 @@ def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 
     arrival = arrive(delivery, options.decode_json)
     policy, happened = options.policy, arrival.ended
     if happened is None:
-        admitted = admit(arrival, celery_app.tasks)
+        admitted = admit(arrival, celery_app.tasks, options.canvas)
         if isinstance(admitted, Admitted):
             policy, happened = admitted.task.policy, run(arrival, admitted)
         else:

@@ -44,6 +44,7 @@ class Consumer(CeleryConsumer):
             )
         options = Options.read(self.app.conf.broker_transport_options)
         check_driver(options.control)
+        self._canvas = options.canvas
         if found := circle(options):
             raise ConfigurationError(
                 f"predefined_queues: {told(found)}. "
@@ -122,31 +123,31 @@ class Consumer(CeleryConsumer):
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """End a message whose task was removed after the message was admitted."""
         self._end(message, UnknownTask(message.headers["task"]), exc)
-        self._send_unknown(message, exc)
+        self._send_unknown(message, message.headers["task"], exc)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
         """Refuse a message from which Celery cannot create a request."""
         self._refuse(message, "the message is not a valid task message", exc)
 
     def _admit(self, message: Message) -> bool:
-        match admit(message, self.app.tasks):
+        match admit(message, self.app.tasks, self._canvas):
             case Admitted(_, headers):
                 message.headers.update(headers)
                 message.channel.deliveries.admitted(message.delivery_tag, message.headers)
                 return True
             case UnknownTask(name) as unknown:
                 self._end(message, unknown, KeyError(name))
-                self._send_unknown(message, KeyError(name))
+                self._send_unknown(message, name, KeyError(name))
             case refused:
                 self._end(message, refused, None)
         return False
 
-    def _send_unknown(self, message: Message, exc: Exception) -> None:
+    def _send_unknown(self, message: Message, name: str, exc: Exception) -> None:
         signals.task_unknown.send(
             sender=self,
             message=message,
             exc=exc,
-            name=message.headers["task"],
+            name=name,
             id=message.headers["id"],
         )
 

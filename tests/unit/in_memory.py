@@ -10,6 +10,7 @@ from celery.concurrency.base import BasePool
 from celery.result import allow_join_result
 
 from sqs_broker.observers.observer import Observer
+from sqs_broker.options import Options
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import Happened, Outcome
 from sqs_broker.testing import Clock, FakeSqs
@@ -51,6 +52,7 @@ class InMemoryWorker:
         pool: type[BasePool],
     ) -> None:
         self.fake = fake
+        self.options = Options.read(celery_app.conf.broker_transport_options)
         self._clock = clock
         self.outcomes = outcomes
         self.url = fake.options().queue("jobs").url

@@ -40,6 +40,7 @@ MUST_BE_SO = [
     ("enable_utc", True),
     ("timezone", "UTC"),
     ("task_ignore_result", True),
+    ("result_expires", None),
     ("worker_send_task_events", True),
     ("task_send_sent_event", False),
     ("worker_enable_remote_control", True),
@@ -64,6 +65,8 @@ def test_what_must_be_so_is_so(name: str, value: object) -> None:
         ("visibility_timeout", 60),
         ("max_attempts", 3),
         ("max_receive_count", 10),
+        ("built_in_tasks", ()),
+        ("most_callbacks", 0),
     ],
 )
 def test_the_broker_is_told_what_it_needs(name: str, value: object) -> None:

@@ -132,8 +132,8 @@ def make_message(make_delivery: MakeDelivery) -> MakeMessage:
     """Makes messages as Celery sends them."""
     fields = {"stock_id": "s1", "user_id": "u1", "user_info": {"nickname": MARKER}}
 
-    def make(task: str = "typed", **headers: Any) -> Message:
-        body = celery_message(task, ([], fields, {}), **headers)
+    def make(task: str = "typed", embed: Any = None, **headers: Any) -> Message:
+        body = celery_message(task, ([], fields, embed or {}), **headers)
         return Message(decode(make_delivery(body=body), None), channel=Channel())
 
     return make
@@ -171,7 +171,7 @@ def test_what_cannot_run_is_refused_and_celerys_signals_say_so(
         assert message.channel.admitted == []
     assert unknown.happened == UnknownTask("nobody")
     assert unreachable.happened == Refused(
-        "task plain has no message model, so plain JSON cannot call it"
+        "task plain has no message model, so neither plain JSON nor SNS can call it"
     )
     assert strategy.taken == []
     assert said == [
@@ -179,6 +179,38 @@ def test_what_cannot_run_is_refused_and_celerys_signals_say_so(
         (signals.task_unknown, unknown, KeyError),
         (signals.task_rejected, unreachable, type(None)),
     ]
+
+
+def callback(task: str) -> dict[str, Any]:
+    return {"callbacks": [{"task": task, "args": [], "kwargs": {}, "options": {}}]}
+
+
+def test_a_callback_to_an_unknown_task_is_an_unknown_task(
+    consumer: Consumer, strategy: Strategy, make_message: MakeMessage
+) -> None:
+    names: list[str] = []
+
+    def note(name: str, **_: Any) -> None:
+        names.append(name)
+
+    signals.task_unknown.connect(note, sender=consumer)
+    message = make_message(embed=callback("nobody"))
+    consumer.create_task_handler()(message)
+    assert message.happened == UnknownTask("nobody")
+    assert names == ["nobody"]
+    assert strategy.taken == []
+
+
+def test_the_options_of_the_worker_say_what_a_message_may_call(
+    celery_app: Celery, make_worker: MakeWorker, strategy: Strategy, make_message: MakeMessage
+) -> None:
+    celery_app.conf.broker_transport_options |= {"most_callbacks": 0, "built_in_tasks": ()}
+    consumer = make_worker("threads").consumer
+    consumer.strategies = dict.fromkeys(("typed", "celery.backend_cleanup"), strategy)
+    for message in (make_message(embed=callback("plain")), make_message("celery.backend_cleanup")):
+        consumer.create_task_handler()(message)
+        assert isinstance(message.happened, Refused)
+    assert strategy.taken == []
 
 
 INVALID = "the message is not a valid task message"

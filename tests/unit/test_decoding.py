@@ -132,9 +132,8 @@ Decoded = Callable[..., dict[str, Any]]
         outer_base64(dumps(inner_base64(envelope()))),
         outer_base64(outer_base64(dumps(inner_base64(envelope())))),
         f"\n {outer_base64(dumps(inner_base64(envelope())))}\n",
-        notification(json.dumps(envelope())),
     ],
-    ids=["none", "outer", "inner", "both", "outer twice", "both, in white space", "SNS"],
+    ids=["none", "outer", "inner", "both", "outer twice", "both, in white space"],
 )
 def test_an_envelope_arrives_as_it_was_sent_in_any_layers_of_base64(
     decoded: Decoded, body: Any
@@ -164,6 +163,36 @@ def test_plain_json_names_its_task_and_its_data_are_the_keyword_arguments(
     assert payload["headers"]["task"] == "registerUser"
     assert payload["headers"]["delivery"].source == source
     assert payload["body"] == [[], plain()["data"], {}]
+
+
+def in_notification(content: dict[str, Any]) -> dict[str, Any]:
+    return notification(outer_base64(json.dumps(content)))
+
+
+def test_an_envelope_in_a_notification_passes_data_to_its_task(decoded: Decoded) -> None:
+    payload = decoded(in_notification(with_headers(timelimit=[1, 1])))
+    assert payload["body"][:2] == [[], FIELDS]
+    assert payload["headers"]["delivery"].source == "sns"
+    assert payload["headers"]["timelimit"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (with_headers(task="celery.chunks"), "cannot reach Celery's own tasks"),
+        (with_headers(task="celery.backend_cleanup"), "cannot reach Celery's own tasks"),
+        (with_embed({"callbacks": [SIGNATURE]}), "cannot have callbacks"),
+        (with_embed({"errbacks": [SIGNATURE]}), "cannot have callbacks"),
+        (with_embed({"chain": [SIGNATURE]}), "cannot have callbacks"),
+        (with_embed({"chord": SIGNATURE}), "cannot have callbacks"),
+    ],
+)
+def test_a_notification_cannot_make_celery_call_more_than_its_task(
+    decoded: Decoded, content: dict[str, Any], reason: str
+) -> None:
+    assert decoded(content)
+    with pytest.raises(Undecodable, match=reason):
+        decoded(in_notification(content))
 
 
 @pytest.mark.parametrize("body", [with_properties(priority=7), plain()], ids=["envelope", "plain"])

@@ -18,13 +18,16 @@ from kombu.asynchronous import set_event_loop
 from app.messages import Increment, Registration
 from sqs_broker import install
 from sqs_broker.limits import LONGEST_DELAY
+from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed
+from sqs_broker.rules.provenance import Source
+from sqs_broker.rules.time_limits import LEAST
 from sqs_broker.testing import Clock
 from tests.bodies import bodies
 from tests.unit.in_memory import InMemoryWorker, Outcomes, new_sqs
 
-MANY = settings(derandomize=True, database=None, deadline=None, max_examples=1_500)
+MANY = settings(derandomize=True, database=None, deadline=None, max_examples=900)
 
 
 class Pool(BasePool):
@@ -42,8 +45,12 @@ class Pool(BasePool):
         callback((0, None, 0.0))
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InMemoryWorker]:
+#: What this application allows of Celery's canvas: nothing.
+CLOSED: dict[str, Any] = {"built_in_tasks": (), "most_callbacks": 0}
+
+
+@pytest.fixture(scope="module", params=[{}, CLOSED], ids=["canvas", "no canvas"])
+def worker(request: pytest.FixtureRequest) -> Iterator[InMemoryWorker]:
     """A worker of an app with the tasks of this application's names, which do nothing."""
     clock, outcomes = Clock(), Outcomes()
     fake = new_sqs(clock)
@@ -51,7 +58,7 @@ def worker() -> Iterator[InMemoryWorker]:
     install(made)
     made.conf.update(
         broker_transport_options=fake.transport_options(
-            decode_json="app.messages:decode_json", observers=[outcomes]
+            decode_json="app.messages:decode_json", observers=[outcomes], **request.param
         ),
         task_default_queue="jobs",
         task_acks_late=True,
@@ -96,7 +103,9 @@ def test_any_body_is_taken_by_celery_or_dead_lettered_with_a_reason(
     (outcome,) = worker.receive([body])
     if worker.pool.taken:
         (taken,) = worker.pool.taken
-        assert_runnable(*taken)
+        context = assert_runnable(*taken)
+        if worker.options.canvas == Canvas.read(CLOSED):
+            assert_calls_nothing(context)
         assert outcome == Done()
     else:
         assert_ended(outcome)
@@ -104,13 +113,13 @@ def test_any_body_is_taken_by_celery_or_dead_lettered_with_a_reason(
 
 def assert_runnable(
     name: str, id_: str, request: dict[str, Any], body: Any, content_type: None, encoding: None
-) -> None:
+) -> Context:
     """What Celery does with it in the pool's process before the task runs (app/trace.py)."""
     args, kwargs, embed = body
     context = Context(request, args=args, kwargs=kwargs, **(embed or {}))
     assert (content_type, encoding) == (None, None)
     assert (context.task, context.id) == (name, id_)
-    # Celery adds tasks of its own to an app where a module has them, which an envelope may name.
+    # By default an envelope may name Celery's own tasks.
     assert name in {"registerUser", "increment"} or name.startswith("celery.")
     assert isinstance(args, list)
     assert isinstance(kwargs, dict)
@@ -119,6 +128,20 @@ def assert_runnable(
     assert not context.is_eager
     for signature in [*(context.callbacks or ()), *(context.errbacks or ())]:
         assert isinstance(signature["task"], str)
+    hard, soft = context.timelimit
+    assert hard is None or LEAST <= hard < 30
+    assert soft is None or LEAST <= soft < (hard or 30)
+    if context.delivery.source is not Source.CELERY:
+        assert_calls_nothing(context)
+        assert (hard, soft) == (None, None)
+    return context
+
+
+def assert_calls_nothing(context: Context) -> None:
+    """Celery calls the task, and no other one."""
+    assert context.task in {"registerUser", "increment"}
+    called = (context.callbacks, context.errbacks, context.chain, context.chord)
+    assert not any(called)
 
 
 def assert_ended(outcome: Outcome) -> None:

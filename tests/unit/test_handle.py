@@ -3,11 +3,17 @@
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, group, signature
+from celery.canvas import Signature, chunks
+from celery.contrib.testing.app import setup_default_app
+from kombu import Exchange, Queue
+from kombu.utils.json import dumps
 
 from app.messages import Increment
+from sqs_broker import install
 from sqs_broker.rules.outcomes import DeadLetter, Done, NotDue, Postponed, Retry, Succeeded
-from sqs_broker.testing import handle
+from sqs_broker.testing import Clock, FakeSqs, handle
+from sqs_broker.testing.handling import Handled
 
 
 @pytest.fixture
@@ -65,3 +71,78 @@ def test_a_message_that_is_not_due_is_sent_on(celery_app: Celery) -> None:
     handled = handle(celery_app, envelope)
     assert isinstance(handled.happened, NotDue)
     assert isinstance(handled.outcome, Postponed)
+
+
+@pytest.fixture
+def fake() -> FakeSqs:
+    """A server with one queue."""
+    fake = FakeSqs(Clock())
+    fake.create_queue("jobs", dead_letters="jobs-dlq")
+    return fake
+
+
+def with_callback(fake: FakeSqs, callback: Signature, **options: Any) -> Handled:
+    """Handle a Celery message of a task with this callback."""
+    app = Celery("tests", set_as_current=False)
+    install(app)
+    app.conf.update(
+        broker_transport_options=fake.transport_options(**options),
+        task_queues=[Queue("jobs", Exchange(""), routing_key="jobs")],
+        task_default_queue="jobs",
+        task_default_exchange="",
+        task_default_routing_key="jobs",
+        task_ignore_result=True,
+    )
+
+    @app.task(shared=False, name="job")
+    def job(*args: Any) -> None: ...
+
+    app.finalize()
+    envelope = {
+        "body": dumps([[], {}, {"callbacks": [callback]}]),
+        "headers": {"task": "job", "id": "id-1"},
+        "properties": {},
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }
+    # Celery calls the tasks of a group on the current app.
+    with setup_default_app(app):
+        app.set_current()
+        return handle(app, envelope)
+
+
+#: Sends a message for each character, if Celery calls it.
+BOMB = signature(
+    "celery.chunks", kwargs={"task": signature("job"), "it": "a" * 500, "n": 1}, immutable=True
+)
+
+
+@pytest.mark.parametrize(
+    ("callback", "most"),
+    [
+        (group([signature("job")] * 7), 8),
+        (group([signature("job", options={"link": [signature("job")]})] * 7), 15),
+        (group([group([signature("job")] * 3)] * 3), 13),
+        (signature("celery.group", args=([signature("job")] * 7, [], "g", [])), 8),
+        (BOMB, 502),
+        (chunks(signature("job"), [(1,)] * 10, 2), 7),
+    ],
+)
+def test_callbacks_lead_to_no_more_messages_than_most_callbacks(
+    fake: FakeSqs, callback: Signature, most: int
+) -> None:
+    url = fake.options().queue("jobs").url
+    refused = with_callback(fake, callback, most_callbacks=most - 1)
+    assert isinstance(refused.outcome, DeadLetter)
+    assert fake.bodies(url) == []
+    assert with_callback(fake, callback, most_callbacks=most).outcome == Done()
+    assert 0 < len(fake.bodies(url)) <= most
+
+
+def test_a_callback_of_celerys_own_is_refused_if_the_option_does_not_name_it(
+    fake: FakeSqs,
+) -> None:
+    refused = with_callback(fake, BOMB, built_in_tasks=["celery.group"])
+    assert refused.outcome == DeadLetter(
+        "no message may call celery.chunks here (built_in_tasks)", "Reject"
+    )

@@ -17,6 +17,8 @@ PAGES = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
 OPTIONS = (ROOT / "docs" / "options.md").read_text()
 #: Options whose field has another name.
 OPTION = {"queues": "predefined_queues", "uri": "database_uri"}
+#: Fields that hold several options.
+GROUPS = ("policy", "canvas", "control")
 
 
 def shown(options: Any) -> dict[str, str]:
@@ -71,10 +73,10 @@ def test_the_page_of_options_has_each_option_with_its_default() -> None:
     )
 
     told = Options("", {})
-    policy = shown(told.policy)
     assert options == {
-        **{OPTION.get(k, k): v for k, v in shown(told).items() if k not in ("policy", "control")},
-        **policy,
+        **{OPTION.get(k, k): v for k, v in shown(told).items() if k not in GROUPS},
+        **shown(told.policy),
+        **shown(told.canvas),
         "region": "",
         "predefined_queues": "",
         "control": "`{}`",
