@@ -6,7 +6,7 @@ Each delivery has a line when it is received (`message.received`) and a line whe
 
 import logging
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from sqs_broker.observers.observer import Observer
@@ -21,8 +21,11 @@ logger = logging.getLogger(__name__)
 class MessageLog(Observer):
     """The observer that writes the log. Every process has one."""
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = monotonic, time_of_day: Callable[[], float] = time
+    ) -> None:
         self._clock = clock
+        self._time_of_day = time_of_day
 
     def received(self, message: Facts) -> None:
         """Log that a message was received."""
@@ -39,7 +42,7 @@ class MessageLog(Observer):
         )
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
-        """Log the outcome, the ids and the duration of a delivery. If this machine could not run
+        """Log the outcome, the ids and the times of a delivery. If this machine could not run
         the message, log that first, in a line of its own."""
         delivery, now = message.delivery, self._clock()
         if isinstance(happened, outcomes.NotTaken):
@@ -50,7 +53,7 @@ class MessageLog(Observer):
             "event": f"message.{outcome.name}",
             **_ids(message),
             "deliveries": delivery.count,
-            "seconds": round(now - delivery.received_at, 3),
+            **self._times(message, now),
         }
         match outcome:
             case outcomes.Retry(asked, error):
@@ -99,6 +102,20 @@ class MessageLog(Observer):
                 "deliveries": delivery.count,
             },
         )
+
+    def _times(self, message: Facts, now: float) -> dict[str, float]:
+        """How long the message was in the queue, then in the worker, then in its task."""
+        delivery, started_at = message.delivery, message.started_at
+        in_worker = now - delivery.received_at
+        # SQS's clock and this one may differ.
+        in_queue = max(0.0, self._time_of_day() - in_worker - delivery.enqueued_at.timestamp())
+        if started_at is None:
+            return {"queue_seconds": round(in_queue, 3), "wait_seconds": round(in_worker, 3)}
+        return {
+            "queue_seconds": round(in_queue, 3),
+            "wait_seconds": round(started_at - delivery.received_at, 3),
+            "run_seconds": round(now - started_at, 3),
+        }
 
     def _clamped(self, message: Facts, delay: int) -> None:
         facts = {"event": "retry.clamped", **_ids(message), "delay": delay}

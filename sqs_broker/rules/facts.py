@@ -20,10 +20,14 @@ class Facts:
     """The producer's id of the message; SQS's MessageId if there is none."""
     source: Source | None
     """None if the body could not be read."""
+    started_at: float | None = None
+    """When the pool started the task in this delivery, in monotonic seconds; None if it did not."""
 
 
-def facts_of(delivery: Delivery, headers: dict[str, Any] | None) -> Facts:
+def facts_of(
+    delivery: Delivery, headers: dict[str, Any] | None, started_at: float | None = None
+) -> Facts:
     """The facts of a message. `headers` are its task's, or None if they could not be read."""
     if not headers:
-        return Facts(delivery, None, delivery.message_id, None)
-    return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source)
+        return Facts(delivery, None, delivery.message_id, None, started_at)
+    return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source, started_at)

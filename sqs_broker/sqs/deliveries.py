@@ -199,7 +199,9 @@ class Deliveries:
         alone."""
         lease = self._leases.started(tag, time_limit, job)
         if lease is not None:
-            self._observers.started(facts_of(lease.delivery, self._headers_of(lease)))
+            self._observers.started(
+                facts_of(lease.delivery, self._headers_of(lease), lease.started_at)
+            )
         return lease
 
     def admitted(self, tag: str, headers: dict[str, Any]) -> None:
@@ -254,7 +256,7 @@ class Deliveries:
     ) -> None:
         if self._engine is None:
             return
-        message = facts_of(lease.delivery, headers)
+        message = facts_of(lease.delivery, headers, lease.started_at)
         if lease.expires_at <= self._clock():
             self._observers.lost(message, OVER)
             return

@@ -81,7 +81,7 @@ def test_messages_that_come_late_in_a_long_poll_are_done_at_their_first_delivery
         assert queues.dead_letters() == []
         # However many came together, in one answer or in two.
         assert 1 <= faults.calls[EXTEND] <= 2
-        assert all(line["seconds"] < LATE for line in worker.log_lines("message.done"))
+        assert all(line["wait_seconds"] < LATE for line in worker.log_lines("message.done"))
 
 
 @pytest.mark.slow

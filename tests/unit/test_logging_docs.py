@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from time import monotonic
 from typing import get_args
 
 import pytest
@@ -260,7 +261,8 @@ def test_the_line_at_the_end_of_a_message_is_as_the_page_has_it(
     outcome: Outcome, make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    MessageLog().ended(facts_of(make_delivery(), HEADERS), Succeeded(), outcome)
+    message = facts_of(make_delivery(), HEADERS, started_at=monotonic())
+    MessageLog().ended(message, Succeeded(), outcome)
     (record,) = caplog.records
     row = rows()[vars(record)["event"]]
     assert row.levels == {record.levelname.lower()}

@@ -74,8 +74,9 @@ def test_a_line_is_one_json_object() -> None:
 
 def test_a_line_has_the_facts_of_its_event() -> None:
     ids = ("event", "task", "message_id", "sqs_message_id", "source", "queue")
-    outcome = ("deliveries", "outcome", "seconds", "delay", "reason", "error", "count", "pid")
-    facts = {name: f"of {name}" for name in ids + outcome}
+    outcome = ("deliveries", "outcome", "delay", "reason", "error", "count", "pid")
+    times = ("queue_seconds", "wait_seconds", "run_seconds", "seconds")
+    facts = {name: f"of {name}" for name in ids + outcome + times}
     line = line_of("Message done.", **facts)
     assert {name: line.get(name) for name in facts} == facts
 

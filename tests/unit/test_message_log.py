@@ -1,12 +1,13 @@
 """The log lines about one delivery: its outcome, its ids and its time, and never its body."""
 
 import logging
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from sqs_broker.observers.log import MessageLog
-from sqs_broker.rules.facts import facts_of
+from sqs_broker.rules.facts import Facts, facts_of
 from sqs_broker.rules.outcomes import (
     DeadLetter,
     Done,
@@ -16,7 +17,7 @@ from sqs_broker.rules.outcomes import (
     Retry,
     Succeeded,
 )
-from tests.unit.conftest import HEADERS, MakeDelivery
+from tests.unit.conftest import HEADERS, SENT, MakeDelivery
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -71,15 +72,47 @@ def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(
     line = the_line(caplog)
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
     assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)
-    assert 0 <= line["seconds"] < 60
     assert MARKER not in str(line)
 
 
-def test_the_time_of_a_delivery_counts_from_when_it_came_and_not_from_when_it_was_asked_for(
+def times(
+    caplog: pytest.LogCaptureFixture, message: Facts, now: float, at: datetime
+) -> dict[str, float]:
+    """The times in the line of a delivery that ends at `now`, which is `at` by the time of day."""
+    log = MessageLog(clock=lambda: now, time_of_day=at.timestamp)
+    log.ended(message, Succeeded(), Done())
+    line = the_line(caplog)
+    return {name: line[name] for name in line if name.endswith("seconds")}
+
+
+def test_the_time_in_the_queue_in_the_worker_and_in_the_task_are_told_apart(
     make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    MessageLog().ended(facts_of(make_delivery(waited=1_000.0), HEADERS), Succeeded(), Done())
-    assert 0 <= the_line(caplog)["seconds"] < 60
+    # The long poll, of 12 s, is in none of them.
+    delivery = make_delivery(received_at=100.0, waited=12.0, enqueued_at=SENT)
+    message = facts_of(delivery, HEADERS, started_at=103.25)
+    assert times(caplog, message, 107.75, SENT + timedelta(seconds=67.75)) == {
+        "queue_seconds": 60.0,
+        "wait_seconds": 3.25,
+        "run_seconds": 4.5,
+    }
+
+
+def test_a_message_whose_task_did_not_start_has_waited_and_not_run(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = facts_of(make_delivery(received_at=100.0, enqueued_at=SENT), HEADERS)
+    assert times(caplog, message, 107.5, SENT + timedelta(seconds=8)) == {
+        "queue_seconds": 0.5,
+        "wait_seconds": 7.5,
+    }
+
+
+def test_no_time_is_below_zero_if_the_clock_of_sqs_is_ahead(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = facts_of(make_delivery(received_at=100.0, enqueued_at=SENT), HEADERS)
+    assert times(caplog, message, 101.0, SENT)["queue_seconds"] == 0
 
 
 def test_a_message_that_was_never_decoded_is_told_by_the_id_of_sqs(

@@ -34,6 +34,7 @@ class Noting(Observer):
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, ...]] = []
+        self.messages: list[Facts] = []
 
     def received(self, message: Facts) -> None:
         self.heard.append(("received", message.id, str(message.task), str(message.source)))
@@ -43,6 +44,7 @@ class Noting(Observer):
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
         self.heard.append(("ended", message.id, type(happened).__name__, outcome.name))
+        self.messages.append(message)
 
     def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
         self.heard.append(("settled", message.id, outcome.name, str(error)))
@@ -119,6 +121,17 @@ def test_a_message_that_succeeds_is_heard_of_at_each_step_in_order(
         ("ended", "id-1", "Succeeded", "done"),
         ("settled", "id-1", "done", "None"),
     ]
+
+
+def test_the_end_says_when_the_task_started_if_it_did(
+    worker: InMemoryWorker, noting: Noting
+) -> None:
+    worker.receive([PLAIN])
+    worker.receive(["nonsense"])
+    ran, refused = noting.messages
+    assert ran.started_at is not None
+    assert ran.started_at >= ran.delivery.received_at
+    assert refused.started_at is None
 
 
 def test_a_message_that_cannot_run_is_heard_of_at_its_end(
