@@ -4,6 +4,7 @@ something in them replaced, taken away or added, at any depth.
 
 import base64
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,7 +112,8 @@ def altered(draw: st.DrawFn) -> str:
 @st.composite
 def forged(draw: st.DrawFn) -> str:
     """An envelope that asks for more than its task: callbacks, tasks of Celery's own, time limits.
-    Some are in a notification, and in some one place holds something else."""
+    Some are in a notification, of protocol 1 or in gzip, and in some one place holds something
+    else."""
     task = draw(st.sampled_from(["registerUser", "celery.chunks", "celery.group"]))
     limits = draw(st.sampled_from([[None, None], [1e9, 1e9], [1e-9, 1e-9], [20, 10], [-1, 0]]))
     group = {**SIGNATURE, "task": "celery.group", "subtask_type": "group", "kwargs": {"tasks": []}}
@@ -123,12 +125,32 @@ def forged(draw: st.DrawFn) -> str:
         "body": [[], FIELDS, embed],
         "headers": {**ENVELOPE["headers"], "task": task, "timelimit": limits},
     }
-    if draw(st.booleans()):
+    how = draw(st.sampled_from(["as it is", "in a notification", "protocol 1", "gzip"]))
+    if how == "in a notification":
         content = NOTIFICATION | {"Message": content}
+    elif how == "protocol 1":
+        content = protocol_1(content)
+    elif how == "gzip":
+        content = in_gzip(content)
     if draw(st.booleans()):
         inner = [one for one in places(content) if one]
         content = replaced(content, draw(st.sampled_from(inner)), draw(st.sampled_from(AWKWARD)))
     return _as_text(content)
+
+
+def protocol_1(envelope: dict[str, Any]) -> dict[str, Any]:
+    """The envelope as a producer with `task_protocol=1` sends it."""
+    args, kwargs, embed = envelope["body"]
+    body = envelope["headers"] | {"args": args, "kwargs": kwargs} | embed
+    return envelope | {"headers": {}, "body": body}
+
+
+def in_gzip(envelope: dict[str, Any]) -> dict[str, Any]:
+    """The envelope as a producer with `compression="gzip"` sends it."""
+    body = base64.b64encode(zlib.compress(json.dumps(envelope["body"]).encode())).decode()
+    headers = envelope["headers"] | {"compression": "application/x-gzip"}
+    properties = envelope["properties"] | {"body_encoding": "base64"}
+    return envelope | {"headers": headers, "properties": properties, "body": body}
 
 
 def _as_text(content: Any) -> str:

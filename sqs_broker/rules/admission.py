@@ -76,8 +76,6 @@ def arrive(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
         return Arrival(ended=untaken(exc))
     if due_in > CLOCK_TOLERANCE:
         return Arrival(content, NotDue(due_in))
-    # Celery holds a task with an eta in memory (celery 5.7 worker/strategy.py).
-    content["headers"]["eta"] = None
     return Arrival(content)
 
 

@@ -7,12 +7,10 @@ these two inside an SNS notification, which may only pass data to a task. Every 
 (celery 5.7 worker/request.py).
 """
 
-import base64
-import binascii
 import json
 import pickle
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
 from celery.app.task import Context
@@ -21,10 +19,12 @@ from pydantic import ValidationError
 
 from sqs_broker.errors import Undecodable
 from sqs_broker.rules.canvas import PREFIX
+from sqs_broker.rules.content import base64_of, text_of, version_2
 from sqs_broker.rules.envelope import Embed, Envelope, Headers, Properties
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Provenance, Source
+from sqs_broker.rules.sent_at import first_sent
 
 #: How often kombu's SQS transport may encode an envelope in base64.
 MOST_LAYERS = 2
@@ -32,6 +32,21 @@ MOST_LAYERS = 2
 #: Most levels of arrays and objects in a body. json.loads reads deeper ones too, but they exceed
 #: Python's recursion limit later, in Celery's event loop, and that ends the worker.
 DEEPEST = 64
+
+#: The content types of kombu's other serializers (kombu 5.7 serialization.py). None is ever read:
+#: a pickle can run any code.
+REFUSED = {
+    "application/x-python-serialize": "a pickle",
+    "application/x-yaml": "YAML",
+    "application/x-msgpack": "msgpack",
+}
+
+#: Properties of AMQP that a task finds in `request.properties`, if the producer set them.
+#: https://www.rabbitmq.com/docs/publishers#message-properties
+PASSED_ON = (
+    "app_id", "cluster_id", "delivery_mode", "expiration", "message_id", "timestamp", "type",
+    "user_id",
+)  # fmt: skip
 
 #: Headers that Celery reads.
 CELERYS = frozenset(Headers.model_fields)
@@ -97,9 +112,9 @@ def _check_depth(content: object) -> None:
 
 def _without_base64(text: str, reason: str) -> str:
     try:
-        return base64.b64decode(text.strip(), validate=True).decode("utf-8")
-    except (binascii.Error, ValueError) as exc:
-        # Also if the bytes are not UTF-8: many plain words are valid base64.
+        return base64_of(text, reason).decode("utf-8")
+    except UnicodeDecodeError as exc:
+        # Many plain words are valid base64.
         raise Undecodable(reason) from exc
 
 
@@ -118,21 +133,27 @@ def _is_sns(content: Mapping[str, Any]) -> bool:
 
 
 def _from_envelope(content: dict[str, Any], source: Source, delivery: Delivery) -> dict[str, Any]:
-    envelope = _checked(Envelope.model_validate, content, "the Celery envelope")
-    body = envelope.body
-    if envelope.properties.body_encoding == "base64":
-        body = _without_base64(body, "the Celery envelope: body is not base64 of text")
-    payload = _read_payload(body)
+    _refuse_serializer(content)
+    envelope = _checked(Envelope.model_validate, version_2(content), "the Celery envelope")
+    encoding, compression = envelope.properties.body_encoding, envelope.headers.compression
+    payload = _read_payload(text_of(envelope.body, encoding, compression))
     headers = {
         name: value
         for name, value in envelope.headers.model_dump().items()
         if name in CELERYS or not hasattr(Context, name)
     }
+    headers["compression"] = None  # kombu would decompress it again.
     _check_times(headers)
     if source is Source.SNS:
         _check_notification(headers, payload)
     provenance = _provenance(headers["id"], source, delivery, has_producer_id=True)
     return _payload(payload, headers, delivery, provenance, envelope.properties)
+
+
+def _refuse_serializer(content: Mapping[str, Any]) -> None:
+    for type_, name in REFUSED.items():
+        if content.get("content-type") == type_:
+            raise Undecodable(f"the Celery envelope: its body is {name} ({type_}), not JSON")
 
 
 def _check_notification(headers: dict[str, Any], payload: Payload) -> None:
@@ -217,8 +238,7 @@ def _from_foreign(
 def _provenance(
     id_: str, source: Source, delivery: Delivery, *, has_producer_id: bool
 ) -> Provenance:
-    sent_at = delivery.enqueued_at.astimezone(UTC)
-    return Provenance(id_, has_producer_id, source, delivery.count, sent_at)
+    return Provenance(id_, has_producer_id, source, delivery.count, first_sent(delivery))
 
 
 def _payload(
@@ -237,6 +257,7 @@ def _payload(
         "content-encoding": "binary",
         "headers": headers,
         "properties": {
+            **_passed_on(properties),
             "correlation_id": properties.correlation_id or headers["id"],
             "reply_to": properties.reply_to,
             "priority": properties.priority or 0,
@@ -249,6 +270,11 @@ def _payload(
             },
         },
     }
+
+
+def _passed_on(properties: Properties) -> dict[str, Any]:
+    extra = properties.model_extra or {}
+    return {name: extra[name] for name in PASSED_ON if name in extra}
 
 
 def _checked(validate: Callable[[Any], Model], value: object, what: str) -> Model:

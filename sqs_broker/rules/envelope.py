@@ -63,7 +63,9 @@ class Headers(BaseModel):
     replaced_task_nesting: int = 0
     stamped_headers: list[str] | None = None
     stamps: dict[str, Any] | None = None
-    compression: None = None
+    compression: Literal["application/x-gzip"] | None = None
+    origin: str | None = None
+    headers: dict[str, Any] | None = None
 
 
 class Properties(BaseModel):

@@ -26,8 +26,8 @@ class Provenance:
     deliveries: int
     """How often SQS has delivered the message, this delivery included."""
     enqueued_at: datetime
-    """When SQS accepted the message, in UTC. If the task was called without a queue, the time of
-    the call."""
+    """When SQS accepted the message from its producer, in UTC. If the task was called without a
+    queue, the time of the call."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # It goes to a process of the pool with each message. Pickle's own way, which takes the

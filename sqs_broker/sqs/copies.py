@@ -8,7 +8,7 @@ sent. It deletes the next delivery of such a message, without a second run or a 
 import threading
 
 from sqs_broker.options import Options
-from sqs_broker.rules import dead_letter
+from sqs_broker.rules import dead_letter, sent_at
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
@@ -52,8 +52,9 @@ class Copies:
         """The URL of the target queue, and the copy."""
         delivery = message.delivery
         address = self._options.queue(delivery.queue)
-        if isinstance(outcome, Postponed):
-            return address.url, Outgoing(delivery.body, delivery.attributes, outcome.delay)
         limit = self._options.max_message_bytes
+        if isinstance(outcome, Postponed):
+            attributes = sent_at.of_copy(delivery, limit)
+            return address.url, Outgoing(delivery.body, attributes, outcome.delay)
         attributes = dead_letter.attributes_of(delivery, outcome, message.task, message.id, limit)
         return address.dead_letter_url or "", Outgoing(delivery.body, attributes)

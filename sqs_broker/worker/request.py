@@ -57,8 +57,16 @@ class Request(CeleryRequest):
     _is_suspected = False
 
     def __init__(self, message: Message, **options: Any) -> None:
+        eta = message.headers.get("eta")
         # `decoded`: the pool gets the payload that the receiver decoded, and decodes nothing.
-        super().__init__(message, **options | {"body": message.payload, "decoded": True})
+        given = options | {"body": message.payload, "decoded": True}
+        if eta is not None:
+            # Celery holds a task with an eta in memory (celery 5.7 worker/strategy.py). This one is
+            # due, so only the task needs to know it.
+            given["headers"] = message.headers | {"eta": None}
+        super().__init__(message, **given)
+        if eta is not None:
+            self.request_dict["eta"] = eta
         # On the instance: Celery's method is on a class that it generates below this one.
         generated: Any = self
         generated.on_success = partial(self._on_end, generated.on_success)

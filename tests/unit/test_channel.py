@@ -497,11 +497,12 @@ def test_a_message_that_is_not_due_waits_in_sqs(connection: Connection, sqs: Sqs
 
 
 @pytest.mark.parametrize("late", [timedelta(hours=1), timedelta(seconds=0), timedelta(seconds=-1)])
-def test_a_message_that_is_due_has_no_eta_for_celery_to_wait_for(
+def test_a_message_that_is_due_arrives_with_its_eta(
     connection: Connection, sqs: Sqs, late: timedelta
 ) -> None:
-    sqs.bring(task(1, eta=(datetime.now(UTC) - late).isoformat()))
-    assert Worker(connection, "jobs").get().headers["eta"] is None
+    eta = (datetime.now(UTC) - late).isoformat()
+    sqs.bring(task(1, eta=eta))
+    assert Worker(connection, "jobs").get().headers["eta"] == eta
 
 
 def test_a_message_that_the_worker_cannot_take_holds_no_other_up(

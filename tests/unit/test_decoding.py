@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
@@ -9,17 +10,20 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from celery import chain, group, signature
+from celery import Celery, chain, group, signature
+from celery.app.task import Context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection
 from kombu.asynchronous.aws.sqs.message import AsyncMessage
+from kombu.compression import compress
 from kombu.transport import virtual
 from kombu.utils.json import dumps, register_type
 
 from app.messages import decode_json
 from sqs_broker.errors import Undecodable
-from sqs_broker.rules.decoding import DEEPEST, decode
+from sqs_broker.limits import MOST_BYTES
+from sqs_broker.rules.decoding import DEEPEST, REFUSED, decode
 from sqs_broker.rules.foreign import ForeignMessage
 from tests.unit.conftest import MakeDelivery
 
@@ -221,6 +225,172 @@ def test_a_body_is_read_once_and_kombu_has_it_as_it_is(
 )
 def test_in_an_envelope_values_are_read_as_celery_reads_them(decoded: Decoded, value: Any) -> None:
     assert decoded(envelope(body=dumps([[], {"it": value}, {}])))["body"][1] == {"it": value}
+
+
+# The encodings of a stock producer
+
+
+def compressed(content: dict[str, Any], name: str = "gzip") -> dict[str, Any]:
+    """The envelope as kombu sends it with `compression` (kombu 5.7 messaging.py)."""
+    data, type_ = compress(content["body"], name)
+    headers = content["headers"] | {"compression": type_}
+    properties = content["properties"] | {"body_encoding": "base64"}
+    body = base64.b64encode(data).decode()
+    return content | {"body": body, "headers": headers, "properties": properties}
+
+
+def test_a_body_in_gzip_is_read(decoded: Decoded) -> None:
+    payload = decoded(compressed(envelope()))
+    assert payload["body"] == decoded(envelope())["body"]
+    # kombu would decompress again what has a compression.
+    assert payload["headers"]["compression"] is None
+
+
+def of_size(bytes_: int) -> dict[str, Any]:
+    """An envelope whose body has so many bytes."""
+    around = len(json.dumps([[], {"it": ""}, {}]))
+    return envelope(body=json.dumps([[], {"it": "a" * (bytes_ - around)}, {}]))
+
+
+def test_a_body_in_gzip_may_be_as_large_as_one_without(decoded: Decoded) -> None:
+    assert decoded(compressed(of_size(MOST_BYTES)))
+    with pytest.raises(Undecodable, match="larger than 1048576 bytes"):
+        decoded(compressed(of_size(MOST_BYTES + 1)))
+
+
+def test_a_body_that_explodes_costs_no_more_than_any_other(decoded: Decoded) -> None:
+    bomb = compressed(of_size(100 * MOST_BYTES))
+    text = json.dumps(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undecodable, match="larger than 1048576 bytes"):
+            decoded(text)
+        assert tracemalloc.get_traced_memory()[1] < 8 * MOST_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (compressed(envelope(), "bzip2"), "headers.compression: Input should be 'application/x-g"),
+        (with_headers(compression="application/x-gzip"), "compressed, but not in base64"),
+        (
+            inner_base64(with_headers(compression="application/x-gzip")),
+            "not gzip, as its headers say",
+        ),
+        (
+            compressed(envelope()) | {"body": compressed(envelope())["body"][:40]},
+            "body is cut off",
+        ),
+    ],
+    ids=["bzip2", "no base64", "not compressed", "cut off"],
+)
+def test_what_is_not_gzip_is_refused_for_a_reason(
+    decoded: Decoded, content: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(Undecodable, match=reason):
+        decoded(content)
+
+
+@pytest.mark.parametrize(
+    ("serializer", "name"), [("pickle", "a pickle"), ("yaml", "YAML"), ("msgpack", "msgpack")]
+)
+def test_another_serializer_is_refused_by_its_name(
+    decoded: Decoded, serializer: str, name: str
+) -> None:
+    (type_,) = {t for t in REFUSED if t.endswith(serializer.replace("pickle", "serialize"))}
+    with pytest.raises(Undecodable, match=f"its body is {name} "):
+        decoded(envelope(**{"content-type": type_}))
+
+
+def sent_by(protocol: int, **options: Any) -> dict[str, Any]:
+    """The envelope of a call, by a Celery producer with this `task_protocol`."""
+    app = Celery("tests", set_as_current=False)
+    create = app.amqp.as_task_v1 if protocol == 1 else app.amqp.as_task_v2
+    message = create("id-1", "registerUser", (1,), FIELDS, **options)
+    given = {
+        "headers": message.headers | {"x-mine": 1},
+        "properties": envelope()["properties"] | message.properties,
+        "body": dumps(message.body),
+    }
+    made: dict[str, Any] = json.loads(dumps(envelope() | given))
+    return made
+
+
+@pytest.mark.parametrize("around", [lambda it: it, inner_base64, compressed])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"eta": "2026-01-02T03:04:05+00:00", "expires": "2999-01-02T03:04:05+00:00"},
+        {"time_limit": 20, "soft_time_limit": 10},
+        {"group_id": "g", "group_index": 1},
+        {"callbacks": [SIGNATURE], "errbacks": [SIGNATURE], "chord": SIGNATURE},
+        {"reply_to": "r"},
+    ],
+    ids=["plain", "times", "limits", "group", "canvas", "reply"],
+)
+def test_a_message_of_protocol_1_is_read_as_one_of_protocol_2(
+    decoded: Decoded, options: Any, around: Any
+) -> None:
+    old, new = decoded(around(sent_by(1, **options))), decoded(sent_by(2, **options))
+    assert old["body"] == new["body"]
+    names = ("task", "id", "eta", "expires", "group", "group_index", "x-mine", "retries")
+    assert {n: old["headers"][n] for n in names} == {n: new["headers"][n] for n in names}
+    assert (old["headers"]["timelimit"] or [None, None]) == new["headers"]["timelimit"]
+    assert old["properties"]["correlation_id"] == "id-1"
+    assert old["headers"]["delivery"].source == "celery"
+
+
+def test_a_group_of_protocol_1_may_have_its_old_name(decoded: Decoded) -> None:
+    body = {"task": "registerUser", "id": "id-1", "taskset": "g"}
+    payload = decoded(envelope(headers={}, body=json.dumps(body)))
+    assert payload["headers"]["group"] == "g"
+    assert payload["body"][:2] == [[], {}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"task": "registerUser"},
+        {"task": 7, "id": "id-1"},
+        {"task": "registerUser", "id": "id-1", "args": {}},
+        {"task": "registerUser", "id": "id-1", "kwargs": [MARKER]},
+        {"task": "registerUser", "id": "id-1", "callbacks": MARKER},
+        {"task": "registerUser", "id": "id-1", "timelimit": 7},
+        {"task": "registerUser", "id": "id-1", "eta": MARKER},
+        [[], FIELDS, {}],
+    ],
+)
+def test_a_message_of_protocol_1_is_checked_like_any_other(decoded: Decoded, body: Any) -> None:
+    with pytest.raises(Undecodable) as raised:
+        decoded(envelope(headers={}, body=json.dumps(body)))
+    assert MARKER not in raised.value.reason
+
+
+# What Celery's protocol names
+
+
+def test_all_that_the_protocol_names_reaches_the_task(decoded: Decoded) -> None:
+    eta, nested = "2026-01-02T03:04:05+00:00", {"sentry-trace": "1-2"}
+    content = with_headers(origin="gen7@host", eta=eta, headers=nested, **{"x-mine": 1})
+    content["properties"] |= {"app_id": "shop", "expiration": "900"}
+    payload = decoded(content)
+    args, kwargs, _ = payload["body"]
+    context = Context(
+        payload["headers"] | {"properties": payload["properties"]}, args=args, kwargs=kwargs
+    )
+    assert (context.origin, context.eta, context.headers) == ("gen7@host", eta, nested)
+    assert context.get("x-mine") == 1
+    assert (context.properties["app_id"], context.properties["expiration"]) == ("shop", "900")
+
+
+def test_a_property_that_the_broker_sets_is_not_the_producers(decoded: Decoded) -> None:
+    content = with_properties(application_headers={"a": 1}, delivery_tag="theirs", anything=1)
+    properties = decoded(content, tag="tag-9")["properties"]
+    assert properties["delivery_tag"] == "tag-9"
+    assert not {"application_headers", "anything", "body_encoding"} & set(properties)
 
 
 #: What kombu's JSON would make of values: it cannot, or it makes no JSON of them.
@@ -494,6 +664,7 @@ CONTENT = {
     "yaml": envelope(**{"content-type": "application/x-yaml"}),
     "binary": envelope(**{"content-encoding": "binary"}),
     "compressed": with_headers(compression="application/x-gzip"),
+    "compression a number": with_headers(compression=7),
 }
 
 HEADERS = {
@@ -526,6 +697,8 @@ HEADERS = {
     "root_id a number": with_headers(root_id=1),
     "parent_id an array": with_headers(parent_id=[]),
     "shadow an object": with_headers(shadow={}),
+    "origin a number": with_headers(origin=7),
+    "headers a string": with_headers(headers=MARKER),
     "ignore_result a string": with_headers(ignore_result="no"),
     "replaced_task_nesting a string": with_headers(replaced_task_nesting="1"),
     **{

@@ -197,6 +197,14 @@ def test_the_pool_is_given_what_was_read_of_the_body_and_no_text(
     assert request.request_dict["kwargs"] is request.body[1]
 
 
+@pytest.mark.parametrize("eta", ["2026-01-02T03:04:05Z", "20260102T030405", "9999-12-31"])
+def test_a_task_knows_its_eta_and_celery_does_not_wait_for_it(make_run: MakeRun, eta: str) -> None:
+    run = make_run(eta=eta)
+    assert run.request.eta is None
+    assert run.request.request_dict["eta"] == eta
+    assert run.message.headers["eta"] == eta
+
+
 def info_of(exc: BaseException, *, pickled: bool = True) -> ExceptionInfo:
     """The exception as the pool tells of it: prefork pickles, threads and solo do not."""
     try:

@@ -10,8 +10,11 @@ from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
+from sqs_broker.rules.sent_at import first_sent
 from sqs_broker.sqs.copies import MOST_REMEMBERED, Copies
 from sqs_broker.sqs.errors import Errors
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.sqs.settlement import Reporter, Settlement
 from sqs_broker.testing import Clock, FakeSqs, State
 from tests.unit.conftest import HEADERS, VISIBILITY_TIMEOUT, MakeLease, Receive
@@ -141,8 +144,25 @@ def test_a_message_that_is_not_due_is_sent_on_before_it_is_deleted(
     tell(receive("original", attributes=TRACE), Postponed(900))
     assert actions(fake) == ["SendMessage", "DeleteMessageBatch"]
     (copy,) = fake.messages(options.queue("jobs").url)
-    assert (copy.body, copy.attributes) == ("original", TRACE)
+    assert copy.body == "original"
+    assert copy.attributes["trace"] == TRACE["trace"]
     assert (copy.state, copy.visible_in) == (State.DELAYED, 900)
+
+
+def test_a_message_that_is_sent_on_again_and_again_carries_when_it_was_first_sent(
+    tell: Told, fake: FakeSqs, options: Options, receive: Receive, clock: Clock
+) -> None:
+    lease, url = receive("original"), options.queue("jobs").url
+    sent_at = lease.delivery.enqueued_at
+    for _ in range(3):
+        clock.advance(1)
+        tell(lease, Postponed(900))
+        clock.advance(900)
+        (copy,) = Queue(url, fake).receive(1, 0)
+        delivery = delivery_of(copy, "jobs", clock(), 0)
+        lease = Lease(delivery, clock() + VISIBILITY_TIMEOUT)
+        assert delivery.enqueued_at > sent_at
+        assert first_sent(delivery) == sent_at
 
 
 @pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
