@@ -86,6 +86,22 @@ def nested(depth: int) -> Any:
     return json.loads("[" * depth + "]" * depth)
 
 
+def notification(text: str) -> str:
+    """A notification of SNS with this text."""
+    return json.dumps({"Type": "Notification", "TopicArn": "arn:aws:sns:a:1:t", "Message": text})
+
+
+#: A signature of a task that is here.
+CALLBACK = {"task": "increment", "args": [1], "kwargs": {}, "options": {}}
+
+#: Sends a message for each character, if Celery calls it.
+BOMB = {
+    "task": "celery.chunks",
+    "args": [],
+    "kwargs": {"task": CALLBACK, "it": "a" * 1_000, "n": 1},
+    "options": {},
+}
+
 BAD: dict[str, str] = {
     "text": f"hello {MARKER}",
     "half a JSON object": plain()[:-1],
@@ -196,6 +212,20 @@ BAD: dict[str, str] = {
     "another task of Celery's own": plain(
         type="celery.chain", action=None, data={"tasks": [], "nickname": MARKER}
     ),
+    "a task of Celery's own in an envelope": envelope(
+        headers=headers(task="celery.chunks"), body=body(kwargs=BOMB["kwargs"])
+    ),
+    "a callback that sends a message for each character": envelope(
+        body=body(embed={"callbacks": [BOMB]})
+    ),
+    "a callback to a task that is here": envelope(body=body(embed={"chain": [CALLBACK]})),
+    "an errback": envelope(body=body(embed={"errbacks": [CALLBACK]})),
+    "a callback in a notification of SNS": notification(
+        envelope(body=body(embed={"callbacks": [BOMB]}))
+    ),
+    "a task of Celery's own in a notification of SNS": notification(
+        envelope(headers=headers(task="celery.backend_cleanup"), body=body(kwargs={}))
+    ),
     "neither action nor type": plain(action=None),
     "an action that is a list": plain(action=["registerUser"]),
     "an id of plain JSON that is a number": plain(id=5),
@@ -272,6 +302,15 @@ GOOD: dict[str, str] = {
     "an expiry without a time zone": envelope(
         headers=headers(expires="2999-12-31T23:59:59"),
         body=body(kwargs=ARGUMENTS | {"stock_id": STOCK}),
+    ),
+    "time limits longer than the task's": envelope(
+        headers=headers(timelimit=[1e9, 1e9]), body=body(kwargs=ARGUMENTS | {"stock_id": STOCK})
+    ),
+    "a time limit of a nanosecond": envelope(
+        headers=headers(timelimit=[1e-9, 1e-9]), body=body(kwargs=ARGUMENTS | {"stock_id": STOCK})
+    ),
+    "an envelope in a notification of SNS": notification(
+        envelope(body=body(kwargs=ARGUMENTS | {"stock_id": STOCK}))
     ),
     "space around it": "\n " + data(stockId=STOCK) + " \n",
 }

@@ -110,6 +110,7 @@ from celery import Celery
 app = Celery("stock", broker=os.environ["STOCK_BROKER"])
 app.conf.broker_transport_options = json.loads(os.environ["STOCK_OPTIONS"])
 app.conf.task_default_queue = os.environ["STOCK_QUEUE"]
+app.conf.update(json.loads(os.environ.get("STOCK_SETTINGS", "{}")))
 
 @app.task(name="registerUser")
 def register_user(**kwargs):
@@ -339,6 +340,27 @@ def test_a_message_of_a_stock_producer_is_read(
     if inner == "plain":
         options["body_encoding"] = None
     environment = stock_environment(service.queues, service.environment, tmp_path, options)
+
+    id_ = run_program(STOCK_DELAY, environment, tmp_path, given)
+
+    assert_registered(service, given, source="celery", message_id=id_, since=since)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task_protocol": 1},
+        {"task_compression": "gzip"},
+        {"task_protocol": 1, "task_compression": "gzip"},
+    ],
+    ids=["protocol 1", "gzip", "protocol 1 in gzip"],
+)
+def test_a_message_of_an_old_or_compressing_producer_is_read(
+    service: Service, stock_id: str, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    given, since = registration(stock_id), now()
+    environment = stock_environment(service.queues, service.environment, tmp_path, {})
+    environment["STOCK_SETTINGS"] = json.dumps(settings)
 
     id_ = run_program(STOCK_DELAY, environment, tmp_path, given)
 
