@@ -48,9 +48,9 @@ _BARE = re.compile(r"[^\n:=<>(){}\[\]'\"`]*")
 
 #: The fields that the `extra=` of a log call may add to a line.
 FIELDS = (
-    "event", "task", "message_id", "sqs_message_id", "source", "queue", "deliveries", "outcome",
-    "queue_seconds", "wait_seconds", "run_seconds", "seconds", "delay", "reason", "error", "count",
-    "pid",
+    "event", "task", "message_id", "sqs_message_id", "source", "queue", "deliveries", "attempt",
+    "outcome", "queue_seconds", "wait_seconds", "run_seconds", "seconds", "delay", "reason",
+    "error", "count", "pid",
 )  # fmt: skip
 
 #: Loggers of Celery that write about one message. The broker logs the same events, with the outcome

@@ -14,6 +14,10 @@ MOST_ATTRIBUTES = 10
 #: Most bytes of a message with its attributes, and of all messages of one batch call together.
 MOST_BYTES = 1_048_576
 
+#: Most messages of a queue in flight: received, and neither deleted nor visible again.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html
+MOST_IN_FLIGHT = 120_000
+
 #: Longest delay of a new message, in seconds.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-delay-queues.html
 LONGEST_DELAY = 900

@@ -136,6 +136,8 @@ class Options:
     driver: Callable[..., Any] | None = None
     """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/queue.py); if None, boto3's.
     """
+    most_in_flight: int = 60_000
+    """From so many messages of a queue in flight on, retries wait as delayed copies."""
     policy: Policy = field(default_factory=Policy)
     canvas: Canvas = field(default_factory=Canvas)
     control: ControlOptions = field(default_factory=ControlOptions)
@@ -164,6 +166,7 @@ class Options:
             observers=tuple(map(symbol_by_name, given.get("observers") or ())),
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
             driver=symbol_by_name(driver) if driver else None,
+            most_in_flight=given.get("most_in_flight", cls.most_in_flight),
             control=ControlOptions.read(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
             canvas=Canvas.read(given),

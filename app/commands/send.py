@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from app.messages import field_faults, fields_of
 from sqs_broker.errors import Undecodable
 from sqs_broker.options import Options
-from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.attributes import size
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Source

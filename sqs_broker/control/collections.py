@@ -10,11 +10,12 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from sqs_broker.control.faults import LOGIN_FAILED, Fault, fault_of, view
+from sqs_broker.limits import LONGEST_RETENTION
 from sqs_broker.options import ControlOptions
 
 Document = dict[str, Any]
 
-BROADCASTS, REPLIES, REVOKES = "broadcasts", "replies", "revokes"
+BROADCASTS, REPLIES, REVOKES, ATTEMPTS = "broadcasts", "replies", "revokes", "attempts"
 
 #: Seconds that a reply is kept if its client does not read it.
 REPLY_SECONDS = 60
@@ -58,6 +59,7 @@ class Collections:
         self._prepare_broadcasts()
         self._expire(REPLIES, REPLY_SECONDS)
         self._expire(REVOKES, self._options.revokes_seconds)
+        self._expire(ATTEMPTS, LONGEST_RETENTION)
         with self._needs("createIndex", REPLIES, "replies are found slowly"):
             keys = [("exchange", 1), ("routing_key", 1), ("at", 1)]
             try:
@@ -72,6 +74,7 @@ class Collections:
             *self._differences_of_broadcasts(),
             *self._differences_of_expiry(REPLIES, REPLY_SECONDS),
             *self._differences_of_expiry(REVOKES, self._options.revokes_seconds),
+            *self._differences_of_expiry(ATTEMPTS, LONGEST_RETENTION),
         ]
 
     def _differences_of_broadcasts(self) -> Iterator[Difference]:

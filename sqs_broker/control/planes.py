@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import ControlOptions
+from sqs_broker.rules.attempts import AttemptStore
 
 if TYPE_CHECKING:
     from sqs_broker.control.plane import Plane
@@ -31,6 +32,16 @@ def plane_for(options: ControlOptions) -> "Plane":
         if options not in _planes:
             _planes[options] = _open(options)
         return _planes[options]
+
+
+def attempts_for(options: ControlOptions) -> AttemptStore | None:
+    """The store of failed runs for these options; None if they name no MongoDB, or if pymongo is
+    not installed. It needs no Celery, and connects at its first use."""
+    if options.uri is None or find_spec("pymongo") is None:
+        return None
+    from sqs_broker.control.attempts import MongoAttempts
+
+    return MongoAttempts(lambda: plane_for(options).store)
 
 
 def check_driver(options: ControlOptions) -> None:

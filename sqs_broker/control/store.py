@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from time import monotonic
@@ -10,7 +10,7 @@ from typing import Any
 
 from bson import ObjectId, Timestamp
 from bson.codec_options import CodecOptions, DatetimeConversion
-from pymongo import ASCENDING, CursorType, MongoClient, UpdateOne
+from pymongo import ASCENDING, CursorType, MongoClient, ReadPreference, UpdateOne, WriteConcern
 from pymongo.collection import Collection
 from pymongo.cursor import Cursor
 from pymongo.database import Database
@@ -18,6 +18,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.collections import (
+    ATTEMPTS,
     BROADCASTS,
     REPLIES,
     REVOKES,
@@ -26,6 +27,7 @@ from sqs_broker.control.collections import (
 )
 from sqs_broker.control.faults import Fault, Refused, fault_of
 from sqs_broker.options import ControlOptions, Kind
+from sqs_broker.rules.attempts import Record
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,10 @@ class Store:
         self._broadcasts: Collection[Document] = self._database[BROADCASTS]
         self._replies: Collection[Document] = self._database[REPLIES]
         self._revokes: Collection[Document] = self._database[REVOKES]
+        # Whatever the URI says: what one worker has recorded, the next one must read.
+        self._attempts: Collection[Document] = self._database.get_collection(
+            ATTEMPTS, read_preference=ReadPreference.PRIMARY, write_concern=WriteConcern("majority")
+        )
 
     def close(self) -> None:
         """Close the client and all its cursors."""
@@ -228,6 +234,43 @@ class Store:
                 extra={"event": "control.unreadable", "error": "ValueError"},
             )
 
+    # Attempts
+
+    def attempts(self, message_ids: Sequence[str]) -> dict[str, Record]:
+        """The records of these messages, by SQS's MessageId. Raises Refused."""
+        self.prepare()
+        with self.needs("find", ATTEMPTS):
+            found = list(self._attempts.find({"_id": {"$in": list(message_ids)}}))
+        return {
+            document["_id"]: Record(
+                _numbers(document.get("failed")), _numbers(document.get("released"))
+            )
+            for document in found
+        }
+
+    def add_attempts(self, changes: Mapping[str, Record]) -> dict[str, Record]:
+        """Add to the records, and return what was added. Raises Refused."""
+        self.prepare()
+        now = datetime.now(UTC)
+        updates = [
+            UpdateOne(
+                {"_id": id_},
+                {
+                    # Not `$inc`: a settlement that is repeated must not count twice.
+                    "$addToSet": {
+                        "failed": {"$each": sorted(change.failed)},
+                        "released": {"$each": sorted(change.released)},
+                    },
+                    "$set": {"at": now},
+                },
+                upsert=True,
+            )
+            for id_, change in changes.items()
+        ]
+        with self.needs("update", ATTEMPTS):
+            self._attempts.bulk_write(updates, ordered=False)
+        return dict(changes)
+
     # The collections themselves
 
     def prepare(self, again: bool = False) -> None:
@@ -302,6 +345,13 @@ def _is_written_before(error: Document) -> bool:
     # Somebody may have made another index of the collection unique.
     is_by_id = error.get("keyPattern", {"_id": 1}) == {"_id": 1}
     return bool(error["code"] == DUPLICATE_KEY and is_by_id)
+
+
+def _numbers(value: Any) -> frozenset[int]:
+    """The numbers of deliveries in a document that somebody else may have changed."""
+    if not isinstance(value, list):
+        return frozenset()
+    return frozenset(n for n in value if isinstance(n, int) and not isinstance(n, bool))
 
 
 def _revoked(key: Any) -> tuple[str, str] | str:

@@ -18,6 +18,10 @@ from sqs_broker.rules.outcomes import Happened, Outcome
 logger = logging.getLogger(__name__)
 
 
+#: Most names of unknown tasks that have a line of their own.
+MOST_NAMES = 1_000
+
+
 class MessageLog(Observer):
     """The observer that writes the log. Every process has one."""
 
@@ -26,6 +30,7 @@ class MessageLog(Observer):
     ) -> None:
         self._clock = clock
         self._time_of_day = time_of_day
+        self._unknown: set[str] = set()
 
     def received(self, message: Facts) -> None:
         """Log that a message was received."""
@@ -37,7 +42,8 @@ class MessageLog(Observer):
                 "message_id": message.id,
                 "source": str(message.source),
                 "queue": message.delivery.queue,
-                "deliveries": message.delivery.count,
+                "deliveries": message.delivery.deliveries,
+                "attempt": message.delivery.attempt,
             },
         )
 
@@ -47,12 +53,16 @@ class MessageLog(Observer):
         delivery, now = message.delivery, self._clock()
         if isinstance(happened, outcomes.NotTaken):
             _not_taken(message, happened.error)
+        if isinstance(happened, outcomes.UnknownTask) and outcome.name != "dead-letter":
+            self._unknown_task(message, happened.name[: outcomes.LONGEST_NAME])
         if isinstance(outcome, outcomes.Retry) and outcome.delay > longest_delay(delivery, now):
             self._clamped(message, max(longest_delay(delivery, now), 0))
+        is_retry = isinstance(outcome, outcomes.Postponed) and outcome.error is not None
         facts: dict[str, Any] = {
-            "event": f"message.{outcome.name}",
+            "event": f"message.{'retry' if is_retry else outcome.name}",
             **_ids(message),
-            "deliveries": delivery.count,
+            "deliveries": delivery.deliveries,
+            "attempt": delivery.attempt,
             **self._times(message, now),
         }
         match outcome:
@@ -63,9 +73,12 @@ class MessageLog(Observer):
             case outcomes.DeadLetter(reason, error):
                 text, level = f"Message dead-lettered: {reason}.", logging.ERROR
                 facts |= {"reason": reason, "error": error}
-            case outcomes.Postponed(delay):
+            case outcomes.Postponed(delay, None):
                 text, level = f"Message sent again with a delay of {delay} s.", logging.INFO
                 facts |= {"delay": delay}
+            case outcomes.Postponed(delay, error):
+                text, level = f"A copy is retried in {delay} s ({error}).", logging.WARNING
+                facts |= {"delay": delay, "error": error}
             case outcomes.Released(delay):
                 text, level = f"Message released; available again in {delay} s.", logging.INFO
                 facts |= {"delay": delay}
@@ -99,7 +112,7 @@ class MessageLog(Observer):
                 "reason": why,
                 "sqs_message_id": delivery.message_id,
                 "queue": delivery.queue,
-                "deliveries": delivery.count,
+                "deliveries": delivery.deliveries,
             },
         )
 
@@ -117,6 +130,18 @@ class MessageLog(Observer):
             "run_seconds": round(now - started_at, 3),
         }
 
+    def _unknown_task(self, message: Facts, name: str) -> None:
+        if name in self._unknown or len(self._unknown) >= MOST_NAMES:
+            return
+        self._unknown.add(name)
+        facts = {"event": "task.unknown", **_ids(message)}
+        logger.warning(
+            "This worker has no task %r. Its messages are released until another worker runs them, "
+            "or until `unknown_task_grace` is over.",
+            name,
+            extra=facts,
+        )
+
     def _clamped(self, message: Facts, delay: int) -> None:
         facts = {"event": "retry.clamped", **_ids(message), "delay": delay}
         logger.warning(
@@ -131,7 +156,7 @@ def _not_taken(message: Facts, error: str) -> None:
     facts = {
         "event": "message.not_taken",
         **_ids(message),
-        "deliveries": message.delivery.count,
+        "deliveries": message.delivery.deliveries,
         "error": error,
     }
     logger.warning(

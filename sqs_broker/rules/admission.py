@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from sqs_broker.rules import time_limits
 from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.decoding import Payload, decode
-from sqs_broker.rules.due import CLOCK_TOLERANCE, seconds_until_due
+from sqs_broker.rules.due import CLOCK_TOLERANCE, seconds_until, seconds_until_due
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
@@ -70,7 +70,7 @@ def arrive(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
     """Decode a delivery. Never raises, because no body may stop a receiver."""
     try:
         content = decode(delivery, decode_json)
-        due_in = seconds_until_due(content["headers"])
+        due_in = max(seconds_until_due(content["headers"]), seconds_until(delivery.carried.due))
     except Exception as exc:
         # Broad on purpose: `untaken` turns each exception into an end of the delivery.
         return Arrival(ended=untaken(exc))

@@ -14,15 +14,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqs_broker.limits import MOST_ATTRIBUTES
+from sqs_broker.rules.attempts import without_ours
+from sqs_broker.rules.attributes import DEAD_LETTER, Attributes, size
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter
 
-ATTRIBUTE = "dead-letter"
-
 #: Most characters of a reason. A longer one is cut, so that it does not fill the message.
 LONGEST_REASON = 1_000
-
-Attributes = dict[str, Mapping[str, Any]]
 
 
 def attributes_of(
@@ -34,51 +32,40 @@ def attributes_of(
     If the copy is larger than `limit` bytes, the reason is shortened; if that is not enough,
     `dead-letter` is left out. The body is never cut.
     """
-    kept = _without_note(delivery)
+    kept = without_ours(delivery.attributes)
     note: dict[str, Any] = {
         "reason": outcome.reason[:LONGEST_REASON],
         "error": outcome.error,
         "task": task,
         "message_id": id_ or delivery.message_id,
-        "deliveries": delivery.count,
+        "deliveries": delivery.deliveries,
         "source_queue": delivery.queue,
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     if len(kept) >= MOST_ATTRIBUTES:
         name = list(kept)[-1]
         note["displaced"] = {"name": name} | _as_json(kept.pop(name))
-    while (excess := size(delivery.body, {**kept, ATTRIBUTE: _text(note)}) - limit) > 0:
+    while (excess := size(delivery.body, {**kept, DEAD_LETTER: _text(note)}) - limit) > 0:
         if not note["reason"]:
-            return _without_note(delivery)
+            return without_ours(delivery.attributes)
         note["reason"] = note["reason"][: -max(excess, 1)]
-    return {**kept, ATTRIBUTE: _text(note)}
-
-
-def size(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> int:
-    """Bytes of a message as SQS counts them: body, and each attribute's name, type and value."""
-    total = len(body.encode("utf-8", "surrogatepass"))
-    for name, value in attributes.items():
-        data = value.get("BinaryValue")
-        if data is None:
-            data = value.get("StringValue", "").encode("utf-8", "surrogatepass")
-        total += len(name.encode()) + len(value["DataType"].encode()) + len(data)
-    return total
+    return {**kept, DEAD_LETTER: _text(note)}
 
 
 def read_note(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The content of `dead-letter`; None if there is none: SQS itself moved the message, without a
     reason."""
     try:
-        note = json.loads(attributes.get(ATTRIBUTE, {}).get("StringValue", ""))
+        note = json.loads(attributes.get(DEAD_LETTER, {}).get("StringValue", ""))
     except ValueError:
         return None
     return note if isinstance(note, dict) else None
 
 
 def restored(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
-    """The attributes from before the message was dead-lettered: without `dead-letter`, and with the
-    attribute that it displaced."""
-    kept = {name: value for name, value in attributes.items() if name != ATTRIBUTE}
+    """The attributes from before the message was dead-lettered: without those of the broker, and
+    with the attribute that `dead-letter` displaced."""
+    kept = without_ours(attributes)
     match (read_note(attributes) or {}).get("displaced"):
         case {"name": str(name), "DataType": str(kind), "base64": str(data)}:
             with suppress(ValueError):  # Another program wrote this attribute.
@@ -86,11 +73,6 @@ def restored(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
         case {"name": str(name), "DataType": str(kind), "StringValue": str(text)}:
             kept[name] = {"DataType": kind, "StringValue": text}
     return kept
-
-
-def _without_note(delivery: Delivery) -> Attributes:
-    """The original attributes, except a `dead-letter` from before a redrive."""
-    return {name: value for name, value in delivery.attributes.items() if name != ATTRIBUTE}
 
 
 def _text(note: Mapping[str, Any]) -> dict[str, str]:

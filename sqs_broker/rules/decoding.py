@@ -24,7 +24,6 @@ from sqs_broker.rules.envelope import Embed, Envelope, Headers, Properties
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Provenance, Source
-from sqs_broker.rules.sent_at import first_sent
 
 #: How often kombu's SQS transport may encode an envelope in base64.
 MOST_LAYERS = 2
@@ -228,7 +227,7 @@ def _from_foreign(
 ) -> dict[str, Any]:
     foreign = decode_json(content)
     _refuse_built_in(foreign.task, "plain JSON")
-    id_ = foreign.id or delivery.message_id
+    id_ = foreign.id or delivery.carried.id or delivery.message_id
     headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
     payload = [[], foreign.kwargs, {}]
     provenance = _provenance(id_, source, delivery, has_producer_id=foreign.id is not None)
@@ -238,7 +237,8 @@ def _from_foreign(
 def _provenance(
     id_: str, source: Source, delivery: Delivery, *, has_producer_id: bool
 ) -> Provenance:
-    return Provenance(id_, has_producer_id, source, delivery.count, first_sent(delivery))
+    sent_at = delivery.first_sent
+    return Provenance(id_, has_producer_id, source, delivery.deliveries, sent_at, delivery.attempt)
 
 
 def _payload(
@@ -248,7 +248,7 @@ def _payload(
     provenance: Provenance,
     properties: Properties,
 ) -> dict[str, Any]:
-    headers["retries"] = delivery.count - 1
+    headers["retries"] = delivery.attempt - 1
     headers["delivery"] = provenance
     return {
         "body": payload,
@@ -266,7 +266,7 @@ def _payload(
             "delivery_info": {
                 "exchange": "",
                 "routing_key": delivery.queue,
-                "redelivered": delivery.count > 1,
+                "redelivered": delivery.deliveries > 1,
             },
         },
     }

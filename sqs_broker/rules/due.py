@@ -1,9 +1,12 @@
-"""When a message is due: its `eta`, compared with this machine's clock."""
+"""When a message is due, by this machine's clock: its `eta`, or the time that a copy carries."""
 
 import math
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+from sqs_broker.limits import LONGEST_VISIBILITY
 
 #: Seconds by which clocks may differ before a message counts as not due.
 CLOCK_TOLERANCE = 2
@@ -18,3 +21,12 @@ def seconds_until_due(headers: Mapping[str, Any], now: datetime | None = None) -
     if due.tzinfo is None:
         due = due.replace(tzinfo=UTC)
     return max(0, math.ceil((due - (now or datetime.now(UTC))).total_seconds()))
+
+
+def seconds_until(due: float | None, now: float | None = None) -> int:
+    """Whole seconds, rounded up, from `now` until a time that a copy carries; both in seconds since
+    1970. 0 if it is past, or None. At most the 12 hours that a retry may wait."""
+    if due is None:
+        return 0
+    left = due - (time.time() if now is None else now)
+    return math.ceil(min(max(left, 0), LONGEST_VISIBILITY))

@@ -50,11 +50,11 @@ class Suspected(Reject):
 
 #: The reason if the run did not end by itself.
 ENDS: dict[type[BaseException], str] = {
-    WorkerLostError: "the pool process died in every attempt",
-    TimeLimitExceeded: "the task exceeded its hard time limit in every attempt",
-    SoftTimeLimitExceeded: "the task exceeded its soft time limit in every attempt",
-    SystemExit: "the pool process exited in every attempt",
-    KeyboardInterrupt: "the pool process exited in every attempt",
+    WorkerLostError: "the pool process died in the last attempt",
+    TimeLimitExceeded: "the task exceeded its hard time limit in the last attempt",
+    SoftTimeLimitExceeded: "the task exceeded its soft time limit in the last attempt",
+    SystemExit: "the pool process exited in the last attempt",
+    KeyboardInterrupt: "the pool process exited in the last attempt",
 }
 
 
@@ -65,9 +65,9 @@ def happened(result: object) -> Happened:
         case Suspected(is_retry=True):
             return RetryAsked(result.delay, result.error)
         case Suspected():
-            return Failed(result.error, _failed_in_every(result.error))
+            return Failed(result.error, _failed_with(result.error))
         case Reject(requeue=True):
-            return Failed("Reject", "the task rejected its message in every attempt")
+            return Failed("Reject", "the task rejected its message in the last attempt")
         case Reject():
             return Refused(reason_of(result), getattr(result, "error", "Reject"))
         case Retry():
@@ -114,8 +114,8 @@ def _failed(exc: BaseException) -> Failed:
     for kind, reason in ENDS.items():
         if isinstance(exc, kind):
             return Failed(type(exc).__name__, reason)
-    return Failed(label(exc), _failed_in_every(label(exc)))
+    return Failed(label(exc), _failed_with(label(exc)))
 
 
-def _failed_in_every(error: str) -> str:
-    return f"the task failed in every attempt, most recently with {error}"
+def _failed_with(error: str) -> str:
+    return f"the task failed in the last attempt with {error}"

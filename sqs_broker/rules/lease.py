@@ -1,13 +1,16 @@
 """A delivery of a message, and its lease: when it ends, and until when it may be extended."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import InitVar, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
 from sqs_broker.limits import LONGEST_VISIBILITY
+from sqs_broker.rules.attempts import Carried, Record, carried_in
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.policy import LONGEST_WAIT
 
@@ -38,6 +41,70 @@ class Delivery:
     """When the answer to the receive call arrived, in monotonic seconds."""
     waited: float = 0.0
     """Seconds that the receive call took. SQS delivered the message within this time."""
+    record: Record | None = None
+    """What is recorded about this message. None if nothing is recorded at all: then each earlier
+    delivery counts as a failed run."""
+    first_received_at: float | None = None
+    """When SQS first delivered this message, by its own clock, in seconds since 1970."""
+    age: float = 0.0
+    """Seconds from then to this receive. If the message is a copy, from the first receive of the
+    first message."""
+
+    @cached_property
+    def carried(self) -> Carried:
+        """What the message says about those that it replaces."""
+        return carried_in(self.attributes)
+
+    @property
+    def deliveries(self) -> int:
+        """How often SQS has delivered the message, this delivery and those of the messages that it
+        replaces included."""
+        return self.carried.deliveries + self.count
+
+    @property
+    def first_sent(self) -> datetime:
+        """When the producer sent the message, in UTC; if this is a copy, the first message. A time
+        after SQS's own is not believed."""
+        sent_at = self.enqueued_at.astimezone(UTC)
+        if self.carried.sent is not None:
+            with suppress(ValueError, OverflowError, OSError):
+                return min(datetime.fromtimestamp(self.carried.sent, UTC), sent_at)
+        return sent_at
+
+    @property
+    def failed(self) -> int:
+        """How many earlier runs failed, as far as is known."""
+        if self.record is None:
+            return self.carried.failed + self.count - 1
+        return self.carried.failed + _before(self.count, self.record.failed)
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt: one more than the runs that failed before."""
+        return self.failed + 1
+
+    @property
+    def may_share(self) -> bool:
+        """Whether the message may run together with others: no earlier run failed, and it is known
+        how each earlier delivery ended."""
+        released = self.carried.released + _before(self.count, (self.record or Record()).released)
+        return self.failed == 0 and released >= self.deliveries - 1
+
+    def passed_on(self, *, has_failed: bool, due: float | None) -> Carried:
+        """What a copy of the message must carry. `has_failed`: whether the run of this delivery
+        failed. `due`: when the copy may run, in seconds since 1970."""
+        # Without a record it is not known whether the earlier deliveries failed.
+        is_known = self.record is not None or has_failed
+        released = self.carried.released + _before(self.count, (self.record or Record()).released)
+        return Carried(
+            failed=(self.failed if is_known else self.carried.failed) + has_failed,
+            released=released + (not has_failed),
+            deliveries=self.deliveries,
+            first=_earliest(self.carried.first, self.first_received_at),
+            due=due,
+            id=self.carried.id or self.message_id,
+            sent=self.first_sent.timestamp(),
+        )
 
     @property
     def asked_at(self) -> float:
@@ -91,6 +158,15 @@ class Lease:
     @property
     def _longest(self) -> float:
         return self.delivery.asked_at + LONGEST_VISIBILITY - 1
+
+
+def _before(count: int, deliveries: Collection[int]) -> int:
+    """How many of these deliveries came before the one with this number."""
+    return sum(number < count for number in deliveries)
+
+
+def _earliest(*times: float | None) -> float | None:
+    return min((time for time in times if time is not None), default=None)
 
 
 def longest_delay(delivery: Delivery, now: float) -> int:

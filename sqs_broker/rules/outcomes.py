@@ -1,4 +1,4 @@
-"""How a delivery ends: `decide(what happened, deliveries, policy) -> outcome`, a pure function.
+"""How a delivery ends: `decide(what happened, delivery, policy) -> outcome`, a pure function.
 
 Nothing else in the broker chooses between delete, retry and dead-letter.
 """
@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from sqs_broker.limits import LONGEST_DELAY, LONGEST_VISIBILITY
+from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.policy import Policy
 
 # What happened --------------------------------------------------------------------------------
@@ -25,8 +26,8 @@ class RetryAsked:
     """Seconds that the task asked for; if None, the policy's backoff."""
     error: str
     """Class of the exception that caused the retry."""
-    reason: str = "the task asked for a retry in the last delivery that SQS allows"
-    """The reason on the dead letter if no delivery is left. Without personal data."""
+    reason: str = "the task asked for more retries than max_receive_count allows"
+    """The reason on the dead letter if this attempt is the last. Without personal data."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class UnknownTask:
-    """This worker has no task of this name."""
+    """This worker has no task of this name. Another worker may have one."""
 
     name: str
 
@@ -145,6 +146,12 @@ class Postponed:
     copy's deliveries from one."""
 
     delay: int
+    """Seconds until the message may run. If they are more than SQS's longest delay, the copy is
+    replaced by another one when it arrives."""
+    error: str | None = None
+    """If the run failed, the class of the exception."""
+    is_again: bool = False
+    """Whether the message was due, and comes again: then the copy carries its attempts."""
     name = "postponed"
 
 
@@ -159,54 +166,63 @@ class Released:
 Outcome = Done | Retry | DeadLetter | Postponed | Released
 
 
-def decide(happened: Happened, deliveries: int, policy: Policy) -> Outcome:
-    """The outcome of a delivery.
+#: Seconds of the shortest delay that a copy waits for in place of a hidden message.
+SHORTEST_COPIED = 10
 
-    `deliveries` is SQS's ApproximateReceiveCount, this delivery included.
-    """
+
+def decide(
+    happened: Happened, delivery: Delivery, policy: Policy, *, is_crowded: bool = False
+) -> Outcome:
+    """The outcome of a delivery. `is_crowded`: whether the queue has so many messages in flight
+    that a message which comes again much later should be replaced by a delayed copy."""
     match happened:
         case Succeeded() | Copied():
             return Done()
         case Refused(reason, error):
             return DeadLetter(reason, error)
         case UnknownTask(name):
-            return DeadLetter(f"unknown task {name[:LONGEST_NAME]!r}", "KeyError")
+            delay = policy.grace(delivery.age, delivery.deliveries)
+            if delay is None:
+                return DeadLetter(f"unknown task {name[:LONGEST_NAME]!r}", "KeyError")
+            again: Retry | Released = Released(delay)
         case NotDue(delay):
             return Postponed(min(delay, LONGEST_DELAY))
-        case NotStarted() | NotTaken() | Interrupted():
-            return _release(_release_delay(happened, deliveries, policy), deliveries, policy)
+        case NotTaken():
+            # No attempt, but it may happen again and again.
+            again = Released(policy.backoff(delivery.deliveries))
+        case NotStarted() | Interrupted():
+            again = Released(happened.release_after)
         case Failed() | RetryAsked():
-            if is_final(happened, deliveries, policy):
-                return DeadLetter(happened.reason, happened.error)
-            return Retry(_retry_delay(happened, deliveries, policy), happened.error)
+            if is_final(happened, delivery.attempt, policy):
+                return DeadLetter(_with_counts(happened.reason, delivery), happened.error)
+            again = Retry(_retry_delay(happened, delivery.attempt, policy), happened.error)
+    is_long = is_crowded and again.delay >= SHORTEST_COPIED
+    return _copied(again) if is_long or policy.needs_copy(delivery.count) else again
 
 
-def is_final(happened: Failed | RetryAsked, deliveries: int, policy: Policy) -> bool:
-    """Whether this was the last attempt. No other function answers this."""
-    # A task checks its own limit when it asks for a retry, so only SQS's limit is left here.
+def is_final(happened: Failed | RetryAsked, attempt: int, policy: Policy) -> bool:
+    """Whether the attempt with this number was the last. No other function answers this."""
+    # A task checks its own limit when it asks for a retry. The other limit is for tasks without
+    # one, which would otherwise run for ever.
     most = policy.max_receive_count
     if isinstance(happened, Failed):
         most = min(policy.max_attempts, most)
-    return deliveries >= most
+    return attempt >= most
 
 
-def _retry_delay(happened: Failed | RetryAsked, deliveries: int, policy: Policy) -> int:
+def _with_counts(reason: str, delivery: Delivery) -> str:
+    if delivery.record is None:  # It is not known how many of the deliveries were failed runs.
+        return f"{reason} (deliveries: {delivery.deliveries})"
+    return f"{reason} (failed runs: {delivery.attempt}, deliveries: {delivery.deliveries})"
+
+
+def _retry_delay(happened: Failed | RetryAsked, attempt: int, policy: Policy) -> int:
     asked = happened.delay if isinstance(happened, RetryAsked) else None
     if asked is None or math.isnan(asked):
-        return policy.backoff(deliveries)
+        return policy.backoff(attempt)
     return math.ceil(min(max(asked, 0), LONGEST_VISIBILITY))
 
 
-def _release_delay(
-    happened: NotStarted | NotTaken | Interrupted, deliveries: int, policy: Policy
-) -> int:
-    if isinstance(happened, NotTaken):
-        return policy.backoff(deliveries)
-    return happened.release_after
-
-
-def _release(delay: int, deliveries: int, policy: Policy) -> Outcome:
-    if deliveries >= policy.max_receive_count:
-        # After the last delivery SQS would dead-letter the message, which has not failed.
-        return Postponed(min(delay, LONGEST_DELAY))
-    return Released(delay)
+def _copied(again: Retry | Released) -> Postponed:
+    error = again.error if isinstance(again, Retry) else None
+    return Postponed(min(again.delay, LONGEST_VISIBILITY), error, is_again=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from sqs_broker.errors import ConfigurationError
-from sqs_broker.rules.backoff import full_jitter
+from sqs_broker.rules.backoff import MOST_DOUBLINGS, full_jitter
 
 #: Longest time in seconds that a received message waits for a free pool process.
 LONGEST_WAIT = 900
@@ -13,6 +13,14 @@ LONGEST_WAIT = 900
 #: Deliveries kept between `max_attempts` and SQS's own limit. SQS also counts deliveries that end
 #: without a failure: in a lost worker, a lost lease, a release or a pause.
 SPARE_DELIVERIES = 3
+
+#: Deliveries that stay unused before SQS's own limit: from so many before it on, a message that
+#: must come again is replaced by a copy. So a killed worker does not make SQS dead-letter it.
+UNUSED_DELIVERIES = 2
+
+#: Longest delay before a message of an unknown task comes again: the first, which doubles with each
+#: delivery, and the longest at all, in seconds.
+FIRST_GRACE, LONGEST_GRACE = 5, 320
 
 #: Seconds by which a lease must be longer than the hard time limit: time to kill the task and
 #: settle its message.
@@ -26,12 +34,12 @@ class Policy:
     visibility_timeout: int = 60
     """Length of a lease, in seconds."""
     max_attempts: int = 3
-    """A failure in the delivery with this number, or a later one, dead-letters the message."""
+    """So many failed runs dead-letter the message."""
     max_receive_count: int = 10
     """`maxReceiveCount` of the queue's redrive policy: after so many deliveries SQS itself
     dead-letters the message."""
     backoff_base: float = 2.0
-    """Longest delay before the first retry, in seconds. It doubles with each delivery."""
+    """Longest delay before the first retry, in seconds. It doubles with each attempt."""
     heartbeat: bool = True
     """Whether leases are extended. If not, a task that runs longer than its lease is delivered
     again while it runs."""
@@ -43,6 +51,9 @@ class Policy:
     longest_wait: float = LONGEST_WAIT
     """Seconds after which a message that still waits for a pool process is released, so that
     another worker can run it. A stuck pool thus keeps no message."""
+    unknown_task_grace: float = 600
+    """Seconds after its first receive in which a message of an unknown task is released, so that a
+    worker of another release can run it. After that it is dead-lettered."""
 
     def check(self, time_limit: float | None) -> None:
         """Raise ConfigurationError, with both names, if two numbers contradict each other.
@@ -74,6 +85,18 @@ class Policy:
             return self
         return replace(self, max_attempts=min(self.max_attempts, max_retries + 1))
 
-    def backoff(self, deliveries: int) -> int:
-        """Seconds until the next delivery: exponential backoff with full jitter, at least 1 s."""
-        return max(1, math.ceil(full_jitter(self.backoff_base, deliveries, self.backoff_max)))
+    def backoff(self, attempt: int) -> int:
+        """Seconds until the next attempt: exponential backoff with full jitter, at least 1 s."""
+        return max(1, math.ceil(full_jitter(self.backoff_base, attempt, self.backoff_max)))
+
+    def grace(self, age: float, deliveries: int) -> int | None:
+        """Seconds until a message of an unknown task comes again; None if it must not. `age`:
+        seconds since its first receive."""
+        if age >= self.unknown_task_grace:
+            return None
+        return int(min(FIRST_GRACE * 2 ** min(deliveries - 1, MOST_DOUBLINGS), LONGEST_GRACE))
+
+    def needs_copy(self, count: int) -> bool:
+        """Whether SQS allows so few deliveries after the one with this number that the message must
+        be replaced by a copy."""
+        return count >= self.max_receive_count - UNUSED_DELIVERIES

@@ -28,17 +28,20 @@ class Provenance:
     enqueued_at: datetime
     """When SQS accepted the message from its producer, in UTC. If the task was called without a
     queue, the time of the call."""
+    attempt: int = 1
+    """The number of this attempt: one more than the runs of this message that failed before."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # It goes to a process of the pool with each message. Pickle's own way, which takes the
         # enumeration and the time zone apart, costs nearly three times as much.
         sent_at = self.enqueued_at.timestamp()
-        source = self.source.value
-        return _read, (self.message_id, self.has_producer_id, source, self.deliveries, sent_at)
+        source, counts = self.source.value, (self.deliveries, self.attempt)
+        return _read, (self.message_id, self.has_producer_id, source, counts, sent_at)
 
 
 def _read(
-    message_id: str, has_producer_id: bool, source: str, deliveries: int, sent_at: float
+    message_id: str, has_producer_id: bool, source: str, counts: tuple[int, int], sent_at: float
 ) -> Provenance:
     enqueued_at = datetime.fromtimestamp(sent_at, UTC)
-    return Provenance(message_id, has_producer_id, Source(source), deliveries, enqueued_at)
+    deliveries, attempt = counts
+    return Provenance(message_id, has_producer_id, Source(source), deliveries, enqueued_at, attempt)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqs_broker.rules.outcomes import Happened, Interrupted, RetryAsked
 
 #: The reason on a dead letter whose message did not cause the failures.
-UNREACHABLE = "a service that the task needs was unreachable in every delivery that SQS allows"
+UNREACHABLE = "a service that the task needs was unreachable in the last attempt"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Suspicion:
 
     def dismiss(self) -> None:
         """No outage caused the failure, so it is an ordinary one; if the message cannot have caused
-        it, the message is retried until SQS allows no more deliveries."""
+        it, the message has as many attempts as SQS allows deliveries."""
         if self.is_blameless:
             self.conclude(RetryAsked(self.retry_after, self.error, UNREACHABLE))
         else:

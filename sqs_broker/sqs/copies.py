@@ -1,14 +1,19 @@
-"""Sends the copy that must exist before a message may be deleted: to the dead-letter queue, or, if
-the message is not due, to its own queue again.
+"""Sends the copy that must exist before a message may be deleted: to the dead-letter queue, or to
+its own queue again, if the message is not due or SQS allows it few further deliveries.
 
 The copy can succeed and the delete fail. So a worker remembers the messages whose copies it has
 sent. It deletes the next delivery of such a message, without a second run or a second copy.
 """
 
 import threading
+import time
+from dataclasses import replace
 
+from sqs_broker.limits import LONGEST_DELAY
 from sqs_broker.options import Options
-from sqs_broker.rules import dead_letter, sent_at
+from sqs_broker.rules import dead_letter
+from sqs_broker.rules.attempts import NOTHING, Carried, with_carried
+from sqs_broker.rules.attributes import ATTEMPTS, Attributes
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
@@ -54,7 +59,34 @@ class Copies:
         address = self._options.queue(delivery.queue)
         limit = self._options.max_message_bytes
         if isinstance(outcome, Postponed):
-            attributes = sent_at.of_copy(delivery, limit)
-            return address.url, Outgoing(delivery.body, attributes, outcome.delay)
+            copy = _postponed(delivery, outcome, limit, time.time())
+            delay = min(outcome.delay, LONGEST_DELAY)
+            return address.url, Outgoing(delivery.body, copy, delay)
         attributes = dead_letter.attributes_of(delivery, outcome, message.task, message.id, limit)
         return address.dead_letter_url or "", Outgoing(delivery.body, attributes)
+
+
+def can_carry(delivery: Delivery, limit: int) -> bool:
+    """Whether a copy of the message for its own queue can carry the number of attempts."""
+    carried = delivery.passed_on(has_failed=True, due=time.time())
+    return ATTEMPTS in with_carried(delivery.attributes, carried, delivery.body, limit)
+
+
+def _postponed(delivery: Delivery, outcome: Postponed, limit: int, now: float) -> Attributes:
+    """The attributes of a copy for the message's own queue."""
+    if _has_never_been_due(delivery, outcome):
+        # No delivery counts. What the message had from the start stays.
+        id_ = delivery.carried.id or delivery.message_id
+        carried = Carried(id=id_, sent=delivery.first_sent.timestamp())
+    else:
+        due = now + outcome.delay if outcome.delay > LONGEST_DELAY else delivery.carried.due
+        carried = delivery.passed_on(
+            has_failed=outcome.error is not None, due=due if due and due > now else None
+        )
+    return with_carried(delivery.attributes, carried, delivery.body, limit)
+
+
+def _has_never_been_due(delivery: Delivery, outcome: Postponed) -> bool:
+    known = replace(delivery.carried, sent=None, id=None)
+    has_failed = delivery.record is not None and bool(delivery.record.failed)
+    return not outcome.is_again and known == NOTHING and not has_failed

@@ -15,6 +15,7 @@ from sqs_broker.machine.inbox import Inbox
 from sqs_broker.observers.observer import Observer
 from sqs_broker.options import Options
 from sqs_broker.rules import admission, outcomes
+from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
@@ -22,13 +23,18 @@ from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Happened, decide
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.suspicion import Suspicion
+from sqs_broker.sqs.copies import can_carry
 from sqs_broker.sqs.engine import FLUSH_TIMEOUT, Engine
 from sqs_broker.sqs.extension import OVER
+from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver
 from sqs_broker.sqs.settler import Settled
 
 logger = logging.getLogger(__name__)
+
+#: Seconds after the end of a long poll in which its answer may still be on its way.
+POLL_MARGIN = 2
 
 #: The reason of the pause while the event loop hangs.
 LOOP_HANGS = "the event loop hangs"
@@ -48,8 +54,9 @@ class Deliveries:
     """The deliveries of one channel. Thread-safe, except for `receive`, `leave` and `attach`.
 
     `message_of` returns the message of a delivery that the worker has accepted. `silence` returns
-    the seconds since the last heartbeat of the event loop. Threads start with the first queue,
-    because a worker creates several channels and every producer creates one.
+    the seconds since the last heartbeat of the event loop. `attempts` returns the store of failed
+    runs, if there is one. It is called, and threads start, with the first queue, because a worker
+    creates several channels and every producer creates one.
     """
 
     def __init__(
@@ -59,12 +66,15 @@ class Deliveries:
         silence: Callable[[], float],
         observers: Observer,
         clock: Callable[[], float] = monotonic,
+        attempts: Callable[[], AttemptStore | None] = lambda: None,
     ) -> None:
         self._options = options
         self._message_of = message_of
         self._silence = silence
         self._observers = observers
         self._clock = clock
+        self._attempts = attempts
+        self._in_flight = InFlight(options.most_in_flight, clock)
         policy = options.policy
         self._leases = Leases(policy.visibility_timeout, policy.longest_wait, clock)
         self._engine: Engine | None = None
@@ -132,6 +142,8 @@ class Deliveries:
                 on_waited=self._on_waited,
                 on_beat=self._watch_the_loop,
                 on_settled=self._on_settled,
+                attempts=self._attempts(),
+                in_flight=self._in_flight,
                 clock=self._clock,
             )
         self._engine.receive(queue)
@@ -167,7 +179,7 @@ class Deliveries:
         """The message for the worker; None if the delivery ends on arrival."""
         engine = self._engine
         if engine is None or not engine.receives(delivery.queue) or self._leases.pauses:
-            self.end(delivery.tag, outcomes.NotStarted(self._release_after))
+            self.end(delivery.tag, outcomes.NotStarted(self._delay_of(delivery)))
         elif engine.copies.are_sent(delivery):
             self.end(delivery.tag, outcomes.Copied())
         else:
@@ -208,6 +220,18 @@ class Deliveries:
         """Note that a task of this worker will run the message."""
         if (lease := self._leases.get(tag)) is not None:
             self._observers.received(facts_of(lease.delivery, headers))
+
+    def may_share(self, tag: str) -> bool:
+        """Whether a message may run together with others."""
+        lease = self._leases.get(tag)
+        return lease is not None and lease.delivery.may_share
+
+    def has_grace(self, tag: str) -> bool:
+        """Whether a message is released, not dead-lettered, if its task is unknown."""
+        if (lease := self._leases.get(tag)) is None:
+            return False
+        delivery, policy = lease.delivery, self._options.policy
+        return policy.grace(delivery.age, delivery.deliveries) is not None
 
     def holds(self, tag: str) -> bool:
         """Whether this delivery is in flight here."""
@@ -260,9 +284,21 @@ class Deliveries:
         if lease.expires_at <= self._clock():
             self._observers.lost(message, OVER)
             return
-        outcome = decide(happened, lease.delivery.count, policy or self._options.policy)
+        outcome = decide(
+            happened,
+            lease.delivery,
+            policy or self._options.policy,
+            is_crowded=self._is_crowded(lease.delivery),
+        )
         self._observers.ended(message, happened, outcome)
         self._engine.settle(lease, message, outcome)
+
+    def _is_crowded(self, delivery: Delivery) -> bool:
+        """Whether retries should wait as copies. A copy that cannot carry the number of attempts
+        would be retried without end."""
+        return self._in_flight.is_crowded(delivery.queue) and can_carry(
+            delivery, self._options.max_message_bytes
+        )
 
     def _on_settled(self, settled: Sequence[Settled]) -> None:
         self._leases.count_unreported(-len(settled))
@@ -343,7 +379,7 @@ class Deliveries:
             )
             self._report_pauses(True)
         for lease in leases:
-            self.end(lease.delivery.tag, outcomes.NotStarted())
+            self.end(lease.delivery.tag, outcomes.NotStarted(self._delay_of(lease.delivery)))
 
     def _report_pauses(self, has_changed: bool) -> None:
         if has_changed:
@@ -358,14 +394,14 @@ class Deliveries:
 
     def release(self, *, running: bool) -> int:
         """Release messages that have not started; with `running`, also those that run. Returns how
-        many."""
+        many. They become visible once no open receive call of this worker can return them."""
         released = self._leases.take_all() if running else self._leases.take_waiting()
         for lease in released:
             message = self._message_of(lease.delivery.tag)
             if message is None:
-                self._conclude(lease, outcomes.NotStarted())
+                self._conclude(lease, outcomes.NotStarted(self._delay_of(lease.delivery)))
             else:
-                happened = message.happened or _cut_off(lease)
+                happened = message.happened or self._cut_off(lease)
                 self._conclude(lease, happened, message.headers, message.policy)
         return len(released)
 
@@ -391,6 +427,14 @@ class Deliveries:
         if self._engine is not None:
             self._engine.stop()
 
+    def _cut_off(self, lease: Lease) -> Happened:
+        delay = self._delay_of(lease.delivery)
+        if lease.is_running:
+            return outcomes.Interrupted("WorkerShutdown", delay)
+        return outcomes.NotStarted(delay)
 
-def _cut_off(lease: Lease) -> Happened:
-    return outcomes.Interrupted("WorkerShutdown", 0) if lease.is_running else outcomes.NotStarted()
+    def _delay_of(self, delivery: Delivery) -> int:
+        """Seconds until other workers can receive a message that is released now. Until the long
+        polls of this worker are over, SQS might return it here, and a delivery would be wasted."""
+        left = self._engine.poll_left(delivery.queue) if self._engine else None
+        return max(self._release_after, 0 if left is None else math.ceil(left) + POLL_MARGIN)

@@ -7,6 +7,7 @@ from time import monotonic
 
 from sqs_broker.errors import NoThread
 from sqs_broker.options import Options
+from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Outcome
@@ -14,6 +15,7 @@ from sqs_broker.sqs.copies import Copies
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.heartbeat import Heartbeat
+from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver
 from sqs_broker.sqs.settler import Settled, Settler
@@ -45,6 +47,8 @@ class Engine:
         on_waited: Callable[[Lease], None],
         on_beat: Callable[[], None],
         on_settled: Callable[[Sequence[Settled]], None],
+        attempts: AttemptStore | None = None,
+        in_flight: InFlight | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises NoThread. Then no thread runs."""
@@ -52,12 +56,21 @@ class Engine:
         self._leases = leases
         self._on_received = on_received
         self._on_missed = on_missed
+        self._attempts = attempts
+        self._in_flight = in_flight
         self._clock = clock
         self._receivers: dict[str, Receiver] = {}
         #: Stopped receivers. Their last call may still return messages.
         self._leaving: list[Receiver] = []
         self._poll_patience: float = options.wait_time_seconds + ANSWER_MARGIN
-        self.settler = Settler(options, self._driver(), on_settled, clock=clock)
+        self.settler = Settler(
+            options,
+            self._driver(),
+            on_settled,
+            attempts=attempts,
+            in_flight=in_flight,
+            clock=clock,
+        )
         self.heartbeat = Heartbeat(
             options, self._driver(tries=1), leases, on_lost, on_beat, on_waited, clock=clock
         )
@@ -92,6 +105,8 @@ class Engine:
             self._leases,
             self._on_received,
             self._on_missed,
+            attempts=self._attempts,
+            in_flight=self._in_flight,
             clock=self._clock,
         )
         # Before it starts, because its first messages may arrive at once.
@@ -118,6 +133,12 @@ class Engine:
             receiver = self._receivers.popitem()[1]
             receiver.stop()
             self._leaving.append(receiver)
+
+    def poll_left(self, queue: str) -> float | None:
+        """Seconds until all open long polls of a queue are over; None if no call is open."""
+        receivers = [*self._receivers.values(), *self._leaving]
+        left = [receiver.poll_left() for receiver in receivers if receiver.queue == queue]
+        return max((seconds for seconds in left if seconds is not None), default=None)
 
     def give_up_polls(self) -> None:
         """From now on, wait only for answers that are on their way, not for open calls."""

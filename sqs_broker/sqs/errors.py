@@ -26,6 +26,9 @@ REFUSED = frozenset(
     }
 )
 
+#: Too many messages of the queue are in flight.
+OVER_LIMIT = "OverLimit"
+
 #: Used as a code if the lease was over before the report.
 LEASE_OVER = "LeaseOver"
 
@@ -95,6 +98,11 @@ class SqsError(Exception):
     def is_no_queue(self) -> bool:
         """Whether there is no such queue."""
         return self.code in NO_QUEUE
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether SQS returned no message because too many are in flight."""
+        return self.code == OVER_LIMIT
 
     @property
     def is_lost_lease(self) -> bool:

@@ -13,7 +13,7 @@ from kombu.utils.json import dumps
 
 from sqs_broker.errors import MessageTooLarge, PublishError
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
-from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.attributes import size
 from sqs_broker.rules.due import seconds_until_due
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue

@@ -7,17 +7,20 @@ answer. After an error they back off and try again, without end.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import count
 from time import monotonic
 
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
+from sqs_broker.rules.attempts import AttemptStore, Record, carried_in
 from sqs_broker.rules.backoff import half_jitter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.driver import CONNECT_TIMEOUT, Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
+from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Received
@@ -53,7 +56,11 @@ _tags = count(1)
 
 class Receiver:
     """Polls one queue on its own threads. They call `on_received` with each batch, and `on_missed`
-    with each delivery whose lease was over when it arrived, and the reason."""
+    with each delivery whose lease was over when it arrived, and the reason.
+
+    `attempts` is read for messages that were delivered before. `in_flight` learns that SQS refuses
+    because too many messages are in flight.
+    """
 
     def __init__(
         self,
@@ -64,11 +71,15 @@ class Receiver:
         on_received: Callable[[list[Delivery]], None],
         on_missed: Callable[[Delivery, str], None] = lambda *_: None,
         *,
+        attempts: AttemptStore | None = None,
+        in_flight: InFlight | None = None,
         clock: Callable[[], float] = monotonic,
         first_pause: float = FIRST_PAUSE,
         helper_patience: float = HELPER_PATIENCE,
     ) -> None:
-        self._queue = queue
+        self.queue = queue
+        self._attempts = attempts
+        self._in_flight = in_flight
         self._sqs = Queue(options.queue(queue).url, driver)
         self._clock = clock
         self._first_pause = first_pause
@@ -89,6 +100,8 @@ class Receiver:
         self._lock = threading.Lock()
         #: When each open call began, by its thread.
         self._asked_at: dict[int, float] = {}
+        #: When the long poll of each open call ends, by its thread.
+        self._ends_at: dict[int, float] = {}
         self._longest = self._wait + ANSWER_MARGIN + CONNECT_TIMEOUT + self._longest_pause
 
     def start(self) -> None:
@@ -105,17 +118,23 @@ class Receiver:
         """Whether a call is open, or a thread backs off after one."""
         return bool(self._asked_at)
 
+    def poll_left(self) -> float | None:
+        """Seconds until the long polls of all open calls are over; None if no call is open. In this
+        time SQS may return a message that this worker releases to this worker again."""
+        last = max(self._ends_at.copy().values(), default=None)
+        return None if last is None else max(last - self._clock(), 0.0)
+
     def fault(self) -> str | None:
         """Why nothing will be received from this queue any more; None if it works or stops."""
         if self._stopping.is_set():
             return None
         if self._first is None or not self._first.is_alive():
-            return f"the receiver of {self._queue} has ended"
+            return f"the receiver of {self.queue} has ended"
         # A copy in one step, because other threads add and remove items.
         asked_at = min(self._asked_at.copy().values(), default=None)
         if asked_at is None or self._clock() - asked_at <= self._longest + FAULT_MARGIN:
             return None
-        return f"a receive call of {self._queue} is open for {self._clock() - asked_at:.0f} s"
+        return f"a receive call of {self.queue} is open for {self._clock() - asked_at:.0f} s"
 
     def join(self, timeout: float) -> None:
         """Wait for the threads to end: at most `timeout` seconds for all of them together."""
@@ -160,16 +179,21 @@ class Receiver:
         """Make one receive call of `wait` seconds for reserved slots, and hand over the messages.
         Returns their number. Never raises if the call fails."""
         received: list[Delivery] = []
-        self._asked_at[threading.get_ident()] = self._clock()
+        thread = threading.get_ident()
+        self._asked_at[thread] = self._clock()
+        self._ends_at[thread] = self._clock() + wait
         try:
-            received = self._receive(slots, wait)
-            self._recovered()
+            # Only now: whoever stops this receiver sees the open poll, or this sees the stop.
+            if not self._stopping.is_set():
+                received = self._receive(slots, wait)
+                self._recovered()
         except Exception as exc:
             # Broad on purpose: after any error, this thread must receive again. It holds no message
             # yet. If SQS has handed out messages, it delivers them again.
             self._wait_after(exc)
         finally:
-            self._asked_at.pop(threading.get_ident(), None)
+            self._asked_at.pop(thread, None)
+            self._ends_at.pop(thread, None)
             held = self._hold(slots, received)
         if held:
             self._hand_over(held)
@@ -213,7 +237,7 @@ class Receiver:
                 self._leases.take_unstarted(delivery.tag)
             logger.exception(
                 "Could not hand over messages; SQS delivers them again.",
-                extra={"event": "receive.broken", "queue": self._queue, "count": len(received)},
+                extra={"event": "receive.broken", "queue": self.queue, "count": len(received)},
             )
 
     def _receive(self, slots: int, wait: int) -> list[Delivery]:
@@ -221,7 +245,11 @@ class Receiver:
         messages = self._sqs.receive(slots, wait)
         received_at = self._clock()
         waited = received_at - asked_at
-        return [delivery_of(message, self._queue, received_at, waited) for message in messages]
+        records = records_of(messages, self._attempts)
+        return [
+            delivery_of(message, self.queue, received_at, waited, records.get(message.message_id))
+            for message in messages
+        ]
 
     def _wait_after(self, exc: Exception) -> None:
         try:
@@ -232,16 +260,19 @@ class Receiver:
 
     def _back_off(self, exc: Exception) -> None:
         self._failures += 1
-        kind = SqsError.of(exc).code
+        error = SqsError.of(exc)
+        kind = error.code
+        if error.is_over_limit and self._in_flight:
+            self._in_flight.refused(self.queue)
         now = self._clock()
         if now - self._logged_at.get(kind, -QUIET) >= QUIET:
             self._logged_at[kind] = now
             self._is_failure_logged = True
             logger.warning(
                 "Receiving from %s fails (%s); trying again until it works.",
-                self._queue,
+                self.queue,
                 kind,
-                extra={"event": "receive.failed", "queue": self._queue, "error": kind},
+                extra={"event": "receive.failed", "queue": self.queue, "error": kind},
             )
         self._stopping.wait(half_jitter(self._first_pause, self._failures, self._longest_pause))
 
@@ -253,14 +284,32 @@ class Receiver:
             self._is_failure_logged = False
             logger.info(
                 "Receiving from %s works again.",
-                self._queue,
-                extra={"event": "receive.recovered", "queue": self._queue},
+                self.queue,
+                extra={"event": "receive.recovered", "queue": self.queue},
             )
 
 
-def delivery_of(message: Received, queue: str, received_at: float, waited: float = 0.0) -> Delivery:
+def records_of(messages: Sequence[Received], attempts: AttemptStore | None) -> Mapping[str, Record]:
+    """The record of each message, by its MessageId; empty without a store. The store is read once,
+    and only if a message was delivered before."""
+    if attempts is None:
+        return {}
+    again = [message.message_id for message in messages if message.receives > 1]
+    found = attempts.read(again) if again else {}
+    return {m.message_id: found.get(m.message_id, Record()) for m in messages}
+
+
+def delivery_of(
+    message: Received,
+    queue: str,
+    received_at: float,
+    waited: float = 0.0,
+    record: Record | None = None,
+) -> Delivery:
     """The delivery of a message that arrived at `received_at`, in monotonic seconds, after a call
     of `waited` seconds."""
+    first = message.first_received_at.timestamp()
+    answered = (message.answered_at or datetime.now(UTC)).timestamp()
     return Delivery(
         tag=str(next(_tags)),
         queue=queue,
@@ -272,4 +321,8 @@ def delivery_of(message: Received, queue: str, received_at: float, waited: float
         enqueued_at=message.sent_at,
         received_at=received_at,
         waited=waited,
+        record=record,
+        first_received_at=first,
+        # What a copy carries cannot be later than its own first receive.
+        age=max(answered - min(carried_in(message.attributes).first or first, first), 0.0),
     )

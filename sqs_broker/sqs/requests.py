@@ -10,13 +10,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqs_broker.limits import BATCH
-from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.attributes import size
 from sqs_broker.sqs.errors import UNANSWERED, Errors, SqsError
 
 T = TypeVar("T")
 
 #: The system attributes that a worker needs of each message.
-COUNT_AND_TIME = ("ApproximateReceiveCount", "SentTimestamp")
+COUNT_AND_TIME = (
+    "ApproximateReceiveCount",
+    "SentTimestamp",
+    "ApproximateFirstReceiveTimestamp",
+)
 
 #: The name that stands for all attributes of a message or a queue.
 ALL = "All"
@@ -60,6 +64,14 @@ class Received(NamedTuple):
     sent_at: datetime
     system: Mapping[str, str]
     """The system attributes that the receive asked for."""
+    answered_at: datetime | None = None
+    """When SQS answered, by its own clock, in whole seconds; None if the answer has no date."""
+
+    @property
+    def first_received_at(self) -> datetime:
+        """When SQS first delivered the message. A server that does not say: when it was sent."""
+        first = self.system.get("ApproximateFirstReceiveTimestamp")
+        return self.sent_at if first is None else _time(first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +221,11 @@ def nothing(answer: Answer) -> None:
 
 
 def _received(answer: Answer) -> list[Received]:
-    return [_message(message) for message in answer.content.get("Messages", ())]
+    at = date_in(answer.date)
+    return [_message(message, at) for message in answer.content.get("Messages", ())]
 
 
-def _message(message: Mapping[str, Any]) -> Received:
+def _message(message: Mapping[str, Any], answered_at: datetime | None) -> Received:
     system = message["Attributes"]
     given = message.get("MessageAttributes")
     return Received(
@@ -221,9 +234,14 @@ def _message(message: Mapping[str, Any]) -> Received:
         message["Body"],
         {name: _sendable(value) for name, value in given.items()} if given else {},
         int(system["ApproximateReceiveCount"]),
-        datetime.fromtimestamp(int(system["SentTimestamp"]) / 1000, UTC),
+        _time(system["SentTimestamp"]),
         system,
+        answered_at,
     )
+
+
+def _time(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 def _sendable(attribute: Attribute) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from itertools import groupby
 from time import monotonic
 
 from sqs_broker.options import Options
+from sqs_broker.rules.attempts import AttemptStore, Record
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import longest_delay
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from sqs_broker.sqs.copies import Copies
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import LEASE_OVER, Errors, SqsError
+from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import tens
 
@@ -41,28 +43,59 @@ class Settlement:
             return 0
         return max(0, min(self.outcome.delay, longest_delay(self.message.delivery, now)))
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a run failed, and the message comes again."""
+        return isinstance(self.outcome, Retry) or (
+            isinstance(self.outcome, Postponed) and self.outcome.error is not None
+        )
+
+    @property
+    def record(self) -> Record | None:
+        """What to record before the report; None if nothing."""
+        this = frozenset({self.message.delivery.count})
+        if self.has_failed:
+            return Record(failed=this)
+        return Record(released=this) if isinstance(self.outcome, Released) else None
+
 
 class Reporter:
-    """Reports outcomes to SQS. Thread-safe."""
+    """Reports outcomes to SQS. Thread-safe.
+
+    `attempts` records the runs that failed. Without it, nothing is recorded. `in_flight` is asked
+    to look at a queue whose messages are retried.
+    """
 
     def __init__(
-        self, options: Options, driver: Driver, clock: Callable[[], float] = monotonic
+        self,
+        options: Options,
+        driver: Driver,
+        clock: Callable[[], float] = monotonic,
+        *,
+        attempts: AttemptStore | None = None,
+        in_flight: InFlight | None = None,
     ) -> None:
         self._options = options
         self._driver = driver
         self._clock = clock
+        self._attempts = attempts
+        self._in_flight = in_flight
         self.copies = Copies(options, driver)
 
     def tell(self, settlements: Sequence[Settlement]) -> Errors:
-        """First send the copies that are needed, then delete or change visibility, ten per call.
+        """First record failed runs and releases, and send the copies that are needed. Then delete
+        or change visibility, ten per call.
 
         Returns the error of each settlement in the given order; None if it was reported. Nothing is
         reported if the copy was not sent, or if the lease is over by then. The error of the latter
         has the code LEASE_OVER: another worker may have the message.
         """
+        self._record(settlements)
         errors: Errors = [self._prepare(settlement) for settlement in settlements]
         for name, places in _by_queue(settlements, errors):
             queue = Queue(self._options.queue(name).url, self._driver)
+            if self._in_flight and any(settlements[place].has_failed for place in places):
+                self._in_flight.look(name, queue)
             for outcomes, report in (
                 (Done | DeadLetter | Postponed, self._delete),
                 (Retry | Released, self._change_visibility),
@@ -71,6 +104,18 @@ class Reporter:
                 for some in tens(selected):
                     self._report(queue, report, settlements, some, errors)
         return errors
+
+    def _record(self, settlements: Sequence[Settlement]) -> None:
+        """Record before SQS can deliver the messages again. One write for all of them."""
+        if self._attempts is None:
+            return
+        changes: dict[str, Record] = {}
+        for settlement in settlements:
+            if (record := settlement.record) is not None and self._has_lease(settlement):
+                id_ = settlement.message.delivery.message_id
+                changes[id_] = changes.get(id_, Record()) | record
+        if changes:
+            self._attempts.add(changes)
 
     def _prepare(self, settlement: Settlement) -> SqsError | None:
         """Send the copy that must exist before the message may be deleted."""

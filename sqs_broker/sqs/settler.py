@@ -16,12 +16,14 @@ from time import monotonic
 from sqs_broker.limits import BATCH
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
+from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError
+from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.settlement import Reporter, Settlement
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class Settler:
         driver: Driver,
         on_settled: Callable[[Sequence[Settled]], None] = lambda _: None,
         *,
+        attempts: AttemptStore | None = None,
+        in_flight: InFlight | None = None,
         clock: Callable[[], float] = monotonic,
         retry_pause: float | None = None,
         linger: float = LINGER,
@@ -73,7 +77,7 @@ class Settler:
         self._linger = linger
         self._longest_linger = longest_linger
         self._grow_pause = grow_pause
-        self._reporter = Reporter(options, driver, clock)
+        self._reporter = Reporter(options, driver, clock, attempts=attempts, in_flight=in_flight)
         self._lock = threading.Lock()
         #: Notified if there is more to report, or at a stop.
         self._changed = threading.Condition(self._lock)

@@ -1,5 +1,5 @@
-"""For tests of this broker and of projects that use it: an SQS in memory, and a function that
-handles one message as a worker would.
+"""For tests of this broker and of projects that use it: an SQS in memory, a store of failed runs in
+memory, and a function that handles one message as a worker would.
 
     from sqs_broker.testing import handle
 
@@ -13,8 +13,9 @@ handles one message as a worker would.
     app.conf.broker_transport_options = fake.transport_options()
 """
 
+from sqs_broker.testing.attempts import MemoryAttempts
 from sqs_broker.testing.clock import Clock
 from sqs_broker.testing.fake_sqs import Call, FakeSqs, Message, State
 from sqs_broker.testing.handling import Handled, handle
 
-__all__ = ["Call", "Clock", "FakeSqs", "Handled", "Message", "State", "handle"]
+__all__ = ["Call", "Clock", "FakeSqs", "Handled", "MemoryAttempts", "Message", "State", "handle"]

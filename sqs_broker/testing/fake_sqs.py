@@ -29,7 +29,7 @@ from sqs_broker.limits import (
     MOST_BYTES,
 )
 from sqs_broker.options import Options
-from sqs_broker.rules.dead_letter import size
+from sqs_broker.rules.attributes import size
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.testing.clock import Clock
@@ -91,6 +91,7 @@ class _Stored:
     sent_at: datetime
     visible_at: float
     receives: int = 0
+    first_received_at: datetime | None = None
     #: The receipt handle of the last receive, which is the only valid one, and the time of it.
     handle: str | None = None
     received_at: float = 0.0
@@ -584,6 +585,7 @@ class FakeSqs:
         handed_out = visible[:most]
         for message in handed_out:
             message.receives += 1
+            message.first_received_at = message.first_received_at or self._wall_time()
             message.handle = next(self._handles)
             message.received_at, message.visible_at = now, now + visibility
             self._by_handle[message.handle] = (queue, message)
@@ -696,6 +698,9 @@ def _as_received(stored: _Stored, asked: Mapping[str, Any]) -> dict[str, Any]:
         "ApproximateReceiveCount": str(stored.receives),
         "SentTimestamp": str(int(stored.sent_at.timestamp() * 1000)),
     }
+    if stored.first_received_at is not None:
+        first = stored.first_received_at.timestamp()
+        system["ApproximateFirstReceiveTimestamp"] = str(int(first * 1000))
     if stored.source_arn is not None:
         system["DeadLetterQueueSourceArn"] = stored.source_arn
     names = asked.get("MessageSystemAttributeNames", ())

@@ -29,8 +29,8 @@ def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 
     outcome. Runs in this thread. Except for what the task itself does, it sends and stores nothing.
 
     `body` is the text of an SQS message, or the object of a plain JSON message. `deliveries` is how
-    often SQS has delivered the message, including this time: if the task fails in its last attempt,
-    the outcome is DeadLetter.
+    often SQS has delivered the message, including this time; each earlier run has failed. If the
+    task fails in its last attempt, the outcome is DeadLetter.
     """
     # Imported here, because these need Celery and FakeSqs does not.
     from sqs_broker.rules.admission import Admitted, admit, arrive
@@ -56,5 +56,5 @@ def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 
             policy, happened = admitted.task.policy, run(arrival, admitted)
         else:
             happened = admitted
-    outcome = decide(happened, deliveries, policy)
+    outcome = decide(happened, delivery, policy)
     return Handled(outcome, happened, facts_of(delivery, arrival.headers))

@@ -34,6 +34,7 @@ WORKS = Subject(CONTROL, "works")
 #: The rights that are needed whatever the options say. "" is the database itself.
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "": ("listCollections",),
+    "attempts": ("createIndex", "find", "insert", "listIndexes", "update"),
     "broadcasts": ("convertToCapped", "createCollection", "find", "insert"),
     "replies": ("createIndex", "find", "insert", "listIndexes", "remove"),
     "revokes": ("createIndex", "find", "insert", "listIndexes", "update"),

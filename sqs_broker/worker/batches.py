@@ -1,9 +1,9 @@
 """Collects messages that wait for the pool: several messages of a task with `many` make one job.
 
 No message waits for a batch to fill. Messages collect while the pool is busy. A process that
-becomes free takes ten of them, or up to twenty if that many wait for each process. A message that
-failed before, or whose process died, runs alone. So a message that kills its process harms other
-messages only once.
+becomes free takes ten of them, or up to twenty if that many wait for each process. A message runs
+alone if it failed before, or if it is not known how an earlier delivery ended. So a message that
+kills its process harms other messages only once.
 """
 
 from collections import deque
@@ -182,10 +182,11 @@ def _unreported(request: Any, exc: Exception, *, is_end: bool) -> None:
 
 
 def _may_share(request: Any) -> bool:
-    """Whether a request may run with others: a first delivery, with the limits of its task."""
+    """Whether a request may run with others: it has the limits of its task, no earlier run failed,
+    and it is known how each earlier delivery ended."""
     return (
         request.task.many is not None
         and request.task.acks_late
-        and request.message.deliveries == 1
+        and request.message.may_share
         and not any(request.time_limits)
     )

@@ -35,6 +35,21 @@ class Message(virtual.Message):
         """How often SQS has delivered the message, this one included."""
         return int(self.headers["delivery"].deliveries)
 
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt: one more than the runs that failed before."""
+        return int(self.headers["delivery"].attempt)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether the message may run together with others."""
+        return bool(self.channel.deliveries.may_share(self.delivery_tag))
+
+    @property
+    def has_grace(self) -> bool:
+        """Whether the message is released, not dead-lettered, if its task is unknown."""
+        return bool(self.channel.deliveries.has_grace(self.delivery_tag))
+
     def note(self, happened: Happened, policy: Policy | None = None) -> None:
         """Record what happened, before ack or reject. Only the first call counts."""
         if self.happened is None:
@@ -79,6 +94,7 @@ class Channel(virtual.Channel):
             silence=connection.silence,
             observers=connection.observers,
             clock=self.clock,
+            attempts=connection.attempts,
         )
 
     # Publishing

@@ -181,12 +181,13 @@ class Consumer(CeleryConsumer):
 
     def _end(self, message: Message, happened: Happened, exc: Exception | None) -> None:
         """End a message that does not get to a task."""
+        comes_again = isinstance(happened, UnknownTask) and message.has_grace
         message.note(happened)
         message.reject_log_error(logger, self.connection_errors)
         for request in tuple(state.reserved_requests):
             if request.message is message:
                 state.task_ready(request)  # Otherwise Celery keeps it for ever.
-        if isinstance(happened, Refused | UnknownTask):
+        if isinstance(happened, Refused | UnknownTask) and not comes_again:
             signals.task_rejected.send(sender=self, message=message, exc=exc)
 
 

@@ -203,7 +203,7 @@ class Request(CeleryRequest):
     def _retry_after(self, exc: Any) -> int:
         if isinstance(exc, Suspected) and exc.delay is not None:
             return math.ceil(exc.delay)
-        backoff: int = self.task.policy.backoff(self._message.deliveries)
+        backoff: int = self.task.policy.backoff(self._message.attempt)
         return backoff
 
     def _conclude(self, what: Happened, exc_info: Any) -> None:
@@ -277,7 +277,7 @@ class Request(CeleryRequest):
 
     def _will_run_again(self, what: Happened) -> bool:
         return isinstance(what, Failed | RetryAsked) and not is_final(
-            what, self._message.deliveries, self.task.policy
+            what, self._message.attempt, self.task.policy
         )
 
     def _announce(self, exc: Exception) -> None:

@@ -1,8 +1,8 @@
 """The base class of every task on this broker: it classifies failures and makes retries.
 
-A retry is the same message, made visible later, never a new message. So `request.retries` is the
-delivery count minus one, and `retry` raises if it is called with something that a change of
-visibility cannot express.
+A retry is the same message, made visible later, or a copy of it. `request.retries` is the number of
+runs that failed before, and `retry` raises if it is called with something that the same message
+cannot express.
 """
 
 from collections.abc import Callable, Sequence

@@ -13,10 +13,12 @@ from typing import Any
 from kombu.transport import virtual
 
 from sqs_broker.control.connection import ControlConnection
+from sqs_broker.control.planes import attempts_for
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
+from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
 from sqs_broker.sqs.drivers import driver_for
@@ -61,6 +63,10 @@ class Transport(virtual.Transport):
     def inbox(self) -> Inbox:
         """Received messages, until the event loop takes them."""
         return Inbox()
+
+    def attempts(self) -> AttemptStore | None:
+        """The store of failed runs; None without a control plane."""
+        return attempts_for(self.options.control)
 
     def driver_version(self) -> str:
         """The version of boto3, for `celery report`."""

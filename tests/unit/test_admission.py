@@ -9,7 +9,7 @@ from sqs_broker.rules.admission import Admitted, Arrival, admit
 from sqs_broker.rules.outcomes import DeadLetter, Refused, UnknownTask, decide
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.provenance import Provenance, Source
-from tests.unit.conftest import SENT
+from tests.unit.conftest import SENT, MakeDelivery
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -86,8 +86,8 @@ def test_an_unknown_task_is_said_by_its_name(source: Source) -> None:
     assert admit(message("nobody", source), {"job": Task()}) == UnknownTask("nobody")
 
 
-def test_the_reason_of_an_unknown_task_is_one_short_line() -> None:
-    outcome = decide(UnknownTask("line\nbreak" * 50), 1, Policy())
+def test_the_reason_of_an_unknown_task_is_one_short_line(make_delivery: MakeDelivery) -> None:
+    outcome = decide(UnknownTask("line\nbreak" * 50), make_delivery(age=600), Policy())
     assert isinstance(outcome, DeadLetter)
     assert outcome.reason.isprintable()
     assert len(outcome.reason) < 150

@@ -56,7 +56,7 @@ class Semaphore:
 
 @dataclass
 class Message:
-    deliveries: int = 1
+    may_share: bool = True
 
 
 class App:
@@ -76,11 +76,11 @@ class Task:
 class Request:
     """A request that notes what it is told."""
 
-    def __init__(self, id_: str, task: Task, *, deliveries: int = 1, limits: Any = (None, None)):
+    def __init__(self, id_: str, task: Task, *, may_share: bool = True, limits: Any = (None, None)):
         self.id = id_
         self.task = task
         self.name = task.name
-        self.message = Message(deliveries)
+        self.message = Message(may_share)
         self.time_limits = limits
         self.request_dict = {"id": id_}
         self.body = [[], {"of": id_}, {}]
@@ -224,7 +224,7 @@ def test_one_message_by_itself_is_an_ordinary_job() -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"deliveries": 2}, {"limits": [None, 3]}],
+    [{"may_share": False}, {"limits": [None, 3]}],
     ids=["delivered before", "time limits of its own"],
 )
 def test_a_message_that_may_not_share_runs_alone(how: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -18,7 +19,7 @@ from kombu.exceptions import OperationalError
 
 from devstack.waiting import wait_until
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
-from sqs_broker.limits import BATCH
+from sqs_broker.limits import BATCH, LONGEST_POLL
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.rules.outcomes import Happened, Refused, RetryAsked
@@ -28,7 +29,7 @@ from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNREPORTED
 from sqs_broker.testing import Clock, FakeSqs, State
 from sqs_broker.worker.channel import Channel, Message
 from sqs_broker.worker.transport import Transport
-from tests.unit.conftest import Machine
+from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 5
@@ -409,7 +410,7 @@ def test_a_decoder_that_fails_holds_no_message_up(connection: Connection, sqs: S
     (note,) = (read_note(call["MessageAttributes"]) or {} for call in sqs.sent)
     assert (note["error"], note["reason"]) == (
         "RuntimeError",
-        "the worker could not accept the message (RuntimeError)",
+        "the worker could not accept the message (RuntimeError) (deliveries: 3)",
     )
 
 
@@ -426,13 +427,13 @@ def test_what_this_machine_has_no_room_for_is_handed_back_with_its_class_in_the_
 
     connection.transport_options["decode_json"] = fail
     # However often it was delivered: its failures would be counted, and this is none.
-    receipts = [sqs.bring({"plain": "JSON"}, count=number) for number in (1, 3, 9)]
-    sqs.bring({"plain": "JSON"}, count=10)
+    receipts = [sqs.bring({"plain": "JSON"}, count=number) for number in (1, 3, 7)]
+    sqs.bring({"plain": "JSON"}, count=8)
     worker = Worker(connection, "jobs")
     wait_until(lambda: sqs.visible.keys() >= set(receipts) and sqs.sent, DEADLINE, "four ends")
     worker.close(sqs)
     assert all(sqs.visible[receipt] >= 1 for receipt in receipts)
-    # In SQS's last delivery it is sent on, for SQS would dead-letter it.
+    # Where SQS allows few more deliveries it is sent on, for SQS would dead-letter it.
     assert [call["QueueUrl"] for call in sqs.sent] == [sqs.jobs]
     lines = [vars(r) for r in caplog.records if vars(r).get("event") == "message.not_taken"]
     assert [line["error"] for line in lines] == [type(fault).__name__] * 4
@@ -699,10 +700,13 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
     loop_clock.advance(61)
-    wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
+    # Not before its own poll is over; before that, its lease is extended.
+    soon = LONGEST_POLL + 2
+    wait_until(lambda: 0 < sqs.visible.get(receipt, inf) <= soon, DEADLINE, "the release")
     connection.drain_events(timeout=DEADLINE)
-    # What the poll brought that was open before.
-    wait_until(lambda: len(sqs.entries(CHANGE)) == 2, DEADLINE, "the second release")
+    # What the poll brings that was open before.
+    late = sqs.bring(task(2))
+    wait_until(lambda: late in sqs.visible, DEADLINE, "the second release")
     asked = len(sqs.polled)
     with pytest.raises(TimeoutError):
         wait_until(lambda: len(sqs.polled) > asked, PATIENCE, "a poll in the pause")
@@ -868,9 +872,9 @@ def test_without_heartbeat_no_lease_is_extended_and_the_loop_is_watched_all_the_
     assert connection.transport.inbox.wait(DEADLINE)
     clock.advance(40)  # Two thirds of the lease: an extension is long due.
     loop_clock.advance(61)
-    wait_until(lambda: sqs.visible.get(receipt) == 0, DEADLINE, "the release")
+    wait_until(lambda: receipt in sqs.visible, DEADLINE, "the release")
     # Before that release there was no extension.
-    assert sqs.entries(CHANGE)[0]["VisibilityTimeout"] == 0
+    assert sqs.entries(CHANGE)[0]["VisibilityTimeout"] <= LONGEST_POLL + 2 < VISIBILITY_TIMEOUT
     worker.close(sqs)
 
 

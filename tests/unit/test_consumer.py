@@ -43,7 +43,10 @@ class Channel(virtual.Channel):
     def __init__(self) -> None:
         self.rejected: list[bool] = []
         self.admitted: list[str] = []
-        self.deliveries = SimpleNamespace(admitted=lambda tag, _: self.admitted.append(tag))
+        self.has_grace = False
+        self.deliveries = SimpleNamespace(
+            admitted=lambda tag, _: self.admitted.append(tag), has_grace=lambda _: self.has_grace
+        )
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         self.rejected.append(requeue)
@@ -211,6 +214,26 @@ def test_the_options_of_the_worker_say_what_a_message_may_call(
         consumer.create_task_handler()(message)
         assert isinstance(message.happened, Refused)
     assert strategy.taken == []
+
+
+def test_an_unknown_task_is_not_rejected_while_it_has_grace(
+    consumer: Consumer, make_message: MakeMessage
+) -> None:
+    said: list[str] = []
+
+    def note_unknown(name: str, **_: Any) -> None:
+        said.append(f"unknown {name}")
+
+    def note_rejected(**_: Any) -> None:
+        said.append("rejected")
+
+    signals.task_unknown.connect(note_unknown, sender=consumer)
+    signals.task_rejected.connect(note_rejected, sender=consumer)
+    message = make_message("nobody")
+    message.channel.has_grace = True
+    consumer.create_task_handler()(message)
+    assert message.happened == UnknownTask("nobody")
+    assert said == ["unknown nobody"]
 
 
 INVALID = "the message is not a valid task message"

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from sqs_broker.limits import MOST_ATTRIBUTES
+from sqs_broker.rules.attributes import DEAD_LETTER, size
 from sqs_broker.rules.dead_letter import (
-    ATTRIBUTE,
     LONGEST_REASON,
     attributes_of,
     read_note,
     restored,
-    size,
 )
 from sqs_broker.rules.outcomes import DeadLetter
 from tests.unit.conftest import MakeDelivery
@@ -71,7 +70,7 @@ def test_a_message_that_was_never_decoded_is_known_by_the_id_of_sqs(
 def test_up_to_nine_attributes_stay_as_they_are(make_delivery: MakeDelivery, number: int) -> None:
     delivery = make_delivery(attributes=many(number))
     attributes = attributes_of(delivery, OUTCOME, None, None, LIMIT)
-    note = attributes.pop(ATTRIBUTE)
+    note = attributes.pop(DEAD_LETTER)
     assert attributes == many(number)
     assert note["DataType"] == "String"
 
@@ -94,12 +93,12 @@ def test_the_last_of_ten_attributes_joins_the_note(
     attributes = attributes_of(delivery, OUTCOME, None, None, LIMIT)
     assert len(attributes) == MOST_ATTRIBUTES
     assert note_of(attributes)["displaced"] == {"name": "last"} | displaced
-    assert {n: v for n, v in attributes.items() if n != ATTRIBUTE} == many(9)
+    assert {n: v for n, v in attributes.items() if n != DEAD_LETTER} == many(9)
 
 
 def test_the_note_of_an_earlier_dead_letter_is_replaced(make_delivery: MakeDelivery) -> None:
     # A message that was redriven, and failed again.
-    delivery = make_delivery(attributes={ATTRIBUTE: text('{"reason": "earlier"}')} | many(9))
+    delivery = make_delivery(attributes={DEAD_LETTER: text('{"reason": "earlier"}')} | many(9))
     attributes = attributes_of(delivery, OUTCOME, None, None, LIMIT)
     assert note_of(attributes)["reason"] == "no such task"
     assert "displaced" not in note_of(attributes)
@@ -145,7 +144,7 @@ def test_where_the_note_does_not_fit_that_of_an_earlier_dead_letter_goes_too(
     make_delivery: MakeDelivery,
 ) -> None:
     # Else an operator reads a reason that is not that of this failure.
-    attributes = many(1) | {ATTRIBUTE: text('{"reason": "earlier"}')}
+    attributes = many(1) | {DEAD_LETTER: text('{"reason": "earlier"}')}
     delivery = make_delivery(body="b" * 5_000, attributes=attributes)
     limit = size(delivery.body, delivery.attributes)
     assert attributes_of(delivery, OUTCOME, None, None, limit) == many(1)
@@ -173,14 +172,14 @@ def test_the_note_holds_only_characters_that_sqs_takes(
 ) -> None:
     delivery = make_delivery(attributes=many(9) | {"last": text(hostile)}, queue="jobs")
     attributes = attributes_of(delivery, DeadLetter(hostile, hostile), hostile, hostile, LIMIT)
-    assert ALLOWED.fullmatch(attributes[ATTRIBUTE]["StringValue"])
+    assert ALLOWED.fullmatch(attributes[DEAD_LETTER]["StringValue"])
     note = note_of(attributes)
     assert note["reason"] == note["task"] == note["message_id"] == hostile
     assert note["displaced"]["StringValue"] == hostile
 
 
 def test_the_name_of_the_note_is_one_that_sqs_takes() -> None:
-    assert re.fullmatch(r"(?!AWS\.|Amazon\.)(?!\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", ATTRIBUTE)
+    assert re.fullmatch(r"(?!AWS\.|Amazon\.)(?!\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", DEAD_LETTER)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,7 @@ def test_a_dead_letter_that_sqs_moved_itself_has_no_note() -> None:
 
 def test_the_note_is_json_under_its_attribute(make_delivery: MakeDelivery) -> None:
     attributes = attributes_of(make_delivery(), OUTCOME, None, None, LIMIT)
-    assert json.loads(attributes[ATTRIBUTE]["StringValue"]) == read_note(attributes)
+    assert json.loads(attributes[DEAD_LETTER]["StringValue"]) == read_note(attributes)
 
 
 @pytest.mark.parametrize("last", [text("정보"), binary(b"\x00\xff")])
@@ -232,4 +231,4 @@ def test_the_attributes_come_back_as_they_were(
     "note", ["", "[]", "no JSON", '{"displaced": 7}', '{"displaced": {"name": "a"}}']
 )
 def test_a_note_of_somebody_elses_is_only_taken_off(note: str) -> None:
-    assert restored({ATTRIBUTE: text(note)} | many(2)) == many(2)
+    assert restored({DEAD_LETTER: text(note)} | many(2)) == many(2)

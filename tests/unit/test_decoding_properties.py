@@ -58,7 +58,10 @@ def worker(request: pytest.FixtureRequest) -> Iterator[InMemoryWorker]:
     install(made)
     made.conf.update(
         broker_transport_options=fake.transport_options(
-            decode_json="app.messages:decode_json", observers=[outcomes], **request.param
+            decode_json="app.messages:decode_json",
+            unknown_task_grace=0,
+            observers=[outcomes],
+            **request.param,
         ),
         task_default_queue="jobs",
         task_acks_late=True,

@@ -50,7 +50,7 @@ def settlement_of(record: Any, celery_app: Celery, options: Options) -> Settleme
             policy, happened = admitted.task.policy, run(arrival, admitted)
         else:
             happened = admitted
-    outcome = decide(happened, delivery.count, policy)
+    outcome = decide(happened, delivery, policy)
     return Settlement(facts_of(delivery, arrival.headers), outcome, delivery.received_at + LEASE)
 
 
@@ -108,7 +108,7 @@ def invoke(fake: FakeSqs, url: str) -> Invoke:
         def register_user(message: Registration, provenance: Any) -> Any:
             return body(message)
 
-        options = fake.options(decode_json="app.messages:decode_json")
+        options = fake.options(decode_json="app.messages:decode_json", unknown_task_grace=0)
         event = {
             "Records": [as_lambda_gives_it(message) for message in Queue(url, fake).receive(10, 0)]
         }

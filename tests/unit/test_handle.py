@@ -11,7 +11,16 @@ from kombu.utils.json import dumps
 
 from app.messages import Increment
 from sqs_broker import install
-from sqs_broker.rules.outcomes import DeadLetter, Done, NotDue, Postponed, Retry, Succeeded
+from sqs_broker.rules.outcomes import (
+    DeadLetter,
+    Done,
+    NotDue,
+    Postponed,
+    Released,
+    Retry,
+    Succeeded,
+    UnknownTask,
+)
 from sqs_broker.testing import Clock, FakeSqs, handle
 from sqs_broker.testing.handling import Handled
 
@@ -55,9 +64,15 @@ def test_a_failure_is_retried_until_the_last_attempt(celery_app: Celery) -> None
     assert last.error == "KeyError"
 
 
-@pytest.mark.parametrize("body", ["nonsense", message("two"), {"action": "nobody", "data": {}}])
+@pytest.mark.parametrize("body", ["nonsense", message("two")])
 def test_what_can_never_run_is_dead_lettered(celery_app: Celery, body: Any) -> None:
     assert isinstance(handle(celery_app, body).outcome, DeadLetter)
+
+
+def test_a_message_of_an_unknown_task_is_released_at_first(celery_app: Celery) -> None:
+    handled = handle(celery_app, {"action": "nobody", "data": {}})
+    assert handled.happened == UnknownTask("nobody")
+    assert handled.outcome == Released(5)
 
 
 def test_a_message_that_is_not_due_is_sent_on(celery_app: Celery) -> None:

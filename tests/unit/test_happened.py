@@ -41,14 +41,14 @@ def invalid() -> Exception:
 
 
 def failed(error: str) -> Failed:
-    return Failed(error, f"the task failed in every attempt, most recently with {error}")
+    return Failed(error, f"the task failed in the last attempt with {error}")
 
 
-REJECTED = Failed("Reject", "the task rejected its message in every attempt")
-DIED = "the pool process died in every attempt"
-EXITED = "the pool process exited in every attempt"
+REJECTED = Failed("Reject", "the task rejected its message in the last attempt")
+DIED = "the pool process died in the last attempt"
+EXITED = "the pool process exited in the last attempt"
 HARD, SOFT = (
-    f"the task exceeded its {kind} time limit in every attempt" for kind in ("hard", "soft")
+    f"the task exceeded its {kind} time limit in the last attempt" for kind in ("hard", "soft")
 )
 
 

@@ -139,9 +139,9 @@ def test_a_message_that_cannot_run_is_heard_of_at_its_end(
 ) -> None:
     worker.receive([PLAIN.replace("increment", "nobody"), "nonsense"])
     assert sorted(noting.heard) == [
-        ("ended", "id-1", "UnknownTask", "dead-letter"),
+        ("ended", "id-1", "UnknownTask", "released"),
         ("ended", "sqs-2", "Refused", "dead-letter"),
-        ("settled", "id-1", "dead-letter", "None"),
+        ("settled", "id-1", "released", "None"),
         ("settled", "sqs-2", "dead-letter", "None"),
     ]
 

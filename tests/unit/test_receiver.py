@@ -142,7 +142,11 @@ def test_it_asks_as_sqs_wants_to_be_asked(start: Start, fake: FakeSqs, url: str)
             "MaxNumberOfMessages": 10,
             "WaitTimeSeconds": POLL,
             "MessageAttributeNames": ["All"],
-            "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
+            "MessageSystemAttributeNames": [
+                "ApproximateReceiveCount",
+                "SentTimestamp",
+                "ApproximateFirstReceiveTimestamp",
+            ],
         }
     ]
 

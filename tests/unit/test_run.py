@@ -78,9 +78,7 @@ def test_a_failure_asks_for_a_retry_with_the_class_of_its_error(handle: Handle) 
 
 def test_a_failure_in_the_last_attempt_is_a_failure(handle: Handle) -> None:
     failed = handle(raising(KeyError(MARKER)), deliveries=3)
-    assert failed == Failed(
-        "KeyError", "the task failed in every attempt, most recently with KeyError"
-    )
+    assert failed == Failed("KeyError", "the task failed in the last attempt with KeyError")
 
 
 def test_a_permanent_error_is_refused_with_its_reason(handle: Handle) -> None:
@@ -95,7 +93,7 @@ def test_a_permanent_error_is_refused_with_its_reason(handle: Handle) -> None:
         (Reject("not ours"), Refused("not ours", "Reject")),
         (
             Reject("later", requeue=True),
-            Failed("Reject", "the task rejected its message in every attempt"),
+            Failed("Reject", "the task rejected its message in the last attempt"),
         ),
     ],
     ids=repr,

@@ -10,7 +10,6 @@ from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
-from sqs_broker.rules.sent_at import first_sent
 from sqs_broker.sqs.copies import MOST_REMEMBERED, Copies
 from sqs_broker.sqs.errors import Errors
 from sqs_broker.sqs.queue import Queue
@@ -162,7 +161,7 @@ def test_a_message_that_is_sent_on_again_and_again_carries_when_it_was_first_sen
         delivery = delivery_of(copy, "jobs", clock(), 0)
         lease = Lease(delivery, clock() + VISIBILITY_TIMEOUT)
         assert delivery.enqueued_at > sent_at
-        assert first_sent(delivery) == sent_at
+        assert delivery.first_sent == sent_at
 
 
 @pytest.mark.parametrize("outcome", [DEAD, Postponed(5)])
