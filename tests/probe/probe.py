@@ -74,6 +74,16 @@ def fail(self, times):
     say(self, "end")
 
 
+@app.task(bind=True)
+def fail_then_work(self, seconds):
+    """Fails in its first attempt, and takes a while in each later one."""
+    say(self, "start")
+    if self.request.retries == 0:
+        raise ValueError("once")
+    time.sleep(seconds)
+    say(self, "end")
+
+
 @app.task(bind=True, dead_letter_on=(Forbidden,))
 def forbid(self):
     """Fails for good."""
