@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqs_broker.limits import LONGEST_RETENTION
+from sqs_broker.limits import LONGEST_RETENTION, MOST_IN_FLIGHT
 from sqs_broker.options import Options, QueueAddress
 from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.policy import SPARE_DELIVERIES
@@ -76,6 +76,7 @@ def check_queue(name: str, options: Options, attributes: Attributes) -> Iterator
     yield from check_redrive_policy(name, options, attributes)
     yield check_visibility_timeout(name, options, attributes)
     yield _long_poll(name, options)
+    yield _in_flight(name, options.most_in_flight, attributes)
     yield _message_size(name, options.max_message_bytes, attributes)
     yield encryption(name, attributes)
 
@@ -130,6 +131,22 @@ def _long_poll(name: str, options: Options) -> Finding:
             "late in a poll cost one more call, which extends their leases"
         )
     return check.ok(f"{poll} s, at most a third of visibility_timeout ({lease} s)")
+
+
+def _in_flight(name: str, most: int, attributes: Attributes) -> Finding:
+    """Compare the number of messages in flight with SQS's limit."""
+    check = Subject(name, "messages in flight")
+    count = _number(attributes, "ApproximateNumberOfMessagesNotVisible")
+    if count is None:
+        return check.unknown(NOT_GIVEN)
+    if count >= most:
+        return check.fault(
+            f"{count}, at least most_in_flight ({most}). At {MOST_IN_FLIGHT} SQS returns no "
+            "further message",
+            "Find out why so many messages fail and wait for a retry, or are received and not "
+            "ended.",
+        )
+    return check.ok(f"{count}; at {MOST_IN_FLIGHT} SQS returns no further message")
 
 
 def check_dead_letters(

@@ -30,6 +30,7 @@ def queue(**changes: Any) -> dict[str, str]:
         "VisibilityTimeout": 60,
         "MaximumMessageSize": 1_048_576,
         "MessageRetentionPeriod": 4 * DAY,
+        "ApproximateNumberOfMessagesNotVisible": 59_999,
         "RedrivePolicy": json.dumps(redrive),
     }
     changed = {name: value for name, value in (attributes | changes).items() if value is not None}
@@ -58,6 +59,11 @@ def test_a_queue_as_it_should_be_has_no_fault() -> None:
     [
         ({"RedrivePolicy": None}, "redrive policy", ("there is none", "10", DEAD)),
         ({"RedrivePolicy": ""}, "redrive policy", ("there is none",)),
+        (
+            {"ApproximateNumberOfMessagesNotVisible": 60_000},
+            "messages in flight",
+            ("60000", "120000"),
+        ),
         (
             {"redrive": {"deadLetterTargetArn": ARN + "-other"}},
             "redrive policy",

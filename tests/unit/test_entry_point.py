@@ -1,6 +1,6 @@
 """The four rules without a Celery worker: SQS records as AWS Lambda gives them, in 30 lines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -11,6 +11,7 @@ from celery import Celery
 from app.messages import Registration
 from sqs_broker.options import Options
 from sqs_broker.rules.admission import Admitted, admit, arrive
+from sqs_broker.rules.attempts import AttemptStore, Record
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.lease import Delivery
@@ -18,7 +19,7 @@ from sqs_broker.rules.outcomes import Released, Retry, decide
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Received
 from sqs_broker.sqs.settlement import Reporter, Settlement
-from sqs_broker.testing import FakeSqs, State
+from sqs_broker.testing import FakeSqs, MemoryAttempts, State
 from sqs_broker.worker.run import run
 
 LEASE = 60
@@ -27,9 +28,14 @@ LEASE = 60
 # The 30 lines -----------------------------------------------------------------------------------
 
 
-def handle(event: Any, celery_app: Celery, reporter: Reporter, options: Options) -> dict[str, Any]:
+def handle(
+    event: Any, celery_app: Celery, reporter: Reporter, options: Options, attempts: AttemptStore
+) -> dict[str, Any]:
     """Handle the records of an event. What comes again is in the answer."""
-    settlements = [settlement_of(record, celery_app, options) for record in event["Records"]]
+    known = attempts.read(
+        [record["messageId"] for record in event["Records"] if count_of(record) > 1]
+    )
+    settlements = [settlement_of(record, known, celery_app, options) for record in event["Records"]]
     errors = reporter.tell(settlements)
     return {
         "batchItemFailures": [
@@ -40,8 +46,10 @@ def handle(event: Any, celery_app: Celery, reporter: Reporter, options: Options)
     }
 
 
-def settlement_of(record: Any, celery_app: Celery, options: Options) -> Settlement:
-    delivery = delivery_of(record)
+def settlement_of(
+    record: Any, known: Mapping[str, Record], celery_app: Celery, options: Options
+) -> Settlement:
+    delivery = delivery_of(record, known.get(record["messageId"], Record()))
     arrival = arrive(delivery, options.decode_json)
     policy, happened = options.policy, arrival.ended
     if happened is None:
@@ -54,7 +62,11 @@ def settlement_of(record: Any, celery_app: Celery, options: Options) -> Settleme
     return Settlement(facts_of(delivery, arrival.headers), outcome, delivery.received_at + LEASE)
 
 
-def delivery_of(record: Any) -> Delivery:
+def count_of(record: Any) -> int:
+    return int(record["attributes"]["ApproximateReceiveCount"])
+
+
+def delivery_of(record: Any, known: Record) -> Delivery:
     """The record in the words of the broker: Lambda spells its keys with a small letter."""
     return Delivery(
         tag=record["messageId"],
@@ -63,9 +75,10 @@ def delivery_of(record: Any) -> Delivery:
         receipt_handle=record["receiptHandle"],
         body=record["body"],
         attributes={},
-        count=int(record["attributes"]["ApproximateReceiveCount"]),
+        count=count_of(record),
         enqueued_at=datetime.fromtimestamp(int(record["attributes"]["SentTimestamp"]) / 1000, UTC),
         received_at=monotonic(),
+        record=known,
     )
 
 
@@ -93,7 +106,12 @@ Invoke = Callable[..., Any]
 
 
 @pytest.fixture
-def invoke(fake: FakeSqs, url: str) -> Invoke:
+def store() -> MemoryAttempts:
+    return MemoryAttempts()
+
+
+@pytest.fixture
+def invoke(fake: FakeSqs, url: str, store: MemoryAttempts) -> Invoke:
     """Lets a task with the given body handle what is in the queue; gives the function's answer."""
 
     def invoke_it(body: Callable[[Any], Any] = lambda _: None) -> Any:
@@ -112,7 +130,8 @@ def invoke(fake: FakeSqs, url: str) -> Invoke:
         event = {
             "Records": [as_lambda_gives_it(message) for message in Queue(url, fake).receive(10, 0)]
         }
-        return handle(event, app, Reporter(options, fake), options)
+        reporter = Reporter(options, fake, attempts=store)
+        return handle(event, app, reporter, options, store)
 
     return invoke_it
 
@@ -143,7 +162,7 @@ def test_a_message_that_succeeds_is_deleted(fake: FakeSqs, url: str, invoke: Inv
 
 
 def test_a_failure_comes_again_after_its_backoff_and_no_other_record_does(
-    fake: FakeSqs, url: str, invoke: Invoke
+    fake: FakeSqs, url: str, invoke: Invoke, store: MemoryAttempts
 ) -> None:
     failing = fake.put(url, PLAIN.replace("u1", "u2"))
     fake.put(url, PLAIN)
@@ -155,13 +174,16 @@ def test_a_failure_comes_again_after_its_backoff_and_no_other_record_does(
     assert invoke(fail_once) == {"batchItemFailures": [{"itemIdentifier": failing}]}
     (left,) = fake.messages(url)
     assert (left.message_id, left.state) == (failing, State.IN_FLIGHT)
+    assert store.read([failing]) == {failing: Record(failed=frozenset({1}))}
     assert 0 < left.visible_in <= 2
 
 
 def test_the_last_attempt_goes_to_the_dead_letters_with_its_reason(
-    fake: FakeSqs, url: str, invoke: Invoke
+    fake: FakeSqs, url: str, invoke: Invoke, store: MemoryAttempts
 ) -> None:
-    fake.put(url, PLAIN, receives=2)
+    # Three deliveries to others, which were two failed runs.
+    id_ = fake.put(url, PLAIN, receives=3)
+    store.add({id_: Record(failed=frozenset({1, 3}))})
 
     def fail(_: Registration) -> None:
         raise KeyError
