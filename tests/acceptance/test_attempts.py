@@ -102,3 +102,45 @@ def hand_back(project: ProbeProject) -> None:
     client.change_message_visibility(
         QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=0
     )
+
+
+#: The task that only a worker of the next release has.
+LATER = """
+
+@app.task(bind=True)
+def later(self):
+    \"\"\"Comes with the next release.\"\"\"
+    say(self, "start")
+    say(self, "end")
+"""
+
+
+def test_a_task_that_is_sent_before_the_workers_have_it_runs_once_they_do(
+    make_project: MakeProject, control: dict[str, Any]
+) -> None:
+    project = make_project(transport={"control": control, "unknown_task_grace": 600})
+    old = project.start()
+    ids = [project.send("later") for _ in range(3)]
+    wait_until(lambda: "no task 'probe.later'" in project.worker_log(), PATIENCE, "the release")
+    with (project.directory / "probe.py").open("a") as module:
+        module.write(LATER)
+    project.start()
+    assert project.stop(old) == 0
+    project.wait_for_empty_queue(60)
+
+    assert {id_: retries(project, id_) for id_ in ids} == {id_: [0] for id_ in ids}
+    assert project.queues.dead_letters() == []
+    assert project.worker_log().count("no task 'probe.later'") == 1
+
+
+def test_a_task_that_no_worker_has_is_dead_lettered_after_its_grace(
+    make_project: MakeProject, control: dict[str, Any]
+) -> None:
+    project = make_project(transport={"control": control, "unknown_task_grace": 8})
+    project.start()
+    id_ = project.send("later")
+    project.wait_for_empty_queue(60)
+
+    note = project.notes()[id_]
+    assert note["reason"] == "unknown task 'probe.later'"
+    assert note["deliveries"] == 3  # At once, after 5 s, and after 15 s.

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.worker import Service
+from tests.acceptance.worker import SETTLE_SECONDS, Service
 
 #: Planted wherever a user's own words can be: it may appear in no log and on no dead letter.
 MARKER = "Zqx7MarkerOfAUser"
@@ -204,8 +204,6 @@ BAD: dict[str, str] = {
         in_base64(in_base64(in_base64(plain().encode()).encode()).encode()).encode()
     ),
     # What no task can be made of.
-    "an unknown task": plain(action="registerUsr"),
-    "an unknown task of Celery": header(task="registerUsr"),
     "a task of Celery's own": plain(
         action="celery.starmap", data={"task": {"task": "registerUser"}, "it": [[MARKER]]}
     ),
@@ -455,3 +453,18 @@ def attributes(name: str) -> dict[str, Any]:
 
 def text_attribute(text: str) -> dict[str, Any]:
     return {"DataType": "String", "StringValue": text}
+
+
+def test_a_message_of_an_unknown_task_is_released_for_a_worker_that_may_have_it(
+    service: Service,
+) -> None:
+    # The last test here: these messages stay in the queue.
+    ids = {service.send(text) for text in (plain(action="registerUsr"), header(task="registerUsr"))}
+
+    def released() -> set[str]:
+        lines = service.worker.log_lines("message.released")
+        return {line["sqs_message_id"] for line in lines if line["delay"] == 5}
+
+    service.worker.wait_for(lambda: released() == ids, SETTLE_SECONDS, "the releases")
+    (line,) = service.worker.log_lines("task.unknown")
+    assert line["task"] == "registerUsr"

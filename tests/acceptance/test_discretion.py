@@ -113,8 +113,9 @@ def test_nothing_personal_and_no_secret_is_told_at_any_level(
     story = Story(queues, database)
 
     story.tell()
-    worker.wait_for(lambda: len(story.notes()) == 6, SETTLE_SECONDS, "the dead letters")
-    worker.wait_for(queues.is_empty, SETTLE_SECONDS, "an empty queue")
+    worker.wait_for(lambda: len(story.notes()) == 5, SETTLE_SECONDS, "the dead letters")
+    # The message of the unknown task is released, for another worker might have the task.
+    worker.wait_for(lambda: sum(queues.counts()) == 1, SETTLE_SECONDS, "nothing else in the queue")
     worker.stop()
 
     # Of the two payloads of the first one, threads may store either.
@@ -125,6 +126,7 @@ def test_nothing_personal_and_no_secret_is_told_at_any_level(
         told[name] = "\n".join(map(str, control[name].find()))
     assert "All is turned up." in told["the log"]
     assert "message.retry" in told["the log"]
+    assert "task.unknown" in told["the log"]
     assert "task-received" in told["broadcasts"]
     hidden = {"what a user typed": MARKER, **SECRETS}
     hidden["what a user typed, in base64"] = base64.b64encode(MARKER.encode()).decode()[:16]

@@ -135,6 +135,8 @@ class ProbeProject:
             "predefined_queues": {self.queues.name: address},
             "wait_time_seconds": 1,
             "backoff_base": 0.01,
+            # A test that is not about it would wait for it.
+            "unknown_task_grace": 0,
         }
 
     def _write(self, settings: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sqs_broker.observers.log import MessageLog
+from sqs_broker.rules.attempts import Record
 from sqs_broker.rules.facts import Facts, facts_of
 from sqs_broker.rules.outcomes import (
     DeadLetter,
@@ -16,6 +17,7 @@ from sqs_broker.rules.outcomes import (
     Released,
     Retry,
     Succeeded,
+    UnknownTask,
 )
 from tests.unit.conftest import HEADERS, SENT, MakeDelivery
 
@@ -41,6 +43,11 @@ def the_line(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
         (Postponed(900), logging.INFO, {"event": "message.postponed"}),
         (
             Retry(7, "KeyError"),
+            logging.WARNING,
+            {"event": "message.retry", "delay": 7, "error": "KeyError"},
+        ),
+        (
+            Postponed(7, "KeyError", is_again=True),
             logging.WARNING,
             {"event": "message.retry", "delay": 7, "error": "KeyError"},
         ),
@@ -73,6 +80,29 @@ def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
     assert (line["sqs_message_id"], line["queue"], line["deliveries"]) == ("sqs-7", "jobs", 3)
     assert MARKER not in str(line)
+
+
+def test_a_line_has_the_number_of_the_attempt_beside_that_of_the_deliveries(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    delivery = make_delivery(count=5, record=Record(failed=frozenset({2})))
+    MessageLog().ended(facts_of(delivery, HEADERS), Succeeded(), Done())
+    line = the_line(caplog)
+    assert (line["deliveries"], line["attempt"]) == (5, 2)
+
+
+def test_an_unknown_task_is_told_once_by_its_name_while_its_messages_have_grace(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, facts = MessageLog(), facts_of(make_delivery(body=MARKER), HEADERS)
+    for name in ("later", "later", "other"):
+        log.ended(facts, UnknownTask(name), Released(5))
+    log.ended(facts, UnknownTask("third"), DeadLetter("unknown task 'third'", "KeyError"))
+    lines = [r for r in caplog.records if vars(r)["event"] == "task.unknown"]
+    assert [line.levelno for line in lines] == [logging.WARNING] * 2
+    assert "'later'" in lines[0].getMessage()
+    assert "'other'" in lines[1].getMessage()
+    assert MARKER not in caplog.text
 
 
 def times(
