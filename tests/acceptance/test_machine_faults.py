@@ -200,7 +200,9 @@ def test_a_task_that_runs_out_of_memory_is_retried_and_then_dead_lettered(
     assert notes.keys() == {alone, *shared}
     for note in notes.values():
         assert note["error"] == "MemoryError"
-        assert note["reason"] == "the task failed in every attempt, most recently with MemoryError"
+        assert note["reason"] == (
+            "the task failed in the last attempt with MemoryError (deliveries: 3)"
+        )
     assert len(project.events(well)) >= 1
     assert worker.poll() is None
     began = monotonic()

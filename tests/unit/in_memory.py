@@ -74,9 +74,10 @@ class InMemoryWorker:
         outcomes.on_change = consumer.connection.transport.inbox.wake
         self._loop = Loop(consumer.hub, "test.error")
 
-    def receive(self, bodies: Sequence[str]) -> list[Outcome]:
-        """What becomes of messages that appear at the same time, in order."""
-        ids = [self.fake.put(self.url, body, delay=1) for body in bodies]
+    def receive(self, bodies: Sequence[str], *, receives: int = 0) -> list[Outcome]:
+        """What becomes of messages that appear at the same time, in order. Each was received so
+        often before."""
+        ids = [self.fake.put(self.url, body, delay=1, receives=receives) for body in bodies]
         self._clock.advance(1)
         deadline = monotonic() + DEADLINE
         while not self.outcomes.by_id.keys() >= set(ids):

@@ -12,7 +12,7 @@ from sqs_broker.rules.provenance import Provenance, Source
 def test_it_is_the_same_in_another_process(source: Source) -> None:
     # SQS counts in milliseconds.
     sent_at = datetime.fromtimestamp(1_767_323_045_678 / 1000, UTC)
-    sent = Provenance("id-1", True, source, 3, sent_at)
+    sent = Provenance("id-1", True, source, 3, sent_at, attempt=2)
     read = pickle.loads(pickle.dumps(sent))
     assert read == sent
     assert read.source is source
