@@ -122,7 +122,7 @@ def test_while_mongodb_is_away_a_process_knows_what_it_has_seen_and_writes_it_la
 
 
 def test_after_a_failure_no_call_waits_for_mongodb_for_a_while(
-    process: Process, clock: Clock
+    process: Process, other: Process, clock: Clock
 ) -> None:
     process.store = process.nowhere
     process.attempts.add({"a": FAILED})
@@ -130,6 +130,7 @@ def test_after_a_failure_no_call_waits_for_mongodb_for_a_while(
     assert process.attempts.read(["other"]) == {}
     process.attempts.add({"b": FAILED})
     assert process.attempts.read(["a", "b"]) == {"a": FAILED, "b": FAILED}
+    assert other.attempts.read(["a", "b"]) == {}
     clock.advance(PAUSE)
     process.attempts.add({"c": FAILED})
     assert process.attempts.read("abc") == dict.fromkeys("abc", FAILED)
