@@ -18,7 +18,18 @@ from celery.exceptions import (
 )
 
 from sqs_broker.errors import label
-from sqs_broker.rules.outcomes import Failed, Happened, Refused, RetryAsked, Succeeded
+from sqs_broker.rules.outcomes import (
+    Failed,
+    Happened,
+    Interrupted,
+    Refused,
+    RetryAsked,
+    Succeeded,
+)
+
+#: Seconds until a message whose process was terminated can be received again. A task that ends its
+#: own process each time would otherwise occupy a worker.
+TERMINATED_PAUSE = 5
 
 
 class Rejected(Reject):
@@ -48,6 +59,10 @@ class Suspected(Reject):
         self.is_blameless = is_blameless
 
 
+class ProcessTerminated(WorkerLostError):
+    """The pool process died of a SIGTERM that the worker had not sent."""
+
+
 #: The reason if the run did not end by itself.
 ENDS: dict[type[BaseException], str] = {
     WorkerLostError: "the pool process died in the last attempt",
@@ -74,6 +89,8 @@ def happened(result: object) -> Happened:
             return RetryAsked(seconds_of(result.when), error_of(result))
         case Ignore():
             return Succeeded()
+        case ProcessTerminated():
+            return Interrupted(type(result).__name__, TERMINATED_PAUSE)
         case BaseException():
             return _failed(result)
         case _:

@@ -12,7 +12,7 @@ from celery.worker import state
 
 from sqs_broker.worker.loop import Loop
 
-#: Seconds that a pool process has to end after SIGTERM, before it is killed.
+#: Seconds that a pool process has to end after SIGQUIT, before it is killed.
 CANCEL_PATIENCE = 1
 
 #: Longest wait for a killed process to end, in seconds.
@@ -49,8 +49,8 @@ class Drain:
         pool.close()  # From now on the pool replaces no process that ends.
         for request in running:
             request.cancel(pool, emit_retry=False)
-        # A second SIGTERM would interrupt the cleanup of a task.
-        kill(processes - {request.worker_pid for request in running}, signal.SIGTERM)
+        # A second SIGQUIT would interrupt the cleanup of a task.
+        kill(processes - {request.worker_pid for request in running}, signal.SIGQUIT)
         self._await_end(processes, CANCEL_PATIENCE)
         kill(processes & children(), signal.SIGKILL)
         self._await_end(processes, KILL_PATIENCE)

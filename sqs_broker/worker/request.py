@@ -28,7 +28,14 @@ from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import Failed, Happened, RetryAsked, Succeeded, is_final
+from sqs_broker.rules.outcomes import (
+    Failed,
+    Happened,
+    Interrupted,
+    RetryAsked,
+    Succeeded,
+    is_final,
+)
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.failures import frames_of, shown, unwrapped
@@ -281,7 +288,9 @@ class Request(CeleryRequest):
         )
 
     def _announce(self, exc: Exception) -> None:
-        event = "task-retried" if self._will_run_again(happened(exc)) else "task-failed"
+        what = happened(exc)
+        will_run_again = isinstance(what, Interrupted) or self._will_run_again(what)
+        event = "task-retried" if will_run_again else "task-failed"
         self.send_event(event, exception=repr(exc), traceback="")
 
 

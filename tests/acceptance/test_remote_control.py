@@ -76,6 +76,10 @@ class Pair:
         )
         return id_
 
+    def pool_pids(self) -> list[int]:
+        """The processes of both pools."""
+        return [pid for answer in self.ask("stats") for pid in answer["pool"]["processes"]]
+
     def is_registered(self, id_: str) -> bool:
         return self.users.users.find_one({"user_id": id_}) is not None
 
@@ -302,13 +306,16 @@ def test_a_revoke_reaches_a_worker_that_starts_later(pair: Pair) -> None:
     assert late.stop() == 0
 
 
-def test_a_running_task_is_terminated(pair: Pair) -> None:
+@pytest.mark.parametrize("number", ["TERM", "KILL"])
+def test_a_running_task_is_terminated(pair: Pair, number: str) -> None:
     with pair.slow_registrations(8_000), events(pair) as seen:
-        id_ = pair.register("terminated-1")
+        id_ = pair.register(f"terminated-{number}")
         pair.wait_for(
             lambda: any(t["id"] == id_ for tasks in pair.ask("active") for t in tasks), "it runs"
         )
-        pair.ask("revoke", task_id=id_, terminate=True, signal="KILL")
+        before = set(pair.pool_pids())
+        pair.ask("revoke", task_id=id_, terminate=True, signal=number)
+        pair.wait_for(lambda: len(before - set(pair.pool_pids())) == 1, "the end of its process")
         pair.wait_for(lambda: ("task-revoked", id_) in seen(), "the event of it")
         pair.wait_for(pair.service.queues.is_empty, "an empty queue")
         assert [type_ for type_, uuid in seen() if uuid == id_][-1] == "task-revoked"

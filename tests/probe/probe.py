@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -169,7 +170,13 @@ def together_many(calls):
     if "die" in kinds:
         os.kill(os.getpid(), signal.SIGKILL)
     if "hang" in kinds:
-        time.sleep(60)
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(0.3)
+            say(calls[0], "tidied")
+    if "slow" in kinds:
+        time.sleep(3)
     made = {
         "fail": ValueError("again"),
         "forbid": Forbidden("this can never work"),
@@ -188,6 +195,45 @@ def together(self, kind):
         time.sleep(60)
     if kind == "memory":
         raise MemoryError("marker-in-an-exception")
+    say(self, "end")
+
+
+@app.task(bind=True)
+def tidy(self, seconds):
+    """Takes a while, and tidies up whatever happens."""
+    say(self, "start")
+    try:
+        time.sleep(seconds)
+        say(self, "end")
+    finally:
+        say(self, "tidied")
+
+
+@app.task(bind=True)
+def end_others(self):
+    """Ends a program and a fork that it has started, by SIGTERM."""
+    program = subprocess.Popen(["sleep", "60"])
+    program.terminate()
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.write(writing, b"runs")
+            time.sleep(60)
+        finally:
+            os._exit(7)
+    os.read(reading, 4)
+    os.kill(child, signal.SIGTERM)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    say(self, "end", program=program.wait(20), process=status)
+
+
+@app.task(bind=True)
+def be_terminated(self, times):
+    """Has the default handler of SIGTERM in its first deliveries, and gets one."""
+    say(self, "start")
+    if self.request.retries < times:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     say(self, "end")
 
 

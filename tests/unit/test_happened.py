@@ -15,8 +15,22 @@ from celery.exceptions import (
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from pydantic import BaseModel
 
-from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
-from sqs_broker.rules.outcomes import Failed, Happened, Refused, RetryAsked, Succeeded
+from sqs_broker.rules.happened import (
+    TERMINATED_PAUSE,
+    ProcessTerminated,
+    Rejected,
+    Suspected,
+    class_in,
+    happened,
+)
+from sqs_broker.rules.outcomes import (
+    Failed,
+    Happened,
+    Interrupted,
+    Refused,
+    RetryAsked,
+    Succeeded,
+)
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -73,6 +87,7 @@ HARD, SOFT = (
         (Retry(exc=Quoting(MARKER), when=7), RetryAsked(7, "Quoting")),
         (Retry(exc=f"KeyError('{MARKER}')", when=7), RetryAsked(7, "KeyError")),
         (WorkerLostError("signal 9"), Failed("WorkerLostError", DIED)),
+        (ProcessTerminated("signal 15"), Interrupted("ProcessTerminated", TERMINATED_PAUSE)),
         (TimeLimitExceeded(30), Failed("TimeLimitExceeded", HARD)),
         (SoftTimeLimitExceeded(25), Failed("SoftTimeLimitExceeded", SOFT)),
         (SystemExit(1), Failed("SystemExit", EXITED)),

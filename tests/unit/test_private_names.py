@@ -19,12 +19,14 @@ from typing import Any
 
 import mongoengine
 import pytest
+from billiard.pool import ApplyResult
 from billiard.popen_fork import Popen
 from billiard.process import BaseProcess as Process
 from celery import Task as CeleryTask
 from celery.app.events import Events as CeleryEvents
 from celery.apps.worker import install_worker_term_hard_handler
 from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.asynpool import Worker as PoolWorker
 from celery.concurrency.prefork import TaskPool
 from celery.events.dispatcher import EventDispatcher
 from celery.loaders.app import AppLoader
@@ -64,6 +66,8 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (AsynPool, "_create_worker_process", "overridden: what is left of a fork that fails"),
     (AsynPool, "_repopulate_pool", "overridden: a process that could not start is tried again"),
     (AsynPool, "_process_cleanup_queues", "called: its pipes are free for the next one"),
+    (AsynPool, "_cache", "read: which job a process runs, to end it once"),
+    (ApplyResult, "_set", "called: a job whose process got a SIGTERM has ended"),
     (Process, "_popen", "read: whether a process was forked"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),
     (mongoengine.Document, "_meta", "read: the indexes, to make them once at the start"),
@@ -86,7 +90,10 @@ NAMING = {"__name__", "__qualname__", "co_name", "f_locals"}
 HOOKS: dict[type, str] = {
     CeleryConsumer: "loop_args create_task_handler on_decode_error on_unknown_message "
     "on_unknown_task on_invalid_task",
-    AsynPool: "register_with_event_loop maintain_pool",
+    AsynPool: "register_with_event_loop maintain_pool Worker Process terminate_job "
+    "on_job_process_lost",
+    PoolWorker: "workloop",
+    Process: "terminate terminate_controlled",
     TaskPool: "Pool",
     Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire info",
     CeleryEvents: "dispatcher_cls",

@@ -1,0 +1,173 @@
+"""A signal goes to every process of a worker, as of systemd, Heroku, supervisord or a terminal.
+What runs finishes, and what the worker itself ends still ends."""
+
+import os
+import signal
+from collections.abc import Callable
+from subprocess import Popen
+
+import pytest
+
+from tests.acceptance.worker import living
+from tests.probe.project import PATIENCE, MakeProject, ProbeProject
+from tests.services import wait_until
+
+Worker = Popen[bytes]
+
+
+def to_group(worker: Worker, number: signal.Signals) -> None:
+    """As supervisord, honcho and a terminal do."""
+    os.killpg(worker.pid, number)
+
+
+def to_each(worker: Worker, number: signal.Signals) -> None:
+    """As systemd and Heroku do: one after the other, here those of the pool first."""
+    for pid in sorted((pid for pid, _, group in living() if group == worker.pid), reverse=True):
+        os.kill(pid, number)
+
+
+def assert_nothing_counted(project: ProbeProject, *ids: str) -> None:
+    """Each of these ran once, in its first delivery, and no process died."""
+    assert sorted(line["id"] for line in project.events(event="start")) == sorted(ids)
+    assert sorted(line["id"] for line in project.events(event="end")) == sorted(ids)
+    assert {line["retries"] for line in project.events(event="start")} <= {0}
+    assert project.queues.counts() == (0, 0, 0)
+    assert project.queues.dead_letters() == []
+    assert "exited with" not in project.worker_log()
+    assert "ERROR" not in project.worker_log()
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.slow),
+        pytest.param("solo", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(
+    ("tell", "number"),
+    [
+        (to_group, signal.SIGTERM),
+        (to_each, signal.SIGTERM),
+        (to_group, signal.SIGINT),
+    ],
+)
+def test_what_runs_finishes(
+    make_project: MakeProject,
+    pool: str,
+    tell: Callable[[Worker, signal.Signals], None],
+    number: signal.Signals,
+) -> None:
+    project = make_project()
+    # One process of the pool, or thread, is idle.
+    worker = project.start("--pool", pool, "-c", "3")
+    running = [project.send("work", 3) for _ in range(1 if pool == "solo" else 2)]
+    wait_until(
+        lambda: len(project.events(event="start")) == len(running), PATIENCE, "tasks that run"
+    )
+
+    tell(worker, number)
+
+    assert worker.wait(PATIENCE) == 0
+    assert_nothing_counted(project, *running)
+
+
+def test_a_job_that_many_messages_share_finishes(make_project: MakeProject) -> None:
+    project = make_project()
+    project.send("together", "fine")
+    ids = [project.send("together", "slow") for _ in range(10)]
+    worker = project.start("-c", "1")
+    wait_until(lambda: project.events(ids[-1], "together"), PATIENCE, "a job that runs")
+
+    to_group(worker, signal.SIGTERM)
+
+    assert worker.wait(PATIENCE) == 0
+    # None ran a second time, alone.
+    assert {line["size"] for line in project.events(event="together")} == {10}
+    assert len(project.events(event="start")) == 1
+    assert project.queues.counts() == (0, 0, 0)
+
+
+def test_a_second_signal_to_the_group_ends_what_runs_after_its_finally(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    worker = project.start()
+    running = [project.send("tidy", 60) for _ in range(2)]
+    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
+
+    to_group(worker, signal.SIGTERM)
+    wait_until(lambda: "Stopping:" in project.worker_log(), PATIENCE, "a worker that stops")
+    to_group(worker, signal.SIGTERM)
+
+    assert worker.wait(PATIENCE) == 0
+    assert sorted(line["id"] for line in project.events(event="tidied")) == sorted(running)
+    assert project.events(event="end") == []
+    assert project.queues.counts() == (2, 0, 0)
+
+
+def test_a_forced_stop_runs_the_finally_of_a_job_that_many_messages_share(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(transport={"shutdown_timeout": 1})
+    project.send("together", "fine")
+    ids = [project.send("together", "hang") for _ in range(10)]
+    worker = project.start("-c", "1")
+    wait_until(lambda: project.events(ids[-1], "together"), PATIENCE, "a job that runs")
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(PATIENCE) == 0
+    assert len(project.events(event="tidied")) == 1
+    assert project.queues.counts() == (10, 0, 0)
+
+
+def test_a_task_past_its_hard_limit_is_ended_after_its_finally(make_project: MakeProject) -> None:
+    project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 1})
+    project.start("-c", "1")
+    id_ = project.send("tidy", 60)
+    project.wait_for_empty_queue()
+
+    assert project.notes()[id_]["error"] == "TimeLimitExceeded"
+    assert len(project.events(id_, "tidied")) == len(project.events(id_, "start"))
+    assert project.events(id_, "end") == []
+
+
+def test_the_processes_that_a_task_starts_still_end_by_sigterm(make_project: MakeProject) -> None:
+    project = make_project()
+    project.start("-c", "1")
+    id_ = project.send("end_others")
+    project.wait_for_end(id_, 10)
+
+    (end,) = project.events(id_, "end")
+    assert end["program"] == -signal.SIGTERM
+    assert end["process"] == 7
+
+
+def test_a_process_that_has_run_its_tasks_ends_and_the_next_one_is_as_safe(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    worker = project.start("-c", "1", "--max-tasks-per-child", "1")
+    first = project.send("work")
+    project.wait_for_end(first)
+    second = project.send("work", 3)
+    wait_until(lambda: project.events(second, "start"), PATIENCE, "the second task")
+
+    to_each(worker, signal.SIGTERM)
+
+    assert worker.wait(PATIENCE) == 0
+    assert_nothing_counted(project, first, second)
+
+
+def test_a_run_that_a_sigterm_from_outside_has_ended_is_no_failure(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(transport={"max_attempts": 1})
+    project.start("-c", "1")
+    id_ = project.send("be_terminated", 1)
+    project.wait_for_end(id_)
+
+    assert project.queues.dead_letters() == []
+    assert len(project.events(id_, "start")) == 2
