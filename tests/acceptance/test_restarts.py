@@ -1,14 +1,12 @@
 """Workers that are stopped again and again under load."""
 
 import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
+from tests.acceptance.load import load
 from tests.probe.project import PATIENCE, MakeProject, ProbeProject
 from tests.services import wait_until
 
@@ -61,24 +59,3 @@ def test_ten_rolling_restarts_of_four_workers_lose_nothing_and_run_nothing_twice
     assert ends == Counter(sent)
     assert starts == ends
     assert project.queues.dead_letters() == []
-
-
-@contextmanager
-def load(project: ProbeProject) -> Iterator[list[str]]:
-    """Keeps the queue filled until the end of the block; the ids of what was sent."""
-    sent: list[str] = []
-    enough = threading.Event()
-
-    def keep_filled() -> None:
-        while not enough.is_set():
-            if project.queues.counts()[0] < 30:
-                sent.extend(project.send("work", 0.1) for _ in range(10))
-            enough.wait(0.1)
-
-    sender = threading.Thread(target=keep_filled)
-    sender.start()
-    try:
-        yield sent
-    finally:
-        enough.set()
-        sender.join()
