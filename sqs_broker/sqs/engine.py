@@ -60,6 +60,9 @@ class Engine:
         self._in_flight = in_flight
         self._clock = clock
         self._receivers: dict[str, Receiver] = {}
+        #: The driver of each queue's receivers. A queue that is received from again uses the same:
+        #: a client of boto3 takes 8 MiB, and a tenth of a second to create.
+        self._drivers: dict[str, Driver] = {}
         #: Stopped receivers. Their last call may still return messages.
         self._leaving: list[Receiver] = []
         self._poll_patience: float = options.wait_time_seconds + ANSWER_MARGIN
@@ -96,12 +99,10 @@ class Engine:
         """Receive from a configured queue. Raises NoThread. Then nothing is received from it."""
         if queue in self._receivers:
             return
-        # One try, because the receiver itself tries again, and logs the failure.
-        driver = self._driver(read_timeout=self._options.wait_time_seconds + ANSWER_MARGIN, tries=1)
         receiver = Receiver(
             queue,
             self._options,
-            driver,
+            self._receiving_driver(queue),
             self._leases,
             self._on_received,
             self._on_missed,
@@ -124,6 +125,7 @@ class Engine:
         if receiver := self._receivers.pop(queue, None):
             receiver.stop()
             # SQS may answer its open call with a message, so a close of the channel waits for it.
+            self._leaving = [each for each in self._leaving if not each.has_ended]
             self._leaving.append(receiver)
             self._leases.share_among(len(self._receivers))
 
@@ -170,6 +172,13 @@ class Engine:
         """Report the remaining outcomes, and end the threads."""
         self.settler.stop(FLUSH_TIMEOUT)
         self.heartbeat.stop(FLUSH_TIMEOUT)
+
+    def _receiving_driver(self, queue: str) -> Driver:
+        if queue not in self._drivers:
+            # One try, because the receiver itself tries again, and logs the failure.
+            patience = self._options.wait_time_seconds + ANSWER_MARGIN
+            self._drivers[queue] = self._driver(read_timeout=patience, tries=1)
+        return self._drivers[queue]
 
     def _driver(self, **how: float) -> Driver:
         driver = driver_for(self._options, **how)  # type: ignore[arg-type]  # passed by name

@@ -124,6 +124,12 @@ class Receiver:
         last = max(self._ends_at.copy().values(), default=None)
         return None if last is None else max(last - self._clock(), 0.0)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no thread of it runs."""
+        with self._lock:
+            return not any(thread.is_alive() for thread in self._threads)
+
     def fault(self) -> str | None:
         """Why nothing will be received from this queue any more; None if it works or stops."""
         if self._stopping.is_set():

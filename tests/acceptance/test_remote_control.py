@@ -2,6 +2,8 @@
 done by both, and nothing of a user is to be seen in it."""
 
 import json
+import os
+import resource
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -283,6 +285,31 @@ def test_a_queue_is_consumed_again_that_was_cancelled(pair: Pair) -> None:
     pair.wait_for(lambda: consumed() == {1}, "one queue")
     pair.ask("add_consumer", queue=pair.extra_queue)
     pair.wait_for(lambda: consumed() == {2}, "two queues")
+
+
+def test_a_queue_that_is_cancelled_and_consumed_again_and_again_costs_nothing(pair: Pair) -> None:
+    pid = pair.service.worker.pid
+
+    def cycle(times: int) -> None:
+        for _ in range(times):
+            pair.ask("cancel_consumer", queue=pair.extra_queue)
+            pair.ask("add_consumer", queue=pair.extra_queue)
+
+    def counts() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+
+    def megabytes() -> int:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() >> 20
+
+    cycle(2)
+    threads, files = counts()
+    memory = megabytes()
+    cycle(20)
+
+    # The last open receive calls end soon.
+    pair.wait_for(lambda: counts() <= (threads + 1, files + 3), "no more threads and files")
+    assert megabytes() < memory + 20
 
 
 # Revoking
