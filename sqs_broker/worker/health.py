@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,6 +162,8 @@ class HealthFile(bootsteps.StartStopStep):
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._last = Report(True, "")
+        #: The class of the exception that the latest write raised; None if it raised none.
+        self._fault: str | None = None
 
     def start(self, consumer: Any) -> None:
         """Start to write. Raises NoThread: without the file a healthy worker would seem dead."""
@@ -175,7 +178,8 @@ class HealthFile(bootsteps.StartStopStep):
         if self._path is None or self._thread is None:
             return
         self._thread.join(EVERY)
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # If it cannot be removed, it could not be written either.
+            self._path.unlink(missing_ok=True)
 
     def _run(self, consumer: Any, path: Path, stopping: threading.Event) -> None:
         judge = Judge(self._longest_wait)
@@ -185,12 +189,29 @@ class HealthFile(bootsteps.StartStopStep):
                 report = judge(vitals, monotonic())
                 self._log_change(report)
                 write(path, report, vitals)
-            except Exception:
+                self._log_whole()
+            except Exception as exc:
                 # Broad on purpose: without this thread a healthy worker would seem dead.
-                logger.exception(
-                    "Could not write the health file.", extra={"event": "health.broken"}
-                )
+                self._log_broken(exc)
             stopping.wait(EVERY)
+
+    def _log_broken(self, exc: Exception) -> None:
+        error = type(exc).__name__
+        if self._fault == error:
+            return
+        self._fault = error
+        logger.error(
+            "Could not write the health file (%s); trying again. Health checks fail meanwhile.",
+            error,
+            # The stack helps only if this is a fault of the code.
+            exc_info=None if isinstance(exc, OSError) else exc,
+            extra={"event": "health.broken", "error": error},
+        )
+
+    def _log_whole(self) -> None:
+        if self._fault is not None:
+            self._fault = None
+            logger.info("The health file is written again.", extra={"event": "health.whole"})
 
     def _log_change(self, report: Report) -> None:
         if report.healthy != self._last.healthy:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqs_broker.worker.health import STALE, STALL, Report, read
+from sqs_broker.worker.health import EVERY, STALE, STALL, Report, read
 from tests.probe.project import ProbeProject
 from tests.services import Queues, wait_until
 
@@ -133,3 +133,25 @@ def test_the_command_of_the_app_reads_what_the_worker_wrote(
         timeout=60,
     )
     assert (told.returncode, told.stdout) == (0, "healthy: polling\n"), told.stderr
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_written_is_one_line_until_it_can(
+    tmp_path: Path, queues: Queues
+) -> None:
+    file = tmp_path / "none" / "health.json"
+    project = ProbeProject(tmp_path / "project", queues, transport={"health_file": str(file)})
+    try:
+        worker = project.start()
+        wait_until(lambda: "Could not write the" in project.worker_log(), PATIENCE, "the line")
+        # Meanwhile it tries again.
+        project.wait_for_end(project.send("work", EVERY + 1))
+        file.parent.mkdir()
+        wait_for(lambda: read(file), "polling", healthy=True)
+        assert project.stop(worker) == 0
+    finally:
+        project.close()
+    log = project.worker_log()
+    assert log.count("Could not write the health file (FileNotFoundError)") == 1
+    assert log.count("The health file is written again.") == 1
+    assert "Traceback" not in log
