@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sqs_broker.worker import health
 from tests.acceptance.worker import (
     FOR_TESTS,
     READY_SECONDS,
@@ -24,9 +25,13 @@ from tests.services import Queues, wait_until
 
 #: A task of its own that prints.
 MODULE = """
-import sys
+import sys, time
 from app.celery import app
 from sqs_broker.worker.task import Task
+
+@app.task(name="doze", base=Task)
+def doze(n):
+    time.sleep(n)
 
 @app.task(name="talk", base=Task)
 def talk(n):
@@ -38,6 +43,13 @@ SEND = """
 import json, sys
 from talking import talk
 for n in range(json.loads(sys.argv[1])): talk.delay(n=n)
+print("null")
+"""
+
+SEND_LONG = """
+import json, sys
+from talking import doze
+doze.delay(n=json.loads(sys.argv[1]))
 print("null")
 """
 
@@ -189,6 +201,9 @@ def test_a_log_file_that_cannot_be_written_to_ends_the_worker_with_the_fix(
 #: Fewer than that fill the pipe by their lines.
 MANY = 300
 
+#: Seconds for a stop that waits for nothing.
+QUICK = 10
+
 
 class Piped:
     """A worker whose output goes into one pipe, which nobody reads."""
@@ -211,9 +226,13 @@ class Piped:
         """Send SIGTERM to its main process."""
         self._process.send_signal(signal.SIGTERM)
 
-    def wait(self) -> int:
+    def interrupt(self) -> None:
+        """Send SIGINT to its main process."""
+        self._process.send_signal(signal.SIGINT)
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
         """Its exit status."""
-        return self._process.wait(STOP_SECONDS)
+        return self._process.wait(seconds)
 
     def close(self) -> None:
         """Kill it and its pool."""
@@ -228,8 +247,9 @@ def start_piped(talking: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
     """Starts such a worker."""
     started: list[Piped] = []
 
-    def start(redirection: str = "") -> Piped:
-        started.append(Piped(talking | {"WORKER_SHUTDOWN_TIMEOUT": "5"}, tmp_path, redirection))
+    def start(redirection: str = "", shutdown_timeout: int = 5) -> Piped:
+        limited = talking | {"WORKER_SHUTDOWN_TIMEOUT": str(shutdown_timeout)}
+        started.append(Piped(limited, tmp_path, redirection))
         return started[-1]
 
     yield start
@@ -250,6 +270,32 @@ def test_a_worker_whose_log_nobody_reads_works_and_stops(
     for _ in range(signals):
         worker.terminate()
     assert worker.wait() == 0
+
+
+def test_the_health_of_a_worker_whose_log_nobody_reads_is_known_and_a_forced_stop_is_quick(
+    start_piped: Callable[..., Piped],
+    talking: dict[str, str],
+    tmp_path: Path,
+    queues: Queues,
+    send: Callable[[int], Any],
+) -> None:
+    worker = start_piped(shutdown_timeout=90)
+    send(MANY)
+    wait_until(queues.is_empty, 2 * SETTLE_SECONDS, "an empty queue")
+
+    def says(text: str) -> bool:
+        report = health.read(worker.health)
+        return report.healthy and text in report.text
+
+    wait_until(lambda: says("polling"), SETTLE_SECONDS, "a healthy worker")
+    run_program(SEND_LONG, talking, tmp_path, 60)
+    wait_until(lambda: says("busy with 1"), SETTLE_SECONDS, "a report of what runs")
+    worker.terminate()
+    # Not SIGTERM again: two of the same signal that come at once are one.
+    worker.interrupt()
+
+    assert worker.wait(QUICK) == 0
+    assert queues.counts() == (1, 0, 0)
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", ">&-", ">&- 2>&-"])
