@@ -13,6 +13,11 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel .
         /wheel/*.whl
 
 FROM python:3.13-slim
+# A small init. Process 1 of a container inherits every process that a task has left behind, and the
+# worker does not wait for those: without an init they would stay as zombies.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 # A user with a name, for Celery takes one without for root; used by number, so that a cluster sees
 # without the image's passwd that it is not root.
 RUN groupadd --gid 10001 worker \
@@ -28,5 +33,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 ENV FLOWER_DB=/state/flower.db
 # A warm shutdown: what runs is finished and settled, what waits is released.
 STOPSIGNAL SIGTERM
+# `-s`: it works as well where it is not process 1 (`docker run --init`, `init: true`).
+ENTRYPOINT ["tini", "-s", "--"]
 # Exec form, so that the signal reaches the worker and not a shell.
 CMD ["celery", "-A", "app", "worker"]

@@ -228,6 +228,13 @@ def end_others(self):
 
 
 @app.task(bind=True)
+def leave_a_process(self, seconds):
+    """Starts a process that outlives its parent."""
+    subprocess.run(["sh", "-c", f"sleep {seconds} &"], check=True)
+    say(self, "end")
+
+
+@app.task(bind=True)
 def be_terminated(self, times):
     """Has the default handler of SIGTERM in its first deliveries, and gets one."""
     say(self, "start")

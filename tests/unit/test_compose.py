@@ -210,6 +210,12 @@ def test_the_image_does_not_run_as_root() -> None:
     assert not user.startswith(("0", "root"))
 
 
+def test_ours_run_under_an_init() -> None:
+    assert instructions("ENTRYPOINT") == ['["tini", "-s", "--"]']
+    assert any("apt-get install" in line and " tini " in line for line in instructions("RUN"))
+    assert [name for name in OURS if not SERVICES[name]["init"]] == []
+
+
 def test_every_service_has_a_health_check() -> None:
     assert [name for name in SERVICES if not health_check(name)] == []
 
