@@ -117,14 +117,23 @@ stdout_logfile = {log}
 class Honcho(Supervisor):
     """It sends SIGTERM to the process group of each line of the Procfile."""
 
+    beside = ""
+
     def _started(self, log: Path) -> "subprocess.Popen[bytes]":
-        (self._project.directory / "Procfile").write_text(f"worker: {' '.join(WORKER)}\n")
+        procfile = f"worker: {' '.join(WORKER)}\n{self.beside}"
+        (self._project.directory / "Procfile").write_text(procfile)
         return self._run([script("honcho"), "start"], log)
 
     def _tell(self) -> None:
         # As a terminal does at Ctrl+C. What honcho starts has a session of its own.
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGINT)
+
+
+class HonchoWithFlower(Honcho):
+    """Once Flower has ended, honcho kills the worker after 5 s."""
+
+    beside = "flower: sleep 1000\n"
 
 
 def script(name: str) -> str:
@@ -210,6 +219,25 @@ def test_ten_stops_under_load_count_nothing_lose_nothing_and_run_nothing_twice(
 
     assert_each_ran_once(project, sent)
     assert_no_process_died(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("supervise", [HonchoWithFlower], indirect=True)
+def test_beside_a_program_that_ends_at_once_honcho_leaves_three_seconds(
+    make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
+) -> None:
+    # docs/shutdown.md recommends so many.
+    project = make_project(transport={"shutdown_timeout": 3})
+    supervisor = supervise(project)
+    supervisor.start()
+    for _ in range(2):
+        project.send("work", 60)
+    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
+
+    supervisor.stop()
+
+    assert "sending SIGKILL" not in project.worker_log()
+    assert project.queues.counts() == (2, 0, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
