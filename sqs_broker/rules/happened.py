@@ -60,7 +60,8 @@ class Suspected(Reject):
 
 
 class ProcessTerminated(WorkerLostError):
-    """The pool process died of a SIGTERM that the worker had not sent."""
+    """The pool process died of a signal that the worker had not sent: a SIGTERM, or a SIGQUIT while
+    the worker stops."""
 
 
 #: The reason if the run did not end by itself.

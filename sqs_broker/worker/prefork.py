@@ -21,10 +21,12 @@ from typing import Any
 from weakref import WeakSet
 
 from billiard import context, get_start_method
+from billiard.common import EX_SOFTWARE
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import RestartFreqExceeded
 from celery.concurrency import asynpool
 from celery.concurrency.prefork import TaskPool as CeleryTaskPool
+from celery.worker import state
 
 from sqs_broker.rules.happened import ProcessTerminated
 
@@ -32,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until the pool tries again to start a process.
 RETRY_PAUSE = 1.0
+
+#: How a process exits after a SIGQUIT: with the number of the signal, or with EX_SOFTWARE, because
+#: the pool sends SIGTERM to a process that announces its exit (billiard 4.3 common.py, pool.py).
+AFTER_SIGQUIT = (signal.SIGQUIT, EX_SOFTWARE)
 
 
 class Worker(asynpool.Worker):
@@ -98,12 +104,11 @@ class Processes(asynpool.AsynPool):
 
     def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
         """End a job whose process has died."""
-        if exitcode != -signal.SIGTERM:
+        if not _is_interruption(exitcode):
             super().on_job_process_lost(job, pid, exitcode)
             return
-        # The worker sends no SIGTERM, so it came from outside, and the task had its own handler.
         try:
-            raise ProcessTerminated("the pool process got a SIGTERM from outside the worker")
+            raise ProcessTerminated("a signal from outside the worker ended the pool process")
         except ProcessTerminated:
             job._set(None, (False, ExceptionInfo()))
 
@@ -170,6 +175,13 @@ class Processes(asynpool.AsynPool):
         if self._is_short:
             self._is_short = False
             logger.info("The pool has all its processes again.", extra={"event": "pool.whole"})
+
+
+def _is_interruption(exitcode: int) -> bool:
+    """Whether a signal ended the process that the worker had not sent, and the task had no part."""
+    if exitcode == -signal.SIGTERM:
+        return True  # The task had set the default handler.
+    return state.should_stop is not None and exitcode in AFTER_SIGQUIT
 
 
 @contextmanager

@@ -171,3 +171,51 @@ def test_a_run_that_a_sigterm_from_outside_has_ended_is_no_failure(
 
     assert project.queues.dead_letters() == []
     assert len(project.events(id_, "start")) == 2
+
+
+@pytest.mark.slow
+def test_what_runs_finishes_in_a_pool_of_spawned_processes(make_project: MakeProject) -> None:
+    project = make_project(celery={"worker_pool_start_method": "spawn"})
+    worker = project.start()
+    id_ = project.send("work", 3)
+    wait_until(lambda: project.events(id_, "start"), PATIENCE, "a task that runs")
+
+    to_group(worker, signal.SIGTERM)
+
+    assert worker.wait(PATIENCE) == 0
+    assert_nothing_counted(project, id_)
+
+
+@pytest.mark.parametrize("tell", [to_group, to_each])
+def test_sigquit_to_the_group_is_a_stop_at_once_and_no_failure(
+    make_project: MakeProject, tell: Callable[[Worker, signal.Signals], None]
+) -> None:
+    project = make_project(transport={"max_attempts": 1})
+    worker = project.start()
+    running = [project.send("tidy", 60) for _ in range(2)]
+    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
+
+    tell(worker, signal.SIGQUIT)
+
+    assert worker.wait(PATIENCE) == 0
+    assert sorted(line["id"] for line in project.events(event="tidied")) == sorted(running)
+    assert project.queues.dead_letters() == []
+    assert project.queues.counts() == (2, 0, 0)
+
+
+def test_a_process_that_sigquit_ends_while_the_worker_stops_is_no_failure(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(transport={"max_attempts": 1})
+    worker = project.start("-c", "1")
+    id_ = project.send("tidy", 60)
+    wait_until(lambda: project.events(id_, "start"), PATIENCE, "a task that runs")
+    worker.send_signal(signal.SIGTERM)
+    wait_until(lambda: "Stopping:" in project.worker_log(), PATIENCE, "a worker that stops")
+
+    os.kill(project.events(id_, "start")[0]["pid"], signal.SIGQUIT)
+
+    assert worker.wait(PATIENCE) == 0
+    assert len(project.events(id_, "tidied")) == 1
+    assert project.queues.dead_letters() == []
+    assert sum(project.queues.counts()) == 1
