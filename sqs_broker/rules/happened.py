@@ -27,10 +27,6 @@ from sqs_broker.rules.outcomes import (
     Succeeded,
 )
 
-#: Seconds until a message whose process was terminated can be received again. A task that ends its
-#: own process each time would otherwise occupy a worker.
-TERMINATED_PAUSE = 5
-
 
 class Rejected(Reject):
     """Celery's Reject, with the class of the exception that caused it. Goes to the main process."""
@@ -63,6 +59,11 @@ class ProcessTerminated(WorkerLostError):
     """The pool process died of a signal that the worker had not sent: a SIGTERM, or a SIGQUIT while
     the worker stops."""
 
+    def __init__(self, release_after: int) -> None:
+        super().__init__("a signal from outside the worker ended the pool process")
+        #: Seconds until another worker may receive the message.
+        self.release_after = release_after
+
 
 #: The reason if the run did not end by itself.
 ENDS: dict[type[BaseException], str] = {
@@ -91,7 +92,7 @@ def happened(result: object) -> Happened:
         case Ignore():
             return Succeeded()
         case ProcessTerminated():
-            return Interrupted(type(result).__name__, TERMINATED_PAUSE)
+            return Interrupted(type(result).__name__, result.release_after)
         case BaseException():
             return _failed(result)
         case _:

@@ -1,26 +1,21 @@
-"""Celery's prefork pool, which recovers if a process cannot be forked, and whose processes survive
-a SIGTERM that is sent to all processes of the worker.
+"""Celery's prefork pool, which recovers if a process cannot be forked, and whose processes do not
+end by a SIGTERM (sqs_broker/worker/pool_process.py).
 
 Celery's own pool keeps a process that could not be forked half created, with its place and its
 pipes, for ever (billiard 4.3 pool.py, `_create_worker_process`; celery 5.7
 concurrency/asynpool.py).
-
-Process managers send SIGTERM to a worker's process group, or to each of its processes. In Celery's
-own pool that ends the running tasks at once. Here a pool process does nothing on a SIGTERM, and the
-worker ends its processes by SIGQUIT, which runs the `finally` blocks of a task as SIGTERM did.
 """
 
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
-from billiard import context, get_start_method
+from billiard import get_start_method
 from billiard.common import EX_SOFTWARE
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import RestartFreqExceeded
@@ -29,47 +24,20 @@ from celery.concurrency.prefork import TaskPool as CeleryTaskPool
 from celery.worker import state
 
 from sqs_broker.rules.happened import ProcessTerminated
+from sqs_broker.worker.pool_process import ForkProcess, SpawnProcess, Worker
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until the pool tries again to start a process.
 RETRY_PAUSE = 1.0
 
+#: Seconds until a message whose process a SIGTERM has ended can be received again, if the worker
+#: does not stop. A task that ends its own process each time would otherwise occupy the worker.
+INTERRUPTION_PAUSE = 5
+
 #: How a process exits after a SIGQUIT: with the number of the signal, or with EX_SOFTWARE, because
 #: the pool sends SIGTERM to a process that announces its exit (billiard 4.3 common.py, pool.py).
 AFTER_SIGQUIT = (signal.SIGQUIT, EX_SOFTWARE)
-
-
-class Worker(asynpool.Worker):
-    """What a pool process runs."""
-
-    def workloop(self, *args: Any, **options: Any) -> Any:
-        """Run one job after another, until the process must end."""
-        # Here, because billiard sets its own handlers after the fork and after every signal of
-        # Celery that a project could use (4.3 pool.py, `after_fork`).
-        with _ignoring_sigterm():
-            return super().workloop(*args, **options)
-
-
-class _EndedBySigquit:
-    """A process that the pool ends by SIGQUIT: to shrink, and at a hard time limit."""
-
-    pid: int
-
-    def terminate(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGQUIT)
-
-
-# The names of the classes are part of the names of the processes.
-
-
-class ForkProcess(_EndedBySigquit, context.ForkProcess):
-    """A forked process of the pool."""
-
-
-class SpawnProcess(_EndedBySigquit, context.SpawnProcess):
-    """A process of the pool that was started as a new interpreter."""
 
 
 class Processes(asynpool.AsynPool):
@@ -80,27 +48,14 @@ class Processes(asynpool.AsynPool):
     _is_short = False
     _will_retry = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        #: The jobs whose process was told to end.
-        self._ended: WeakSet[Any] = WeakSet()
-        super().__init__(*args, **options)
-
     def Process(self, *args: Any, **options: Any) -> Any:
         """A new process, not started yet."""
         kinds = {"fork": ForkProcess, "spawn": SpawnProcess}
         return kinds[get_start_method()](*args, **options)
 
     def terminate_job(self, pid: int, sig: int | None = None) -> None:
-        """Send a signal to the process that runs a job: by default, and instead of SIGTERM,
-        SIGQUIT. Messages may share the job, and this is called for each of them: the process gets
-        only one SIGQUIT, because a second would end it before its `finally` blocks have run."""
-        number = signal.SIGQUIT if sig in (None, signal.SIGTERM) else sig
-        if number == signal.SIGQUIT:
-            jobs = {job for job in self._cache.values() if pid in job.worker_pids()}
-            if jobs and jobs <= set(self._ended):
-                return
-            self._ended.update(jobs)
-        super().terminate_job(pid, number)
+        """Send a signal to the process that runs a job: SIGQUIT by default, and for SIGTERM."""
+        super().terminate_job(pid, signal.SIGQUIT if sig in (None, signal.SIGTERM) else sig)
 
     def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
         """End a job whose process has died."""
@@ -108,7 +63,7 @@ class Processes(asynpool.AsynPool):
             super().on_job_process_lost(job, pid, exitcode)
             return
         try:
-            raise ProcessTerminated("a signal from outside the worker ended the pool process")
+            raise ProcessTerminated(release_after=0 if _is_stopping() else INTERRUPTION_PAUSE)
         except ProcessTerminated:
             job._set(None, (False, ExceptionInfo()))
 
@@ -181,29 +136,12 @@ def _is_interruption(exitcode: int) -> bool:
     """Whether a signal ended the process that the worker had not sent, and the task had no part."""
     if exitcode == -signal.SIGTERM:
         return True  # The task had set the default handler.
-    return state.should_stop is not None and exitcode in AFTER_SIGQUIT
+    return _is_stopping() and exitcode in AFTER_SIGQUIT
 
 
-@contextmanager
-def _ignoring_sigterm() -> Iterator[None]:
-    """Make this process do nothing on a SIGTERM.
-
-    The handler is a function: unlike SIG_IGN, a program that a task starts does not inherit it. A
-    process that a task forks inherits it, so there it does what the former handler does.
-    """
-    pid = os.getpid()
-    former = signal.getsignal(signal.SIGTERM)
-
-    def ignore(number: int, frame: Any) -> None:
-        if os.getpid() != pid:
-            signal.signal(number, former)
-            signal.raise_signal(number)
-
-    signal.signal(signal.SIGTERM, ignore)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
+def _is_stopping() -> bool:
+    """Whether the worker was told to stop."""
+    return state.should_stop is not None
 
 
 def _close_pipe(traceback: TracebackType | None) -> None:

@@ -203,6 +203,22 @@ def test_sigquit_to_the_group_is_a_stop_at_once_and_no_failure(
     assert project.queues.counts() == (2, 0, 0)
 
 
+def test_a_process_that_is_told_to_end_twice_at_once_still_runs_its_finally(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    project.start("-c", "1")
+    id_ = project.send("tidy", 60, 0.5)
+    (start,) = wait_until(lambda: project.events(id_, "start"), PATIENCE, "a task that runs")
+
+    os.kill(start["pid"], signal.SIGQUIT)
+    wait_until(lambda: project.events(id_, "tidying"), PATIENCE, "its finally")
+    os.kill(start["pid"], signal.SIGQUIT)
+
+    tidied = wait_until(lambda: project.events(id_, "tidied"), PATIENCE, "the end of its finally")
+    assert tidied[0]["pid"] == start["pid"]
+
+
 def test_a_process_that_sigquit_ends_while_the_worker_stops_is_no_failure(
     make_project: MakeProject,
 ) -> None:
@@ -218,4 +234,4 @@ def test_a_process_that_sigquit_ends_while_the_worker_stops_is_no_failure(
     assert worker.wait(PATIENCE) == 0
     assert len(project.events(id_, "tidied")) == 1
     assert project.queues.dead_letters() == []
-    assert sum(project.queues.counts()) == 1
+    assert project.queues.counts() == (1, 0, 0)

@@ -199,13 +199,15 @@ def together(self, kind):
 
 
 @app.task(bind=True)
-def tidy(self, seconds):
-    """Takes a while, and tidies up whatever happens."""
+def tidy(self, seconds, more=0.0):
+    """Takes a while, and tidies up whatever happens, for some more time."""
     say(self, "start")
     try:
         time.sleep(seconds)
         say(self, "end")
     finally:
+        say(self, "tidying")
+        time.sleep(more)
         say(self, "tidied")
 
 

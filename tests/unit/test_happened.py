@@ -16,7 +16,6 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from pydantic import BaseModel
 
 from sqs_broker.rules.happened import (
-    TERMINATED_PAUSE,
     ProcessTerminated,
     Rejected,
     Suspected,
@@ -87,7 +86,7 @@ HARD, SOFT = (
         (Retry(exc=Quoting(MARKER), when=7), RetryAsked(7, "Quoting")),
         (Retry(exc=f"KeyError('{MARKER}')", when=7), RetryAsked(7, "KeyError")),
         (WorkerLostError("signal 9"), Failed("WorkerLostError", DIED)),
-        (ProcessTerminated("signal 15"), Interrupted("ProcessTerminated", TERMINATED_PAUSE)),
+        (ProcessTerminated(7), Interrupted("ProcessTerminated", 7)),
         (TimeLimitExceeded(30), Failed("TimeLimitExceeded", HARD)),
         (SoftTimeLimitExceeded(25), Failed("SoftTimeLimitExceeded", SOFT)),
         (SystemExit(1), Failed("SystemExit", EXITED)),

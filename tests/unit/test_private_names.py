@@ -66,7 +66,6 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (AsynPool, "_create_worker_process", "overridden: what is left of a fork that fails"),
     (AsynPool, "_repopulate_pool", "overridden: a process that could not start is tried again"),
     (AsynPool, "_process_cleanup_queues", "called: its pipes are free for the next one"),
-    (AsynPool, "_cache", "read: which job a process runs, to end it once"),
     (ApplyResult, "_set", "called: a job whose process got a SIGTERM has ended"),
     (Process, "_popen", "read: whether a process was forked"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),

@@ -1,0 +1,84 @@
+"""A process of the prefork pool, which does not end by a SIGTERM.
+
+Process managers send SIGTERM to a worker's process group, or to each of its processes. In Celery's
+own pool that ends the running tasks at once. Here a pool process does nothing on a SIGTERM, and the
+worker ends its processes by SIGQUIT, which runs the `finally` blocks of a task as SIGTERM did.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from billiard import context
+from celery.concurrency import asynpool
+
+#: Seconds in which further SIGQUITs to a process mean the same as the first.
+ONE_END = 1.0
+
+
+class Worker(asynpool.Worker):
+    """What a pool process runs."""
+
+    def workloop(self, *args: Any, **options: Any) -> Any:
+        """Run one job after another, until the process must end."""
+        # Here, because billiard sets its own handlers after the fork and after every signal of
+        # Celery that a project could use (4.3 pool.py, `after_fork`).
+        with _Signals():
+            return super().workloop(*args, **options)
+
+
+class _Signals:
+    """A context in which this process does nothing on a SIGTERM, and on a SIGQUIT what billiard
+    does. Several SIGQUITs within a second count as one: the second would end the process before
+    the `finally` blocks of its task have run.
+
+    The handlers are functions: unlike SIG_IGN, a program that a task starts does not inherit them.
+    A process that a task forks inherits them, so there they do what the former handlers do.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._ended_at = float("-inf")
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            self._former[number] = signal.signal(number, self._react)
+
+    def __exit__(self, *_: object) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+    def _react(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._pid:
+            signal.signal(number, self._former[number])
+            signal.raise_signal(number)
+        elif number == signal.SIGQUIT and monotonic() - self._ended_at > ONE_END:
+            self._ended_at = monotonic()
+            try:
+                self._former[number](number, frame)
+            finally:
+                signal.signal(number, self._react)  # Billiard has set the default handler.
+
+
+class _EndedBySigquit:
+    """A process that the pool ends by SIGQUIT: to shrink, and at a hard time limit."""
+
+    pid: int
+
+    def terminate(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGQUIT)
+
+
+# The names of the classes are part of the names of the processes.
+
+
+class ForkProcess(_EndedBySigquit, context.ForkProcess):
+    """A forked process of the pool."""
+
+
+class SpawnProcess(_EndedBySigquit, context.SpawnProcess):
+    """A process of the pool that was started as a new interpreter."""
