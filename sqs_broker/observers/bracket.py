@@ -51,7 +51,7 @@ def _enter(
         raise  # The time limit is that of the run, not of the bracket.
     except Exception as exc:
         # Broad on purpose, here and below: a bracket is foreign code. SystemExit is let through: by
-        # it billiard ends a process that received SIGTERM (billiard 4.3 common.py).
+        # it billiard ends a process that received SIGQUIT (billiard 4.3 common.py).
         _log_failure(bracket, task, exc)
     else:
         entered.append(manager)
