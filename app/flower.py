@@ -26,7 +26,8 @@ from sqs_broker.tools.commands.queues import Row, ages_of, count, duration, reme
 
 PAGE = str(Path(__file__).with_suffix(".html"))
 
-#: Seconds for an answer of SQS, without a retry, because a person waits for the page.
+#: Seconds for SQS to begin its answer, without a retry, because a person waits for the page. The
+#: whole call may take twice as long.
 READ_TIMEOUT = 5
 
 #: Threads of their own: a slow SQS must not occupy Flower's threads, which wait for workers.
@@ -39,7 +40,9 @@ class Queues:
     def __init__(self, options: Options) -> None:
         self.is_aws = is_aws(options.endpoint_url)
         self._options = options
-        self._driver = driver_for(options, read_timeout=READ_TIMEOUT, tries=1)
+        self._driver = driver_for(
+            options, read_timeout=READ_TIMEOUT, tries=1, seconds=2 * READ_TIMEOUT
+        )
         self._ages = remembered(lambda: ages_of(options))
 
     async def rows(self) -> list[Row]:

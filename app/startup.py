@@ -37,7 +37,8 @@ from sqs_broker.tools.checks import (
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for SQS to return the attributes of a queue.
+#: Seconds for SQS to begin to return the attributes of a queue. The whole call may take twice as
+#: long.
 QUEUE_TIMEOUT = 5
 
 #: Seconds for all MongoDB checks together. If MongoDB is unavailable, the worker exits, and the
@@ -129,7 +130,8 @@ def check_queues(options: Options, now: Callable[[], float] = time.time) -> None
     """
     policies: dict[str, str] = {}
     clocks: list[Finding] = []
-    with closing(driver_for(options, read_timeout=QUEUE_TIMEOUT, tries=1)) as driver:
+    driver = driver_for(options, read_timeout=QUEUE_TIMEOUT, tries=1, seconds=2 * QUEUE_TIMEOUT)
+    with closing(driver):
         for name, address in options.queues.items():
             queue, before = Queue(address.url, driver), now()
             try:

@@ -1,10 +1,13 @@
 """The driver that uses boto3. No other file knows boto3 and its exceptions."""
 
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,13 +35,17 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from sqs_broker.errors import ConfigurationError
+from sqs_broker.machine.calls import Calls, Full, Overdue
+from sqs_broker.machine.seldom import Seldom
 from sqs_broker.options import Options
-from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, TRIES
-from sqs_broker.sqs.errors import NoCredentials, SqsError, Unreached
+from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, SECONDS, TRIES
+from sqs_broker.sqs.errors import HANGING, OVERDUE, NoCredentials, SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request, date_in
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -71,12 +78,22 @@ NO_CREDENTIALS = (
 #: For other services of AWS, which only give additional information.
 QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
 
+#: Seconds for one whole call of such a service.
+QUICK_SECONDS = 10
+
+_seldom = Seldom()
+
 
 class Boto:
-    """A boto3 client. It is created at the first request, and again in a forked child.
+    """Sends requests with a boto3 client, which is created at the first request, and again in a
+    forked child.
 
-    Each try of a call takes at most `read_timeout` seconds. `is_checked`: whether boto3 checks the
-    parameters too; otherwise only SQS does.
+    boto3 cannot end a call, and its timeouts are those of single reads. So each call runs on a
+    thread of its own. After its deadline the thread and the client are left, and the next call gets
+    a new client: the old one may hang in a lock.
+
+    `seconds`, `read_timeout`: see `driver_for`. `is_checked`: whether boto3 checks the parameters
+    too; otherwise only SQS does.
     """
 
     def __init__(
@@ -85,9 +102,11 @@ class Boto:
         *,
         read_timeout: float = READ_TIMEOUT,
         tries: int = TRIES,
+        seconds: float = SECONDS,
         is_checked: bool = False,
     ) -> None:
         self._options = options
+        self._seconds = seconds
         self._config = Config(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=read_timeout,
@@ -99,33 +118,28 @@ class Boto:
             user_agent=USER_AGENT,
             parameter_validation=is_checked,
         )
-        self._lock = threading.Lock()
-        self._client: SQSClient | None = None
-        #: The methods of the client, by SQS's action.
-        self._calls: dict[str, Callable[..., Any]] = {}
-        self._created_in = 0
+        self._pid = os.getpid()
+        self._calls = Calls()
+        self._client = _Client(options, self._config)
 
     def open(self) -> None:
         """Create the client. Raises ConfigurationError with the setting that boto3 cannot use, and
         SqsError."""
-        pid = os.getpid()
-        if self._created_in != pid:
-            # A thread of the parent may have held its lock at the fork.
-            self._lock, self._client, self._created_in = threading.Lock(), None, pid
-        with self._lock:
-            if self._client is None:
-                client = _new_client(self._options, self._config)
-                names = client.meta.method_to_api_mapping
-                self._calls = {action: getattr(client, name) for name, action in names.items()}
-                self._client = client
+        client = self._own_client()
+        if not client.is_open:
+            self._within("open", self._seconds, client, client.open)
 
     def carry(self, request: Request[Any]) -> Answer:
         """Send a request to SQS. Raises SqsError, and any exception of another library that boto3
         does not catch."""
-        if self._client is None or self._created_in != os.getpid():
-            self.open()
-        content = invoke(self._calls[request.action], **request.parameters)
-        return Answer(content, content["ResponseMetadata"].get("HTTPHeaders", {}).get("date"))
+        client = self._own_client()
+
+        def late(answer: Answer) -> None:
+            if request.on_late is not None:
+                request.on_late(request.read(answer))
+
+        seconds = self._seconds + request.wait
+        return self._within(request.action, seconds, client, partial(client.carry, request), late)
 
     def pause(self, seconds: float) -> None:
         """Wait before a second try."""
@@ -133,9 +147,89 @@ class Boto:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._client is not None and self._created_in == os.getpid():
+        if self._pid == os.getpid():
             self._client.close()
-            self._client = None
+            self._client = _Client(self._options, self._config)
+
+    def _own_client(self) -> "_Client":
+        pid = os.getpid()
+        if self._pid != pid:
+            # A thread of the parent may have held one of its locks at the fork.
+            self._calls, self._client = Calls(), _Client(self._options, self._config)
+            self._pid = pid
+        return self._client
+
+    def _within(
+        self,
+        action: str,
+        seconds: float,
+        client: "_Client",
+        call: Callable[[], T],
+        on_late: Callable[[T], None] | None = None,
+    ) -> T:
+        try:
+            return self._calls.run(call, seconds, on_late)
+        except Overdue:
+            if self._client is client:
+                self._client = _Client(self._options, self._config)
+                client.close()
+            _log_overdue(action, seconds)
+            raise Unreached(OVERDUE) from None
+        except Full:
+            raise Unreached(HANGING) from None
+
+
+class _Client:
+    """A boto3 client, which is created when it is first needed."""
+
+    def __init__(self, options: Options, config: Config) -> None:
+        self._options = options
+        self._config = config
+        self._lock = threading.Lock()
+        self._client: SQSClient | None = None
+        #: The methods of the client, by SQS's action.
+        self._methods: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return self._client is not None
+
+    def open(self) -> None:
+        with self._lock:
+            if self._client is None:
+                client = _new_client(self._options, self._config)
+                names = client.meta.method_to_api_mapping
+                self._methods = {action: getattr(client, name) for name, action in names.items()}
+                self._client = client
+
+    def carry(self, request: Request[Any]) -> Answer:
+        if self._client is None:
+            self.open()
+        content = invoke(self._methods[request.action], **request.parameters)
+        return Answer(content, content["ResponseMetadata"].get("HTTPHeaders", {}).get("date"))
+
+    def close(self) -> None:
+        """Close the connections that no call uses. It can still be used."""
+        if self._client is not None:
+            self._client.close()
+
+
+def _log_overdue(action: str, seconds: float) -> None:
+    if _seldom.allows(action, monotonic()):
+        logger.warning(
+            "A call to SQS (%s) had no whole answer after %g s; it is given up.",
+            action,
+            seconds,
+            extra={"event": "sqs.overdue", "reason": action, "seconds": seconds},
+        )
+
+
+def ask(call: Callable[..., T], *, seconds: float = QUICK_SECONDS, **parameters: Any) -> T:
+    """Call a method of a `quick_client`, for at most `seconds`. Raises SqsError."""
+    try:
+        return Calls().run(partial(invoke, call, **parameters), seconds)
+    except Overdue:
+        raise Unreached(OVERDUE) from None
 
 
 def invoke(call: Callable[..., T], **parameters: Any) -> T:

@@ -11,17 +11,28 @@ READ_TIMEOUT = 10
 #: How often a call is tried if it fails for a temporary reason.
 TRIES = 3
 
+#: Seconds for a whole call that is no long poll: all tries, and the search for credentials.
+SECONDS = 20
+
 
 class Driver(Protocol):
-    """Sends requests to SQS, and waits for their answers. Thread-safe."""
+    """Sends requests to SQS, and waits for their answers. Thread-safe.
+
+    Each call has a total deadline, also if the answer comes one byte at a time: the `seconds` of
+    the driver (see `driver_for`), and the `wait` of the request.
+    """
 
     def open(self) -> None:
         """Prepare what the first request would otherwise prepare. Raises ConfigurationError if a
-        setting makes that impossible, and SqsError."""
+        setting makes that impossible, and SqsError. It has the deadline of a call."""
 
     def carry(self, request: Request[Any]) -> Answer:
         """Send a request to SQS. Raises SqsError if SQS refuses it; Unreached, or any other
-        exception, if it is not known whether SQS did it."""
+        exception, if it is not known whether SQS did it.
+
+        At the deadline the driver ends the call or leaves it, and raises Unreached with the code
+        OVERDUE. If the answer to a call that it has left still arrives, `request.on_late` gets it.
+        """
 
     def pause(self, seconds: float) -> None:
         """Wait before a second try."""

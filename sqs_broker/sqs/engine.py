@@ -12,9 +12,9 @@ from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
-from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.driver import CONNECT_TIMEOUT, SECONDS, Driver
 from sqs_broker.sqs.drivers import driver_for
-from sqs_broker.sqs.heartbeat import Heartbeat
+from sqs_broker.sqs.heartbeat import BEATS_PER_LEASE, Heartbeat
 from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver
@@ -74,8 +74,17 @@ class Engine:
             in_flight=in_flight,
             clock=clock,
         )
+        # One try, which ends before the next beat if leases are not very short.
+        lease = options.policy.visibility_timeout
+        patience = max(CONNECT_TIMEOUT, min(SECONDS, lease / BEATS_PER_LEASE))
         self.heartbeat = Heartbeat(
-            options, self._driver(tries=1), leases, on_lost, on_beat, on_waited, clock=clock
+            options,
+            self._driver(tries=1, seconds=patience),
+            leases,
+            on_lost,
+            on_beat,
+            on_waited,
+            clock=clock,
         )
         self.settler.start()
         try:
@@ -177,7 +186,9 @@ class Engine:
         if queue not in self._drivers:
             # One try, because the receiver itself tries again, and logs the failure.
             patience = self._options.wait_time_seconds + ANSWER_MARGIN
-            self._drivers[queue] = self._driver(read_timeout=patience, tries=1)
+            self._drivers[queue] = self._driver(
+                read_timeout=patience, tries=1, seconds=CONNECT_TIMEOUT + ANSWER_MARGIN
+            )
         return self._drivers[queue]
 
     def _driver(self, **how: float) -> Driver:

@@ -35,6 +35,12 @@ LEASE_OVER = "LeaseOver"
 #: Used as a code if SQS's answer to a batch does not contain an entry.
 UNANSWERED = "Unanswered"
 
+#: Used as a code if a call had not ended at its deadline.
+OVERDUE = "DeadlineExceeded"
+
+#: Used as a code if a call was not made, because too many calls before it still hang.
+HANGING = "TooManyHangingCalls"
+
 #: The service that the code begins with if the encryption key of a queue refuses a call.
 KMS = "KMS"
 

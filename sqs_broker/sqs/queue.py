@@ -46,11 +46,17 @@ class Queue:
         *,
         visibility: int | None = None,
         system: Sequence[str] = requests.COUNT_AND_TIME,
+        on_late: Callable[[list[Received]], None] | None = None,
     ) -> list[Received]:
         """Receive up to `most` messages (at most ten) within `wait` seconds. SQS hides them for
-        `visibility` seconds; without it, for the visibility timeout of the queue."""
+        `visibility` seconds; without it, for the visibility timeout of the queue.
+
+        `on_late` is called, on another thread, with messages that arrive after the deadline of the
+        call."""
         return self.ask(
-            requests.receive(self.url, most, wait, visibility=visibility, system=system)
+            requests.receive(
+                self.url, most, wait, visibility=visibility, system=system, on_late=on_late
+            )
         )
 
     def send(self, message: Outgoing) -> None:

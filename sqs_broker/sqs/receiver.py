@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from time import monotonic
 
@@ -18,7 +19,7 @@ from sqs_broker.rules.attempts import AttemptStore, Record, carried_in
 from sqs_broker.rules.backoff import half_jitter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.driver import CONNECT_TIMEOUT, Driver
-from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.errors import HANGING, SqsError
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
 from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
@@ -94,6 +95,8 @@ class Receiver:
         self._failures = 0
         self._logged_at: dict[str, float] = {}
         self._is_failure_logged = False
+        #: Whether the driver makes no more calls, because too many hang.
+        self._hangs = False
         self._name = f"sqs-receiver-{queue}"
         self._threads: list[threading.Thread] = []
         self._first: threading.Thread | None = None
@@ -136,6 +139,8 @@ class Receiver:
             return None
         if self._first is None or not self._first.is_alive():
             return f"the receiver of {self.queue} has ended"
+        if self._hangs:
+            return f"too many receive calls of {self.queue} hang"
         # A copy in one step, because other threads add and remove items.
         asked_at = min(self._asked_at.copy().values(), default=None)
         if asked_at is None or self._clock() - asked_at <= self._longest + FAULT_MARGIN:
@@ -248,7 +253,8 @@ class Receiver:
 
     def _receive(self, slots: int, wait: int) -> list[Delivery]:
         asked_at = self._clock()
-        messages = self._sqs.receive(slots, wait)
+        on_late = partial(self._release_late, asked_at)
+        messages = self._sqs.receive(slots, wait, on_late=on_late)
         received_at = self._clock()
         waited = received_at - asked_at
         records = records_of(messages, self._attempts)
@@ -256,6 +262,20 @@ class Receiver:
             delivery_of(message, self.queue, received_at, waited, records.get(message.message_id))
             for message in messages
         ]
+
+    def _release_late(self, asked_at: float, messages: Sequence[Received]) -> None:
+        """Release the messages of a call that was given up. Nothing here holds them."""
+        # Once the earliest possible end of these leases is over, others may hold the messages.
+        is_over = self._clock() >= asked_at + self._leases.visibility_timeout
+        if is_over or not messages:
+            return
+        self._sqs.change_visibility([(message.receipt_handle, 0) for message in messages])
+        logger.warning(
+            "A receive call of %s returned %d messages after its deadline; they are released.",
+            self.queue,
+            len(messages),
+            extra={"event": "receive.late", "queue": self.queue, "count": len(messages)},
+        )
 
     def _wait_after(self, exc: Exception) -> None:
         try:
@@ -268,6 +288,7 @@ class Receiver:
         self._failures += 1
         error = SqsError.of(exc)
         kind = error.code
+        self._hangs = kind == HANGING
         if error.is_over_limit and self._in_flight:
             self._in_flight.refused(self.queue)
         now = self._clock()
@@ -284,6 +305,7 @@ class Receiver:
 
     def _recovered(self) -> None:
         self._failures = 0
+        self._hangs = False
         # One log line for the failures that were logged: several threads poll, and a queue may fail
         # every second call.
         if self._is_failure_logged:

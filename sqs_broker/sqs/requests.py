@@ -48,6 +48,10 @@ class Request(Generic[T]):
     """The JSON content of the action, with bytes in place of base64."""
     read: Callable[[Answer], T]
     """Reads an answer. May raise KeyError or ValueError if it is not one of SQS."""
+    wait: int = 0
+    """Seconds that SQS may wait before it answers."""
+    on_late: Callable[[T], None] | None = None
+    """Called, on another thread, with the result of a call that ends after its deadline."""
 
 
 class Received(NamedTuple):
@@ -121,10 +125,11 @@ def receive(
     *,
     visibility: int | None = None,
     system: Sequence[str] = COUNT_AND_TIME,
+    on_late: Callable[[list[Received]], None] | None = None,
 ) -> Request[list[Received]]:
     """Receive up to `most` messages (at most ten), with their attributes and these system
     attributes, which must include COUNT_AND_TIME. `wait`: seconds of the long poll. `visibility`:
-    seconds; without it, the visibility timeout of the queue."""
+    seconds; without it, the visibility timeout of the queue. `on_late`: see Request."""
     parameters = {
         "QueueUrl": url,
         "MaxNumberOfMessages": most,
@@ -134,7 +139,7 @@ def receive(
     }
     if visibility is not None:
         parameters["VisibilityTimeout"] = visibility
-    return Request("ReceiveMessage", parameters, _received)
+    return Request("ReceiveMessage", parameters, _received, wait, on_late)
 
 
 def send(url: str, message: Outgoing) -> Request[None]:

@@ -10,7 +10,7 @@ import click
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
 from sqs_broker.rules.routes import circle, told
-from sqs_broker.sqs.boto import invoke, quick_client
+from sqs_broker.sqs.boto import ask, quick_client
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
@@ -122,7 +122,7 @@ def check_identity(sts: Any) -> Finding:
     """
     check = Subject("credentials", "whose")
     try:
-        return check.ok(invoke(sts.get_caller_identity)["Arn"])
+        return check.ok(ask(sts.get_caller_identity)["Arn"])
     except SqsError as exc:
         if exc.has_no_credentials:
             return check.unknown(without_credentials(exc))

@@ -2,18 +2,22 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
 
+from devstack.waiting import wait_until
 from sqs_broker.errors import ConfigurationError
+from sqs_broker.machine.calls import MOST_LEFT
 from sqs_broker.options import Options
-from sqs_broker.sqs.boto import Boto, invoke
+from sqs_broker.sqs.boto import Boto, ask, invoke, quick_client
 from sqs_broker.sqs.drivers import driver_for
-from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs.errors import HANGING, OVERDUE, SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.requests import Received
 from sqs_broker.testing import FakeSqs
 
 DATE = "Fri, 02 Jan 2026 03:04:05 GMT"
@@ -27,6 +31,8 @@ class Script(BaseHTTPRequestHandler):
     asked: ClassVar[list[dict[str, str]]] = []
     #: Of whom, by the port of each connection.
     ports: ClassVar[list[int]] = []
+    #: Seconds before each byte of the next answers; of others there are none.
+    drips: ClassVar[list[float]] = []
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -37,7 +43,12 @@ class Script(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), "Date": DATE, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        pause = self.drips.pop(0) if self.drips else 0.0
+        for byte in body if pause else b"":
+            time.sleep(pause)
+            self.wfile.write(bytes([byte]))
+        if not pause:
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
@@ -46,7 +57,7 @@ class Script(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint() -> Iterator[str]:
     """A server of this machine that answers as a script says."""
-    Script.answers, Script.asked, Script.ports = [], [], []
+    Script.answers, Script.asked, Script.ports, Script.drips = [], [], [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -184,7 +195,83 @@ def test_a_forked_child_has_a_client_of_its_own(endpoint: str) -> None:
     driver.close()
 
 
+# Deadlines
+
+MESSAGE = (
+    '{"Messages": [{"MessageId": "1", "ReceiptHandle": "r", "Body": "{}", "Attributes": '
+    '{"ApproximateReceiveCount": "1", "SentTimestamp": "1"}}]}'
+)
+
+
+def drip(body: str, pause: float = 0.05) -> None:
+    """Answer with one byte after the other: no single read takes long."""
+    answer(body)
+    Script.drips.append(pause)
+
+
+def test_a_call_ends_at_its_deadline_though_the_answer_comes_byte_by_byte(
+    endpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Boto(options(endpoint), tries=1, seconds=2)
+    drip('{"Attributes": {"VisibilityTimeout": "30"}}', 1)
+    began = time.monotonic()
+    error = error_of(Queue(f"{endpoint}/1/jobs", driver))
+    assert Script.asked
+    assert time.monotonic() - began < 10
+    assert (error.code, error.has_reached) == (OVERDUE, False)
+    assert [getattr(record, "event", None) for record in caplog.records] == ["sqs.overdue"]
+
+
+def test_the_call_after_one_that_is_overdue_succeeds_at_once(endpoint: str) -> None:
+    # Enough for a new client.
+    driver = Boto(options(endpoint), tries=1, seconds=2)
+    queue = Queue(f"{endpoint}/1/jobs", driver)
+    drip('{"Attributes": {"VisibilityTimeout": "30"}}', 1)
+    assert error_of(queue).code == OVERDUE
+    answer('{"Attributes": {"VisibilityTimeout": "31"}}')
+    assert queue.attributes("All").values == {"VisibilityTimeout": "31"}
+    assert len(set(Script.ports)) == 2  # The connection of the first call is still in use.
+
+
+def test_a_long_poll_has_its_own_time_in_addition(endpoint: str) -> None:
+    driver = Boto(options(endpoint), tries=1, seconds=0.1)
+    drip('{"Messages": []}')
+    assert Queue(f"{endpoint}/1/jobs", driver).receive(10, 5) == []
+
+
+def test_what_an_overdue_receive_brings_is_passed_on_late(endpoint: str) -> None:
+    driver = Boto(options(endpoint), tries=1, seconds=0.1)
+    come: list[Received] = []
+    drip(MESSAGE, 0.01)
+    with pytest.raises(Unreached):
+        Queue(f"{endpoint}/1/jobs", driver).receive(10, 0, on_late=come.extend)
+    wait_until(lambda: come, 10, "the late message")
+    assert [message.receipt_handle for message in come] == ["r"]
+
+
+def test_calls_that_hang_are_bounded_in_number(endpoint: str) -> None:
+    driver = Boto(options(endpoint), tries=1, seconds=0.01)
+    queue = Queue(f"{endpoint}/1/jobs", driver)
+    for _ in range(MOST_LEFT + 1):
+        drip('{"Attributes": {}}', 1)
+    codes = [error_of(queue).code for _ in range(MOST_LEFT + 1)]
+    assert codes == [*[OVERDUE] * MOST_LEFT, HANGING]
+
+
+def test_other_services_have_a_deadline_too(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", endpoint)
+    sts = quick_client(options(endpoint), "sts")
+    drip("<x></x>", 1)
+    with pytest.raises(Unreached, match=OVERDUE):
+        ask(sts.get_caller_identity, seconds=0.2)
+
+
 def test_the_options_name_the_driver(fake: FakeSqs) -> None:
     assert isinstance(driver_for(options("http://127.0.0.1:9")), Boto)
     assert driver_for(fake.options(), tries=7) is fake
-    assert fake.drivers[-1] == {"read_timeout": 10, "tries": 7, "is_checked": False}
+    assert fake.drivers[-1] == {
+        "read_timeout": 10,
+        "tries": 7,
+        "seconds": 20,
+        "is_checked": False,
+    }

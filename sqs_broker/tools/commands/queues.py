@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sqs_broker.options import Options
-from sqs_broker.sqs.boto import invoke, quick_client
+from sqs_broker.sqs.boto import ask, quick_client
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
@@ -155,7 +155,7 @@ def ages_from(cloudwatch: Any, urls: dict[str, str], now: datetime) -> Ages:
     Raises SqsError.
     """
     names = list(urls)[:MOST_QUERIES]
-    answer = invoke(
+    answer = ask(
         cloudwatch.get_metric_data,
         StartTime=now - AGES_REACH_BACK,
         EndTime=now,
