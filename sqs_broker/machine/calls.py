@@ -19,7 +19,7 @@ T = TypeVar("T")
 MOST_LEFT = 20
 
 #: Seconds until a thread without calls ends.
-IDLE = 30.0
+IDLE = 2.0
 
 
 class Overdue(Exception):

@@ -269,7 +269,7 @@ def settled(patient: Patient, before: tuple[int, int]) -> tuple[int, int]:
 
     def is_no_more() -> bool:
         threads, descriptors = patient.footprint()
-        return threads == before[0] and descriptors <= before[1] + KEPT
+        return threads <= before[0] and descriptors <= before[1] + KEPT
 
     with suppress(TimeoutError):
         wait_until(is_no_more, 5, "the footprint of before")
@@ -283,7 +283,8 @@ def assert_no_trace(seen: Seen) -> None:
     # What was said to fail is said to work again; another fault of a kind may be within its minute.
     assert bool(seen.recoveries) == bool(seen.said)
     assert seen.recoveries <= len(seen.said)
-    assert seen.threads == 0
+    # Fewer if calls ran at that time that have ended: their threads end a little later.
+    assert -3 <= seen.threads <= 0
     # Fewer if connections were cut, which are made anew when they are needed. Some
     # more where calls ran at the same time: their connections are kept for the next time.
     assert -3 <= seen.descriptors <= KEPT

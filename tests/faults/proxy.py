@@ -6,6 +6,7 @@ A test says which calls of which action fail, and how:
 """
 
 import http.client
+import io
 import json
 import socket
 import struct
@@ -37,6 +38,11 @@ class Fault:
     hangs: bool = False
     is_forwarded: bool = False
     """Whether the server does what was asked: then only its answer is lost."""
+    drips: float = 0.0
+    """If above 0, the caller gets the server's answer, with a pause of so many seconds before each
+    byte."""
+    lasts: float = 0.0
+    """If above 0, the same, with pauses of so many seconds in total."""
 
 
 def refusal(name: str, status: int, code: str) -> Fault:
@@ -58,6 +64,8 @@ GARBLED = Fault("garbled body", 200, b"\xff\xfe\x00garbled")
 NOT_SQS = Fault("a page of HTML", 200, b"<html>a gateway says hello</html>")
 MISSHAPEN = Fault("message without its fields", 200, MESSAGE)
 SILENT = Fault("an answer that never comes", hangs=True)
+#: As from a proxy on the way that lets hardly anything through: an empty answer takes minutes.
+DRIPPING = Fault("one byte a second", drips=1.0)
 #: The server hands messages out, and nobody gets them.
 LOST = replace(RESET, name="lost answer", is_forwarded=True)
 
@@ -176,6 +184,11 @@ class FaultProxy:
             self._waiting[action] -= 1
             return not self._closed
 
+    def waits(self, seconds: float) -> bool:
+        """Wait. True if the proxy has closed meanwhile."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
+
     def fault_for(self, action: str) -> Fault | None:
         """How this call, the next of its action, fails; None where it does not."""
         with self._changed:
@@ -235,6 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None:
             self._answer(*self._forward(body))
             return
+        if fault.drips or fault.lasts:
+            self._drip(*self._forward(body), fault)
+            return
         if fault.is_forwarded:
             self._forward(body)
         self._fail(fault)
@@ -269,6 +285,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:sent])
+
+    def _drip(self, status: int, headers: list[tuple[str, str]], body: bytes, fault: Fault) -> None:
+        whole, self.wfile = self.wfile, io.BytesIO()
+        try:
+            self._answer(status, headers, body)
+            answer = self.wfile.getvalue()
+        finally:
+            self.wfile = whole
+        pause = fault.drips or fault.lasts / len(answer)
+        for byte in answer:
+            if self.proxy.waits(pause):
+                break  # The proxy closes.
+            self.wfile.write(bytes([byte]))
 
     def _fail(self, fault: Fault) -> None:
         if fault.status is not None:

@@ -595,11 +595,12 @@ def test_each_client_waits_and_tries_as_its_calls_need(connection: Connection, s
     Worker(connection, "jobs")
     producer, settler, heartbeat, receiver = sqs.drivers
     # What a producer sends may have attributes of the caller's own.
-    assert producer == {"read_timeout": 10, "tries": 3, "is_checked": True}
+    assert producer == {"read_timeout": 10, "tries": 3, "seconds": 20, "is_checked": True}
     assert settler == producer | {"is_checked": False}
-    # These try again themselves, and the second waits longer than the long poll.
-    assert heartbeat == settler | {"tries": 1}
-    assert receiver == heartbeat | {"read_timeout": 25}
+    # These try again themselves: the first before a third of its leases is over, and the second
+    # waits longer than the long poll.
+    assert heartbeat == settler | {"tries": 1, "seconds": 60 / 3}
+    assert receiver == settler | {"tries": 1, "read_timeout": 25, "seconds": 10}
 
 
 def test_the_event_loop_delivers_what_a_receiver_brought(connection: Connection, sqs: Sqs) -> None:
