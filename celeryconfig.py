@@ -25,6 +25,8 @@ broker_transport_options = {
     # An option of this broker: Celery's own stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,
     "health_file": _settings.worker_health_file,
+    # A worker that stands still holds its messages. Another one may do the work.
+    "unhealthy_exit": _settings.worker_unhealthy_exit,
     "max_message_bytes": _settings.sqs_max_message_bytes,
     # Longer than the hard time limit, so that SQS does not deliver a running task's message to
     # another worker.

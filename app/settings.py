@@ -161,6 +161,11 @@ class Settings(BaseSettings):
         description="File that the worker updates and `celery -A app sqs health` reads. Each "
         "worker needs its own file.",
     )
+    worker_unhealthy_exit: Annotated[int, Field(ge=0)] = Field(
+        300,
+        description="Time after which a worker that is not healthy ends with exit status 75, so "
+        "that its supervisor starts another, in seconds. 0: never.",
+    )
     worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
         90,
         description="Time that running tasks have to finish after the stop signal, in seconds. "

@@ -68,7 +68,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
         worker_pool="sqs_broker.worker.prefork:TaskPool",
         beat_scheduler="sqs_broker.worker.beat:Scheduler",
     )
-    celery_app.steps["consumer"].add("sqs_broker.worker.health:HealthFile")
+    celery_app.steps["consumer"].add("sqs_broker.worker.health:Health")
 
 
 def __getattr__(name: str) -> Any:

@@ -128,6 +128,9 @@ class Options:
     """Most bytes of a message that the queues accept."""
     health_file: str | None = None
     """File to which a worker writes whether it is healthy (sqs_broker/worker/health.py)."""
+    unhealthy_exit: float = 300.0
+    """Seconds after which a worker that is not healthy ends, so that its supervisor starts another;
+    0: it never does."""
     decode_json: DecodeJson | None = None
     observers: tuple[Any, ...] = ()
     """The project's own observers (sqs_broker/observers/observer.py)."""
@@ -162,6 +165,7 @@ class Options:
             max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             health_file=given.get("health_file"),
+            unhealthy_exit=given.get("unhealthy_exit", cls.unhealthy_exit),
             decode_json=symbol_by_name(decoder) if decoder else None,
             observers=tuple(map(symbol_by_name, given.get("observers") or ())),
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),

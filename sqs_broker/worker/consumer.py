@@ -94,6 +94,11 @@ class Consumer(CeleryConsumer):
         super().shutdown()
         self._shutdown.finish()
 
+    def give_up(self, status: int) -> None:
+        """Stop at once, as after a second signal, and end the process with this exit status. May be
+        called on any thread. Does nothing if the worker already stops."""
+        self._shutdown.give_up(status)
+
     def loop_args(self) -> tuple[Any, ...]:
         """The arguments of Celery's loop, with a hub whose loop continues if a callback fails."""
         return tuple(Hub(arg) if arg is self.hub else arg for arg in super().loop_args())

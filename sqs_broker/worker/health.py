@@ -4,7 +4,7 @@
 
 A worker is healthy if its event loop runs, and it polls or all its slots run tasks within their
 limits. A worker is also healthy during a pause or an outage of SQS, because a restart would not
-help.
+help. A worker that is unhealthy for too long ends, so that its supervisor starts another.
 """
 
 import json
@@ -30,8 +30,12 @@ from sqs_broker.rules.policy import LONGEST_WAIT
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two writes.
+#: Seconds between two looks, and between two writes.
 EVERY = 5.0
+
+#: The exit status of a worker that was unhealthy for too long (EX_TEMPFAIL of sysexits.h). A worker
+#: ends with it for no other reason.
+EXIT_STATUS = 75
 
 #: Seconds after which a file without a new write is not valid any more.
 STALE = 30.0
@@ -120,6 +124,25 @@ class Judge:
         return now - self._since.setdefault(name, now) > patience
 
 
+class Patience:
+    """How long a worker may be unhealthy: `seconds`, or for ever if that is 0."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def is_over(self, report: Report, now: float) -> bool:
+        """Whether the worker has been unhealthy at each look for so long. `now`: monotonic
+        seconds."""
+        if report.healthy:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return (
+            bool(self._seconds) and self._since is not None and now - self._since >= self._seconds
+        )
+
+
 def vitals_of(consumer: Any) -> Vitals:
     """The vitals of this process's worker. Thread-safe."""
     channel = consumer.task_consumer.channel
@@ -149,8 +172,9 @@ def _active() -> list[Any]:
     return []
 
 
-class HealthFile(bootsteps.StartStopStep):
-    """Writes the file in a thread of its own, if the option `health_file` is set."""
+class Health(bootsteps.StartStopStep):
+    """Looks at the worker in a thread of its own. Writes the file, if the option `health_file` is
+    set, and ends a worker that was unhealthy for `unhealthy_exit` seconds."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -159,6 +183,7 @@ class HealthFile(bootsteps.StartStopStep):
         given = Options.read(consumer.app.conf.broker_transport_options)
         self._path = Path(given.health_file) if given.health_file else None
         self._longest_wait = given.policy.longest_wait
+        self._unhealthy_exit = given.unhealthy_exit
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._last = Report(True, "")
@@ -166,30 +191,33 @@ class HealthFile(bootsteps.StartStopStep):
         self._fault: str | None = None
 
     def start(self, consumer: Any) -> None:
-        """Start to write. Raises NoThread: without the file a healthy worker would seem dead."""
-        if self._path is None:
-            return
+        """Start to look. Raises NoThread: without the file a healthy worker would seem dead."""
         self._stopping = threading.Event()
-        self._thread = threads.insist(self._run, "sqs-health", consumer, self._path, self._stopping)
+        self._thread = threads.insist(self._run, "sqs-health", consumer, self._stopping)
 
     def stop(self, consumer: Any) -> None:
         """Stop writing and remove the file, which stays only if the worker was killed."""
         self._stopping.set()
-        if self._path is None or self._thread is None:
+        if self._thread is None:
             return
         self._thread.join(EVERY)
         with suppress(OSError):  # If it cannot be removed, it could not be written either.
-            self._path.unlink(missing_ok=True)
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
 
-    def _run(self, consumer: Any, path: Path, stopping: threading.Event) -> None:
-        judge = Judge(self._longest_wait)
+    def _run(self, consumer: Any, stopping: threading.Event) -> None:
+        judge, patience = Judge(self._longest_wait), Patience(self._unhealthy_exit)
         while not stopping.is_set():
             try:
-                vitals = vitals_of(consumer)
-                report = judge(vitals, monotonic())
+                vitals, now = vitals_of(consumer), monotonic()
+                report = judge(vitals, now)
                 self._log_change(report)
-                write(path, report, vitals)
-                self._log_whole()
+                if patience.is_over(report, now):
+                    self._give_up(consumer, report)
+                    patience = Patience(0)
+                if self._path is not None:
+                    write(self._path, report, vitals)
+                    self._log_whole()
             except Exception as exc:
                 # Broad on purpose: without this thread a healthy worker would seem dead.
                 self._log_broken(exc)
@@ -212,6 +240,16 @@ class HealthFile(bootsteps.StartStopStep):
         if self._fault is not None:
             self._fault = None
             logger.info("The health file is written again.", extra={"event": "health.whole"})
+
+    def _give_up(self, consumer: Any, report: Report) -> None:
+        logger.critical(
+            "The worker was not healthy for %g s, and ends with exit status %d: %s.",
+            self._unhealthy_exit,
+            EXIT_STATUS,
+            report.text,
+            extra={"event": "health.exit", "reason": report.text, "seconds": self._unhealthy_exit},
+        )
+        consumer.give_up(EXIT_STATUS)
 
     def _log_change(self, report: Report) -> None:
         if report.healthy != self._last.healthy:

@@ -62,6 +62,7 @@ class Shutdown:
         self._forced = threading.Event()
         self._thread: threading.Thread | None = None
         self._timeout = 0.0
+        self._status = 0
 
     def listen(self) -> None:
         """Start to wait for signals. May be called again after a reconnect. Raises NoThread."""
@@ -72,6 +73,19 @@ class Shutdown:
         signals.worker_shutting_down.connect(self._on_signal)
         if threading.current_thread() is threading.main_thread():
             self._replace_cold_shutdown()
+
+    def give_up(self, status: int) -> None:
+        """Stop at once, and end the process with this exit status. For any thread. Does nothing if
+        a stop was asked for."""
+        if self._is_asked:
+            return
+        self._status = status
+        if self._thread is None:
+            self._leave()
+            return
+        # Celery's loop raises it (celery 5.7 worker/state.py, `maybe_shutdown`).
+        state.should_stop = status
+        self._ask(Ask.STOP_AT_ONCE)
 
     def drain(self) -> None:
         """Run the event loop until no task runs, or until the stop is forced."""
@@ -215,7 +229,7 @@ class Shutdown:
             # Any other controller belongs to a program that must not exit with its worker.
             if isinstance(self._consumer.controller, Worker):
                 logging.shutdown()
-                leave_at_once(0)
+                leave_at_once(self._status)
 
     def _release_all(self, deliveries: Any) -> None:
         # Ended deliveries go first, so that no message is visible long before its task is ended.

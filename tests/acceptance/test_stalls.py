@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sqs_broker.worker.health import EVERY, STALE, STALL, Report, read
-from tests.probe.project import ProbeProject
+from sqs_broker.rules.lease import LIMIT_MARGIN
+from sqs_broker.worker.health import EVERY, EXIT_STATUS, STALE, STALL, Report, read
+from sqs_broker.worker.shutdown import LAST_RESORT
+from tests.acceptance.worker import living
+from tests.probe.project import MakeProject, ProbeProject
 from tests.services import Queues, wait_until
 
 #: Seconds for what is there at the next look.
@@ -117,6 +120,55 @@ def test_an_event_loop_that_hangs_is_seen_and_so_is_its_recovery(
         1,
     )
     assert project.stop(worker) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_worker_that_stays_unhealthy_ends_with_a_status_of_its_own_and_hands_back_what_runs(
+    make_project: MakeProject, pool: str
+) -> None:
+    project = make_project(
+        # Without a health file, and with a lease that outlasts the test.
+        transport={"unhealthy_exit": 3, "visibility_timeout": 120},
+        celery={"task_soft_time_limit": LIMIT - 1, "task_time_limit": LIMIT},
+    )
+    worker = project.start("-P", pool)
+    project.send("work", 100)
+    assert worker.wait(LIMIT + LIMIT_MARGIN + 3 + PATIENCE) == EXIT_STATUS
+    log = project.worker_log()
+    assert log.count("The worker was not healthy for 3 s, and ends with exit status 75: past") == 1
+    wait_until(lambda: project.queues.counts()[0] == 1, PATIENCE, "the message that ran")
+
+
+@pytest.mark.slow
+def test_a_pool_whose_processes_stand_still_ends_with_its_worker(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(
+        transport={"unhealthy_exit": 3, "visibility_timeout": 120, "longest_wait": 9}
+    )
+    worker = project.start()
+    for pid in children_of(worker.pid):
+        os.kill(pid, signal.SIGSTOP)
+    project.send("work")
+    assert worker.wait(9 + 3 + LAST_RESORT + PATIENCE) == EXIT_STATUS
+    assert "1 messages wait, but no task starts" in project.worker_log()
+    assert children_of(worker.pid) == []
+    wait_until(lambda: project.queues.counts()[0] == 1, PATIENCE, "the message that waited")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("queues", [{"visibility_timeout": 120}], indirect=True)
+def test_a_worker_whose_event_loop_hangs_ends_too(make_project: MakeProject) -> None:
+    project = make_project(transport={"unhealthy_exit": 3, "visibility_timeout": 120})
+    worker = project.start("-P", "threads")
+    project.send("hang_the_loop", 200)
+    assert worker.wait(STALL + 3 + PATIENCE) == EXIT_STATUS
+
+
+def children_of(pid: int) -> list[int]:
+    return [child for child, parent, _ in living() if parent == pid]
 
 
 def test_the_command_of_the_app_reads_what_the_worker_wrote(

@@ -86,6 +86,7 @@ def test_the_broker_is_told_what_it_needs(name: str, value: object) -> None:
         ("SQS_BACKOFF_BASE", "backoff_base", 9.0),
         ("SQS_BACKOFF_MAX", "backoff_max", 99),
         ("WORKER_SHUTDOWN_TIMEOUT", "shutdown_timeout", 33),
+        ("WORKER_UNHEALTHY_EXIT", "unhealthy_exit", 44),
         ("WORKER_HEALTH_FILE", "health_file", "/run/worker.json"),
     ],
 )

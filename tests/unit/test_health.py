@@ -16,7 +16,17 @@ from click.testing import CliRunner
 
 from sqs_broker.rules.policy import LONGEST_WAIT
 from sqs_broker.tools.commands.health import command
-from sqs_broker.worker.health import STALE, STALL, STUCK, Judge, Report, Vitals, read, write
+from sqs_broker.worker.health import (
+    STALE,
+    STALL,
+    STUCK,
+    Judge,
+    Patience,
+    Report,
+    Vitals,
+    read,
+    write,
+)
 
 POLLING = Vitals(is_polling=True)
 BUSY = Vitals(running=["job", "job"], held=22)
@@ -105,6 +115,29 @@ def test_tasks_that_start_and_end_between_two_looks_are_work_that_is_done() -> N
     judge = Judge()
     for turn in range(100):
         assert judge(Vitals(held=22, started=turn + 1), now=turn * 60).healthy
+
+
+# Too long
+
+
+def test_a_worker_may_be_unhealthy_for_its_seconds_and_no_longer() -> None:
+    patience, ill, well = Patience(300), Report(False, "it hangs"), Report(True, "polling")
+    assert not patience.is_over(ill, 1_000)
+    assert not patience.is_over(ill, 1_299)
+    assert not patience.is_over(well, 1_300)
+    assert not patience.is_over(ill, 1_301)
+    assert patience.is_over(ill, 1_601)
+
+
+def test_a_worker_that_waits_for_a_known_outage_is_never_too_long_unhealthy() -> None:
+    judge, patience = Judge(), Patience(300)
+    paused = Vitals(pauses=["MongoDB is unavailable"])
+    assert not any(patience.is_over(judge(paused, now), now) for now in range(0, 86_400, 5))
+
+
+def test_with_0_seconds_it_may_be_unhealthy_for_ever() -> None:
+    patience = Patience(0)
+    assert not any(patience.is_over(Report(False, "it hangs"), now) for now in range(0, 9_000, 5))
 
 
 # The file

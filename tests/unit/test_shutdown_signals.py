@@ -195,6 +195,33 @@ def test_a_loop_that_does_not_end_its_processes_ends_with_the_process(consumer: 
     made.finish()
 
 
+def test_a_worker_that_gives_up_releases_all_and_leaves_with_the_status_that_was_given(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    shutdown.give_up(75)
+    await_the_end_of_its_thread()
+    assert "release all" in consumer.deliveries.told
+    # Celery's loop ends with it.
+    assert state.should_stop == 75
+
+
+def test_a_worker_that_already_stops_does_not_give_up(
+    shutdown: Shutdown, consumer: Consumer
+) -> None:
+    signalled()
+    assert consumer.deliveries.stopped.wait(DEADLINE)
+    shutdown.give_up(75)
+    shutdown.finish()
+    await_the_end_of_its_thread()
+    assert "release all" not in consumer.deliveries.told
+    assert state.should_stop is None
+
+
+def test_a_worker_that_was_never_ready_gives_up_too(consumer: Consumer) -> None:
+    Shutdown(consumer).give_up(75)
+    assert "release all" in consumer.deliveries.told
+
+
 def test_a_worker_that_stops_in_time_is_not_forced(shutdown: Shutdown, consumer: Consumer) -> None:
     signalled()
     shutdown.finish()
