@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqs_broker.errors import (
     ConfigurationError,
+    EtaTooFar,
     MessageTooLarge,
     PublishError,
     Undecodable,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigurationError",
+    "EtaTooFar",
     "ForeignMessage",
     "MessageTooLarge",
     "PublishError",

@@ -48,6 +48,20 @@ class MessageTooLarge(PublishError):
     """Body and attributes together exceed the size that SQS accepts for a message."""
 
 
+class EtaTooFar(PublishError):
+    """The `eta` or countdown is later than the option `eta_max` allows."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__(
+            f"The eta or countdown is more than {most} s from now, which the option `eta_max` "
+            "does not allow. Choose an earlier time, or raise the option for senders and workers."
+        )
+        self.most = most
+
+    def __reduce__(self) -> tuple[type, tuple[float]]:
+        return EtaTooFar, (self.most,)
+
+
 class Undecodable(Exception):
     """The body can never become a task. `reason` says why and holds nothing of the body."""
 

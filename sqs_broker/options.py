@@ -14,6 +14,7 @@ from typing import Any, Self
 from sqs_broker.errors import ConfigurationError, UnknownQueue
 from sqs_broker.limits import LONGEST_RETENTION, MOST_BYTES
 from sqs_broker.rules.canvas import Canvas
+from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.policy import Policy
 
@@ -126,6 +127,8 @@ class Options:
     """Most receive calls at a time for one queue. More than one is used while batches are full."""
     max_message_bytes: int = MOST_BYTES
     """Most bytes of a message that the queues accept."""
+    eta_max: float = ETA_MAX
+    """Most seconds from now until the `eta` of a message. Senders and workers refuse more."""
     health_file: str | None = None
     """File to which a worker writes whether it is healthy (sqs_broker/worker/health.py)."""
     unhealthy_exit: float = 300.0
@@ -164,6 +167,7 @@ class Options:
             shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
             max_receivers=given.get("max_receivers", cls.max_receivers),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
+            eta_max=given.get("eta_max", cls.eta_max),
             health_file=given.get("health_file"),
             unhealthy_exit=given.get("unhealthy_exit", cls.unhealthy_exit),
             decode_json=symbol_by_name(decoder) if decoder else None,

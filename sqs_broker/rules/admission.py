@@ -11,7 +11,13 @@ from typing import Any, Protocol
 from sqs_broker.rules import time_limits
 from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.decoding import Payload, decode
-from sqs_broker.rules.due import CLOCK_TOLERANCE, seconds_until, seconds_until_due
+from sqs_broker.rules.due import (
+    CLOCK_TOLERANCE,
+    ETA_MAX,
+    MOST_SKEW,
+    seconds_until,
+    seconds_until_due,
+)
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
@@ -20,6 +26,8 @@ from sqs_broker.rules.provenance import Provenance, Source
 
 #: All of Celery's canvas.
 OPEN = Canvas()
+
+TOO_FAR = "the message is due in more than {} s, which the option eta_max does not allow"
 
 
 class TaskMessage(Protocol):
@@ -66,14 +74,17 @@ class Admitted:
     events may show them."""
 
 
-def arrive(delivery: Delivery, decode_json: DecodeJson | None) -> Arrival:
-    """Decode a delivery. Never raises, because no body may stop a receiver."""
+def arrive(delivery: Delivery, decode_json: DecodeJson | None, eta_max: float = ETA_MAX) -> Arrival:
+    """Decode a delivery. Never raises, because no body may stop a receiver. A message that is due
+    in more than `eta_max` seconds is refused: it would be sent again and again."""
     try:
         content = decode(delivery, decode_json)
         due_in = max(seconds_until_due(content["headers"]), seconds_until(delivery.carried.due))
     except Exception as exc:
         # Broad on purpose: `untaken` turns each exception into an end of the delivery.
         return Arrival(ended=untaken(exc))
+    if due_in > eta_max + MOST_SKEW:
+        return Arrival(content, Refused(TOO_FAR.format(eta_max)))
     if due_in > CLOCK_TOLERANCE:
         return Arrival(content, NotDue(due_in))
     return Arrival(content)

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqs_broker.limits import LONGEST_VISIBILITY
+from sqs_broker.limits import LONGEST_RETENTION, LONGEST_VISIBILITY
 
 #: Seconds by which clocks may differ before a message counts as not due.
 CLOCK_TOLERANCE = 2
+
+#: Longest time until a message is due, in seconds, if the option `eta_max` is not set: 14 days.
+ETA_MAX = LONGEST_RETENTION
+
+#: Seconds by which the clock of a sender may be ahead of a worker's. It is generous, because an
+#: accepted message costs little, and a refused one does not run.
+MOST_SKEW = 1_800
 
 
 def seconds_until_due(headers: Mapping[str, Any], now: datetime | None = None) -> int:

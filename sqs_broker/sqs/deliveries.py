@@ -183,7 +183,7 @@ class Deliveries:
         elif engine.copies.are_sent(delivery):
             self.end(delivery.tag, outcomes.Copied())
         else:
-            arrival = admission.arrive(delivery, self._options.decode_json)
+            arrival = admission.arrive(delivery, self._options.decode_json, self._options.eta_max)
             if arrival.ended is None:
                 return arrival.content
             self.end(delivery.tag, arrival.ended, arrival.headers)

@@ -11,10 +11,10 @@ from typing import Any
 
 from kombu.utils.json import dumps
 
-from sqs_broker.errors import MessageTooLarge, PublishError
+from sqs_broker.errors import EtaTooFar, MessageTooLarge, PublishError
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.attributes import size
-from sqs_broker.rules.due import seconds_until_due
+from sqs_broker.rules.due import CLOCK_TOLERANCE, ETA_MAX, seconds_until_due
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Pack
@@ -101,15 +101,20 @@ class Batch:
             self._on_sent(self._queue.url, sent)
 
 
-def message_for(message: dict[str, Any], limit: int) -> Outgoing:
+def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -> Outgoing:
     """The SQS message for a kombu message. It has no base64; a stock worker can read it too.
 
     A message with an `eta` (Celery turns a countdown into one) waits in SQS, not in a worker.
-    Raises PublishError if SQS would refuse the message.
+    Raises PublishError if SQS would refuse the message, and EtaTooFar if its `eta` is more than
+    `eta_max` seconds from now.
     """
+    due_in = seconds_until_due(message["headers"])
+    # Rounded up, and the sender's own clock measured it a moment before.
+    if due_in > eta_max + CLOCK_TOLERANCE:
+        raise EtaTooFar(eta_max)
     attributes = message["properties"].pop("message_attributes", {})
     body = _body(message, attributes, limit)
-    return Outgoing(body, attributes, min(seconds_until_due(message["headers"]), LONGEST_DELAY))
+    return Outgoing(body, attributes, min(due_in, LONGEST_DELAY))
 
 
 def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) -> str:

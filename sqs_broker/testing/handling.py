@@ -48,7 +48,7 @@ def handle(celery_app: Any, body: str | Mapping[str, Any], *, deliveries: int = 
         enqueued_at=datetime.now(UTC),
         received_at=monotonic(),
     )
-    arrival = arrive(delivery, options.decode_json)
+    arrival = arrive(delivery, options.decode_json, options.eta_max)
     policy, happened = options.policy, arrival.ended
     if happened is None:
         admitted = admit(arrival, celery_app.tasks, options.canvas)

@@ -113,7 +113,7 @@ class Channel(virtual.Channel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         to, limit = self._sqs_queue(queue), self._options.max_message_bytes
-        outgoing = message_for(message, limit)
+        outgoing = message_for(message, limit, self._options.eta_max)
         if self.batch:
             self.batch.add(to, outgoing, limit)
         else:

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from celery import Task as CeleryTask
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
-from sqs_broker.errors import ConfigurationError, label
+from sqs_broker.errors import ConfigurationError, EtaTooFar, label
 from sqs_broker.observers.bracket import Bracket, around
 from sqs_broker.options import Options
+from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.batch import Prepared, outcomes_of
@@ -56,6 +57,9 @@ class Task(CeleryTask):
     #: means no limit, for Celery's own tasks.
     most_retries: ClassVar[int | None] = None
 
+    #: Most seconds until a message or a retry is due: the option `eta_max`.
+    eta_max: ClassVar[float] = ETA_MAX
+
     #: Context managers around each run (sqs_broker/observers/bracket.py).
     brackets: ClassVar[tuple[Bracket, ...]] = ()
 
@@ -67,7 +71,7 @@ class Task(CeleryTask):
         """
         super().on_bound(app)
         options = Options.read(app.conf.broker_transport_options)
-        policy, cls.brackets = options.policy, options.brackets
+        policy, cls.brackets, cls.eta_max = options.policy, options.brackets, options.eta_max
         if cls.name.startswith("celery."):
             cls.policy = policy
             return  # Celery's own tasks keep Celery's number of retries.
@@ -93,7 +97,12 @@ class Task(CeleryTask):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Send the task. The message shows the arguments as `shown` does, and has a time limit only
-        if this call sets one: the worker knows the task's own."""
+        if this call sets one: the worker knows the task's own.
+
+        Raises EtaTooFar if it is due later than the option `eta_max` allows."""
+        if (options.get("countdown") or 0) > self.eta_max:
+            # Celery cannot even write a time after the year 9999.
+            raise EtaTooFar(self.eta_max)
         # Celery would add the limits that the task has in this process. The worker could not tell
         # those from the limits of this call.
         options.setdefault("time_limit", None)
@@ -128,8 +137,8 @@ class Task(CeleryTask):
         `countdown` is in seconds and `eta` is a time; without them the policy's backoff is used.
         After `max_retries` retries, raises `exc`, or MaxRetriesExceededError if that is None, and
         the message is dead-lettered. `max_retries` cannot exceed the queue's `max_attempts` minus
-        one. Raises TypeError for what the same message cannot express: other arguments or options,
-        or `throw=False`.
+        one. Raises EtaTooFar if the option `eta_max` does not allow the time. Raises TypeError for
+        what the same message cannot express: other arguments or options, or `throw=False`.
         """
         if self.request.called_directly or self.request.is_eager:
             return super().retry(
@@ -152,7 +161,10 @@ class Task(CeleryTask):
             if exc is not None:
                 raise exc
             raise MaxRetriesExceededError(f"{self.name} has used its {limit} retries")
-        raise Retry(exc=exc, when=self._delay(eta, countdown))
+        delay = self._delay(eta, countdown)
+        if delay > self.eta_max:
+            raise EtaTooFar(self.eta_max)
+        raise Retry(exc=exc, when=delay)
 
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
         """The outcome of each call of a batch, in order.

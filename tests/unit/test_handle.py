@@ -1,5 +1,6 @@
 """sqs_broker.testing.handle: an author of tasks sees what becomes of a message, without a queue."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -75,17 +76,45 @@ def test_a_message_of_an_unknown_task_is_released_at_first(celery_app: Celery) -
     assert handled.outcome == Released(5)
 
 
-def test_a_message_that_is_not_due_is_sent_on(celery_app: Celery) -> None:
-    envelope = {
+def envelope(eta: str) -> dict[str, Any]:
+    return {
         "body": '[[], {"input": 2}, {}]',
-        "headers": {"task": "increment", "id": "id-1", "eta": "2999-01-01T00:00:00+00:00"},
+        "headers": {"task": "increment", "id": "id-1", "eta": eta},
         "properties": {},
         "content-type": "application/json",
         "content-encoding": "utf-8",
     }
-    handled = handle(celery_app, envelope)
+
+
+def in_days(days: float) -> str:
+    return (datetime.now(UTC) + timedelta(days=days)).isoformat()
+
+
+@pytest.mark.parametrize("days", [1, 14])
+def test_a_message_that_is_not_due_is_sent_on(celery_app: Celery, days: float) -> None:
+    handled = handle(celery_app, envelope(in_days(days)))
     assert isinstance(handled.happened, NotDue)
     assert isinstance(handled.outcome, Postponed)
+
+
+@pytest.mark.parametrize(
+    "eta",
+    [in_days(14.1), "2999-01-01", "9999-12-31T23:59:59-23:59"],
+    ids=["soon after", "later", "at the end of time"],
+)
+def test_a_message_that_would_be_sent_on_for_ever_is_dead_lettered(
+    celery_app: Celery, eta: str
+) -> None:
+    outcome = handle(celery_app, envelope(eta)).outcome
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.reason == (
+        "the message is due in more than 1209600 s, which the option eta_max does not allow"
+    )
+
+
+def test_the_option_says_how_late_a_message_may_be_due(celery_app: Celery) -> None:
+    celery_app.conf.broker_transport_options["eta_max"] = 30 * 86_400
+    assert isinstance(handle(celery_app, envelope(in_days(29))).outcome, Postponed)
 
 
 @pytest.fixture

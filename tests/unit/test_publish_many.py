@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from sqs_broker import install
+from sqs_broker.errors import EtaTooFar
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.sqs.publisher import PROGRESS_EVERY, Published, publish_many
 from sqs_broker.sqs.queue import TRIES
@@ -129,3 +131,14 @@ def test_the_next_single_message_is_sent_at_once(fake: FakeSqs, task: Any) -> No
     publish_many(task, numbers(3))
     task.delay(number=3)
     assert fake.counts == {SEND: 1, "SendMessage": 1}
+
+
+def test_a_task_that_is_due_too_late_is_refused_however_it_is_sent(
+    fake: FakeSqs, task: Any
+) -> None:
+    far = datetime.now(UTC) + timedelta(days=15)
+    with pytest.raises(EtaTooFar):
+        task.apply_async(kwargs={"number": 1}, eta=far)
+    with pytest.raises(EtaTooFar):
+        task.app.send_task("job", kwargs={"number": 1}, countdown=15 * 86_400, queue="jobs")
+    assert fake.calls == []

@@ -1,15 +1,16 @@
 """What SQS would refuse is refused at the caller; what is sent, a stock worker reads."""
 
 import json
+import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from kombu.transport.SQS import Channel as StockChannel
 
-from sqs_broker.errors import MessageTooLarge, PublishError
-from sqs_broker.limits import MOST_ATTRIBUTES
-from sqs_broker.rules.due import seconds_until_due
+from sqs_broker.errors import EtaTooFar, MessageTooLarge, PublishError
+from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
+from sqs_broker.rules.due import ETA_MAX, seconds_until_due
 from sqs_broker.sqs.publisher import message_for
 
 LIMIT = 262_144
@@ -132,6 +133,23 @@ def test_an_eta_without_a_time_zone_is_utc(eta: str) -> None:
 @pytest.mark.parametrize("headers", [{}, {"eta": None}])
 def test_a_task_without_an_eta_is_due(headers: dict[str, Any]) -> None:
     assert seconds_until_due(headers) == 0
+
+
+@pytest.mark.parametrize("days", [15, 3_000])
+def test_an_eta_that_is_too_far_is_refused(days: float) -> None:
+    eta = (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    with pytest.raises(EtaTooFar, match=r"more than 1209600 s from now.*`eta_max`"):
+        message_for(message(eta=eta), LIMIT)
+    assert message_for(message(eta=eta), LIMIT, eta_max=days * 86_400).delay == LONGEST_DELAY
+
+
+def test_an_eta_at_the_limit_is_sent() -> None:
+    eta = (datetime.now(UTC) + timedelta(seconds=ETA_MAX)).isoformat()
+    assert message_for(message(eta=eta), LIMIT).delay == LONGEST_DELAY
+
+
+def test_the_error_can_be_pickled() -> None:
+    assert str(pickle.loads(pickle.dumps(EtaTooFar(60)))) == str(EtaTooFar(60))
 
 
 @pytest.mark.parametrize(("due_in", "delay"), [(10, 10), (899, 899), (900, 900), (901, 900)])

@@ -12,7 +12,7 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
-from sqs_broker.errors import ConfigurationError
+from sqs_broker.errors import ConfigurationError, EtaTooFar
 from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.task import Task
@@ -106,6 +106,31 @@ def test_a_time_becomes_the_seconds_until_then(
     eta = datetime.now(UTC) + due_in
     eta = eta.astimezone(zone) if zone else eta.replace(tzinfo=None)
     assert delay - 60 < raised_by(define(lambda self: self.retry(eta=eta))).when <= delay
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"countdown": 15 * 86_400},
+        {"countdown": float("inf")},
+        {"eta": datetime(9999, 12, 31, tzinfo=UTC)},
+    ],
+    ids=repr,
+)
+def test_a_retry_that_is_too_far_is_refused(define: Define, asked: dict[str, Any]) -> None:
+    refused = raised_by(define(lambda self: self.retry(**asked)))
+    # The refusal is a failed attempt of its own, so it is retried as any other.
+    assert isinstance(refused, Retry)
+    assert isinstance(refused.exc, EtaTooFar)
+    assert refused.when < 60
+
+
+@pytest.mark.parametrize("countdown", [15 * 86_400, 1e12])
+def test_a_countdown_that_is_too_far_is_refused_at_the_caller(
+    define: Define, countdown: float
+) -> None:
+    with pytest.raises(EtaTooFar, match="`eta_max`"):
+        define(nothing).apply_async(countdown=countdown)
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
