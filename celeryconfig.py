@@ -91,8 +91,8 @@ task_send_sent_event = False
 worker_enable_remote_control = True
 
 worker_concurrency = _settings.worker_concurrency
-# A worker receives as many messages as its pool runs and is likely to start within a second
-# (sqs_broker/sqs/leases.py). More would wait here while another worker could run them.
-worker_prefetch_multiplier = 1
+# A worker receives as many messages as its pool runs and is likely to start within a second, by
+# measured time (sqs_broker/sqs/leases.py). 0: no further limit, which would slow down short tasks.
+worker_prefetch_multiplier = 0
 # A worker may start before its network is available.
 broker_connection_retry_on_startup = True

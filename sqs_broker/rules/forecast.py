@@ -80,9 +80,14 @@ class Forecast:
         """Number of running messages."""
         return self._running
 
+    @property
+    def takes(self) -> float:
+        """Messages that a process takes at one time, on average."""
+        return self._takes or 1
+
     def at_once(self, processes: int) -> int:
         """Messages that the free processes take at once. `processes`: size of the pool."""
-        return int(max(processes - len(self._runs), 0) * (self._takes or 1))
+        return int(max(processes - len(self._runs), 0) * self.takes)
 
     def soon(self, processes: int) -> int | None:
         """Messages that a pool of this size starts within the horizon; None if no job has ended
@@ -91,7 +96,7 @@ class Forecast:
             return None
         within, seconds = self._ended
         jobs = within * HORIZON / max(seconds, SHORTEST)
-        return int(max(processes - self._lasting(), 0) * jobs * (self._takes or 1))
+        return int(max(processes - self._lasting(), 0) * jobs * self.takes)
 
     def _lasting(self) -> int:
         """Number of processes whose job has run for longer than the horizon."""

@@ -129,6 +129,10 @@ class Deliveries:
         """Set how many tasks the pool runs at a time. A few more messages are held, see Leases."""
         self._leases.resize(concurrency)
 
+    def limit(self, multiplier: int) -> None:
+        """Limit the messages held to so many times what the pool runs at a time; 0: see Leases."""
+        self._leases.limit(multiplier)
+
     def receive(self, queue: str, inbox: Inbox) -> None:
         """Receive from a configured queue, and put the decoded messages into the inbox. Raises
         NoThread; then the next call tries again."""

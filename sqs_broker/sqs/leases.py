@@ -84,6 +84,8 @@ class Leases:
         #: Threads that wait for room.
         self._waiting_threads = 0
         self._concurrency = 0
+        #: Most messages held for each process, by how many it takes at one time; 0: no limit.
+        self._multiplier = 0
         self._queues = 1
         #: Why nothing is received. Each reason begins and ends independently of the others.
         self._pauses: set[str] = set()
@@ -103,6 +105,13 @@ class Leases:
         short."""
         with self._changed:
             self._concurrency = concurrency
+            self._changed.notify_all()
+
+    def limit(self, multiplier: int) -> None:
+        """Set how many times as many messages as the pool runs at a time are held at most. One more
+        may be held for each further queue. 0: only the forecast limits them."""
+        with self._changed:
+            self._multiplier = multiplier
             self._changed.notify_all()
 
     def share_among(self, queues: int) -> None:
@@ -311,6 +320,9 @@ class Leases:
         most = max(AHEAD, min(self._pace(), MOST_AHEAD))
         if not self._concurrency:
             return most  # It is not known how many tasks the pool runs.
+        if self._multiplier:
+            per_turn = self._concurrency * self._forecast.takes
+            most = min(most, int((self._multiplier - 1) * per_turn))
         soon = self._forecast.soon(self._concurrency)
         # A task of unknown duration counts as long, except for as many as have just ended.
         return min(self._pace() if soon is None else soon, most)

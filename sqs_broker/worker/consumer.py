@@ -35,8 +35,21 @@ class Consumer(CeleryConsumer):
 
     _was_ready = False
 
-    def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(on_task_request, *args, **kwargs)
+    def __init__(
+        self,
+        on_task_request: Callable[[Any], Any],
+        *args: Any,
+        controller: Any = None,
+        prefetch_multiplier: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self._multiplier = prefetch_multiplier
+        # For Celery the prefetch count is how many tasks run at a time. The leases decide how many
+        # messages are held, with the multiplier as a limit.
+        kwargs["initial_prefetch_count"] = controller.max_concurrency or controller.concurrency
+        super().__init__(
+            on_task_request, *args, controller=controller, prefetch_multiplier=1, **kwargs
+        )
         if self.hub is None:
             raise ConfigurationError(
                 "The SQS transport needs an event loop, and this pool (gevent, eventlet) has none. "
@@ -100,7 +113,10 @@ class Consumer(CeleryConsumer):
         self._shutdown.give_up(status)
 
     def loop_args(self) -> tuple[Any, ...]:
-        """The arguments of Celery's loop, with a hub whose loop continues if a callback fails."""
+        """The arguments of Celery's loop, with a hub whose loop continues if a callback fails. The
+        loop begins to receive."""
+        if self.task_consumer is not None:
+            self.task_consumer.channel.deliveries.limit(self._multiplier)
         return tuple(Hub(arg) if arg is self.hub else arg for arg in super().loop_args())
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:

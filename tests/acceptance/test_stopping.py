@@ -22,9 +22,6 @@ LONG_TASK = 120
 
 RECEIVE = "ReceiveMessage"
 
-#: Lets messages wait for tasks that are long: else none does.
-PREFETCH = {"worker_prefetch_multiplier": 4}
-
 
 def tell(worker: "Popen[bytes]", number: signal.Signals) -> None:
     """Send a signal as it comes: of a process manager, or of a terminal to all in front of it."""
@@ -47,6 +44,13 @@ def start_running(project: ProbeProject, pool: str, *task: Any) -> list[str]:
         lambda: len(project.events(event="start")) == len(running), PATIENCE, "tasks that run"
     )
     return running
+
+
+def run_short_ones(project: ProbeProject) -> None:
+    """Let the worker take its tasks for short ones, so that it holds messages ahead."""
+    for id_ in [project.send("work") for _ in range(10)]:
+        project.wait_for_end(id_)
+    project.forget_events()
 
 
 def start_waiting(project: ProbeProject, running: list[str]) -> list[str]:
@@ -78,8 +82,9 @@ def assert_orderly(project: ProbeProject) -> None:
 def test_what_runs_finishes_and_what_waits_is_released_at_once(
     make_project: MakeProject, pool: str
 ) -> None:
-    project = make_project(celery=PREFETCH)
+    project = make_project()
     worker = project.start("--pool", pool)
+    run_short_ones(project)
     running = start_running(project, pool, "work", 5)
     waiting = start_waiting(project, running)
 

@@ -39,7 +39,7 @@ app.conf.update(
     task_acks_on_failure=False,
     task_acks_on_timeout=False,
     task_ignore_result=True,
-    worker_prefetch_multiplier=1,
+    worker_prefetch_multiplier=0,
     worker_enable_remote_control=False,
     broker_connection_retry_on_startup=True,
 )

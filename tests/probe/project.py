@@ -105,6 +105,10 @@ class ProbeProject:
             if (id_ is None or line["id"] == id_) and (event is None or line["event"] == event)
         ]
 
+    def forget_events(self) -> None:
+        """Forget what the tasks said so far. None may run."""
+        (self.directory / "probe.log").unlink(missing_ok=True)
+
     def worker_log(self) -> str:
         """What all workers logged."""
         return "".join(path.read_text() for path in sorted(self.directory.glob("worker-*.log")))

@@ -224,6 +224,29 @@ def test_no_message_waits_for_much_longer_than_a_second(
     assert model.clock() - 1_000 <= (100 / processes + 1) * seconds
 
 
+# The multiplier
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize("multiplier", [1, 2, 4])
+def test_no_more_is_held_than_the_multiplier_allows_however_short_the_tasks_are(
+    make_model: MakeModel, processes: int, multiplier: int
+) -> None:
+    model = make_model(processes)
+    model.leases.limit(multiplier)
+    model.send(*[0.05] * 200)
+    model.run(0.01, all_done(model))
+    assert model.most_waiting == min(processes * (multiplier - 1), AHEAD)
+
+
+def test_a_multiplier_makes_no_worker_hold_long_tasks(make_model: MakeModel) -> None:
+    model = make_model(2)
+    model.leases.limit(10)
+    model.send(*[30] * 60)
+    model.run(10, all_done(model))
+    assert model.most_waiting == 0
+
+
 # The window
 
 
