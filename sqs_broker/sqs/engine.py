@@ -70,6 +70,7 @@ class Engine:
             options,
             self._driver(),
             on_settled,
+            leases.await_extensions,
             attempts=attempts,
             in_flight=in_flight,
             clock=clock,

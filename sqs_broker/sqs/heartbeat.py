@@ -108,17 +108,18 @@ class Heartbeat:
 
     def _extend(self, queue: Queue, leases: Sequence[Lease]) -> None:
         now, timeout = self._clock(), self._leases.visibility_timeout
+        due = [lease for lease in leases if self._is_due(lease, now)]
         # A delivery may have ended while others were extended. To extend it now would hide its
         # message for a whole lease.
-        held = [lease for lease in leases if self._leases.holds(lease.delivery.tag)]
-        leases = [lease for lease in held if self._is_due(lease, now)]
-        if not leases:
-            return
-        wanted = [(lease.delivery, seconds_for(lease, now, timeout)) for lease in leases]
-        extension = extend(queue, wanted, self._clock)
+        with self._leases.extending(lease.delivery.tag for lease in due) as held:
+            due = [lease for lease in due if lease.delivery.tag in held]
+            if not due:
+                return
+            wanted = [(lease.delivery, seconds_for(lease, now, timeout)) for lease in due]
+            extension = extend(queue, wanted, self._clock)
         for tag, until in extension.until.items():
             self._leases.extended(tag, until)
-        for lease in leases:
+        for lease in due:
             if lease.delivery.tag in extension.lost:
                 self._on_lost(lease, REFUSED)
 

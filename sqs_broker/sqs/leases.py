@@ -6,7 +6,8 @@ message.
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from time import monotonic
 
 from sqs_broker.limits import BATCH
@@ -29,6 +30,9 @@ MOST_AHEAD = 10 * BATCH
 #: The free part of the room for messages held ahead that makes a receive worth its call. Meanwhile
 #: the pool works on the rest.
 WORTH = 0.75
+
+#: Longest wait for an extension, in seconds. It ends earlier, at the deadline of its call.
+LONGEST_EXTENSION = 30
 
 #: Finished deliveries that may wait for their report to SQS. If there are more, the worker receives
 #: less.
@@ -90,6 +94,8 @@ class Leases:
         #: Why nothing is received. Each reason begins and ends independently of the others.
         self._pauses: set[str] = set()
         self._unreported = 0
+        #: Deliveries whose extension is on its way to SQS.
+        self._extending: set[str] = set()
         self._clock = clock
         self._pace = Pace(clock)
         self._forecast = Forecast(clock)
@@ -262,6 +268,33 @@ class Leases:
                     # Messages that share a job use one process together, so there is more room.
                     self._wake_if_worth_it()
             return lease
+
+    @contextmanager
+    def extending(self, tags: Iterable[str]) -> Iterator[Container[str]]:
+        """Extend leases in this context: those of the given deliveries that are in flight.
+
+        A delivery may end meanwhile. If its message becomes visible before the extension arrives at
+        SQS, it is hidden for a whole lease. So its report waits: see `await_extensions`.
+        """
+        with self._changed:
+            held = {tag for tag in tags if tag in self._held}
+            self._extending |= held
+        try:
+            yield held
+        finally:
+            with self._changed:
+                self._extending -= held
+                self._changed.notify_all()
+
+    def await_extensions(self, tags: Iterable[str]) -> None:
+        """Wait until no lease of these deliveries is being extended, for at most LONGEST_EXTENSION
+        seconds."""
+        wanted = frozenset(tags)
+        with self._changed:
+            if not self._extending.isdisjoint(wanted):
+                self._changed.wait_for(
+                    lambda: self._extending.isdisjoint(wanted), LONGEST_EXTENSION
+                )
 
     def extended(self, tag: str, until: float) -> None:
         """Set the new end of a lease that SQS has extended, in monotonic seconds."""

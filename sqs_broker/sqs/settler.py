@@ -19,7 +19,7 @@ from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import Outcome
+from sqs_broker.rules.outcomes import Outcome, Released, Retry
 from sqs_broker.sqs.copies import Copies
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError
@@ -55,7 +55,8 @@ class Settled:
 class Settler:
     """The threads and their queue of work. Any other thread may call `settle`.
 
-    The threads call `on_settled` with the settlements that are over after each batch.
+    The threads call `on_settled` with the settlements that are over after each batch, and
+    `before_report` with the tags of the deliveries that they are about to make visible.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Settler:
         options: Options,
         driver: Driver,
         on_settled: Callable[[Sequence[Settled]], None] = lambda _: None,
+        before_report: Callable[[Sequence[str]], None] = lambda _: None,
         *,
         attempts: AttemptStore | None = None,
         in_flight: InFlight | None = None,
@@ -90,6 +92,7 @@ class Settler:
         self._waiting_since = 0.0
         self._again: list[Settlement] = []
         self._on_settled = on_settled
+        self._before_report = before_report
         self._at_work = 0
         self._stopping = False
         # No subclass of Thread, because Thread has its own private names, such as `_delete`.
@@ -184,6 +187,9 @@ class Settler:
 
     def _report(self, batch: Sequence[Settlement]) -> Errors:
         try:
+            self._before_report(
+                [s.message.delivery.tag for s in batch if isinstance(s.outcome, Retry | Released)]
+            )
             return self._reporter.tell(batch)
         except Exception as exc:
             # Broad on purpose: if this thread ended, no message would be settled any more.
