@@ -15,6 +15,7 @@ from celery.local import Proxy
 from app.loader import config_file, point_flower_home
 from app.logs import use_json_lines
 from app.outage import OutageWatch
+from app.outcomes.flush import OutcomeFlush
 from app.startup import StartChecks
 from sqs_broker import install
 
@@ -51,7 +52,7 @@ app = Registrations(
 )
 install(app, commands=["app.commands.send:command"], checks=["app.commands.doctor:check"])
 app.config_from_object(Proxy(celeryconfig))
-app.steps["worker"].add(StartChecks)
+app.steps["worker"] |= {StartChecks, OutcomeFlush}
 app.steps["consumer"].add(OutageWatch)
 use_json_lines()
 point_flower_home()

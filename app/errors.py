@@ -4,6 +4,7 @@
     ├── TransientError   retry: the same message may succeed later
     ├── PermanentError   dead-letter: the message can never succeed
     │   └── Conflict     another payload came first
+    ├── Unavailable      answer 503: SQS or MongoDB does not answer, or the process stops
     └── SettingsError    exit: a person must change something
 
 Logs, Flower and dead letters show the text of these errors, so it contains names of fields,
@@ -31,6 +32,10 @@ class PermanentError(AppError):
 
 class Conflict(PermanentError):
     """The same key arrived before with another payload. The first one stays."""
+
+
+class Unavailable(AppError):
+    """What a client asked for is not possible now: ask again later. For the HTTP API."""
 
 
 class SettingsError(AppError, ConfigurationError):

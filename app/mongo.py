@@ -16,7 +16,7 @@ from typing import Any, Self
 from urllib.parse import unquote_plus
 
 from pydantic import SecretStr
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_userinfo, split_hosts, split_options
 
@@ -24,6 +24,7 @@ from app.errors import SettingsError
 from app.settings import DEFAULT_DATABASE, HOW_TO_SET, Settings
 
 Client = MongoClient[dict[str, Any]]
+AsyncClient = AsyncMongoClient[dict[str, Any]]
 
 #: The options of every client, in place of those of the URI and of the server. A write is confirmed
 #: once a majority of the members has it on disk, so no failover can undo it. A read returns only
@@ -203,11 +204,16 @@ class Address:
         """A client with this program's options. Does not wait for the server. Raises pymongo's
         errors if the options contradict each other."""
         options = self.options if options is None else options
-        given = {name.lower() for name in options}
-        defaults: dict[str, Any] = {
-            k: v for k, v in DEFAULT_TIMEOUTS.items() if k.lower() not in given
-        }
-        return MongoClient(self._uri(options), **OURS, **defaults, **settings)
+        return MongoClient(self._uri(options), **_settings(options), **settings)
+
+    def async_client(self) -> AsyncClient:
+        """The same client for the event loop that first uses it."""
+        return AsyncMongoClient(self.uri, **_settings(self.options))
+
+
+def _settings(options: Mapping[str, str]) -> dict[str, Any]:
+    given = {name.lower() for name in options}
+    return {**OURS, **{k: v for k, v in DEFAULT_TIMEOUTS.items() if k.lower() not in given}}
 
 
 @cache

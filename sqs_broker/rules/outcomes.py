@@ -15,7 +15,15 @@ from sqs_broker.rules.policy import Policy
 
 @dataclass(frozen=True)
 class Succeeded:
-    """The task returned; or it was revoked, expired or ignored, and must not run again."""
+    """The task returned, or raised Ignore, and must not run again."""
+
+
+@dataclass(frozen=True)
+class Discarded:
+    """The message was revoked or has expired, and must not run again."""
+
+    reason: str
+    """`revoked`, `terminated` (revoked while it ran) or `expired`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ class Interrupted:
 
 Happened = (
     Succeeded
+    | Discarded
     | RetryAsked
     | Failed
     | Refused
@@ -176,7 +185,7 @@ def decide(
     """The outcome of a delivery. `is_crowded`: whether the queue has so many messages in flight
     that a message which comes again much later should be replaced by a delayed copy."""
     match happened:
-        case Succeeded() | Copied():
+        case Succeeded() | Discarded() | Copied():
             return Done()
         case Refused(reason, error):
             return DeadLetter(reason, error)

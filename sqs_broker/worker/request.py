@@ -29,6 +29,7 @@ from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import (
+    Discarded,
     Failed,
     Happened,
     Interrupted,
@@ -137,6 +138,11 @@ class Request(CeleryRequest):
             return bool(super().revoked())
         self._forget()
         return True
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Record that the message is discarded. Celery acknowledges it like a success."""
+        self._note(Discarded(reason))
+        super()._announce_revoked(reason, terminated, signum, expired)
 
     def not_taken(self, exc: Exception) -> None:
         """Record that the pool raised this exception when it got the task.

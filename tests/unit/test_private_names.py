@@ -58,6 +58,7 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (virtual.QoS, "_delivered", "read: the message of a delivery tag, to see what happened to it"),
     (virtual.Transport, "_callbacks", "read: who consumes a queue"),
     (WorkController, "_process_task", "called: one request becomes a job of the pool"),
+    (Request, "_announce_revoked", "overridden: a message that is discarded is no success"),
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
     (EventDispatcher, "_publish", "overridden: an event is no work on the loop"),
     (Request, "_message", "read: the message that a note of what happened is put on"),

@@ -1,0 +1,43 @@
+"""The observer that keeps the outcomes of a worker's registrations, off the path of a message."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from app.outcomes.outcome import Seen, State, concerns, outcome_of
+from app.outcomes.writer import Writer
+from sqs_broker.observers.observer import Observer
+from sqs_broker.rules.facts import Facts
+from sqs_broker.rules.outcomes import DeadLetter, Happened, Outcome
+
+
+class OutcomeObserver(Observer):
+    """Puts what it sees into a writer, which returns at once. Thread-safe."""
+
+    def __init__(
+        self, writer: Writer, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.writer = writer
+        self._now = now
+
+    def received(self, message: Facts) -> None:
+        """A message that was redriven or sent again is pending again."""
+        if concerns(message):
+            self.writer.put_pending(Seen(message.id, State.PENDING, self._now()))
+
+    def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
+        """Keep every final state but that of a dead letter, which SQS may still refuse."""
+        if isinstance(outcome, DeadLetter) or not concerns(message):
+            return
+        if (seen := outcome_of(message, happened, outcome, self._now())) is not None:
+            self.writer.put(seen)
+
+    def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
+        """Keep a dead letter that SQS has accepted."""
+        if error is not None or not isinstance(outcome, DeadLetter) or not concerns(message):
+            return
+        if (seen := outcome_of(message, None, outcome, self._now())) is not None:
+            self.writer.put(seen)
+
+
+#: The worker's own (celeryconfig.py). It starts no thread and opens nothing before a message.
+observer = OutcomeObserver(Writer())
