@@ -58,16 +58,18 @@ def subjects() -> list[str]:
     ]
 
 
-def find_faults(database: Database[dict[str, Any]]) -> list[Fault]:
+def find_faults(
+    database: Database[dict[str, Any]], documents: Sequence[Any] = DOCUMENTS
+) -> list[Fault]:
     """All faults of the collections. One call for them, and one for the indexes of each.
 
     Raises pymongo's errors.
     """
-    names = [_name(document) for document in DOCUMENTS]
+    names = [_name(document) for document in documents]
     with database.list_collections(filter={"name": {"$in": names}}) as listed:
         found = {info["name"]: info for info in listed}
     faults: list[Fault] = []
-    for document in DOCUMENTS:
+    for document in documents:
         name = _name(document)
         info = found.get(name, {"type": "collection", "options": {}})
         faults += _faults_of_collection(name, info)

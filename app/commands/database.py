@@ -9,6 +9,7 @@ from pymongo.errors import PyMongoError
 
 from app.errors import SettingsError
 from app.mongo import Address, Client, address_of
+from app.outcomes.outcome import OutcomeRecord
 from app.probe import try_writes
 from app.schema import Fault, find_faults, subjects
 from app.startup import require_replica_set
@@ -32,6 +33,8 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "once": ("createIndex", "find", "insert", "listIndexes", "remove"),
     "increments": ("createIndex", "insert", "listIndexes"),
     "counters": ("find", "insert", "listIndexes", "update"),
+    # Workers write it; the HTTP API reads, writes and watches it.
+    "outcomes": ("changeStream", "createIndex", "find", "insert", "update"),
 }
 
 
@@ -71,6 +74,7 @@ def _check(client: Client, database: Database[dict[str, Any]]) -> Iterator[Findi
     faults = {fault.subject: fault for fault in find_faults(database)}
     for subject in dict.fromkeys((*subjects(), *faults)):
         yield _collection(database, Subject(MONGODB, subject), faults.get(subject))
+    yield _outcomes(database)
     if replica_set.fix is None:
         yield _writes(database, list(faults.values()))
 
@@ -101,6 +105,20 @@ def _collection(database: Database[dict[str, Any]], check: Subject, fault: Fault
     if fault.is_missing and database[collection].find_one({}, {"_id": 1}) is None:
         return check.ok("does not exist yet; the first worker creates it")
     return check.fault(fault.text, fault.fix)
+
+
+def _outcomes(database: Database[dict[str, Any]]) -> Finding:
+    """The collection of outcomes. Its faults never affect a message, so a worker starts with
+    them."""
+    found = find_faults(database, (OutcomeRecord,))
+    fault = next(iter(found), None)
+    check = Subject(MONGODB, fault.subject if fault else "collection outcomes")
+    if fault is not None and fault.is_missing:
+        if database["outcomes"].find_one({}, {"_id": 1}) is None:
+            return check.ok("does not exist yet; the first outcome creates it")
+        text = "missing; without it, outcomes stay for ever"
+        return check.fault(text, "Restart a worker: its next outcome creates it.")
+    return _collection(database, check, fault)
 
 
 def _writes(database: Database[dict[str, Any]], faults: Sequence[Fault]) -> Finding:

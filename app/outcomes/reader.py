@@ -140,12 +140,10 @@ class Outcomes:
             batch = dict(list(self._accepted.items())[:BATCH])
             try:
                 await self._write(batch)
-            except Refused as exc:
-                self._log_failure(label(exc))
             except Exception as exc:
                 # Broad on purpose: one failed write must not end those after it.
+                self._log_failure(label(exc.__cause__ or exc))
                 self._failures += 1
-                self._log_failure(label(exc))
                 self._tell()
                 await asyncio.sleep(half_jitter(FIRST_PAUSE, self._failures, LONGEST_PAUSE))
                 continue
@@ -168,7 +166,7 @@ class Outcomes:
             try:
                 await self._database[_OUTCOMES].bulk_write(updates(seen), ordered=False)
             except BulkWriteError as exc:
-                raise_errors(exc.details)
+                _raise_unless_final(exc)
 
     def _log_failure(self, error: str) -> None:
         if self._seldom.allows("accepted", monotonic()):
@@ -269,8 +267,6 @@ class Outcomes:
         try:
             with pymongo.timeout(timeout):
                 yield
-        except Refused:
-            raise
         except PyMongoError as exc:
             now = monotonic()
             self._failing_since = self._failing_since or now
@@ -309,6 +305,15 @@ def _outcome(
         _shown(user) if user is not None and state is State.REGISTERED else None,
         tuple({"at": each["at"], "reason": each["reason"]} for each in found.get("conflicts", ())),
     )
+
+
+def _raise_unless_final(exc: BulkWriteError) -> None:
+    try:
+        raise_errors(exc.details)
+    except Refused as refused:
+        # A validator refused some: they are not written, whoever tries again.
+        if not refused.is_final:
+            raise
 
 
 def _key_of(found: Mapping[str, Any] | None) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from time import monotonic
 from typing import Any
 
@@ -48,18 +49,24 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 #: Seconds for the last outcomes when the process ends.
 FLUSH_TIMEOUT = 2.0
 
-#: MongoDB's error code if two upserts of a new id meet.
-DUPLICATE_KEY = 11_000
+#: Tries of a batch of which MongoDB refuses something. Over a minute: an operator may repair the
+#: collection meanwhile.
+MOST_TRIES = 12
+
+#: MongoDB's error codes if two upserts of a new id meet, and if a validator refuses a document.
+DUPLICATE_KEY, NOT_VALID = 11_000, 121
 
 Update = Callable[[Sequence[Seen]], None]
 
 
 class Refused(OperationFailure):
-    """MongoDB refused some documents, such as by a validator. The others are stored."""
+    """MongoDB refused some documents of a batch. The others are stored."""
 
-    def __init__(self, code: int, count: int) -> None:
+    def __init__(self, code: int, count: int, *, is_final: bool) -> None:
         super().__init__("MongoDB refused outcomes", code)
         self.count = count
+        #: Whether another try would fail too.
+        self.is_final = is_final
 
 
 class Writer:
@@ -146,9 +153,9 @@ class Writer:
                 lambda: self._is_hurried or len(self._waiting) >= BATCH, self._gather
             )
             self._decide()
-            count = min(BATCH, len(self._waiting))
             self._is_writing = True
-            return [self._waiting.popleft() for _ in range(count)]
+            size = min(BATCH, len(self._waiting))
+            return [self._waiting.popleft() for _ in range(size)]
 
     def _until_due(self) -> float | None:
         """Seconds until the first undecided one is written; None if there is none."""
@@ -167,14 +174,17 @@ class Writer:
             self._add(seen)
 
     def _store(self, batch: Sequence[Seen]) -> None:
-        """Write a batch, again and again while MongoDB is away. What it refuses is lost."""
-        while True:
+        """Write a batch, again and again while MongoDB is away. What it refuses is lost in the
+        end."""
+        for tries in count(1):
             try:
                 self._write(batch)
             except Refused as exc:
-                # Another try would fail too.
-                self._failed(exc, exc.count)
-                return
+                if exc.is_final or tries >= MOST_TRIES:
+                    self._failed(exc, exc.count)
+                    return
+                self._failed(exc, 0)
+                self._pause.wait(half_jitter(FIRST_PAUSE, tries, LONGEST_PAUSE))
             except Exception as exc:
                 # Broad on purpose: without this thread no further outcome would be written.
                 self._failed(exc, 0)
@@ -272,5 +282,5 @@ def raise_errors(details: Mapping[str, Any]) -> None:
     for error in (*details["writeConcernErrors"], *details["writeErrors"]):
         if error in details["writeConcernErrors"] or error["code"] == DUPLICATE_KEY:
             raise OperationFailure("the outcomes must be written again", error["code"])
-    refused = details["writeErrors"]
-    raise Refused(refused[0]["code"], len(refused))
+    codes = [error["code"] for error in details["writeErrors"]]
+    raise Refused(codes[0], len(codes), is_final=set(codes) == {NOT_VALID})

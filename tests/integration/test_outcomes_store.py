@@ -228,7 +228,7 @@ def test_many_outcomes_are_one_write_and_a_refused_one_stops_no_other(
     seen = [Seen(uuid.uuid4().hex, State.FAILED, NOW, "bad" if n == 3 else "r") for n in range(9)]
     with pytest.raises(Refused) as raised:
         merge(database["outcomes"], seen)
-    assert (raised.value.count, raised.value.code) == (1, 121)
+    assert (raised.value.count, raised.value.code, raised.value.is_final) == (1, 121, True)
     assert database["outcomes"].count_documents({}) == 8
 
 

@@ -1,0 +1,237 @@
+"""What became of each registration with an id of the HTTP API, as a real worker keeps it."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from app.outcomes.reader import Outcome, Outcomes
+from app.settings import get_settings
+from devstack.mongo import MongoServer
+from devstack.sqs import SqsServer
+from tests.acceptance.worker import (
+    SETTLE_SECONDS,
+    Place,
+    Service,
+    StartWorker,
+    place,
+    run_program,
+)
+from tests.services import wait_until
+
+SEND_EXPIRED = """
+import json, sys
+from datetime import UTC, datetime, timedelta
+from app.tasks import register_user
+past = datetime.now(UTC) - timedelta(seconds=5)
+id_, user = map(json.loads, sys.argv[1:])
+register_user.apply_async(kwargs=user, task_id=id_, expires=past)
+print("null")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _settings(where: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONGO_URI", where.environment["MONGO_URI"])
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def own(
+    mongo_server: MongoServer, mongo_client: MongoClient, sqs_server: SqsServer, tmp_path: Path
+) -> Iterator[Place]:
+    """Queues and a database that no other worker uses."""
+    client = sqs_server.client()
+    with place(client, sqs_server.endpoint_url, mongo_server, mongo_client, tmp_path) as made:
+        yield made
+    client.close()
+
+
+def new_id() -> str:
+    return (uuid.uuid4().hex * 2)[:40]
+
+
+def body(id_: str, user_id: str, nickname: str = "Ann", **data: Any) -> str:
+    data = {"stockId": "s1", "userId": user_id, "userInfo": {"nickname": nickname}} | data
+    return json.dumps({"id": id_, "action": "registerUser", "data": data})
+
+
+def state(where: Place | Service, id_: str) -> Outcome | None:
+    async def read() -> Outcome | None:
+        outcomes = Outcomes(where.environment["MONGO_URI"])
+        try:
+            return await outcomes.state(id_)
+        finally:
+            await outcomes.close()
+
+    return asyncio.run(read())
+
+
+def until(where: Place | Service, id_: str, wanted: str) -> Outcome:
+    """What is known of it, once it has this state."""
+
+    def look() -> Outcome | None:
+        found = state(where, id_)
+        return found if found is not None and found.state == wanted else None
+
+    return wait_until(look, SETTLE_SECONDS, f"the state {wanted}")
+
+
+def redrive(id_: str, environment: Mapping[str, str], directory: Path) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "app", "sqs", "dlq", "redrive"]
+
+    def is_redriven() -> bool:
+        ran = subprocess.run(
+            [*command, "--yes", "--id", id_],
+            env=dict(environment),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return "redriven" in ran.stdout
+
+    # A message of the second in which it starts is not redriven.
+    wait_until(is_redriven, SETTLE_SECONDS, "the redrive")
+
+
+def test_each_end_of_a_registration_appears_with_its_time(service: Service, tmp_path: Path) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=1)
+    good, late, bad, old = (new_id() for _ in range(4))
+    user = f"u{good[:8]}"
+    service.send(body(good, user))
+    registered = until(service, good, "registered")
+    service.send(body(late, user, "Bob"))
+    service.send(body(bad, f"b{user}", index=-1))
+    data = {"stock_id": "s1", "user_id": f"e{user}", "user_info": {"nickname": "Eve"}}
+    run_program(SEND_EXPIRED, service.environment, tmp_path, old, data)
+
+    conflict = until(service, late, "conflict")
+    failed = until(service, bad, "failed")
+    expired = until(service, old, "expired")
+
+    reasons = {
+        json.loads(letter["Body"])["id"]: letter["MessageAttributes"]
+        for letter in service.queues.dead_letters()
+        if letter["Body"].startswith("{")
+    }
+    assert conflict.reason in str(reasons[late])
+    assert failed.reason in str(reasons[bad])
+    assert "Bob" not in str((conflict, failed))
+    assert registered.user is not None
+    assert (registered.user["userId"], registered.user["userInfo"]["nickname"]) == (user, "Ann")
+    for each in (registered, conflict, failed, expired):
+        assert began < each.at < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_a_repeat_changes_nothing_and_another_payload_is_listed(service: Service) -> None:
+    id_ = new_id()
+    user = f"u{id_[:8]}"
+    service.send(body(id_, user))
+    first = until(service, id_, "registered")
+    service.send(body(id_, user))
+    service.send(body(id_, user, "Bob"))
+    service.settle()
+
+    def listed() -> Outcome | None:
+        found = state(service, id_)
+        return found if found is not None and found.conflicts else None
+
+    found = wait_until(listed, SETTLE_SECONDS, "a listed conflict")
+    assert (found.state, found.at, found.user) == ("registered", first.at, first.user)
+    assert len(found.conflicts) == 1
+
+
+def test_other_messages_leave_no_outcome(service: Service) -> None:
+    before = service.database["outcomes"].count_documents({})
+    for id_ in ("plain-1", str(uuid.uuid4())):
+        service.send(body(id_, f"p{id_}"))
+        service.user("s1", f"p{id_}")
+    count = {"id": new_id(), "action": "increment", "data": {"input": 1}}
+    service.send(json.dumps(count))
+    marker = new_id()
+    service.send(body(marker, f"m{marker[:8]}"))
+    until(service, marker, "registered")
+    service.settle()
+    assert service.database["outcomes"].count_documents({}) == before + 1
+
+
+def test_a_redriven_registration_is_pending_and_then_registered(
+    service: Service, tmp_path: Path
+) -> None:
+    first, second = new_id(), new_id()
+    user = f"r{first[:8]}"
+    service.send(body(first, user))
+    until(service, first, "registered")
+    service.send(body(second, user, "Bad"))
+    until(service, second, "conflict")
+
+    # It fails for a while, then it succeeds.
+    service.database["users"].delete_one({"user_id": user})
+    refuse = {"user_info.nickname": {"$ne": "Bad"}}
+    service.database.command("collMod", "users", validator=refuse)
+    try:
+        redrive(second, service.environment, tmp_path)
+        pending = until(service, second, "pending")
+        assert pending.reason is None
+    finally:
+        service.database.command("collMod", "users", validator={})
+    registered = until(service, second, "registered")
+    assert registered.user is not None
+    assert registered.user["userInfo"]["nickname"] == "Bad"
+
+
+def test_the_last_outcome_before_a_stop_is_kept(own: Place, start_worker: StartWorker) -> None:
+    for _ in range(3):
+        worker = start_worker(own.environment)
+        id_ = new_id()
+        own.queues.client.send_message(
+            QueueUrl=own.queues.url, MessageBody=body(id_, f"l{id_[:8]}", index=-1)
+        )
+        wait_until(
+            lambda worker=worker: worker.log_lines("message.dead-letter"),  # type: ignore[misc]  # mypy cannot infer it
+            SETTLE_SECONDS,
+            "a dead letter",
+        )
+        assert worker.stop() == 0
+        found = state(own, id_)
+        assert found is not None
+        assert found.state == "failed"
+
+
+def test_outcomes_that_cannot_be_written_delay_and_lose_no_message(
+    own: Place, start_worker: StartWorker
+) -> None:
+    own.database.drop_collection("outcomes")
+    own.database.create_collection("outcomes", viewOn="users", pipeline=[])
+    try:
+        worker = start_worker(own.environment)
+        ids = [new_id() for _ in range(30)]
+        for id_ in ids:
+            own.queues.client.send_message(
+                QueueUrl=own.queues.url, MessageBody=body(id_, f"w{id_}")
+            )
+        wanted = {f"w{id_}" for id_ in ids}
+        wait_until(
+            lambda: set(own.database["users"].distinct("user_id")) >= wanted,
+            SETTLE_SECONDS,
+            "all users",
+        )
+        wait_until(own.queues.is_empty, SETTLE_SECONDS, "an empty queue")
+        wait_until(lambda: worker.log_lines("outcomes.failed"), SETTLE_SECONDS, "a log line")
+        # Once it can be written, what waited is written.
+        own.database.drop_collection("outcomes")
+        for id_ in ids:
+            until(own, id_, "registered")
+        assert worker.stop() == 0
+        assert not worker.log_lines("outage.begins")
+    finally:
+        own.database.drop_collection("outcomes")
