@@ -34,7 +34,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "increments": ("createIndex", "insert", "listIndexes"),
     "counters": ("find", "insert", "listIndexes", "update"),
     # Workers write it; the HTTP API reads, writes and watches it.
-    "outcomes": ("changeStream", "createIndex", "find", "insert", "update"),
+    "outcomes": ("changeStream", "createIndex", "find", "insert", "listIndexes", "update"),
 }
 
 

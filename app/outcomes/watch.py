@@ -220,12 +220,7 @@ class Watch:
                     return
 
     async def _poll(self, exc: OperationFailure) -> None:
-        if self._seldom.allows("poll", monotonic()):
-            logger.warning(
-                "MongoDB has no change stream for the outcomes (%s); they are polled.",
-                label(exc),
-                extra={"event": "outcomes.polled", "error": label(exc)},
-            )
+        self._log_polled(exc)
         until = monotonic() + POLLS_FOR
         self._is_open.set()
         while monotonic() < until:
@@ -257,4 +252,12 @@ class Watch:
                 "The change stream of the outcomes ended (%s); it is opened again.",
                 label(exc),
                 extra={"event": "outcomes.unwatched", "error": label(exc)},
+            )
+
+    def _log_polled(self, exc: Exception) -> None:
+        if self._seldom.allows("poll", monotonic()):
+            logger.warning(
+                "MongoDB has no change stream for the outcomes (%s); they are polled.",
+                label(exc),
+                extra={"event": "outcomes.polled", "error": label(exc)},
             )

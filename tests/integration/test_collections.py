@@ -207,3 +207,28 @@ def test_options_of_the_uri_that_are_not_used_are_said_by_start_and_doctor(
     assert "w, readPreference" in record.getMessage()
     [options] = [f for f in check_database(uri) if f.check == "options"]
     assert "w, readPreference" in options.text
+
+
+OUTCOMES: dict[str, tuple[Prepare, str]] = {
+    "capped": (collection("outcomes", capped=True, size=4096), "collection outcomes"),
+    "view": (collection("outcomes", viewOn="people", pipeline=[]), "collection outcomes"),
+    "never forgotten": (
+        lambda db: db["outcomes"].insert_one({"_id": "1"}),
+        "index outcomes.forget_at",
+    ),
+}
+
+
+@pytest.mark.parametrize("state", OUTCOMES)
+def test_a_fault_of_the_outcomes_is_said_by_doctor_and_stops_no_worker(
+    database: Database[dict[str, Any]], mongo_uri: str, state: str
+) -> None:
+    prepare, name = OUTCOMES[state]
+    prepare(database)
+
+    prepare_database(get_settings())
+
+    assert probe(mongo_uri) is None
+    [fault] = [f for f in check_database(mongo_uri) if f.level is Level.FAULT]
+    assert fault.check == name
+    assert fault.fix

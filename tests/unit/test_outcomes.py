@@ -10,6 +10,7 @@ from sqs_broker.rules.attempts import Record
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import (
     DeadLetter,
+    Discarded,
     Done,
     Failed,
     Happened,
@@ -48,6 +49,7 @@ def of(count: int, failed: int | None = None, **facts: Any) -> Delivery:
     ("happened", "outcome"),
     [
         (Succeeded(), Done()),
+        (Discarded("expired"), Done()),
         (Refused("no such task", "KeyError"), DeadLetter("no such task", "KeyError")),
         (Refused("rejected"), DeadLetter("rejected", "Reject")),
     ],

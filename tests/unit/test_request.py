@@ -30,6 +30,7 @@ from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.happened import happened as happened_of
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import (
+    Discarded,
     Failed,
     Happened,
     Interrupted,
@@ -378,6 +379,20 @@ def test_an_expired_message_expires_and_no_other_one_of_its_id(
     text = expires and (expires if aware else expires.replace(tzinfo=None)).isoformat()
     assert make_run(expires=text).request.maybe_expire() is expired
     assert "id-1" not in revoked
+
+
+def test_a_message_that_has_expired_or_was_revoked_is_no_success(make_run: MakeRun) -> None:
+    late = make_run(expires=(datetime.now(UTC) - timedelta(seconds=9)).isoformat())
+    assert late.request.revoked()
+    assert late.message.happened == Discarded("expired")
+
+    revoked.add("id-1")
+    try:
+        stopped = make_run()
+        assert stopped.request.revoked()
+    finally:
+        revoked.discard("id-1")
+    assert stopped.message.happened == Discarded("revoked")
 
 
 # Events
