@@ -254,6 +254,12 @@ class Settings(BaseSettings):
         _require_none([*self._missing_for_queue(), *self._missing_mongo_uri()])
         return self
 
+    def require_api(self) -> Self:
+        """Check the settings of the HTTP API, which sends to queues (SQS), and reads users and
+        outcomes (MongoDB). Raises SettingsError with all missing variables."""
+        _require_none([*self._missing_for_queue(), *self._missing_mongo_uri()])
+        return self
+
     def require_mongo_uri(self) -> str:
         """The MongoDB URI. Raises SettingsError if there is none."""
         _require_none(self._missing_mongo_uri())
@@ -322,6 +328,63 @@ class FlowerSettings(BaseSettings):
         return self.basic_auth.get_secret_value().split(",") if self.basic_auth else []
 
 
+class ApiSettings(BaseSettings):
+    """Each field is an environment variable: `API_` and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="API_", env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    address: str = Field(
+        "127.0.0.1",
+        description="Address the API listens on. An address other than loopback requires "
+        "`API_KEYS`.",
+    )
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        8000, description="Port the API listens on. 0: any free port."
+    )
+    keys: SecretStr | None = Field(
+        None,
+        description="API keys, separated by commas: `name:sha256` or `name:scope+scope:sha256`, "
+        "as `python -m app.api key` prints them. Without keys, everything is open to this machine.",
+    )
+    rate_limit: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Items per second that one API key may send to one process: each registration "
+        "of a batch is an item, and so is each other request. Default: no limit.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may call the API, separated by commas, such as "
+        "`https://example.com`. Default: none.",
+    )
+    send_timeout: Annotated[float, Field(ge=1, le=60)] = Field(
+        10.0,
+        description="Time after which a request is answered with 503 if SQS has not taken its "
+        "message, in seconds.",
+    )
+    most_waiting: Annotated[int, Field(ge=10)] = Field(
+        10_000,
+        description="Messages that may wait for a call to SQS. Above it, a request is answered "
+        "with 503 at once.",
+    )
+    keep_alive: Annotated[int, Field(ge=1)] = Field(
+        75,
+        description="Time after which an idle connection is closed, in seconds. It must be longer "
+        "than the idle timeout of a load balancer.",
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Time after the stop signal in which the API still serves while `/readyz` "
+        "fails, in seconds: as long as a load balancer needs to notice.",
+    )
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins whose pages may call the API."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+
 @cache
 def get_settings() -> Settings:
     """The settings of this process, read at the first call.
@@ -335,6 +398,12 @@ def get_settings() -> Settings:
 def get_flower_settings() -> FlowerSettings:
     """Flower's settings, read at the first call. Raises SettingsError as `get_settings` does."""
     return _read(FlowerSettings)
+
+
+@cache
+def get_api_settings() -> ApiSettings:
+    """The API's settings, read at the first call. Raises SettingsError as `get_settings` does."""
+    return _read(ApiSettings)
 
 
 Read = TypeVar("Read", bound=BaseSettings)

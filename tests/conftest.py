@@ -21,7 +21,7 @@ from tests.wheels import Wheels, build
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()
-OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_", "FLOWER_", "WORKER_")
+OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_", "FLOWER_", "WORKER_", "API_")
 OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "STARTING_MONEY"}
 
 
@@ -36,10 +36,10 @@ def _clean_session() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the settings, the `.env` or the AWS profile of whoever runs it."""
-    from app.settings import FlowerSettings, Settings
+    from app.settings import ApiSettings, FlowerSettings, Settings
 
     strip_environment(monkeypatch)
-    for settings in (Settings, FlowerSettings):
+    for settings in (Settings, FlowerSettings, ApiSettings):
         monkeypatch.setitem(settings.model_config, "env_file", None)
     _forget_settings()
     yield

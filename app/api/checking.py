@@ -1,0 +1,115 @@
+"""Reads the data of a message from JSON, and checks it with the model that the worker uses."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+
+from app.api.problems import Fault
+from app.messages import LARGEST_INTEGER, Increment, Message, fields_of
+
+M = TypeVar("M", bound=Message)
+
+#: The whole body.
+ROOT = "#"
+
+
+class Malformed(Exception):
+    """The text is not JSON. The text of the error says where, without a value."""
+
+
+class Invalid(Exception):
+    """The data is not that of a message."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+
+def parse(text: bytes | bytearray) -> Any:
+    """The content of a JSON text in UTF-8. Raises Malformed."""
+    try:
+        return json.loads(text.decode())
+    except UnicodeDecodeError:
+        raise Malformed("The text is not UTF-8.") from None
+    except json.JSONDecodeError as exc:
+        raise Malformed(f"{exc.msg}: line {exc.lineno}, column {exc.colno}.") from None
+    except ValueError:
+        raise Malformed("A number has too many digits.") from None
+    except RecursionError:
+        raise Malformed("The text is nested too deeply.") from None
+
+
+def encode(content: Any) -> str:
+    """The content as JSON, in ASCII: SQS refuses some characters that JSON allows. Raises
+    Invalid."""
+    try:
+        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        raise Invalid(Fault("has a number that JSON cannot carry", ROOT)) from None
+
+
+def check(model: type[M], content: Any) -> M:
+    """The message that this content is the data of, in either spelling of its fields.
+
+    Raises Invalid with every fault, each with a pointer in the client's own spelling.
+    """
+    if not isinstance(content, dict):
+        raise Invalid(Fault("should be a JSON object", ROOT))
+    if twice := [name for name in model.model_fields if _is_given_twice(name, content)]:
+        raise Invalid(
+            *(Fault("is given in two spellings", _pointer([to_camel(name)])) for name in twice)
+        )
+    try:
+        message = model.model_validate(fields_of(model, (), content))
+    except ValidationError as exc:
+        raise Invalid(*_faults_of(exc, content)) from None
+    if isinstance(message, Increment) and abs(message.input) > LARGEST_INTEGER:
+        # The worker takes larger floats. JSON does not say which numbers are integers.
+        raise Invalid(Fault(f"should be at most {LARGEST_INTEGER} from zero", "#/input"))
+    return message
+
+
+def _is_given_twice(name: str, content: dict[str, Any]) -> bool:
+    alias = to_camel(name)
+    return alias != name and alias in content and name in content
+
+
+def _faults_of(error: ValidationError, content: dict[str, Any]) -> Sequence[Fault]:
+    details: dict[str, list[str]] = {}
+    is_snake = _is_snake(content)
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        pointer = _pointer(_spelled(fault["loc"], content, is_snake))
+        details.setdefault(pointer, []).append(fault["msg"])
+    # Each type of a union has its own error.
+    return [Fault(" or ".join(texts), pointer) for pointer, texts in details.items()]
+
+
+def _is_snake(content: dict[str, Any]) -> bool:
+    """Whether the client uses names such as `stock_id`, and not `stockId`."""
+    words = [key for key in content if isinstance(key, str)]
+    return any("_" in word for word in words) and not any(w != w.lower() for w in words)
+
+
+def _spelled(location: Iterable[int | str], content: Any, is_snake: bool) -> list[str]:
+    """The location as the client wrote it. A part that is no field, such as the name of a type of a
+    union, ends it."""
+    parts: list[str] = []
+    for name in map(str, location):
+        if not isinstance(content, dict):
+            break
+        alias = to_camel(name)
+        missing = name if is_snake else alias
+        part = next((each for each in (alias, name) if each in content), missing)
+        parts.append(part)
+        content = content.get(part)
+    return parts
+
+
+def _pointer(parts: Sequence[str]) -> str:
+    """A JSON pointer in a URI fragment (RFC 6901, section 6)."""
+    escaped = (part.replace("~", "~0").replace("/", "~1") for part in parts)
+    return ROOT + "".join(f"/{quote(part)}" for part in escaped)
