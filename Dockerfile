@@ -10,7 +10,7 @@ COPY sqs_broker sqs_broker
 # No compiler and no libcurl from Debian: every dependency has a wheel, and pycurl's brings its own.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel ./sqs_broker . \
     && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt \
-        /wheel/*.whl
+        /wheel/celery_sqs_broker-*.whl "$(echo /wheel/sqs_registrations-*.whl)[api]"
 
 FROM python:3.13-slim
 # A small init. Process 1 of a container inherits every process that a task has left behind, and the

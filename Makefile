@@ -79,7 +79,7 @@ $(STAMP): pyproject.toml sqs_broker/pyproject.toml constraints.txt | python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
-	    --group dev -e ./sqs_broker -e .
+	    --group dev -e ./sqs_broker -e '.[api]'
 	@touch $(STAMP)
 
 $(BENCH_STAMP): $(STAMP)

@@ -51,6 +51,7 @@ FIELDS = (
     "event", "task", "message_id", "sqs_message_id", "source", "queue", "deliveries", "attempt",
     "outcome", "queue_seconds", "wait_seconds", "run_seconds", "seconds", "delay", "reason",
     "error", "count", "pid",
+    "request_id", "client", "method", "route", "status",
 )  # fmt: skip
 
 #: Loggers of Celery that write about one message. The broker logs the same events, with the outcome

@@ -353,8 +353,8 @@ class ApiSettings(BaseSettings):
         description="Items per second that one API key may send to one process: each registration "
         "of a batch is an item, and so is each other request. Default: no limit.",
     )
-    cors_origins: str = Field(
-        "",
+    cors_origins: str | None = Field(
+        None,
         description="Origins whose pages may call the API, separated by commas, such as "
         "`https://example.com`. Default: none.",
     )
@@ -382,7 +382,7 @@ class ApiSettings(BaseSettings):
     @property
     def origins(self) -> list[str]:
         """The origins whose pages may call the API."""
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return [origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip()]
 
 
 @cache

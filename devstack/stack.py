@@ -1,4 +1,4 @@
-"""The stack: SQS server, queues, mongod, worker and Flower, each on 127.0.0.1."""
+"""The stack: SQS server, queues, mongod, worker, Flower and the API, each on 127.0.0.1."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import get_settings
-from devstack import flower, mongo, sqs
+from devstack import api, flower, mongo, sqs
 from devstack.directory import Directory
 from devstack.errors import StackError
 from devstack.mongo import MongoServer
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SQS_PORT = 9324
 MONGO_PORT = 27017
 FLOWER_PORT = 5555
+API_PORT = 8000
 QUEUE = "sdc-sqs"
 DATABASE = "registrations"
 WORKER_START_SECONDS = 60
@@ -46,13 +47,18 @@ class Stack:
     mongo: MongoServer
     worker: Process
     flower: Process
+    api: Process
     queues: QueuePair
     #: The environment variables that a client on this machine needs.
     environment: Mapping[str, str]
 
+    @property
+    def _processes(self) -> list[Process]:
+        return [self.sqs.process, self.mongo.process, self.worker, self.flower, self.api]
+
     def check(self) -> None:
         """Raise StackError if a process of the stack has ended."""
-        for process in (self.sqs.process, self.mongo.process, self.worker, self.flower):
+        for process in self._processes:
             process.check()
 
 
@@ -60,8 +66,8 @@ class Stack:
 def running(path: Path, say: Say) -> Iterator[Stack]:
     """A stack with its data in `path`, until the end of the block.
 
-    It calls `say` with a line for each step. The worker and Flower stop first, then the servers.
-    Raises StackError if the stack does not start, or if another stack runs in `path`.
+    It calls `say` with a line for each step. The API, the worker and Flower stop first, then the
+    servers. Raises StackError if the stack does not start, or if another stack runs in `path`.
     """
     directory = Directory(path)
     with directory.occupied() as lock, ExitStack() as started:
@@ -88,7 +94,9 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
         say(f"MongoDB      {mongo_server.uri(DATABASE)}{_moved(mongo_server.port, MONGO_PORT)}")
 
         access = flower.Access.new(FLOWER_PORT)
-        environment = _environment(sqs_server, queues, mongo_server) | access.environment
+        api_access = api.Access.new(API_PORT)
+        environment = _environment(sqs_server, queues, mongo_server)
+        environment |= access.environment | api_access.environment
         directory.publish(environment)
         # Started before the worker, because both take a moment.
         web = started.enter_context(
@@ -101,15 +109,27 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
                 keep_open=[lock],
             )
         )
+        http = started.enter_context(
+            api.running(
+                api_access,
+                environment=client_environment(environment),
+                directory=ROOT,
+                log=directory.log("api"),
+                keep_open=[lock],
+            )
+        )
         worker = started.enter_context(_worker(directory, environment, lock))
         say(f"worker       ready, logs to {worker.log}")
         flower.wait_until_listening(web, access)
         say(f"Flower       {access.url}{_moved(access.port, FLOWER_PORT)}")
         say(f"             login: FLOWER_BASIC_AUTH in {directory.environment_file}")
+        api.wait_until_listening(http, api_access)
+        say(f"API          {api_access.url}{_moved(api_access.port, API_PORT)}")
+        say(f"             key: API_KEY in {directory.environment_file}")
         try:
-            yield Stack(directory, sqs_server, mongo_server, worker, web, queues, environment)
+            yield Stack(directory, sqs_server, mongo_server, worker, web, http, queues, environment)
         finally:
-            say("\nStopping the worker and Flower, then the servers.")
+            say("\nStopping the worker, the API and Flower, then the servers.")
 
 
 def serve(stack: Stack, until: Callable[[], bool]) -> None:

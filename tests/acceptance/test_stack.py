@@ -278,8 +278,9 @@ def test_killed_or_stopped_it_leaves_no_process_and_keeps_queue_and_database(
         with sqs_client(environment) as client:
             client.send_message(QueueUrl=environment["AWS_SQS_DLQ_URL"], MessageBody="kept")
         stored = {user["_id"] for user in users(environment)}
-        # The stack itself, and for servers, worker and Flower their guards, with two pool children.
-        assert len(killed.processes()) == 1 + 4 * 2 + 2
+        # The stack itself, and for servers, worker, Flower and API their guards, and two children
+        # of the pool.
+        assert len(killed.processes()) == 1 + 5 * 2 + 2
         killed.send(signal.SIGKILL)
         killed.wait_until_gone()
 

@@ -218,4 +218,3 @@ def test_no_thread_starts_before_the_first_message(fake: FakeSqs) -> None:
     made = gatherer(fake)
     assert threading.active_count() == before
     run(made.close())
-

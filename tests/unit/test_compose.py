@@ -20,15 +20,23 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import FlowerSettings, Settings, get_flower_settings
+from app.api.server import STOP_SECONDS
+from app.settings import (
+    ApiSettings,
+    FlowerSettings,
+    Settings,
+    get_api_settings,
+    get_flower_settings,
+)
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKER = SERVICES["worker"]
 FLOWER = SERVICES["flower"]
+API = SERVICES["api"]
 #: What our image runs; the others are of somebody else's.
-OURS = {"worker", "flower"}
+OURS = {"worker", "flower", "api"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 
 
@@ -74,6 +82,8 @@ def test_ours_are_given_only_what_the_settings_declare() -> None:
     flowers = {f"FLOWER_{name.upper()}" for name in FlowerSettings.model_fields}
     assert set(WORKER["environment"]) <= declared
     assert set(FLOWER["environment"]) <= declared | flowers
+    apis = {f"API_{name.upper()}" for name in ApiSettings.model_fields}
+    assert set(API["environment"]) <= declared | apis
 
 
 def test_the_worker_is_given_all_it_needs(settings: Settings) -> None:
@@ -81,10 +91,11 @@ def test_the_worker_is_given_all_it_needs(settings: Settings) -> None:
     assert settings.credentials
 
 
-def test_flower_is_given_what_the_worker_is() -> None:
+def test_flower_and_the_api_are_given_what_the_worker_is() -> None:
     own = {"WORKER_HEALTH_FILE"}
     shared = {k: v for k, v in WORKER["environment"].items() if k not in own}
     assert FLOWER["environment"].items() >= shared.items()
+    assert API["environment"].items() >= shared.items()
 
 
 def test_flower_comes_without_a_login_of_its_own() -> None:
@@ -93,6 +104,25 @@ def test_flower_comes_without_a_login_of_its_own() -> None:
         r"\$\{FLOWER_BASIC_AUTH:\?[\w ,]+user:password\}",
         FLOWER["environment"]["FLOWER_BASIC_AUTH"],
     )
+
+
+def test_the_api_comes_without_a_key_of_its_own() -> None:
+    assert re.fullmatch(r"\$\{API_KEYS:\?[\w ,:./()]+\}", API["environment"]["API_KEYS"])
+
+
+def test_the_api_is_published_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in API["environment"].items():
+        monkeypatch.setenv(name, value)
+    settings = get_api_settings()
+    (port,) = API["ports"]
+    assert port == f"127.0.0.1:{settings.port}:{settings.port}"
+    assert settings.address == "0.0.0.0"
+    assert f"http://127.0.0.1:{settings.port}/healthz" in health_check("api")[-1]
+
+
+def test_the_api_is_given_the_time_that_a_stop_takes() -> None:
+    grace = int(API["stop_grace_period"].removesuffix("s"))
+    assert grace >= STOP_SECONDS + ApiSettings().send_timeout
 
 
 def test_what_flower_has_seen_is_on_a_volume_that_its_user_may_write() -> None:

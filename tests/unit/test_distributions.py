@@ -111,6 +111,16 @@ def sources_without(folder: str) -> list[Path]:
     return [file for file in files if folder not in file.relative_to(ROOT).parts]
 
 
+def test_the_extra_of_the_api_names_what_the_api_imports_and_what_it_is_served_with() -> None:
+    own = {package for file in (ROOT / "app/api").rglob("*.py") for package in imported(file)}
+    others = {package for file in (ROOT / "app").rglob("*.py") for package in imported(file)
+              if "api" not in file.parts}  # fmt: skip
+    # Starlette is FastAPI's own. httptools is uvicorn's way to read HTTP.
+    needed = own - others - {"starlette", "app"} | {"fastapi-offline", "httptools"}
+    assert needed == names(APPLICATION["optional-dependencies"]["api"])
+    assert needed & names(APPLICATION["dependencies"]) == set()
+
+
 def test_the_broker_s_licence_is_that_of_the_repository() -> None:
     assert (ROOT / "sqs_broker/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
@@ -119,7 +129,7 @@ def test_the_broker_s_licence_is_that_of_the_repository() -> None:
 def test_whoever_installs_the_application_builds_the_broker_from_the_checkout(file: str) -> None:
     lines = (ROOT / file).read_text().replace("\\\n", " ").splitlines()
     words = [line.split() for line in lines if " pip " in line or line.startswith("RUN pip")]
-    installing = [each for each in words if "." in each]
+    installing = [each for each in words if {".", "'.[api]'"} & set(each)]
     assert installing
     assert [each for each in installing if "./sqs_broker" not in each] == []
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic_settings import BaseSettings
 
-from app.settings import FlowerSettings, Settings
+from app.settings import ApiSettings, FlowerSettings, Settings
 from sqs_broker.options import Options
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,12 @@ def headings(page: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("settings", "page"),
-    [(Settings, "README.md"), (FlowerSettings, "docs/flower.md")],
-    ids=["readme", "flower"],
+    [
+        (Settings, "README.md"),
+        (FlowerSettings, "docs/flower.md"),
+        (ApiSettings, "docs/http.md"),
+    ],
+    ids=["readme", "flower", "api"],
 )
 def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: str) -> None:
     rows = re.findall(

@@ -1,0 +1,142 @@
+"""Reads the bodies of requests, within limits of size and time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from app.api.problems import Kind, Problem, too_large
+
+JSON, NDJSON = "application/json", "application/x-ndjson"
+
+MIB = 1 << 20
+
+#: Most bytes of a body that is read as a whole, and of a line.
+MOST_BODY = MOST_LINE = MIB
+
+#: Most bytes of a body that is read by lines.
+MOST_LINES = 64 * MIB
+
+#: Most lines of a body, also empty ones: each takes time.
+MOST_COUNT = 20_000
+
+#: Seconds in which a body that is read as a whole must arrive, and in which each part of one that
+#: is read by lines must arrive.
+BODY_SECONDS = 30.0
+
+#: Seconds in which a body that is read by lines must arrive.
+LINES_SECONDS = 300.0
+
+
+def check_media_type(request: Request, *accepted: str) -> str:
+    """The media type of the body, which must be one of these, in UTF-8 and not compressed. Raises
+    Problem."""
+    headers = request.headers
+    given, *parameters = headers.get("content-type", "").lower().split(";")
+    kind = given.strip()
+    charsets = [p.strip().removeprefix("charset=").strip('"') for p in parameters if "charset" in p]
+    if (
+        kind not in accepted
+        or any(charset not in ("utf-8", "utf8") for charset in charsets)
+        or headers.get("content-encoding", "identity").lower() != "identity"
+    ):
+        listed = " or ".join(accepted)
+        raise Problem(Kind.MEDIA_TYPE, f"Send {listed}, in UTF-8 and without a Content-Encoding.")
+    return kind
+
+
+async def whole(request: Request) -> bytes:
+    """The body, at most MOST_BODY bytes. Raises Problem."""
+    _check_length(request, MOST_BODY)
+    message = await _next(request, BODY_SECONDS)
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        async with _within(BODY_SECONDS):
+            body = await _rest(request, bytearray(body))
+    if len(body) > MOST_BODY:
+        raise _over(MOST_BODY)
+    return body
+
+
+async def lines(request: Request) -> AsyncIterator[bytes | None]:
+    """The lines of the body that are not empty; None in place of one of more than MOST_LINE bytes.
+    At most one line is kept. Raises Problem at the byte after MOST_LINES, and at the line after
+    MOST_COUNT."""
+    _check_length(request, MOST_LINES)
+    total = count = 0
+    line, is_long = bytearray(), False
+    async with _within(LINES_SECONDS):
+        more = True
+        while more:
+            message = await _next(request, BODY_SECONDS)
+            more = message.get("more_body", False)
+            chunk: bytes = message.get("body", b"")
+            total += len(chunk)
+            if total > MOST_LINES:
+                raise _over(MOST_LINES)
+            count += chunk.count(b"\n")
+            if count > MOST_COUNT:
+                raise too_large(f"The body may have at most {MOST_COUNT} lines.")
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                if is_long or len(line) + len(end) > MOST_LINE:
+                    yield None
+                elif text := bytes(line + end).strip():
+                    yield text
+                line.clear()
+                is_long = False
+            # What cannot become a line is not kept.
+            is_long = is_long or len(line) + len(rest) > MOST_LINE
+            line += b"" if is_long else rest
+    if is_long:
+        yield None
+    elif text := bytes(line).strip():
+        yield text
+
+
+async def _rest(request: Request, body: bytearray) -> bytes:
+    more = True
+    while more:
+        if len(body) > MOST_BODY:
+            raise _over(MOST_BODY)
+        message = await _next(request, BODY_SECONDS)
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def _next(request: Request, seconds: float) -> Message:
+    async with _within(seconds):
+        message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message
+
+
+class _within:
+    """Raises Problem if the block takes longer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await self._timeout.__aexit__(*error)  # type: ignore[arg-type]  # as given
+        except TimeoutError:
+            raise Problem(
+                Kind.TIMEOUT, "The body did not arrive in time.", headers={"Connection": "close"}
+            ) from None
+
+
+def _check_length(request: Request, most: int) -> None:
+    # The server refuses a request whose Content-Length is no number.
+    if int(request.headers.get("content-length", "0")) > most:
+        raise _over(most)
+
+
+def _over(most: int) -> Problem:
+    return too_large(f"The body may have at most {most // MIB} MiB.")

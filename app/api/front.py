@@ -1,0 +1,127 @@
+"""What every request passes first and last: ids, the log, and errors that nothing else caught."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
+
+logger = logging.getLogger(__name__)
+
+#: What is taken over as a request id. No `@`: an address is personal data.
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
+
+#: https://www.w3.org/TR/trace-context/#traceparent-header
+TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+#: Seconds after which any request ends, also one whose client does not read the answer.
+LONGEST_REQUEST = 420.0
+
+
+class Front:
+    """Gives each request an id, and logs how it ended.
+
+    The id is that of `X-Request-Id`, or the trace id of `traceparent`, or a new one. Both headers
+    are in the answer. `is_closing` says whether connections are closed after their answer.
+    """
+
+    def __init__(self, app: ASGIApp, is_closing: Callable[[], bool]) -> None:
+        self._app = app
+        self._is_closing = is_closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send, self._is_closing)
+        try:
+            async with asyncio.timeout(LONGEST_REQUEST):
+                await self._app(scope, receive, exchange.send)
+        except Exception as exc:
+            _log_failure(exchange, exc)
+            if exchange.status is None:
+                await exchange.send_problem(Problem(Kind.INTERNAL))
+        finally:
+            _log(exchange)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, send: Send, is_closing: Callable[[], bool]) -> None:
+        self.began = time.monotonic()
+        self.scope = scope
+        self.status: int | None = None
+        self._send = send
+        self._is_closing = is_closing
+        given = dict(scope["headers"])
+        traceparent = given.get(b"traceparent", b"")
+        trace = TRACEPARENT.fullmatch(traceparent)
+        id_ = given.get(b"x-request-id", b"")
+        if not REQUEST_ID.fullmatch(id_):
+            id_ = trace[1] if trace else secrets.token_hex(16).encode()
+        self._headers = [(b"x-request-id", id_), (b"cache-control", b"no-store")]
+        if trace:
+            self._headers.append((b"traceparent", traceparent))
+        self.facts: dict[str, Any] = scope.setdefault("state", {})
+        self.facts["request_id"] = id_.decode()
+        self.facts["traceparent"] = traceparent.decode() if trace else None
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message["headers"], *self._headers]
+            if self._is_closing():
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def send_problem(self, problem: Problem) -> None:
+        """Answer with a problem."""
+        body = content_of(problem)
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+        start = {"type": "http.response.start", "status": problem.kind.status, "headers": headers}
+        await self.send(start)
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _log(exchange: _Exchange) -> None:
+    scope, facts = exchange.scope, exchange.facts
+    # The pattern of the path: the path itself has ids of users.
+    route = getattr(scope.get("route"), "path", None)
+    logger.info(
+        "%s %s: %s",
+        scope["method"],
+        route,
+        exchange.status,
+        extra={
+            "event": "http.request",
+            "method": scope["method"],
+            "route": route,
+            "status": exchange.status,
+            "seconds": round(time.monotonic() - exchange.began, 6),
+            "request_id": facts["request_id"],
+            "client": facts.get("client"),
+            "count": facts.get("count"),
+        },
+    )
+
+
+def _log_failure(exchange: _Exchange, exc: Exception) -> None:
+    logger.error(
+        "A request failed: %s.",
+        type(exc).__name__,
+        exc_info=exc,
+        extra={
+            "event": "http.failed",
+            "request_id": exchange.facts["request_id"],
+            "error": type(exc).__name__,
+        },
+    )

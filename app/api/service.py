@@ -1,0 +1,157 @@
+"""What the routes share: keys, rates, gatherers, outcomes, and whether the process stops."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from starlette.requests import Request
+
+from app.api.gatherer import Gatherer
+from app.api.keys import Client, Keys, Rates, Scope
+from app.api.outcomes import Outcomes
+from app.api.problems import Fault, Kind, Problem, invalid, too_large
+from sqs_broker.sqs.requests import Outgoing
+
+#: Most calls of `Outcomes.accepted` at the same time. Of more, the ids are not stored.
+MOST_RECORDINGS = 200
+
+LONGEST_KEY = 128
+
+#: A string of a structured field (RFC 9651).
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
+_PRINTABLE = re.compile(rf"[ -~]{{1,{LONGEST_KEY}}}")
+
+
+class Phase(StrEnum):
+    """What the process does."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Service:
+    """Everything that the routes need. `gatherers` are by the name of the task."""
+
+    def __init__(
+        self,
+        *,
+        gatherers: Mapping[str, Gatherer],
+        outcomes: Outcomes,
+        keys: Keys,
+        rates: Rates,
+        count_queues: Callable[[], Iterable[Mapping[str, Any]]],
+        most_bytes: int,
+    ) -> None:
+        self.gatherers = gatherers
+        self.outcomes = outcomes
+        self.count_queues = count_queues
+        self.phase = Phase.STARTING
+        self.stopping = asyncio.Event()
+        self._keys = keys
+        self._rates = rates
+        self._most_bytes = most_bytes
+        self._recorded: dict[str, datetime] = {}
+        self._recordings: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process stops."""
+        return self.phase is Phase.DRAINING
+
+    def begin_stop(self) -> None:
+        """From now on, nobody waits for a final state."""
+        self.phase = Phase.DRAINING
+        self.stopping.set()
+
+    async def close(self) -> None:
+        """Send what was gathered, store what was accepted, and close the connections."""
+        for gatherer in set(self.gatherers.values()):
+            await gatherer.close()
+        if self._recordings:
+            await asyncio.wait(self._recordings, timeout=5)
+        await self.outcomes.close()
+
+    # Who asks ---------------------------------------------------------------------------------
+
+    def admit(self, request: Request, *scopes: Scope, items: int = 1) -> Client:
+        """The client of a request that needs one of these scopes, or any key. Counts its items.
+        Raises Problem."""
+        given = request.headers.get("x-api-key")
+        client = self._keys.client(given.encode("latin-1") if given is not None else None)
+        if client is None:
+            raise Problem(
+                Kind.UNKNOWN_KEY,
+                "Send an API key in the header X-API-Key.",
+                headers={"WWW-Authenticate": "X-API-Key"},
+            )
+        request.scope["state"]["client"] = client.name or None
+        if scopes and not any(client.may(scope) for scope in scopes):
+            raise Problem(Kind.FORBIDDEN, f"It needs the scope {' or '.join(scopes)}.")
+        if wait := self._rates.wait(client.name):
+            raise Problem(
+                Kind.RATE,
+                "Items are counted for each API key, in each process.",
+                headers={"Retry-After": str(wait)},
+            )
+        self._rates.take(client.name, items)
+        return client
+
+    def count(self, client: Client, items: int) -> None:
+        """Count further items of a request."""
+        self._rates.take(client.name, items)
+
+    # Messages ---------------------------------------------------------------------------------
+
+    def message(self, request: Request, task: str, id_: str, data: str) -> Outgoing:
+        """The message of a task with this data, in JSON. Raises Problem if SQS would refuse it."""
+        facts = request.scope["state"]
+        attributes = {"request_id": _text(facts["request_id"])}
+        if facts["traceparent"]:
+            attributes["traceparent"] = _text(facts["traceparent"])
+        message = Outgoing(f'{{"id":"{id_}","action":"{task}","data":{data}}}', attributes)
+        if message.size > self._most_bytes:
+            raise too_large(f"A message may have at most {self._most_bytes} bytes.")
+        return message
+
+    def taken(self, ids: Sequence[str]) -> None:
+        """Store that SQS took these messages, without waiting for it."""
+        if len(self._recordings) >= MOST_RECORDINGS:
+            return
+        now = datetime.now(UTC)
+        self._recorded.update(dict.fromkeys(ids, now))
+        task = asyncio.get_running_loop().create_task(self._record(ids))
+        self._recordings.add(task)
+        task.add_done_callback(self._recordings.discard)
+
+    def taken_at(self, id_: str) -> datetime | None:
+        """When SQS took a message whose acceptance is not stored yet."""
+        return self._recorded.get(id_)
+
+    async def _record(self, ids: Sequence[str]) -> None:
+        try:
+            await self.outcomes.accepted(ids)
+        finally:
+            for id_ in ids:
+                self._recorded.pop(id_, None)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The header Idempotency-Key, quoted or bare; None without it. Raises Problem."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    text = given[0].strip()
+    if quoted := _QUOTED.fullmatch(text):
+        text = re.sub(r"\\(.)", r"\1", quoted[1])
+    if len(given) > 1 or not _PRINTABLE.fullmatch(text):
+        detail = f"should be one value of 1 to {LONGEST_KEY} printable ASCII characters"
+        raise invalid(Fault(detail, parameter="Idempotency-Key"))
+    return text
+
+
+def _text(value: str) -> dict[str, str]:
+    return {"DataType": "String", "StringValue": value}
