@@ -1,7 +1,8 @@
 """The API on SQS in memory, with a store of outcomes in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,18 @@ def entry(name: str, key: str, scopes: str) -> str:
 
 
 API_KEYS = ",".join(entry(name, key, SCOPES.get(name, name)) for name, key in KEYS.items())
+
+
+#: Seconds that nothing here comes near to.
+LONG = 30.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns once the condition is true."""
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
 
 
 @dataclass

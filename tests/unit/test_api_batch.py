@@ -9,7 +9,7 @@ import pytest
 
 from app.api.batch import MOST_ITEMS, WINDOW
 from sqs_broker.testing import FakeSqs
-from tests.unit.api_service import API_KEYS, Running
+from tests.unit.api_service import API_KEYS, Running, until
 from tests.unit.asgi import Answer, CutOff
 from tests.unit.test_api_sending import SEND, SNAKE, USER, api, kind
 
@@ -83,8 +83,7 @@ def test_ten_thousand_items_are_a_thousand_calls_and_four_at_a_time(fake: FakeSq
         fake.hold(SEND)
         body = ndjson(*(user(n) for n in range(MOST_ITEMS)))
         sending = asyncio.create_task(post(made, body))
-        while made.service.gatherers["registerUser"].counts.calls < 4:
-            await asyncio.sleep(0.01)
+        await until(lambda: made.service.gatherers["registerUser"].counts.calls >= 4)
         fake.release(SEND)
         answer = await sending
         assert answer.json()["accepted"] == MOST_ITEMS == len(made.bodies)
@@ -102,8 +101,7 @@ def test_items_are_sent_while_the_rest_is_uploaded_and_answered_after_the_last(
         async def upload() -> AsyncIterator[bytes]:
             for start in range(0, 100, 10):
                 yield ndjson(*(user(n) for n in range(start, start + 10)))
-                while len(made.bodies) < start + 10:
-                    await asyncio.sleep(0.01)
+                await until(lambda end=start + 10: len(made.bodies) >= end)
                 seen.append(len(made.bodies))
 
         answer = await post(made, upload())
@@ -125,8 +123,7 @@ def test_the_upload_is_not_read_faster_than_sqs_takes_it(fake: FakeSqs) -> None:
                 yield ndjson(user(n))
 
         sending = asyncio.create_task(post(made, upload()))
-        while given < WINDOW:
-            await asyncio.sleep(0.01)
+        await until(lambda: given >= WINDOW)
         done, _ = await asyncio.wait([sending], timeout=0.1)
         assert not done
         assert given <= WINDOW + 11

@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ from sqs_broker.limits import BATCH
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 from sqs_broker.testing import FakeSqs
+from tests.unit.api_service import LONG, until
 
-#: Seconds that nothing here comes near to.
-LONG = 30.0
 SEND = "SendMessageBatch"
 
 
@@ -27,14 +25,6 @@ def url_of(fake: FakeSqs) -> str:
 def gatherer(fake: FakeSqs, **changes: Any) -> Gatherer:
     options = {"most_waiting": 1_000, "seconds": LONG} | changes
     return Gatherer(Queue(url_of(fake), fake), **options)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once the condition is true."""
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sqs_broker.testing import FakeSqs
-from tests.unit.api_service import API_KEYS, Running, State
+from tests.unit.api_service import API_KEYS, Running, State, until
 from tests.unit.test_api_sending import SEND, USER, api, kind
 
 STORED = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}}
@@ -244,8 +244,7 @@ def test_the_end_sends_what_was_gathered_and_stores_what_was_accepted(fake: Fake
             asyncio.create_task(made.client.post("/registrations", USER | {"userId": f"u{n}"}))
             for n in range(30)
         ]
-        while made.service.gatherers["registerUser"].counts.calls < 4:
-            await asyncio.sleep(0.01)
+        await until(lambda: made.service.gatherers["registerUser"].counts.calls >= 4)
         made.service.begin_stop()
         closing = asyncio.create_task(made.service.close())
         fake.release(SEND)

@@ -10,7 +10,7 @@ import pytest
 from app.api.problems import PREFIX
 from app.messages import Registration
 from sqs_broker.testing import FakeSqs
-from tests.unit.api_service import API_KEYS, Running, running
+from tests.unit.api_service import API_KEYS, Running, running, until
 
 USER = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim", "gender": "F"}}
 SNAKE = {"stock_id": "s1", "user_id": "u1", "user_info": {"nickname": "kim", "gender": "F"}}
@@ -292,8 +292,7 @@ def test_above_the_bound_a_request_is_refused_at_once(fake: FakeSqs) -> None:
             asyncio.create_task(made.client.post("/produce", {"input": n})) for n in range(4 + 10)
         ]
         gatherer = made.service.gatherers["increment"]
-        while gatherer.counts.calls < 4:
-            await asyncio.sleep(0.01)
+        await until(lambda: gatherer.counts.calls >= 4)
         answer = await asyncio.wait_for(made.client.post("/produce", {"input": 0}), 5)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         fake.release(SEND)

@@ -1,0 +1,309 @@
+"""The HTTP API in a process of its own, in front of a real SQS server and a worker."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.api_process import NDJSON, Api, Reply, StartApi, apis, reply_of
+from tests.acceptance.worker import Place, StartWorker
+from tests.faults import proxy
+from tests.faults.proxy import RESET, SILENT, THROTTLED, FaultProxy
+from tests.services import wait_until
+
+SEND = "SendMessageBatch"
+
+
+@pytest.fixture
+def start_api(tmp_path: Path) -> Iterator[StartApi]:
+    """Starts APIs that live until the end of the test, or shorter."""
+    with apis(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def faults(where: Place) -> Iterator[FaultProxy]:
+    """A proxy in front of the SQS server."""
+    with proxy.running(where.queues.endpoint_url) as (made, _):
+        yield made
+
+
+def user(stock: str, n: int) -> dict[str, Any]:
+    return {"stockId": stock, "userId": f"u{n}", "userInfo": {"nickname": "kim", "gender": "F"}}
+
+
+def lines(stock: str, count: int) -> bytes:
+    return b"".join(json.dumps(user(stock, n)).encode() + b"\n" for n in range(count))
+
+
+def drained(where: Place) -> list[dict[str, Any]]:
+    """The bodies of all messages on the queue, which are deleted."""
+    found = []
+    queue = {"QueueUrl": where.queues.url}
+    while received := where.queues.client.receive_message(**queue, MaxNumberOfMessages=10).get(
+        "Messages"
+    ):
+        found += [json.loads(message["Body"]) for message in received]
+        entries = [
+            {"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]}
+            for n, message in enumerate(received)
+        ]
+        where.queues.client.delete_message_batch(**queue, Entries=entries)
+    return found
+
+
+def test_a_registration_over_http_is_a_user_in_mongodb(
+    where: Place, start_api: StartApi, start_worker: StartWorker
+) -> None:
+    api = start_api(where.environment)
+    answer = api.post("/registrations", user("http", 1), X_Request_Id="r-1")
+    assert (answer.status, answer.headers["x-request-id"]) == (202, "r-1")
+    again = api.post("/registrations", user("http", 1))
+    assert again.json() == answer.json()
+    assert api.post("/produce", {"input": 41}).status == 202
+    worker = start_worker(where.environment)
+    worker.wait_for(where.queues.is_empty, 60, "an empty queue")
+    (stored,) = where.database["users"].find({"stock_id": "http"})
+    assert stored["registration"]["message_id"] == answer.json()["id"]
+    assert where.database["increments"].count_documents({"input": 41}) == 1
+
+
+def test_what_was_answered_before_a_kill_is_stored_and_the_rest_may_be_repeated(
+    where: Place, start_api: StartApi, start_worker: StartWorker, faults: FaultProxy
+) -> None:
+    environment = {**where.environment, "AWS_ENDPOINT_URL": faults.url}
+    api = start_api(environment)
+    accepted: set[str] = set()
+    lock = threading.Lock()
+
+    def register(n: int) -> None:
+        with suppress(OSError, HTTPException):
+            answer = api.post("/registrations", user("single", n))
+            if answer.status == 202:
+                with lock:
+                    accepted.add(answer.json()["id"])
+
+    body = lines("batch", 3_000)
+    with ThreadPoolExecutor(20) as clients:
+        batch = clients.submit(lambda: api.post("/registrations/batch", body, NDJSON))
+        singles = [clients.submit(register, n) for n in range(1_000)]
+        # In the middle of the batch: not before its first calls, and not after its last.
+        wait_until(lambda: faults.calls[SEND] > 100, 60, "a hundred calls")
+        api.kill()
+        assert isinstance(batch.exception(60), OSError | HTTPException)
+        for single in singles:
+            single.result(60)
+    assert accepted
+
+    again = start_api(environment)
+    answer = again.post("/registrations/batch", body, NDJSON)
+    assert (answer.status, answer.json()["accepted"]) == (202, 3_000)
+    with ThreadPoolExecutor(20) as clients:
+        statuses = set(
+            clients.map(
+                lambda n: again.post("/registrations", user("single", n)).status, range(1_000)
+            )
+        )
+    assert statuses == {202}
+    worker = start_worker(where.environment)
+    worker.wait_for(where.queues.is_empty, 90, "an empty queue")
+    users = where.database["users"]
+    stored = users.distinct("registration.message_id", {"stock_id": "single"})
+    assert accepted <= set(stored)
+    assert users.count_documents({"stock_id": "single"}) == 1_000
+    assert users.count_documents({"stock_id": "batch"}) == 3_000
+    assert where.queues.dead_letters() == []
+
+
+def test_a_stop_cuts_off_no_request_and_sends_what_was_gathered(
+    where: Place, start_api: StartApi, faults: FaultProxy
+) -> None:
+    api = start_api({**where.environment, "AWS_ENDPOINT_URL": faults.url})
+    faults.hold(SEND)
+    with ThreadPoolExecutor(50) as clients:
+        batch = clients.submit(
+            lambda: api.post("/registrations/batch", lines("stop-batch", 500), NDJSON)
+        )
+        singles = [
+            clients.submit(lambda n=n: api.post("/registrations", user("stop", n)))
+            for n in range(40)
+        ]
+        wait_until(lambda: faults.is_holding(SEND), 30, "a call")
+        # All are in the process: the server has taken their connections.
+        wait_until(lambda: _connections(api) >= 41, 30, "all connections")
+        stopping = clients.submit(api.stop, 60)
+        wait_until(lambda: api.log_lines("api.stopping"), 10, "the stop")
+        faults.let_go(SEND)
+        answers = [single.result(60) for single in singles]
+        assert [answer.status for answer in answers] == [202] * 40
+        assert batch.result(60).json()["accepted"] == 500
+        assert stopping.result(60) == 0
+    ids = {body["id"] for body in drained(where)}
+    assert {answer.json()["id"] for answer in answers} <= ids
+    assert len(ids) == 540
+
+
+def _connections(api: Api) -> int:
+    """How many connections the process has taken."""
+    table = Path(f"/proc/{api.pid}/net/tcp").read_text().splitlines()[1:]
+    port = f"{api.port:04X}"
+    established = "01"
+    rows = (row.split() for row in table)
+    return sum(r[1].endswith(f":{port}") and r[3] == established and r[9] != "0" for r in rows)
+
+
+def test_while_it_drains_it_serves_and_is_not_ready(where: Place, start_api: StartApi) -> None:
+    api = start_api({**where.environment, "API_DRAIN_SECONDS": "3"})
+    assert api.get("/readyz").status == 200
+    with ThreadPoolExecutor(1) as clients:
+        stopping = clients.submit(api.stop, 60)
+        wait_until(lambda: api.log_lines("api.stopping"), 10, "the stop")
+        ready = api.get("/readyz")
+        assert (ready.status, ready.json()["status"]) == (503, "draining")
+        assert ready.headers["connection"] == "close"
+        assert api.post("/registrations", user("drain", 1)).status == 202
+        assert stopping.result(60) == 0
+    drained(where)
+
+
+@pytest.mark.parametrize("fault", [SILENT, RESET, THROTTLED], ids=lambda fault: fault.name)
+def test_while_sqs_fails_nothing_is_accepted_and_each_answer_comes_in_time(
+    where: Place, start_api: StartApi, faults: FaultProxy, fault: Any
+) -> None:
+    api = start_api({**where.environment, "AWS_ENDPOINT_URL": faults.url, "API_SEND_TIMEOUT": "2"})
+    faults.fail(SEND, fault)
+    with ThreadPoolExecutor(30) as clients:
+        singles = [
+            clients.submit(lambda n=n: api.post("/registrations", user("away", n)))
+            for n in range(30)
+        ]
+        answers = [single.result(10) for single in singles]
+    assert {answer.status for answer in answers} == {503}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    assert api.get("/healthz").status == 200
+    faults.heal(SEND)
+
+    def is_back() -> Reply | None:
+        answer = api.post("/registrations", user("away", 1))
+        return answer if answer.status == 202 else None
+
+    assert api.wait_for(is_back, 30, "an accepted registration")
+    assert api.get("/readyz").json()["dependencies"]["sqs"] == "ok"
+    assert {line["error"] for line in api.log_lines("send.failed")}
+    assert {body["data"]["userId"] for body in drained(where)} == {"u1"}
+
+
+# Connections
+
+
+def raw(api: Api, data: bytes, seconds: float = 30) -> bytes:
+    """What the server sends until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=seconds) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(data)
+        found = b""
+        with suppress(ConnectionResetError):
+            while part := connection.recv(65_536):
+                found += part
+        return found
+
+
+def test_slow_and_large_headers_end_the_connection(where: Place, start_api: StartApi) -> None:
+    api = start_api(where.environment)
+    with ThreadPoolExecutor(5) as clients:
+        slow = clients.submit(raw, api, b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        silent = clients.submit(raw, api, b"")
+        large = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 40_000
+        whole = raw(api, large + b"\r\n\r\n")
+        endless = raw(api, large)
+        none = raw(api, b"nonsense\r\n\r\n")
+        assert api.get("/healthz").status == 200
+        assert slow.result(30).startswith(b"HTTP/1.1 408 ")
+        assert silent.result(30).startswith(b"HTTP/1.1 408 ")
+    assert whole.startswith(b"HTTP/1.1 431 ")
+    assert endless.startswith(b"HTTP/1.1 431 ")
+    assert none.startswith(b"HTTP/1.1 400 ")
+    for answer in (whole, endless, none):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"application/problem+json" in head
+        assert json.loads(body)["status"] == int(head[9:12])
+
+
+def test_a_connection_is_kept_for_the_next_request(where: Place, start_api: StartApi) -> None:
+    api = start_api({**where.environment, "API_KEEP_ALIVE": "1"})
+    connection = api.connect()
+    for _ in range(3):
+        connection.request("GET", "/healthz")
+        assert reply_of(connection).status == 200
+    kept = connection.sock
+    assert kept is not None
+    # The server closes it once it is idle for too long.
+    kept.settimeout(20)
+    assert kept.recv(1) == b""
+    connection.close()
+
+
+def test_a_large_upload_is_refused_before_it_is_sent(where: Place, start_api: StartApi) -> None:
+    api = start_api(where.environment)
+    head = (
+        b"POST /registrations/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+        b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    answer = raw(api, head)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in answer
+
+
+# The start
+
+
+def started(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.api", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"API_ADDRESS": "0.0.0.0"}, "API_KEYS"),
+        ({"API_KEYS": "nonsense"}, "API_KEYS"),
+        ({"API_PORT": "x"}, "API_PORT"),
+        ({"MONGO_URI": ""}, "MONGO_URI"),
+        ({"API_ADDRESS": "192.0.2.1", "API_KEYS": f"a:{'0' * 64}"}, "API_ADDRESS"),
+    ],
+)
+def test_it_does_not_start_open_or_without_a_setting(
+    where: Place, settings: dict[str, str], named: str
+) -> None:
+    outcome = started({**where.environment, "API_PORT": "0", **settings})
+    assert outcome.returncode == 1
+    (line,) = outcome.stderr.strip().splitlines()
+    assert named in line
+
+
+def test_a_key_that_the_command_makes_opens_the_api(where: Place, start_api: StartApi) -> None:
+    outcome = started(dict(os.environ), "key", "app", "--scope", "operate", "--scope", "register")
+    key, entry = (line.rpartition(": ")[2] for line in outcome.stdout.splitlines())
+    api = start_api({**where.environment, "API_KEYS": entry})
+    assert api.get("/queues").status == 401
+    queues = api.get("/queues", X_API_Key=key).json()["queues"]
+    assert [queue["queue"] for queue in queues] == [
+        where.queues.name,
+        where.queues.dead_letter_url.rpartition("/")[2],
+    ]
+    assert key not in api.log_text()
