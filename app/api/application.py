@@ -59,7 +59,7 @@ def application(
     inner.add_exception_handler(Exception, _failed)
     described = inner.openapi
     # The documented way: https://fastapi.tiangolo.com/how-to/extending-openapi/
-    inner.openapi = lambda: description.completed(described())  # type: ignore[method-assign]
+    inner.openapi = lambda: description.completed(described(), service.has_keys)  # type: ignore[method-assign]
     outer: ASGIApp = Front(inner, lambda: service.is_draining)
     if origins:
         outer = CORSMiddleware(

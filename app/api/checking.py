@@ -32,7 +32,7 @@ class Invalid(Exception):
 def parse(text: bytes | bytearray) -> Any:
     """The content of a JSON text in UTF-8. Raises Malformed."""
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode(), parse_float=_number)
     except UnicodeDecodeError:
         raise Malformed("The text is not UTF-8.") from None
     except json.JSONDecodeError as exc:
@@ -41,6 +41,14 @@ def parse(text: bytes | bytearray) -> Any:
         raise Malformed("A number has too many digits.") from None
     except RecursionError:
         raise Malformed("The text is nested too deeply.") from None
+
+
+def _number(text: str) -> float:
+    """A number that is not written as an integer. Without a fraction it is one all the same, as in
+    JSON Schema: `2.0` is 2."""
+    number = float(text)
+    is_exact = number.is_integer() and abs(number) <= LARGEST_INTEGER
+    return int(number) if is_exact else number
 
 
 def encode(content: Any) -> str:

@@ -58,6 +58,11 @@ class Service:
         self._recordings: set[asyncio.Task[None]] = set()
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a request needs an API key."""
+        return bool(self._keys)
+
+    @property
     def is_draining(self) -> bool:
         """Whether the process stops."""
         return self.phase is Phase.DRAINING

@@ -33,6 +33,16 @@ def entry(name: str, key: str, scopes: str) -> str:
 API_KEYS = ",".join(entry(name, key, SCOPES.get(name, name)) for name, key in KEYS.items())
 
 
+QUEUE = {
+    "queue": "jobs",
+    "isKnown": True,
+    "visible": 1,
+    "inFlight": 0,
+    "delayed": 0,
+    "oldest": None,
+    "deadLettersOf": None,
+}
+
 #: Seconds that nothing here comes near to.
 LONG = 30.0
 
@@ -159,7 +169,7 @@ async def running(
         outcomes=outcomes,
         keys=read_keys(keys),
         rates=Rates(rate),
-        count_queues=lambda: [{"queue": "jobs", "isKnown": True, "visible": 1}],
+        count_queues=lambda: [QUEUE],
         most_bytes=most_bytes,
     )
     made.append(

@@ -346,12 +346,25 @@ def test_each_operation_is_described_with_its_errors(fake: FakeSqs) -> None:
                 for media, content in response["content"].items():
                     assert "example" in content or "examples" in content
                     assert media == "application/problem+json" or status in ("200", "202", "503")
+            assert ("security" in operation) == ("401" in operation["responses"])
             if method == "POST":
                 assert {"400", "401", "403", "408", "413", "415", "429", "503"} <= set(
                     operation["responses"]
                 )
                 assert "Retry-After" in operation["responses"]["503"]["headers"]
         assert made.service.phase == "ready"
+
+    api(fake, test, keys=API_KEYS)
+
+
+def test_without_keys_the_document_asks_for_none(fake: FakeSqs) -> None:
+    async def test(made: Running) -> None:
+        document = (await made.client.get("/openapi.json")).json()
+        assert "securitySchemes" not in document["components"]
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                assert not {"401", "403"} & set(operation["responses"])
+                assert "security" not in operation
 
     api(fake, test)
 

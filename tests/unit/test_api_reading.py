@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sqs_broker.testing import FakeSqs
-from tests.unit.api_service import API_KEYS, Running, State, until
+from tests.unit.api_service import API_KEYS, QUEUE, Running, State, until
 from tests.unit.test_api_sending import SEND, USER, api, kind
 
 STORED = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim"}}
@@ -190,9 +190,9 @@ def test_users_come_in_pages(fake: FakeSqs) -> None:
 def test_the_queues_and_the_count(fake: FakeSqs) -> None:
     async def test(made: Running) -> None:
         answer = await made.client.get("/queues")
-        assert answer.json() == {"queues": [{"queue": "jobs", "isKnown": True, "visible": 1}]}
+        assert answer.json() == {"queues": [QUEUE]}
         assert (await made.client.get("/count")).json() == {"count": 7}
-        made.service.count_queues = lambda: [{"queue": "jobs", "isKnown": False}]
+        made.service.count_queues = lambda: [QUEUE | {"isKnown": False}]
         answer = await made.client.get("/queues")
         assert (answer.status, kind(answer)) == (503, "unavailable")
 

@@ -193,6 +193,21 @@ def test_a_number_that_json_does_not_have_is_a_fault_also_in_an_unknown_field(
     api(fake, test)
 
 
+def test_a_number_without_a_fraction_is_an_integer_however_it_is_written(fake: FakeSqs) -> None:
+    async def test(made: Running) -> None:
+        body = b'{"stockId":"s1","userId":"u1","userInfo":{"nickname":"k"},"money":%s}'
+        ids = set()
+        for number in (b"100", b"100.0", b"1e2"):
+            answer = await made.client.post("/registrations", body % number)
+            assert answer.status == 202
+            ids.add(answer.json()["id"])
+        assert len(ids) == 1
+        assert {type(json.loads(each)["data"]["money"]) for each in made.bodies} == {int}
+        assert (await made.client.post("/registrations", body % b"1.5")).status == 400
+
+    api(fake, test)
+
+
 # Produce
 
 
