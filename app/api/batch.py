@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.api.checking import ROOT, Invalid, Malformed, parse
-from app.api.gatherer import Entry, Full, Gatherer
+from app.api.gatherer import Entry, Full, Gatherer, Mark
 from app.api.problems import Fault, Kind, Problem, too_large
 from app.errors import Unavailable
 from sqs_broker.limits import BATCH, MOST_BYTES
@@ -25,8 +25,8 @@ FULL_PAUSE = 0.05
 
 TOO_LONG = Fault("has more than 1 MiB", ROOT)
 
-#: Turns the content of an item into an id and a message. Raises Invalid or Problem.
-Prepare = Callable[[Any], tuple[str, Outgoing]]
+#: Turns the content of an item into a message and its mark. Raises Invalid or Problem.
+Prepare = Callable[[Any], tuple[Mark, Outgoing]]
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Batch:
         self._prepare = prepare
         self._seconds = seconds
         self._pack = Pack(MOST_BYTES)
-        self._packed: list[Item] = []
+        self._packed: list[tuple[Item, Mark]] = []
         self._out: deque[tuple[Item, Entry]] = deque()
         #: Messages in a row that SQS did not take.
         self._failures = 0
@@ -80,19 +80,19 @@ class Batch:
         """Add an item. Waits while too many are on their way. Raises Problem if there are too
         many items."""
         try:
-            id_, message = self._prepare(content)
+            mark, message = self._prepare(content)
         except Invalid as exc:
             self._list(Item(faults=exc.faults))
             return
         except Problem as exc:
             self._list(Item(faults=(Fault(exc.detail, ROOT),)))
             return
-        item = Item(id_)
+        item = Item(mark.id)
         self._list(item)
         if not self._pack.add(message):
             await self._send()
             self._pack.add(message)
-        self._packed.append(item)
+        self._packed.append((item, mark))
         if len(self._packed) == BATCH:
             await self._send()
 
@@ -116,11 +116,11 @@ class Batch:
         while len(self._out) > WINDOW - BATCH:
             await self._settle_one()
         if items and not self._is_away:
-            ids = [str(item.id) for item in items]
-            entries = await self._entries(list(zip(ids, messages, strict=True)))
-            self._out.extend(zip(items, entries, strict=False))
+            marked = [(mark, m) for (_, mark), m in zip(items, messages, strict=True)]
+            entries = await self._entries(marked)
+            self._out.extend(zip((item for item, _ in items), entries, strict=False))
 
-    async def _entries(self, messages: list[tuple[str, Outgoing]]) -> list[Entry]:
+    async def _entries(self, messages: list[tuple[Mark, Outgoing]]) -> list[Entry]:
         """The messages in the gatherer; none if it has no room for too long."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._seconds

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from app.errors import Unavailable
 from sqs_broker.limits import BATCH, MOST_BYTES
@@ -38,6 +39,14 @@ FIRST_PAUSE = 0.1
 TRIES = 5
 
 
+class Mark(NamedTuple):
+    """The registration that a message has."""
+
+    id: str
+    stock_id: str
+    user_id: str
+
+
 class Full(Unavailable):
     """Too many messages wait."""
 
@@ -50,7 +59,7 @@ class Stopped(Unavailable):
 class Entry:
     """A message that a request waits for."""
 
-    id: str
+    mark: Mark | None
     message: Outgoing
     size: int
     sent: asyncio.Future[None]
@@ -70,7 +79,7 @@ class Counts:
 class Gatherer:
     """Sends messages to one queue. All methods are for the thread of the event loop.
 
-    `on_taken` is called with the ids of the messages that SQS took in one call.
+    `on_taken` is called with the marks of the messages that SQS took in one call.
     """
 
     def __init__(
@@ -80,7 +89,7 @@ class Gatherer:
         most_waiting: int,
         seconds: float,
         most_bytes: int = MOST_BYTES,
-        on_taken: Callable[[Sequence[str]], None] = lambda _: None,
+        on_taken: Callable[[Sequence[Mark]], None] = lambda _: None,
     ) -> None:
         """At most `most_waiting` messages wait for a call. A message that SQS has not taken after
         `seconds` has failed; it may still arrive."""
@@ -105,19 +114,19 @@ class Gatherer:
         self._is_stopped = False
         self._seldom = Seldom()
 
-    async def send(self, id_: str, message: Outgoing) -> None:
+    async def send(self, message: Outgoing, mark: Mark | None = None) -> None:
         """Send one message. Raises Unavailable if SQS has not taken it; Full at once if too many
         wait."""
-        (entry,) = self.add([(id_, message)])
+        (entry,) = self.add([(mark, message)])
         await entry.sent
 
-    def add(self, messages: Sequence[tuple[str, Outgoing]]) -> list[Entry]:
+    def add(self, messages: Sequence[tuple[Mark | None, Outgoing]]) -> list[Entry]:
         """Send messages. They are sent in the same calls if nothing else waits. Raises Full or
         Stopped, and sends nothing."""
         if self._is_stopped:
             raise Stopped("The server stops.")
         loop = asyncio.get_running_loop()
-        entries = [Entry(id_, m, m.size, loop.create_future()) for id_, m in messages]
+        entries = [Entry(mark, m, m.size, loop.create_future()) for mark, m in messages]
         size = sum(entry.size for entry in entries)
         if not self._has_room(len(entries), size):
             raise Full("Too many messages wait for SQS.")
@@ -184,13 +193,13 @@ class Gatherer:
     def _answered(self, pack: Sequence[Entry], call: "asyncio.Future[Errors]") -> None:
         self._calls -= 1
         errors = _errors_of(call, len(pack))
-        taken = [entry.id for entry, error in zip(pack, errors, strict=True) if error is None]
+        taken = [entry.mark for entry, error in zip(pack, errors, strict=True) if error is None]
         self.counts.sent += len(taken)
         self.error = next((error.code for error in errors if error is not None), None)
         for entry, error in zip(pack, errors, strict=True):
             self._end(entry, error)
-        if taken:
-            self._on_taken(taken)
+        if marks := [mark for mark in taken if mark is not None]:
+            self._on_taken(marks)
         self._forget_ended()
         self._pump()
 

@@ -51,9 +51,9 @@ class Outcomes(Protocol):
     """Stores that registrations were accepted, and reads what became of them. For one event
     loop."""
 
-    async def accepted(self, ids: Sequence[str]) -> None:
-        """Store that SQS took these messages. Best effort: never raises, and takes a bounded
-        time."""
+    async def accepted(self, ids: Sequence[str], users: Sequence[tuple[str, str]]) -> None:
+        """Store that SQS took these registrations. `users`: stock_id and user_id of each. Best
+        effort: never raises, and takes a bounded time."""
 
     async def state(self, id: str) -> State | None:
         """The present state; None if no message with this id was sent. Raises Unavailable if
@@ -67,7 +67,7 @@ class Outcomes(Protocol):
         """At most `limit` users after a cursor. Raises Unavailable, and ValueError if the cursor is
         none."""
 
-    async def user(self, stock_id: str, user_id: int | str) -> Mapping[str, Any] | None:
+    async def user(self, stock_id: str, user_id: str) -> Mapping[str, Any] | None:
         """One user; None if there is none. Raises Unavailable."""
 
     async def count(self) -> int | float:
@@ -80,7 +80,7 @@ class Outcomes(Protocol):
 class WithoutStore:
     """Knows nothing: each question is answered as if MongoDB was away."""
 
-    async def accepted(self, ids: Sequence[str]) -> None:
+    async def accepted(self, ids: Sequence[str], users: Sequence[tuple[str, str]]) -> None:
         """Store nothing."""
 
     async def state(self, id: str) -> NoReturn:
@@ -95,7 +95,7 @@ class WithoutStore:
         """Raises Unavailable."""
         raise Unavailable("MongoDB does not answer.")
 
-    async def user(self, stock_id: str, user_id: int | str) -> NoReturn:
+    async def user(self, stock_id: str, user_id: str) -> NoReturn:
         """Raises Unavailable."""
         raise Unavailable("MongoDB does not answer.")
 

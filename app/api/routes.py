@@ -17,8 +17,7 @@ from app.api import batch as batches
 from app.api import bodies
 from app.api.batch import Batch
 from app.api.checking import Invalid, Malformed, check, encode, parse
-from app.api.gatherer import Full
-from app.api.ids import INCREMENT, PATTERN, REGISTRATION, increment_id, is_of, registration_id
+from app.api.gatherer import Full, Mark
 from app.api.keys import Client, Scope
 from app.api.outcomes import State
 from app.api.problems import (
@@ -32,6 +31,14 @@ from app.api.problems import (
 from app.api.service import Service, idempotency_key
 from app.errors import Unavailable
 from app.messages import Increment, Registration
+from app.registration_ids import (
+    INCREMENT,
+    REGISTRATION,
+    increment_id,
+    is_of,
+    is_registration_id,
+    registration_id,
+)
 from sqs_broker.sqs.requests import Outgoing
 
 #: Longest time that an answer is held until the state is final, in seconds.
@@ -122,8 +129,9 @@ class Routes:
         key = idempotency_key(request)
         bodies.check_media_type(request, bodies.JSON)
         content = parse(await bodies.whole(request))
-        id_, message = self._registration(request, client, key, content)
-        await self._service.gatherers[REGISTRATION].send(id_, message)
+        mark, message = self._registration(request, client, key, content)
+        await self._service.gatherers[REGISTRATION].send(message, mark)
+        id_ = mark.id
         path = f"/registrations/{id_}"
         body = f'{{"id":"{id_}","state":"pending","links":{{"self":"{path}"}}}}'
         return Response(body, 202, {"Location": path}, media_type="application/json")
@@ -134,7 +142,7 @@ class Routes:
         key = idempotency_key(request)
         kind = bodies.check_media_type(request, bodies.NDJSON, bodies.JSON)
 
-        def prepare(content: Any) -> tuple[str, Outgoing]:
+        def prepare(content: Any) -> tuple[Mark, Outgoing]:
             return self._registration(request, client, key, content)
 
         batch = Batch(self._service.gatherers[REGISTRATION], prepare, self._send_timeout)
@@ -163,15 +171,16 @@ class Routes:
         check(Increment, content)
         id_ = increment_id(client.name, key)
         message = self._service.message(request, INCREMENT, id_, encode(content))
-        await self._service.gatherers[INCREMENT].send(id_, message)
+        await self._service.gatherers[INCREMENT].send(message)
         return _json({"id": id_, "state": "pending", "links": {"count": "/count"}}, 202)
 
     def _registration(
         self, request: Request, client: Client, key: str | None, content: Any
-    ) -> tuple[str, Outgoing]:
+    ) -> tuple[Mark, Outgoing]:
         registration = check(Registration, content)
         id_ = registration_id(client.name, key, registration)
-        return id_, self._service.message(request, REGISTRATION, id_, encode(content))
+        mark = Mark(id_, registration.stock_id, registration.user_id)
+        return mark, self._service.message(request, REGISTRATION, id_, encode(content))
 
     # Reading ----------------------------------------------------------------------------------
 
@@ -282,7 +291,7 @@ class Routes:
 def _may_ask(client: Client, id_: str) -> bool:
     if client.may(Scope.READ):
         return len(id_) <= LONGEST_ID
-    return bool(PATTERN.fullmatch(id_)) and is_of(id_, client.name)
+    return is_registration_id(id_) and is_of(id_, client.name)
 
 
 def _shown(state: State, client: Client) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from app.api.gatherer import Gatherer
+from app.api.gatherer import Gatherer, Mark
 from app.api.keys import Client, Keys, Rates, Scope
 from app.api.outcomes import Outcomes
 from app.api.problems import Fault, Kind, Problem, invalid, too_large
@@ -122,13 +122,13 @@ class Service:
             raise too_large(f"A message may have at most {self._most_bytes} bytes.")
         return message
 
-    def taken(self, ids: Sequence[str]) -> None:
-        """Store that SQS took these messages, without waiting for it."""
+    def taken(self, marks: Sequence[Mark]) -> None:
+        """Store that SQS took these registrations, without waiting for it."""
         if len(self._recordings) >= MOST_RECORDINGS:
             return
         now = datetime.now(UTC)
-        self._recorded.update(dict.fromkeys(ids, now))
-        task = asyncio.get_running_loop().create_task(self._record(ids))
+        self._recorded.update((mark.id, now) for mark in marks)
+        task = asyncio.get_running_loop().create_task(self._record(marks))
         self._recordings.add(task)
         task.add_done_callback(self._recordings.discard)
 
@@ -136,12 +136,13 @@ class Service:
         """When SQS took a message whose acceptance is not stored yet."""
         return self._recorded.get(id_)
 
-    async def _record(self, ids: Sequence[str]) -> None:
+    async def _record(self, marks: Sequence[Mark]) -> None:
+        users = [(mark.stock_id, mark.user_id) for mark in marks]
         try:
-            await self.outcomes.accepted(ids)
+            await self.outcomes.accepted([mark.id for mark in marks], users)
         finally:
-            for id_ in ids:
-                self._recorded.pop(id_, None)
+            for mark in marks:
+                self._recorded.pop(mark.id, None)
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -10,7 +10,6 @@ import uvloop
 
 from app.api.application import application
 from app.api.gatherer import Gatherer
-from app.api.ids import INCREMENT, REGISTRATION
 from app.api.keys import Keys, Rates, read_keys
 from app.api.outcomes import Outcomes, WithoutStore
 from app.api.server import Server, config
@@ -19,6 +18,7 @@ from app.celery import app as celery_app
 from app.errors import SettingsError
 from app.loader import is_loopback
 from app.logs import set_up
+from app.registration_ids import INCREMENT, REGISTRATION
 from app.settings import ApiSettings, get_api_settings, get_settings
 from sqs_broker.options import Options
 from sqs_broker.sqs.driver import Driver

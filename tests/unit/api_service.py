@@ -11,10 +11,10 @@ from typing import Any
 
 from app.api.application import application
 from app.api.gatherer import Gatherer
-from app.api.ids import INCREMENT, REGISTRATION
 from app.api.keys import Rates, read_keys
 from app.api.service import Phase, Service
 from app.errors import Unavailable
+from app.registration_ids import INCREMENT, REGISTRATION
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import FakeSqs
 from tests.unit.asgi import Client
@@ -77,6 +77,7 @@ class InMemory:
     def __init__(self) -> None:
         self.states: dict[str, State] = {}
         self.by_key: dict[tuple[str, Any], dict[str, Any]] = {}
+        self.accepted_users: list[tuple[str, str]] = []
         self.is_away = False
         self.is_closed = False
         self.holds_accepted = asyncio.Event()
@@ -91,8 +92,9 @@ class InMemory:
         if self.is_away:
             raise Unavailable("MongoDB does not answer.")
 
-    async def accepted(self, ids: Sequence[str]) -> None:
+    async def accepted(self, ids: Sequence[str], users: Sequence[tuple[str, str]]) -> None:
         await self.holds_accepted.wait()
+        self.accepted_users += users
         for id_ in ids:
             self.states.setdefault(id_, State(id_, "pending"))
 
@@ -120,7 +122,7 @@ class InMemory:
         end = start + limit
         return Page(found[start:end], str(end) if end < len(found) else None)
 
-    async def user(self, stock_id: str, user_id: int | str) -> dict[str, Any] | None:
+    async def user(self, stock_id: str, user_id: str) -> dict[str, Any] | None:
         self._check()
         return self.by_key.get((stock_id, user_id))
 

@@ -95,6 +95,19 @@ def test_a_registration_is_pending_at_once_also_before_its_acceptance_is_stored(
     api(fake, test)
 
 
+def test_an_acceptance_is_stored_with_its_user_and_an_increment_is_no_registration(
+    fake: FakeSqs,
+) -> None:
+    async def test(made: Running) -> None:
+        id_ = (await made.client.post("/registrations", USER)).json()["id"]
+        await made.client.post("/produce", {"input": 1})
+        await until(lambda: made.outcomes.states)
+        assert set(made.outcomes.states) == {id_}
+        assert made.outcomes.accepted_users == [("s1", "u1")]
+
+    api(fake, test)
+
+
 def test_what_sqs_did_not_take_is_no_registration(fake: FakeSqs) -> None:
     async def test(made: Running) -> None:
         fake.fail(SEND, "AccessDenied")
