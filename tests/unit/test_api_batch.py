@@ -148,6 +148,7 @@ def test_a_line_across_parts_and_one_that_is_too_long(fake: FakeSqs) -> None:
         content = (await post(made, upload())).json()
         states = [item["state"] for item in content["items"]]
         assert states == ["pending", "invalid", "pending", "pending"]
+        assert content["items"][1]["errors"] == [{"pointer": "#", "detail": "has more than 1 MiB"}]
 
     api(fake, test)
 

@@ -258,10 +258,12 @@ def test_the_end_sends_what_was_gathered_and_stores_what_was_accepted(fake: Fake
             for n in range(30)
         ]
         await until(lambda: made.service.gatherers["registerUser"].counts.calls >= 4)
+        made.outcomes.holds_accepted.clear()
         made.service.begin_stop()
         closing = asyncio.create_task(made.service.close())
         fake.release(SEND)
         ids = {(await send).json()["id"] for send in sends}
+        made.outcomes.holds_accepted.set()
         await closing
         assert set(made.outcomes.states) == ids
         assert made.outcomes.is_closed
