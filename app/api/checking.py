@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -32,7 +33,7 @@ class Invalid(Exception):
 def parse(text: bytes | bytearray) -> Any:
     """The content of a JSON text in UTF-8. Raises Malformed."""
     try:
-        return json.loads(text.decode(), parse_float=_number)
+        return _DECODER.decode(text.decode())
     except UnicodeDecodeError:
         raise Malformed("The text is not UTF-8.") from None
     except json.JSONDecodeError as exc:
@@ -51,11 +52,16 @@ def _number(text: str) -> float:
     return int(number) if is_exact else number
 
 
+#: Created once, because the functions of `json` create them for each call with such options.
+_DECODER = json.JSONDecoder(parse_float=_number)
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
 def encode(content: Any) -> str:
     """The content as JSON, in ASCII: SQS refuses some characters that JSON allows. Raises
     Invalid."""
     try:
-        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(content)
     except (ValueError, RecursionError):
         raise Invalid(Fault("has a number that JSON cannot carry", ROOT)) from None
 
@@ -67,10 +73,10 @@ def check(model: type[M], content: Any) -> M:
     """
     if not isinstance(content, dict):
         raise Invalid(Fault("should be a JSON object", ROOT))
-    if twice := [name for name in model.model_fields if _is_given_twice(name, content)]:
-        raise Invalid(
-            *(Fault("is given in two spellings", _pointer([to_camel(name)])) for name in twice)
-        )
+    if twice := [
+        alias for name, alias in _spellings(model) if name in content and alias in content
+    ]:
+        raise Invalid(*(Fault("is given in two spellings", _pointer([a])) for a in twice))
     try:
         message = model.model_validate(fields_of(model, (), content))
     except ValidationError as exc:
@@ -81,9 +87,11 @@ def check(model: type[M], content: Any) -> M:
     return message
 
 
-def _is_given_twice(name: str, content: dict[str, Any]) -> bool:
-    alias = to_camel(name)
-    return alias != name and alias in content and name in content
+@cache
+def _spellings(model: type[Message]) -> list[tuple[str, str]]:
+    """The fields that have two spellings."""
+    both = ((name, to_camel(name)) for name in model.model_fields)
+    return [(name, alias) for name, alias in both if name != alias]
 
 
 def _faults_of(error: ValidationError, content: dict[str, Any]) -> Sequence[Fault]:
