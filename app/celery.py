@@ -17,6 +17,7 @@ from app.logs import use_json_lines
 from app.outage import OutageWatch
 from app.outcomes.flush import OutcomeFlush
 from app.startup import StartChecks
+from app.typed_task import CANVAS, TypedTask, refuse_unknown
 from sqs_broker import install
 
 
@@ -41,6 +42,23 @@ class Registrations(Celery):
     def task(self, *args: Any, **options: Any) -> Any:
         """Celery's decorator, with `shared=False` as the default."""
         return super().task(*args, **{"shared": False, **options})
+
+    def send_task(
+        self, name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any
+    ) -> Any:
+        """Send a task by its name. If this app has the task, the arguments are checked as `.delay`
+        checks them. The tasks that are to follow may not have all arguments yet: of theirs, only
+        unknown fields are refused. Raises InvalidMessage and sends nothing."""
+        if name not in self.tasks:
+            self.loader.import_default_modules()
+        if not options.get("parent_id"):
+            refuse_unknown([options.get(option) for option in CANVAS], self.tasks)
+        task = self.tasks.get(name)
+        if isinstance(task, TypedTask) and options.get("task_type") is None:
+            task.check(args, kwargs, options)
+            shown = task.shown(args or (), kwargs or {})
+            options = {"argsrepr": shown[0], "kwargsrepr": shown[1], **options}
+        return super().send_task(name, args, kwargs, *rest, **options)
 
 
 app = Registrations(

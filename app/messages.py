@@ -2,11 +2,14 @@
 
 A message model is the whole contract of a task. Its fields are the task's arguments. They are
 checked when `.delay` is called, and again in the worker. Each field is accepted in both spellings
-(`stock_id`, `stockId`). Unknown fields are ignored, so a producer may be newer than the worker.
+(`stock_id`, `stockId`). An unknown field is an error for a Python caller. A worker ignores it, so a
+producer may be newer than the worker.
 """
 
+import re
+from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +23,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from app.payload import Carrier, hash_of_version_1
+from app.payload import Carrier, hash_of_version_1, known_to
 from sqs_broker import ForeignMessage, Undecodable
 from sqs_broker.rules.provenance import Provenance as Provenance
 from sqs_broker.rules.provenance import Source as Source
@@ -28,9 +31,18 @@ from sqs_broker.rules.provenance import Source as Source
 #: The largest integer that all JSON readers and BSON represent exactly.
 LARGEST_INTEGER = 2**53
 
-#: An id of this application. It is short and printable, because logs show it and an index key
-#: contains it.
+#: A name as programs write it. Any other name of a field could be personal data, and is not shown.
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+
+#: pydantic's type of the fault of an unknown field.
+#: https://docs.pydantic.dev/latest/errors/validation_errors/#extra_forbidden
+UNKNOWN = "extra_forbidden"
+
+#: An id of this application: 1 to 128 characters, and no control character, so no line end. It is
+#: short and printable, because logs show it and an index key contains it. Nothing else is checked
+#: or changed: spaces count, and an id of spaces alone is an id like any other.
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Model = TypeVar("Model", bound=BaseModel)
 Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
 
 
@@ -59,7 +71,12 @@ class Message(Carrier):
 
 
 class UserInfo(Message):
-    """What users say about themselves. Personal data: never shown."""
+    """What users say about themselves. Personal data: never shown.
+
+    Each text is stored as it is given: spaces and line ends count. `nickname` has 1 to 100
+    characters, `gender` at most 16, and `introduction` at most 2,000. `gender` is any text, not one
+    of a list: the producers agree on its values. "" means that the user did not say it.
+    """
 
     nickname: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     gender: Annotated[str, StringConstraints(max_length=16)] = ""
@@ -67,7 +84,11 @@ class UserInfo(Message):
 
 
 class Registration(Message):
-    """A user registers for a session of the game."""
+    """A user registers for a session of the game.
+
+    `index`, `money` and `loan_count` are whole numbers from 0 to 2**53. Without `money`, or with
+    None, the user gets the setting STARTING_MONEY.
+    """
 
     shown = frozenset({"stock_id", "user_id"})
     version_1 = (
@@ -98,12 +119,70 @@ class Increment(Message):
     input: Annotated[StrictInt | StrictFloat, AfterValidator(_exact)]
 
 
-def field_faults(error: ValidationError) -> str:
-    """Name each invalid field and what it should be, without any value from the message."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc']) or 'message'}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+def read_strictly(model: type[Model], fields: dict[str, Any]) -> Model:
+    """Read a caller's fields. Raises ValidationError, also for an unknown field, unless the model
+    itself says what becomes of those."""
+    if model.model_config.get("extra") != "ignore":
+        return model.model_validate(fields)
+    return model.model_validate(fields, extra="forbid")
+
+
+def unknown_fields(model: type[BaseModel], fields: dict[str, Any]) -> list[str]:
+    """What is wrong with each unknown field, as `field_faults` says it. Of the other fields nothing
+    is checked: some may still be missing."""
+    try:
+        read_strictly(model, fields)
+    except ValidationError as exc:
+        return [_fault(one, model) for one in _faults(exc) if one["type"] == UNKNOWN]
+    return []
+
+
+def names_of_unknown(error: ValidationError) -> list[str]:
+    """The names of the unknown fields in an error of `read_strictly`, such as `user_info.gendr`."""
+    return [_place(one["loc"]) for one in _faults(error) if one["type"] == UNKNOWN]
+
+
+def field_faults(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Name each invalid field and what it should be, without any value from the message. With the
+    model, an unknown field gets the nearest name that the model knows."""
+    return "; ".join(_fault(one, model) for one in _faults(error))
+
+
+def _faults(error: ValidationError) -> list[Any]:
+    return list(error.errors(include_url=False, include_input=False, include_context=False))
+
+
+def _fault(one: Any, model: type[BaseModel] | None) -> str:
+    if model is None or one["type"] != UNKNOWN:
+        return f"{'.'.join(str(part) for part in one['loc']) or 'message'}: {one['msg']}"
+    nearest = _nearest(model, str(one["loc"][-1]))
+    hint = f"; did you mean {nearest}?" if nearest else f"; the fields are {_listed(model)}"
+    return f"{_place(one['loc'])}: there is no such field{hint}"
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(
+        str(part) if isinstance(part, int) or NAME.fullmatch(part) else "…" for part in location
     )
+
+
+def _nearest(model: type[BaseModel], name: str) -> str | None:
+    """The known field, also a nested one, whose name is nearest to this one in either spelling."""
+    places: dict[str, str] = {}
+    for place in _places_of(model):
+        last = place.rpartition(".")[2]
+        places |= {last: place, to_camel(last): place}
+    near = get_close_matches(name, places, n=1)
+    return places[near[0]] if near else None
+
+
+def _listed(model: type[BaseModel]) -> str:
+    return ", ".join(_places_of(model))
+
+
+@cache
+def _places_of(model: type[BaseModel]) -> list[str]:
+    return [word.partition("=")[0] for word in known_to(model).split(" ")]
 
 
 def fields_of(
@@ -138,7 +217,7 @@ def decode_json(content: dict[str, Any]) -> ForeignMessage:
     `type` is accepted in place of `action`. Raises Undecodable for anything else.
     """
     try:
-        plain = _PlainJson.model_validate(content)
+        plain = PlainJson.model_validate(content)
     except ValidationError as exc:
         raise Undecodable(f"the plain JSON message: {field_faults(exc)}") from None
     name = plain.action or plain.type
@@ -147,7 +226,9 @@ def decode_json(content: dict[str, Any]) -> ForeignMessage:
     return ForeignMessage(task=name, kwargs=plain.data, id=plain.id)
 
 
-class _PlainJson(BaseModel):
+class PlainJson(BaseModel):
+    """A plain JSON message."""
+
     model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None

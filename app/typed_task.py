@@ -1,19 +1,37 @@
 """A task whose arguments are a message model, checked at the caller and again in the worker."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
 from app.errors import PermanentError, TransientError
-from app.messages import Message, Provenance, Source, field_faults, fields_of
+from app.messages import (
+    Message,
+    Provenance,
+    Source,
+    field_faults,
+    fields_of,
+    names_of_unknown,
+    read_strictly,
+    unknown_fields,
+)
 from app.outage import SUSPECT_ON, is_unreachable
 from sqs_broker.worker.batch import Call
 from sqs_broker.worker.task import Task
 
+logger = logging.getLogger(__name__)
+
 #: Most characters of one shown value.
 LONGEST_SHOWN = 128
+
+#: Most names of unknown fields that one process logs for each task.
+MOST_UNKNOWN = 50
+
+#: The options of a call that hold the tasks to call after it.
+CANVAS = ("chain", "link", "link_error", "chord")
 
 
 class InvalidMessage(PermanentError, TypeError):
@@ -23,10 +41,11 @@ class InvalidMessage(PermanentError, TypeError):
 class TypedTask(Task):
     """`@app.task(name="registerUser", model=Registration)` on a function of (message, provenance).
 
-    Callers pass the fields of the model, by position or by name. If one is invalid, the call raises
-    InvalidMessage and sends nothing. In the worker, InvalidMessage or any other PermanentError
-    dead-letters the message; any other failure is retried. A task without a model is an ordinary
-    Celery task.
+    Callers pass the fields of the model, by position or by name. If one is invalid or unknown, the
+    call raises InvalidMessage and sends nothing. In the worker, InvalidMessage or any other
+    PermanentError dead-letters the message; any other failure is retried. The worker ignores an
+    unknown field of a message, and logs its name once in each process. A task without a model is an
+    ordinary Celery task.
     """
 
     abstract = True
@@ -35,13 +54,51 @@ class TypedTask(Task):
     dead_letter_on = (PermanentError,)
     suspect_on = SUSPECT_ON
     model: ClassVar[type[Message] | None] = None
+    #: The names of unknown fields that this process has logged.
+    _logged: ClassVar[set[str]] = set()
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Take the policy from the options, as Task does."""
+        super().on_bound(app)
+        cls._logged = set()
+
+    def signature(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """A signature of the task. Raises InvalidMessage for an unknown field. What is missing may
+        still be given by the call, or by the task before it in a chain."""
+        self.refuse_unknown(options.get("kwargs", rest[0] if rest else None) or {})
+        return super().signature(args, *rest, **options)
+
+    #: Celery's older name.
+    subtask = signature
+
+    def refuse_unknown(self, kwargs: Mapping[str, Any]) -> None:
+        """Raise InvalidMessage if one of these arguments is no field of the model."""
+        if self.model is None:
+            return
+        try:
+            faults = unknown_fields(self.model, fields_of(self.model, (), dict(kwargs)))
+        except TypeError as exc:
+            raise InvalidMessage(f"{self.name}: {exc}") from None
+        if faults:
+            raise InvalidMessage(f"{self.name}: {'; '.join(faults)}")
+
+    def check(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> None:
+        """Raise InvalidMessage unless a caller may send these arguments with these options of
+        apply_async."""
+        if options.get("parent_id"):
+            # Another task sends this one. An error here would fail that task, although its work is
+            # done. The worker that receives this message checks it, and dead-letters it if it is
+            # invalid.
+            return
+        if self.model is not None:
+            self._given(tuple(args or ()), dict(kwargs or {}))
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Check the arguments and send the task. Raises InvalidMessage, SettingsError or
         PublishError before anything is sent, kombu's OperationalError if SQS cannot be reached, and
         SqsError (sqs_broker/sqs/errors.py) if SQS refuses the message."""
-        if self.model is not None and not self._is_sent_by_a_task(options):
-            self._message(tuple(args or ()), dict(kwargs or {}))
+        self.check(args, kwargs, options)
         return super().apply_async(args, kwargs, *rest, **options)
 
     def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
@@ -96,22 +153,70 @@ class TypedTask(Task):
             return exc
 
     def _run_typed(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self._message(args, kwargs), _provenance(self.request))
+        is_a_call = self.request.called_directly or self.request.is_eager
+        message = self._given(args, kwargs) if is_a_call else self._message(args, kwargs)
+        return self.run(message, _provenance(self.request))
 
-    def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+        """The message that a caller gives. Raises InvalidMessage."""
         assert self.model is not None
         try:
-            return self.model.model_validate(fields_of(self.model, args, kwargs))
+            return read_strictly(self.model, fields_of(self.model, args, kwargs))
+        except ValidationError as exc:
+            raise InvalidMessage(f"{self.name}: {field_faults(exc, self.model)}") from None
+        except TypeError as exc:
+            raise InvalidMessage(f"{self.name}: {exc}") from None
+
+    def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+        """The message that came from a queue. Raises InvalidMessage."""
+        assert self.model is not None
+        try:
+            return self._read_message(fields_of(self.model, args, kwargs))
         except ValidationError as exc:
             raise InvalidMessage(f"{self.name}: {field_faults(exc)}") from None
         except TypeError as exc:
             raise InvalidMessage(f"{self.name}: {exc}") from None
 
-    @staticmethod
-    def _is_sent_by_a_task(options: dict[str, Any]) -> bool:
-        # An error here would fail the task that sends this one, although its work is done. The
-        # worker that receives this message checks it, and dead-letters it if it is invalid.
-        return bool(options.get("parent_id"))
+    def _read_message(self, fields: dict[str, Any]) -> Message:
+        assert self.model is not None
+        try:
+            return read_strictly(self.model, fields)
+        except ValidationError as exc:
+            if not (unknown := names_of_unknown(exc)):
+                raise
+        message = self.model.model_validate(fields)
+        self._log_unknown(unknown)
+        return message
+
+    def _log_unknown(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self._logged or len(self._logged) >= MOST_UNKNOWN:
+                continue
+            self._logged.add(name)
+            logger.warning(
+                "A message of %s has a field that this release does not know: %s. It is ignored.",
+                self.name,
+                name,
+                extra={"event": "message.unknown_field", "task": self.name, "reason": name},
+            )
+
+
+def refuse_unknown(following: Any, tasks: Mapping[str, Any]) -> None:
+    """Raise InvalidMessage if a task that is to follow a call has an unknown field. `following` is
+    a signature, or some of them; `tasks` are those of the app."""
+    if isinstance(following, list | tuple):
+        for one in following:
+            refuse_unknown(one, tasks)
+    if not isinstance(following, Mapping):
+        return
+    task, kwargs = tasks.get(str(following.get("task"))), following.get("kwargs") or {}
+    if isinstance(task, TypedTask) and task.model is not None:
+        task.refuse_unknown(kwargs)
+    else:
+        # It may be a group, a chain or a chord: its tasks are its arguments.
+        refuse_unknown(list(kwargs.values()), tasks)
+    options = following.get("options") or {}
+    refuse_unknown([options.get(name) for name in CANVAS], tasks)
 
 
 def _provenance(request: Any) -> Provenance:

@@ -12,7 +12,7 @@ import click
 from celery.exceptions import QueueNotFound
 from pydantic import ValidationError
 
-from app.messages import field_faults, fields_of
+from app.messages import PlainJson, field_faults, fields_of, read_strictly, unknown_fields
 from sqs_broker.errors import Undecodable
 from sqs_broker.options import Options
 from sqs_broker.rules.attributes import size
@@ -68,8 +68,9 @@ def command(
     \b
     {"id": "7f0c", "action": "registerUser", "data": {"stockId": "s1", …}}
 
-    Checks all messages first, as a worker would, and sends none if one is invalid. A message
-    without an id gets one. Prints the id of each message that SQS accepted.
+    Checks all messages first, as a worker would, and sends none if one is invalid or has an
+    unknown field. A message without an id gets one. Prints the id of each message that SQS
+    accepted.
 
     Exits with status 1 if a message was not sent. stderr names its line and the reason.
     """
@@ -115,6 +116,8 @@ class Checker:
             raise Unfit(exc.reason) from exc
         if payload["headers"]["delivery"].source is not Source.JSON:
             raise Unfit("this is a message of Celery or SNS, not a plain JSON message")
+        if faults := unknown_fields(PlainJson, json.loads(text)):
+            raise Unfit("; ".join(faults))
         task = payload["headers"]["task"]
         self._check_arguments(task, payload["body"][1])
         if (bytes_ := size(text, {})) > self._options.max_message_bytes:
@@ -129,9 +132,9 @@ class Checker:
         if (model := getattr(task, "model", None)) is None:
             raise Unfit(f"task {name!r} has no message model, so plain JSON cannot call it")
         try:
-            model.model_validate(fields_of(model, (), kwargs))
+            read_strictly(model, fields_of(model, (), kwargs))
         except ValidationError as exc:
-            raise Unfit(field_faults(exc)) from None
+            raise Unfit(field_faults(exc, model)) from None
         except TypeError as exc:
             raise Unfit(str(exc)) from None
 

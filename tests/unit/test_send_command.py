@@ -100,7 +100,10 @@ def test_a_message_without_an_id_is_given_one(run: Run, fake: FakeSqs) -> None:
         (line(action="bare"), "no message model"),
         (line(action="celery.ping"), "Celery's own tasks"),
         (line(userInfo={"nickname": "secret" * 40}), "nickname"),
-        (line(filler="x" * LIMIT), "bytes"),
+        (line(userInfo={"nickname": "kim", "introduction": "x" * 2_000}), "bytes"),
+        (line(mony=5), "mony: there is no such field; did you mean money?"),
+        (line(userInfo={"nickname": "kim", "gendr": "f"}), "did you mean user_info.gender?"),
+        (line().replace('"id"', '"idd"'), "idd: there is no such field; did you mean id?"),
         ('{"properties": {}}', "envelope"),
         (
             json.dumps({"Type": "Notification", "TopicArn": "arn:x", "Message": line()}),

@@ -6,16 +6,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain, group
 from celery.app.task import Context
 from celery.exceptions import Retry
 from kombu import Connection
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
+from app.celery import Registrations, app
 from app.errors import Conflict, TransientError
 from app.messages import Message, Provenance, Source
 from app.tasks import increment, register_user
-from app.typed_task import InvalidMessage
+from app.typed_task import MOST_UNKNOWN, InvalidMessage
 from sqs_broker.worker.batch import Call
 from sqs_broker.worker.task import Rejected
 
@@ -36,6 +37,14 @@ class Greeting(Message):
     times: int = 1
 
 
+class Free(Message):
+    """Takes any other fields too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
 @pytest.fixture
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that a producer needs, and a server that nobody reaches."""
@@ -46,7 +55,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def celery_app() -> Iterator[Celery]:
     """An app with the task class and no broker to speak of."""
-    app = Celery("tests", task_cls="app.typed_task:TypedTask", set_as_current=False)
+    app = Registrations("tests", task_cls="app.typed_task:TypedTask", set_as_current=False)
     app.conf.update(
         broker_url="memory://",
         task_default_queue="jobs",
@@ -97,6 +106,12 @@ def sent_by(send: Any) -> dict[str, Any]:
         (register_user, ("s1", "u1", {"nickname": {"$gt": ""}}), {}, "user_info.nickname: Input"),
         (register_user, ("s1", "u1", USER_INFO, 0, 0, 0, 0), {}, "takes at most 6 arguments"),
         (register_user, ("s1", "u1"), {"userId": "u2"}, "multiple values for argument 'user_id'"),
+        (register_user, ("s1", "u1", USER_INFO), {"mony": 5}, "mony: there is no such field; did "),
+        (register_user, ("s1", "u1", USER_INFO), {"mony": 5}, "did you mean money?"),
+        (register_user, ("s1", "u1", USER_INFO), {"loanCout": 5}, "did you mean loan_count?"),
+        (register_user, ("s1", "u1", USER_INFO | {"gendr": ""}), {}, "mean user_info.gender?"),
+        (register_user, ("s1", "u1", USER_INFO), {"xyzzy": 5}, "; the fields are index, loan_coun"),
+        (register_user, ("s1", "u1", USER_INFO | {MARKER: 1}), {}, "user_info.…: there is no"),
         (increment, (), {"input": True}, "input"),
     ],
 )
@@ -170,6 +185,93 @@ def test_a_message_names_the_time_limits_of_its_call_and_not_those_of_its_task(
     args = ("here", MARKER) if way == "apply_async" else ()
     message = sent_by(lambda to: send(args, **asked, connection=to))
     assert message["headers"]["timelimit"] == sent
+
+
+@pytest.mark.parametrize("way", ["delay", "apply_async", "signature", "direct", "apply", "eager"])
+def test_every_way_of_sending_or_calling_refuses_an_unknown_field(
+    celery_app: Celery, greet: Any, way: str
+) -> None:
+    celery_app.conf.task_always_eager = way == "eager"
+    given = {"place": "here", "name": MARKER, "tims": 2}
+    call = {
+        "delay": lambda: greet.delay(**given),
+        "apply_async": lambda: greet.apply_async(kwargs=given),
+        "signature": lambda: celery_app.signature("greet", kwargs=given).apply_async(),
+        "direct": lambda: greet(**given),
+        "apply": lambda: greet.apply(kwargs=given).get(),
+        "eager": lambda: greet.delay(**given),
+    }[way]
+    with pytest.raises(InvalidMessage, match=r"^greet: tims: .*did you mean times\?$"):
+        call()
+
+
+@pytest.mark.parametrize("way", ["s", "si", "signature", "subtask"])
+def test_a_signature_refuses_an_unknown_field_and_not_a_missing_one(greet: Any, way: str) -> None:
+    make = getattr(greet, way)
+    arguments: Any = {"kwargs": {"name": "kim"}} if way in ("signature", "subtask") else {}
+    assert make(**arguments or {"name": "kim"}).kwargs == {"name": "kim"}
+    unknown: Any = {"kwargs": {"nam": "kim"}} if arguments else {"nam": "kim"}
+    with pytest.raises(InvalidMessage, match="did you mean name"):
+        make(**unknown)
+
+
+@pytest.mark.usefixtures("_environment")
+@pytest.mark.parametrize("where", ["itself", "link", "chain", "group in a chain", "chord"])
+def test_a_task_that_is_sent_by_its_name_refuses_an_unknown_field(where: str) -> None:
+    wrong = app.signature("registerUser", kwargs={"mony": 5})
+    first = app.signature("increment", kwargs={"input": 1})
+    send = {
+        "itself": lambda: app.send_task(
+            "registerUser", ("s1", "u1", USER_INFO), {"mony": 5}, retry=False
+        ),
+        "link": lambda: app.send_task("increment", kwargs={"input": 1}, link=wrong, retry=False),
+        "chain": lambda: chain(first, wrong, app=app).apply_async(retry=False),
+        "group in a chain": lambda: chain(first, group(wrong, wrong, app=app), app=app).apply_async(
+            retry=False
+        ),
+        "chord": lambda: app.send_task("increment", kwargs={"input": 1}, chord=wrong, retry=False),
+    }[where]
+    with pytest.raises(InvalidMessage, match=r"^registerUser: mony: .*did you mean money\?$"):
+        send()
+
+
+@pytest.mark.usefixtures("_environment")
+def test_a_task_that_is_sent_by_its_name_is_checked_as_any_call() -> None:
+    with pytest.raises(InvalidMessage, match="user_id: Field required"):
+        app.send_task("registerUser", ("s1",), {"user_info": USER_INFO})
+
+
+@pytest.mark.usefixtures("greet")
+def test_a_task_that_is_sent_by_its_name_shows_no_personal_value(celery_app: Celery) -> None:
+    sent = sent_by(lambda to: celery_app.send_task("greet", ("here", MARKER), connection=to))
+    assert sent["payload"][0] == ["here", MARKER]
+    assert MARKER not in json.dumps(sent["headers"])
+
+
+def test_a_model_may_say_itself_what_becomes_of_unknown_fields(celery_app: Celery) -> None:
+    @celery_app.task(shared=False, name="collect", model=Free)
+    def collect(message: Free, provenance: Provenance) -> Any:
+        return message.model_extra
+
+    assert collect(name="kim", more=1) == {"more": 1}
+
+
+def test_a_worker_takes_a_message_of_a_newer_producer_and_logs_an_unknown_field_once(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = {"place": "here", "name": "kim", "colour": MARKER, f"{MARKER} Doe": 1}
+    for _ in range(3):
+        message, _ = run(**newer)
+        assert message == Greeting(place="here", name="kim")
+    reported = [r for r in caplog.records if getattr(r, "event", "") == "message.unknown_field"]
+    assert [(r.task, r.reason) for r in reported] == [("greet", "colour"), ("greet", "…")]  # type: ignore[attr-defined]  # from `extra`
+    assert MARKER not in caplog.text
+
+
+def test_a_worker_logs_only_so_many_names(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    given = {"place": "here", "name": "kim"} | {f"field_{n}": 1 for n in range(200)}
+    run(**given)
+    assert len(caplog.records) == MOST_UNKNOWN
 
 
 def test_what_a_task_sends_is_checked_where_it_arrives(greet: Any) -> None:
