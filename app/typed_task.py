@@ -95,9 +95,9 @@ class TypedTask(Task):
             self._given(tuple(args or ()), dict(kwargs or {}))
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
-        """Check the arguments and send the task. Raises InvalidMessage, SettingsError or
-        PublishError before anything is sent, kombu's OperationalError if SQS cannot be reached, and
-        SqsError (sqs_broker/sqs/errors.py) if SQS refuses the message."""
+        """Check the arguments and send the task. Raises InvalidMessage, SettingsError or another
+        PublishError before anything is sent, and SendError (sqs_broker/sqs/sender.py) if SQS does
+        not confirm the message in time, or refuses it."""
         self.check(args, kwargs, options)
         return super().apply_async(args, kwargs, *rest, **options)
 

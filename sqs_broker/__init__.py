@@ -13,6 +13,7 @@ The import loads neither Celery nor boto3: Celery imports each module when it ne
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqs_broker.errors import (
@@ -27,20 +28,42 @@ from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.sqs.errors import SqsError
 
 if TYPE_CHECKING:
+    from sqs_broker.sqs.batching import batching
+    from sqs_broker.sqs.publisher import Published, publish_many
+    from sqs_broker.sqs.sender import BatchError, SendError
     from sqs_broker.worker.transport import Transport
 
 __all__ = [
+    "BatchError",
     "ConfigurationError",
     "EtaTooFar",
     "ForeignMessage",
     "MessageTooLarge",
     "PublishError",
+    "Published",
+    "SendError",
     "SqsError",
     "Transport",
     "Undecodable",
     "UnknownQueue",
+    "batching",
     "install",
+    "publish_many",
 ]
+
+#: Calls of one process that may send at the same time, if the app does not set
+#: `broker_pool_limit`.
+CONNECTIONS = 1_000
+
+#: The module of each name that is imported only when it is used.
+LATE = {
+    "BatchError": "sqs_broker.sqs.sender",
+    "Published": "sqs_broker.sqs.publisher",
+    "SendError": "sqs_broker.sqs.sender",
+    "Transport": "sqs_broker.worker.transport",
+    "batching": "sqs_broker.sqs.batching",
+    "publish_many": "sqs_broker.sqs.publisher",
+}
 
 
 def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str] = ()) -> None:
@@ -70,12 +93,13 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
         worker_pool="sqs_broker.worker.prefork:TaskPool",
         beat_scheduler="sqs_broker.worker.beat:Scheduler",
     )
+    # Each call that sends borrows a connection, and waits for a free one without a limit. Here a
+    # connection costs little: all of them share one client.
+    celery_app.add_defaults({"broker_pool_limit": CONNECTIONS})
     celery_app.steps["consumer"].add("sqs_broker.worker.health:Health")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Transport":
-        from sqs_broker.worker.transport import Transport
-
-        return Transport
+    if name in LATE:
+        return getattr(import_module(LATE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

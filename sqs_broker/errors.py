@@ -1,9 +1,11 @@
 """The broker's errors.
 
 ConfigurationError   the configuration is wrong: the process exits, and a person must correct it
-PublishError         raised to the caller of `.delay`; nothing was sent
-├── UnknownQueue
-└── MessageTooLarge
+PublishError         raised to the caller of `.delay`
+├── UnknownQueue     nothing was sent
+├── MessageTooLarge  nothing was sent
+├── SendError        SQS did not confirm the message (sqs/sender.py): it says what is known
+└── BatchError       the same for some messages of a block `with batching()`
 ControlPlaneDown     raised to the sender of a command: MongoDB did not accept it
 Undecodable          a body that can never become a task: the message is dead-lettered
 NoThread             this machine has no resources for a thread that the worker needs
@@ -37,7 +39,7 @@ class ControlPlaneDown(click.ClickException):
 
 
 class PublishError(Exception):
-    """The message was refused, and nothing was sent."""
+    """The message was not sent. SendError alone may say that it may have been."""
 
 
 class UnknownQueue(PublishError):

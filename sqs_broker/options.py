@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
+from math import inf
 from typing import Any, Self
 
 from sqs_broker.errors import ConfigurationError, UnknownQueue
@@ -125,6 +126,8 @@ class Options:
     up to 25 s more, which fits into the 120 s that many container platforms allow."""
     max_receivers: int = 4
     """Most receive calls at a time for one queue. More than one is used while batches are full."""
+    publish_timeout: float = 5.0
+    """Seconds within which a call that sends messages ends, with all its tries."""
     max_message_bytes: int = MOST_BYTES
     """Most bytes of a message that the queues accept."""
     eta_max: float = ETA_MAX
@@ -166,6 +169,7 @@ class Options:
             receive_pause_max=given.get("receive_pause_max", cls.receive_pause_max),
             shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
             max_receivers=given.get("max_receivers", cls.max_receivers),
+            publish_timeout=_seconds(given, "publish_timeout", cls.publish_timeout),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             eta_max=given.get("eta_max", cls.eta_max),
             health_file=given.get("health_file"),
@@ -190,6 +194,15 @@ class Options:
                 f"No queue {name!r} is configured. The configured queues are: {known}. "
                 "Queues are not created at run time: add it to predefined_queues."
             ) from None
+
+
+def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:
+    seconds = given.get(name, default)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < inf:
+        raise ConfigurationError(
+            f"broker_transport_options: `{name}` must be a number of seconds above 0."
+        )
+    return float(seconds)
 
 
 def _queues(given: Mapping[str, Mapping[str, str]]) -> dict[str, QueueAddress]:

@@ -122,6 +122,11 @@ class Boto:
         self._calls = Calls()
         self._client = _Client(options, self._config)
 
+    @property
+    def endpoint(self) -> str | None:
+        """The URL that calls go to; None before the first one."""
+        return self._client.endpoint
+
     def open(self) -> None:
         """Create the client. Raises ConfigurationError with the setting that boto3 cannot use, and
         SqsError."""
@@ -193,6 +198,10 @@ class _Client:
     @property
     def is_open(self) -> bool:
         return self._client is not None
+
+    @property
+    def endpoint(self) -> str | None:
+        return None if self._client is None else str(self._client.meta.endpoint_url)
 
     def open(self) -> None:
         with self._lock:

@@ -41,6 +41,48 @@ OVERDUE = "DeadlineExceeded"
 #: Used as a code if a call was not made, because too many calls before it still hang.
 HANGING = "TooManyHangingCalls"
 
+#: SQS has too much to do, or has failed internally: a second try may succeed.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html and
+#: botocore 1.44 retries/standard.py
+THROTTLED = frozenset(
+    {
+        "KmsThrottled",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+INTERNAL = frozenset(
+    {
+        "500",
+        "502",
+        "503",
+        "504",
+        "InternalError",
+        "InternalFailure",
+        "InternalServerError",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+    }
+)
+
+#: The call was never made: there was no connection, or boto3 refused its parameters.
+NOT_MADE = frozenset(
+    {
+        "ConnectionRefusedError",
+        "ConnectTimeoutError",
+        "EndpointConnectionError",
+        "ParamValidationError",
+        "ProxyConnectionError",
+        "SSLError",
+        HANGING,
+    }
+)
+
 #: The service that the code begins with if the encryption key of a queue refuses a call.
 KMS = "KMS"
 
@@ -91,6 +133,20 @@ class SqsError(Exception):
         return not isinstance(self, Unreached)
 
     @property
+    def may_have_been_done(self) -> bool:
+        """Whether SQS may have done what the call asked for."""
+        if isinstance(self, NoCredentials | NotTried) or self.code in NOT_MADE:
+            return False
+        return not self.has_reached or self.code in INTERNAL or self.code == UNANSWERED
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same call may succeed a moment later."""
+        if isinstance(self, NoCredentials | NotTried) or self.code == "ParamValidationError":
+            return False
+        return not self.has_reached or self.code in INTERNAL or self.code in THROTTLED
+
+    @property
     def has_no_credentials(self) -> bool:
         """Whether the call was not made because there are no credentials to sign it with."""
         return isinstance(self, NoCredentials)
@@ -134,6 +190,10 @@ class SqsError(Exception):
 class Unreached(SqsError):
     """The call did not reach SQS, or its answer did not arrive or cannot be read. It is not known
     what the call did."""
+
+
+class NotTried(Unreached):
+    """The call was not made, because its time was over before."""
 
 
 class NoCredentials(Unreached):

@@ -15,7 +15,8 @@ from sqs_broker.errors import EtaTooFar, MessageTooLarge, PublishError
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.attributes import size
 from sqs_broker.rules.due import CLOCK_TOLERANCE, ETA_MAX, seconds_until_due
-from sqs_broker.sqs.errors import SqsError
+from sqs_broker.sqs.errors import Errors, SqsError
+from sqs_broker.sqs.flight import CALLS, Flight
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Pack
 
@@ -32,13 +33,15 @@ class Published:
     """Why a message was not sent, by its position among the given messages, from 0."""
 
 
-def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
-    """Send the task once for each set of keyword arguments, with ten messages per call.
+def publish_many(task: Any, messages: Iterable[Mapping[str, Any]], calls: int = CALLS) -> Published:
+    """Send the task once for each set of keyword arguments, with ten messages per call, and `calls`
+    calls at the same time.
 
     An error that `.delay` would raise for one message, or that SQS returns for it, is in the
     result; the other messages are still sent. If SQS fails a message for an internal reason, it is
-    sent again. If a call does not reach SQS, its messages are in the result as failed. If stderr
-    is a terminal, it shows the progress.
+    sent again. A call that does not reach SQS is repeated within `publish_timeout`. If that does
+    not help, its messages are in the result as failed, and so are those after it, which are not
+    sent (`NotTried`). If stderr is a terminal, it shows the progress.
 
     Raises ConfigurationError, and sends nothing, if boto3 cannot use its settings.
     """
@@ -46,9 +49,10 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]]) -> Published:
     with task.app.connection_for_write() as connection:
         producer = task.app.amqp.Producer(connection, auto_declare=False)
         channel = producer.channel
+        sender = channel.connection.sender
         with suppress(SqsError):  # Each message has it as its own failure.
-            channel.connection.sqs.open()
-        batch = channel.batch = Batch(published, channel.published)
+            sender.open()
+        batch = channel.batch = Batch(published, channel.published, Flight(sender, calls))
         for place, kwargs in enumerate(messages):
             batch.place = place
             try:
@@ -66,12 +70,17 @@ class Batch:
     """Collects messages and sends them, at most ten per call, within SQS's size limit of a call."""
 
     def __init__(
-        self, published: Published, on_sent: Callable[[str, int], None] = lambda *_: None
+        self,
+        published: Published,
+        on_sent: Callable[[str, int], None] = lambda *_: None,
+        flight: Flight | None = None,
     ) -> None:
-        """Calls `on_sent` with the URL of a queue, and the number of messages that it accepted."""
+        """Calls `on_sent` with the URL of a queue, and the number of messages that it accepted.
+        With a `flight`, it sends the messages; without one, each call ends before the next one."""
         self.place = 0
         self._published = published
         self._on_sent = on_sent
+        self._flight = flight
         self._queue: Queue | None = None
         self._limit = 0
         self._pack = Pack(0)
@@ -81,24 +90,39 @@ class Batch:
         """Add a message. If it does not fit into the same call, first send those before it."""
         is_same_queue = self._queue is not None and self._queue.url == queue.url
         if not (is_same_queue and self._pack.add(message)):
-            self.flush()
+            self._send()
             self._queue, self._limit, self._pack = queue, limit, Pack(limit)
             self._pack.add(message)
         self._places.append(self.place)
 
     def flush(self) -> None:
-        """Send the collected messages."""
+        """Send the collected messages, and wait for the end of all calls."""
+        self._send()
+        if self._flight is not None:
+            self._flight.finish()
+
+    def _send(self) -> None:
         messages, places = self._pack.messages, self._places
         self._pack, self._places = Pack(self._limit), []
         if self._queue is None or not messages:
             return
-        errors = self._queue.send_many(messages, self._limit)
+        url = self._queue.url
+
+        def on_end(errors: Errors, may_have_been_sent: bool) -> None:
+            self._note(url, places, errors)
+
+        if self._flight is None:
+            on_end(self._queue.send_many(messages, self._limit), False)
+        else:
+            self._flight.send(self._queue, messages, self._limit, on_end)
+
+    def _note(self, url: str, places: list[int], errors: Errors) -> None:
         for place, error in zip(places, errors, strict=True):
             if error is not None:
                 self._published.failed[place] = error.code
         if sent := errors.count(None):
             self._published.sent += sent
-            self._on_sent(self._queue.url, sent)
+            self._on_sent(url, sent)
 
 
 def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -> Outgoing:

@@ -10,6 +10,7 @@ from sqs_broker.errors import PublishError
 from sqs_broker.rules import outcomes
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
+from sqs_broker.sqs.batching import Collected, collect
 from sqs_broker.sqs.deliveries import Deliveries
 from sqs_broker.sqs.publisher import Batch, message_for
 from sqs_broker.sqs.queue import Queue
@@ -102,7 +103,10 @@ class Channel(virtual.Channel):
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> None:
-        """Send a task message. Raises UnknownQueue, and PublishError if SQS would refuse it.
+        """Send a task message. Raises UnknownQueue, PublishError if SQS would refuse it, and
+        SendError if SQS does not confirm it within `publish_timeout`. Celery does not publish again
+        after these: all tries are within that time. In a block `with batching()` the message is
+        only collected.
 
         A message of the control plane goes there instead, and raises what
         `ControlConnection.publish` raises.
@@ -112,12 +116,14 @@ class Channel(virtual.Channel):
         super().basic_publish(message, exchange, routing_key, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        to, limit = self._sqs_queue(queue), self._options.max_message_bytes
+        limit, sender = self._options.max_message_bytes, self.connection.sender
+        to = Queue(self._options.queue(queue).url, sender.driver)
         outgoing = message_for(message, limit, self._options.eta_max)
+        id_ = str(message["headers"].get("id"))
         if self.batch:
             self.batch.add(to, outgoing, limit)
-        else:
-            to.send(outgoing)
+        elif not collect(Collected(sender, self._observers, queue, to, outgoing, id_, limit)):
+            sender.send(queue, outgoing, id_)
             self._observers.published(queue, 1)
 
     def published(self, url: str, count: int) -> None:

@@ -7,17 +7,21 @@ cannot express.
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
 from typing import Any, ClassVar
 
 from celery import Task as CeleryTask
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from sqs_broker.errors import ConfigurationError, EtaTooFar, label
+from sqs_broker.machine.offloading import off_loop
 from sqs_broker.observers.bracket import Bracket, around
 from sqs_broker.options import Options
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
+from sqs_broker.sqs.sender import deadline
 from sqs_broker.worker.batch import Prepared, outcomes_of
 
 #: The reason if a task has used up the `max_retries` of its own call of `retry`.
@@ -111,6 +115,20 @@ class Task(CeleryTask):
         options.setdefault("argsrepr", shown[0])
         options.setdefault("kwargsrepr", shown[1])
         return super().apply_async(args, kwargs, *rest, **options)
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
+        """`delay` for coroutines: it does not block the event loop."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """`apply_async` for coroutines: it does not block the event loop. Raises what that raises.
+
+        `publish_timeout` counts from the call. If the caller is cancelled, the message may have
+        been sent.
+        """
+        seconds = Options.read(self.app.conf.broker_transport_options).publish_timeout
+        with deadline(monotonic() + seconds):
+            return await off_loop(partial(self.apply_async, args, kwargs, **options))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task. In a worker, turn a failure into a retry or a dead letter."""

@@ -23,6 +23,7 @@ from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import Unreached
+from sqs_broker.sqs.sender import Sender, sender_for
 from sqs_broker.worker.channel import Channel, Message
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,14 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self.options = Options.read(client.transport_options)
         self.observers = Observers([MessageLog(), *self.options.observers])
-        # With parameter checks, because a caller may give messages attributes of its own.
-        self.sqs = driver_for(self.options, is_checked=True)
+        self.sqs = driver_for(self.options)
         self.control = ControlConnection(self.options.control, lambda: self.inbox)
         self._beat_at: float | None = None
+
+    @cached_property
+    def sender(self) -> Sender:
+        """Sends task messages. All transports of this process with these options share it."""
+        return sender_for(self.options)
 
     @cached_property
     def inbox(self) -> Inbox:

@@ -1,8 +1,12 @@
 """publish_many(): ten a call and within its limits; what became of each message is told."""
 
 import json
+import re
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,6 +21,26 @@ from sqs_broker.testing import FakeSqs
 
 SEND = "SendMessageBatch"
 LIMIT = 10_000
+AWAY = Unreached("EndpointConnectionError")
+
+
+class Gate:
+    """Holds the first calls until so many are open, and counts how many are."""
+
+    def __init__(self, calls: int) -> None:
+        self.most = 0
+        self._open = 0
+        self._lock = threading.Lock()
+        self._barrier = threading.Barrier(calls)
+
+    def pass_(self, call: Any) -> None:
+        with self._lock:
+            self._open += 1
+            self.most = max(self.most, self._open)
+        with suppress(threading.BrokenBarrierError):
+            self._barrier.wait(timeout=5)
+        with self._lock:
+            self._open -= 1
 
 
 @pytest.fixture
@@ -103,16 +127,45 @@ def test_what_sqs_fails_each_time_is_in_the_result(fake: FakeSqs, task: Any) -> 
 
 
 @pytest.mark.parametrize("count", [5, 10, 25])
-@pytest.mark.parametrize("times", [1, 100])
-def test_no_message_is_lost_without_a_word_where_sqs_cannot_be_reached(
-    fake: FakeSqs, task: Any, count: int, times: int
+def test_a_call_that_does_not_reach_sqs_is_tried_again(
+    fake: FakeSqs, task: Any, count: int
 ) -> None:
-    fake.fail(SEND, error=Unreached("EndpointConnectionError"), times=times)
+    fake.fail(SEND, error=AWAY, times=2)
+    assert publish_many(task, numbers(count)) == Published(sent=count)
+
+
+@pytest.mark.parametrize("count", [5, 100])
+def test_no_message_is_lost_without_a_word_where_sqs_cannot_be_reached(
+    fake: FakeSqs, task: Any, count: int
+) -> None:
+    task.app.conf.broker_transport_options["publish_timeout"] = 0.2
+    fake.fail(SEND, error=AWAY, times=inf)
     published = publish_many(task, numbers(count))
-    assert published.sent == max(0, count - 10 * times)
-    assert published.failed == dict.fromkeys(
-        range(min(count, 10 * times)), "EndpointConnectionError"
-    )
+    assert published.sent == 0
+    assert set(published.failed) == set(range(count))
+    # The calls that had begun say why. The others would each have taken as long again.
+    assert published.failed[0] == AWAY.code
+    assert set(published.failed.values()) == {AWAY.code, *(["NotTried"] if count > 40 else [])}
+
+
+def test_some_calls_are_open_at_a_time_and_each_result_is_at_its_place(
+    fake: FakeSqs, task: Any
+) -> None:
+    gate = Gate(3)
+    fake.on_call = gate.pass_
+    fake.fail(SEND, "Refused", entries=[is_of_number(25), is_of_number(3)], sender_fault=True)
+    fake.fail(SEND, "Refused", entries=[is_of_number(25), is_of_number(3)], sender_fault=True)
+    published = publish_many(task, numbers(30), calls=3)
+    assert gate.most == 3
+    assert published == Published(sent=28, failed={3: "Refused", 25: "Refused"})
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_no_more_calls_are_open_than_were_asked_for(fake: FakeSqs, task: Any, calls: int) -> None:
+    gate = Gate(calls)
+    fake.on_call = gate.pass_
+    publish_many(task, numbers(100), calls=calls)
+    assert gate.most == calls
 
 
 @pytest.mark.parametrize("tty", [True, False])
@@ -124,7 +177,8 @@ def test_progress_is_shown_on_a_terminal_only(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: tty)
     publish_many(task, numbers(PROGRESS_EVERY + 1))
-    assert (f"{PROGRESS_EVERY} sent, 0 failed" in capsys.readouterr().err) is tty
+    # The calls that are still open are not counted yet.
+    assert (re.fullmatch(r"\r\d+ sent, 0 failed", capsys.readouterr().err) is not None) is tty
 
 
 def test_the_next_single_message_is_sent_at_once(fake: FakeSqs, task: Any) -> None:

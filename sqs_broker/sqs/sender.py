@@ -1,0 +1,250 @@
+"""Sends the messages of producers. Each call ends within the option `publish_timeout`.
+
+A call that fails for a temporary reason is tried again until that time is over. If SQS stays
+silent, the caller does not wait for it any longer. A process has one sender, with one boto3 client,
+for all threads and connections with the same options.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import count
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+from kombu.exceptions import OperationalError
+
+from sqs_broker.errors import ConfigurationError, PublishError
+from sqs_broker.machine.threads import Overdue, Work
+from sqs_broker.options import Options
+from sqs_broker.rules.backoff import half_jitter
+from sqs_broker.sqs.drivers import driver_for
+from sqs_broker.sqs.errors import Errors, NotTried, SqsError, Unreached
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.requests import Outgoing
+
+T = TypeVar("T")
+
+#: Longest pause before the second try of a call, in seconds. It doubles with each further try.
+FIRST_PAUSE = 0.1
+
+#: Longest pause at all, in seconds.
+LONGEST_PAUSE = 1.0
+
+#: The code of a call that did not end within its time.
+NO_ANSWER = "NoAnswer"
+
+#: Most senders that a process keeps. Each has other options.
+MOST_SENDERS = 8
+
+#: When the call that this context makes must have ended, by the monotonic clock.
+_ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
+
+
+class SendError(PublishError, OperationalError):
+    """SQS did not confirm a message within `publish_timeout`, or refused it.
+
+    The cause (`__cause__`) is the SqsError. To send the same message again, pass its id:
+    `task.apply_async(…, task_id=error.message_id)`.
+    """
+
+    def __init__(
+        self, queue: str, endpoint: str, message_id: str, code: str, may_have_been_sent: bool
+    ) -> None:
+        # All arguments, so that it can be pickled.
+        super().__init__(queue, endpoint, message_id, code, may_have_been_sent)
+        self.queue = queue
+        """The configured name of the queue."""
+        self.endpoint = endpoint
+        """The URL of SQS, or its region if the URL follows from that."""
+        self.message_id = message_id
+        """The id of the task: also that of its AsyncResult."""
+        self.code = code
+        """SQS's error code; if there was no answer, what happened instead."""
+        self.may_have_been_sent = may_have_been_sent
+        """Whether the message may be in the queue nevertheless. Then send it again under the same
+        id only."""
+
+    def __str__(self) -> str:
+        if self.may_have_been_sent:
+            outcome = f"may have been sent; to repeat it, send it with task_id={self.message_id!r}"
+        else:
+            outcome = "was not sent"
+        return (
+            f"Queue {self.queue!r} at {self.endpoint}: {self.code}. Message {self.message_id} "
+            f"{outcome}."
+        )
+
+
+class BatchError(PublishError, OperationalError):
+    """SQS did not confirm some messages of a block `with batching()`. It has the others."""
+
+    def __init__(self, failures: Sequence[SendError], sent: Sequence[str]) -> None:
+        super().__init__(failures, sent)
+        self.failures = tuple(failures)
+        """The error of each message that was not confirmed, in the order of the calls."""
+        self.sent = tuple(sent)
+        """The ids of the messages that SQS has."""
+
+    def __str__(self) -> str:
+        total = len(self.failures) + len(self.sent)
+        return (
+            f"{len(self.failures)} of {total} messages are not confirmed; `failures` lists them. "
+            f"The first: {self.failures[0]}"
+        )
+
+
+class Call(Generic[T]):
+    """One call, on a thread of its own: tried until it succeeds, fails for good, or its time is
+    over."""
+
+    def __init__(self, do: Callable[[], T], pause: Callable[[float], None], seconds: float) -> None:
+        """Begins at once."""
+        self.may_have_been_done = False
+        """Whether SQS may have done what a try asked for, although none succeeded."""
+        self._do = do
+        self._pause = pause
+        self._ends_at = monotonic() + seconds
+        self._is_open = False
+        self._error: SqsError | None = None
+        self._work = Work(self._insist, "sqs-send", seconds)
+
+    def result(self) -> T:
+        """Wait for the end. Raises SqsError, and ConfigurationError if boto3 cannot use its
+        settings."""
+        try:
+            return self._work.result()
+        except Overdue:
+            if self._is_open or self._error is None:
+                self.may_have_been_done = True
+                raise Unreached(NO_ANSWER, "SQS did not answer in time") from self._error
+            raise self._error from None
+
+    def _insist(self) -> T:
+        for attempt in count(1):
+            self._is_open = True
+            try:
+                return self._do()
+            except ConfigurationError:
+                raise
+            except Exception as exc:
+                # Broad on purpose: a driver may raise an unexpected exception of its library.
+                self._note(SqsError.of(exc))
+                pause = half_jitter(FIRST_PAUSE, attempt, LONGEST_PAUSE)
+                if not self._may_go_on(pause):
+                    raise self._error from exc  # type: ignore[misc]  # `_note` has just set it
+            self._pause(pause)
+        raise AssertionError
+
+    def _note(self, error: SqsError) -> None:
+        self._error, self._is_open = error, False
+        self.may_have_been_done |= error.may_have_been_done
+
+    def _may_go_on(self, pause: float) -> bool:
+        assert self._error is not None
+        return self._error.is_temporary and monotonic() + pause < self._ends_at
+
+
+class Sender:
+    """Sends messages to the queues of some options. Thread-safe."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        # One try, because `Call` repeats it: only then is it known what each try did. With
+        # parameter checks, because a caller may give messages attributes of its own.
+        seconds = options.publish_timeout
+        self.driver = driver_for(
+            options, read_timeout=seconds, tries=1, seconds=seconds, is_checked=True
+        )
+
+    def open(self) -> None:
+        """Prepare what the first call would otherwise prepare. Raises ConfigurationError if boto3
+        cannot use its settings, and SqsError."""
+        self._call(self.driver.open, self._options.publish_timeout).result()
+
+    def send(self, queue: str, message: Outgoing, message_id: str) -> None:
+        """Send one message to the queue of this name. Raises SendError, with the SqsError as its
+        cause, and ConfigurationError if boto3 cannot use its settings."""
+        to = Queue(self._options.queue(queue).url, self.driver)
+        call = self._call(lambda: to.send(message), _seconds_left(self._options.publish_timeout))
+        try:
+            call.result()
+        except SqsError as exc:
+            raise self.error(queue, message_id, exc, call.may_have_been_done) from exc
+
+    def begin(self, to: Queue, messages: Sequence[Outgoing], most_bytes: int) -> Call[Errors]:
+        """Begin to send messages that fit into one call. Its result has the error of each."""
+
+        def send() -> Errors:
+            errors = to.send_many(messages, most_bytes)
+            if errors[0] is not None and not errors[0].is_of_entry:
+                raise errors[0]  # An error of the call, so that of each message.
+            return errors
+
+        return self._call(send, self._options.publish_timeout)
+
+    def error(
+        self, queue: str, message_id: str, error: SqsError, may_have_been_sent: bool
+    ) -> SendError:
+        """What the caller gets for a message that SQS did not confirm. Its cause is `error`."""
+        endpoint = getattr(self.driver, "endpoint", None) or self._options.endpoint_url
+        place = endpoint or f"SQS in {self._options.region}"
+        failure = SendError(queue, place, message_id, error.code, may_have_been_sent)
+        failure.__cause__ = error
+        return failure
+
+    def _call(self, do: Callable[[], T], seconds: float) -> Call[T]:
+        if seconds <= 0:
+            do, seconds = _not_tried, self._options.publish_timeout
+        return Call(do, self.driver.pause, seconds)
+
+
+def sender_for(options: Options) -> Sender:
+    """The sender of this process for these options. If they name a driver, it is a new one: what
+    that driver shares is its own matter."""
+    if options.driver is not None:
+        return Sender(options)
+    key = (options, {k: v for k, v in os.environ.items() if k.startswith("AWS_")})
+    with _lock:
+        for known, sender in _senders:
+            if known == key:
+                return sender
+        sender = Sender(options)
+        _senders.append((key, sender))
+        del _senders[:-MOST_SENDERS]
+        return sender
+
+
+@contextmanager
+def deadline(ends_at: float) -> Iterator[None]:
+    """A context in which `send` must end at this time, by the monotonic clock, if that is earlier
+    than after `publish_timeout`."""
+    token = _ends_at.set(ends_at)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def _seconds_left(seconds: float) -> float:
+    ends_at = _ends_at.get()
+    return seconds if ends_at is None else min(seconds, ends_at - monotonic())
+
+
+def _not_tried() -> Any:
+    raise NotTried(NotTried.__name__, "there was no time left")
+
+
+_senders: list[tuple[Any, Sender]] = []
+_lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# Another thread of the parent may have held the lock at the fork. The clients know their process.
+os.register_at_fork(after_in_child=_new_lock)
