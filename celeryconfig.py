@@ -7,7 +7,6 @@ come from app/settings.py.
 from kombu import Exchange, Queue
 
 from app.loader import required_settings
-from app.mongo import control_options
 
 _settings = required_settings()
 
@@ -42,9 +41,9 @@ broker_transport_options = {
     # No task here has callbacks, so no message may have any, or call a task of Celery's own.
     "built_in_tasks": (),
     "most_callbacks": 0,
-    # Events and remote control use MongoDB. A producer needs neither of them, so it needs no
-    # MongoDB.
-    "control": control_options(_settings),
+    # Events and remote control use MongoDB. A producer needs neither of them, so this is an import
+    # path: only a process that needs them loads MongoDB's driver.
+    "control": "app.mongo:control",
 }
 
 # Routing by task name: first the globs of SQS_QUEUES, then the default queue.

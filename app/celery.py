@@ -14,9 +14,6 @@ from celery.local import Proxy
 
 from app.loader import config_file, point_flower_home
 from app.logs import use_json_lines
-from app.outage import OutageWatch
-from app.outcomes.flush import OutcomeFlush
-from app.startup import StartChecks
 from app.typed_task import CANVAS, TypedTask, refuse_unknown
 from sqs_broker import install
 
@@ -70,7 +67,8 @@ app = Registrations(
 )
 install(app, commands=["app.commands.send:command"], checks=["app.commands.doctor:check"])
 app.config_from_object(Proxy(celeryconfig))
-app.steps["worker"] |= {StartChecks, OutcomeFlush}
-app.steps["consumer"].add(OutageWatch)
+# By name: a producer needs neither them nor MongoDB's driver, which they load.
+app.steps["worker"] |= {"app.startup:StartChecks", "app.outcomes.flush:OutcomeFlush"}
+app.steps["consumer"].add("app.outage:OutageWatch")
 use_json_lines()
 point_flower_home()

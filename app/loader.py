@@ -15,7 +15,7 @@ from celery.loaders.app import AppLoader
 
 from app.errors import SettingsError
 from app.logs import redirect_prints
-from app.settings import Settings, get_settings
+from app.settings import Settings, get_producer_settings, get_settings
 from sqs_broker.machine import files
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
@@ -54,6 +54,8 @@ def config_file(name: str) -> Path:
 def required_settings() -> Settings:
     """The settings of this process. Raises SettingsError with all variables that it needs and
     lacks."""
+    if _command() is None:
+        return get_producer_settings().require_queue()
     settings = get_settings()
     if _command() == "worker":
         return settings.require_worker()

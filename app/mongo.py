@@ -21,7 +21,7 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_userinfo, split_hosts, split_options
 
 from app.errors import SettingsError
-from app.settings import DEFAULT_DATABASE, HOW_TO_SET, Settings
+from app.settings import DEFAULT_DATABASE, HOW_TO_SET, Settings, get_settings
 
 Client = MongoClient[dict[str, Any]]
 AsyncClient = AsyncMongoClient[dict[str, Any]]
@@ -234,6 +234,11 @@ def open_client(uri: str) -> Client:
     Raises SettingsError, in one line without any value of the URI, if the URI cannot be used.
     """
     return address_of(uri).client()
+
+
+def control() -> dict[str, Any]:
+    """The broker's option `control`, by the settings of this process."""
+    return control_options(get_settings())
 
 
 def control_options(settings: Settings) -> dict[str, Any]:

@@ -3,17 +3,21 @@
 Nothing is read at import. `get_settings()` reads the environment once, and `.env` in the current
 directory if it exists. A missing variable is an error only for a process that needs it: a producer
 calls `require_queue()`, a worker `require_worker()`.
+
+A producer may be part of another program, whose variables and `.env` mean something else. For such
+a process, `get_producer_settings()` reports an invalid value only if a producer needs the variable.
 """
 
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -33,8 +37,24 @@ VISIBILITY_MARGIN = 30
 #: The database if MONGO_URI names none.
 DEFAULT_DATABASE = "registrations"
 
+NO_JSON = "Invalid settings. SQS_QUEUES: should be JSON"
+
 HOW_TO_SET = (
     "Set {} in the environment or in .env; `make run` writes all variables to .local/stack.env."
+)
+
+#: The variables that every producer needs.
+FOR_PRODUCERS = frozenset(
+    {
+        "aws_region",
+        "aws_sqs_queue_url",
+        "sqs_queues",
+        "aws_endpoint_url",
+        "aws_access_key_id",
+        "aws_secret_access_key",
+        "aws_session_token",
+        "sqs_max_message_bytes",
+    }
 )
 
 #: A line end that a copied file left at the end of a value is as invisible as a space.
@@ -63,6 +83,10 @@ def _secret(value: SecretStr) -> SecretStr:
     if not _is_visible(value.get_secret_value()):
         raise _fault(f"should be {NO_SPACE}")
     return value
+
+
+def _capitals(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
 
 
 def _is_visible(value: str) -> bool:
@@ -204,9 +228,9 @@ class Settings(BaseSettings):
     sqs_max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
         1_048_576, description="`MaximumMessageSize` of the queue, in bytes."
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Log level of the worker."
-    )
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_capitals)
+    ] = Field("INFO", description="Log level of the worker.")
 
     @property
     def queues(self) -> dict[str, QueueSettings]:
@@ -395,6 +419,34 @@ def get_settings() -> Settings:
 
 
 @cache
+def get_producer_settings() -> Settings:
+    """The settings of a process that may be another program's, read at the first call. A variable
+    that no producer needs has its default if its value is invalid, and a `.env` that cannot be read
+    is not used.
+
+    Raises SettingsError with the name of each other variable whose value is invalid.
+    """
+    try:
+        return Settings()
+    except (OSError, UnicodeError):
+        return _read(Settings, _env_file=None, **_defaults_of_invalid(_env_file=None))
+    except (ValidationError, UnreadableSettings):
+        return _read(Settings, **_defaults_of_invalid())
+
+
+def _defaults_of_invalid(**source: Any) -> dict[str, Any]:
+    """The default of each variable that has an invalid value and that no producer needs."""
+    try:
+        Settings(**source)
+    except UnreadableSettings:
+        return {}  # Of SQS_QUEUES, which a producer needs.
+    except ValidationError as exc:
+        invalid = {str(fault["loc"][0]) for fault in exc.errors()} - FOR_PRODUCERS
+        return {name: Settings.model_fields[name].default for name in invalid}
+    return {}
+
+
+@cache
 def get_flower_settings() -> FlowerSettings:
     """Flower's settings, read at the first call. Raises SettingsError as `get_settings` does."""
     return _read(FlowerSettings)
@@ -409,11 +461,16 @@ def get_api_settings() -> ApiSettings:
 Read = TypeVar("Read", bound=BaseSettings)
 
 
-def _read(model: type[Read]) -> Read:
+def _read(model: type[Read], **given: Any) -> Read:
     try:
-        return model()
+        return model(**given)
     except UnreadableSettings:
-        raise SettingsError("Invalid settings. SQS_QUEUES: should be JSON") from None
+        raise SettingsError(NO_JSON) from None
+    except (OSError, UnicodeError) as exc:
+        raise SettingsError(
+            f".env in the current directory cannot be read ({type(exc).__name__}). Correct or "
+            "remove it."
+        ) from None
     except ValidationError as exc:
         prefix = model.model_config.get("env_prefix", "")
         faults = exc.errors(include_input=False, include_url=False)

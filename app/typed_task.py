@@ -18,7 +18,6 @@ from app.messages import (
     read_strictly,
     unknown_fields,
 )
-from app.outage import SUSPECT_ON, is_unreachable
 from sqs_broker.worker.batch import Call
 from sqs_broker.worker.task import Task
 
@@ -38,6 +37,16 @@ class InvalidMessage(PermanentError, TypeError):
     """The arguments do not match the message model. The text names each invalid field."""
 
 
+class _SuspectOn:
+    """The exceptions that an outage of MongoDB may cause. Only a process that runs tasks needs
+    them, and MongoDB's driver, which defines them."""
+
+    def __get__(self, *_: object) -> tuple[type[Exception], ...]:
+        from app.outage import SUSPECT_ON
+
+        return SUSPECT_ON
+
+
 class TypedTask(Task):
     """`@app.task(name="registerUser", model=Registration)` on a function of (message, provenance).
 
@@ -52,7 +61,7 @@ class TypedTask(Task):
     # Celery would check the arguments against the function. The model does that, in both spellings.
     typing = False
     dead_letter_on = (PermanentError,)
-    suspect_on = SUSPECT_ON
+    suspect_on = _SuspectOn()
     model: ClassVar[type[Message] | None] = None
     #: The names of unknown fields that this process has logged.
     _logged: ClassVar[set[str]] = set()
@@ -125,6 +134,8 @@ class TypedTask(Task):
 
     def is_blameless(self, hint: BaseException) -> bool:
         """Whether this process could not reach MongoDB."""
+        from app.outage import is_unreachable
+
         return is_unreachable(hint)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:

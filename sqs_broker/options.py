@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from math import inf
 from typing import Any, Self
 
@@ -149,7 +149,8 @@ class Options:
     """From so many messages of a queue in flight on, retries wait as delayed copies."""
     policy: Policy = field(default_factory=Policy)
     canvas: Canvas = field(default_factory=Canvas)
-    control: ControlOptions = field(default_factory=ControlOptions)
+    control: ControlOptions | Callable[[], ControlOptions] = field(default_factory=ControlOptions)
+    """Where the control plane is stored, or a function that reads it when it is first needed."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
@@ -179,10 +180,14 @@ class Options:
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
             driver=symbol_by_name(driver) if driver else None,
             most_in_flight=given.get("most_in_flight", cls.most_in_flight),
-            control=ControlOptions.read(given.get("control") or {}),
+            control=_control(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
             canvas=Canvas.read(given),
         )
+
+    def control_options(self) -> ControlOptions:
+        """Where the control plane is stored. Raises ConfigurationError."""
+        return self.control if isinstance(self.control, ControlOptions) else self.control()
 
     def queue(self, name: str) -> QueueAddress:
         """The address of a configured queue. Raises UnknownQueue."""
@@ -194,6 +199,19 @@ class Options:
                 f"No queue {name!r} is configured. The configured queues are: {known}. "
                 "Queues are not created at run time: add it to predefined_queues."
             ) from None
+
+
+def _control(given: Any) -> ControlOptions | Callable[[], ControlOptions]:
+    if isinstance(given, Mapping):
+        return ControlOptions.read(given)
+
+    @cache
+    def read() -> ControlOptions:
+        from kombu.utils.imports import symbol_by_name
+
+        return ControlOptions.read(symbol_by_name(given)())
+
+    return read
 
 
 def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:

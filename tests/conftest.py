@@ -226,11 +226,17 @@ def environment(
 
 
 def _forget_settings() -> None:
-    from app.settings import get_api_settings, get_flower_settings, get_settings
+    from app.settings import (
+        get_api_settings,
+        get_flower_settings,
+        get_producer_settings,
+        get_settings,
+    )
 
     get_settings.cache_clear()
     get_api_settings.cache_clear()
     get_flower_settings.cache_clear()
+    get_producer_settings.cache_clear()
     if celery_module := sys.modules.get("app.celery"):
         celery_module.celeryconfig.cache_clear()
 

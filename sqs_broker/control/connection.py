@@ -4,13 +4,14 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.planes import plane_for
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError
 from sqs_broker.machine.inbox import Inbox
-from sqs_broker.options import ControlOptions, Kind
+from sqs_broker.options import ControlOptions, Kind, Options
 
 if TYPE_CHECKING:
     from sqs_broker.control.plane import Plane
@@ -33,8 +34,8 @@ class ControlConnection:
     that empties the inbox passes it to `deliver`.
     """
 
-    def __init__(self, options: ControlOptions, inbox: Callable[[], Inbox]) -> None:
-        self.options = options
+    def __init__(self, options: Options, inbox: Callable[[], Inbox]) -> None:
+        self._given = options
         self._inbox = inbox
         self._callbacks: dict[str, Callable[[Any], Any]] = {}
         self._listeners: dict[str, list[_Bound]] = {}
@@ -46,6 +47,12 @@ class ControlConnection:
         #: Called on a reader's thread when it begins to read this connection's commands: at the
         #: start and after each outage.
         self.on_commands_open: Callable[[], None] = lambda: None
+
+    @cached_property
+    def options(self) -> ControlOptions:
+        """Where the control plane is stored. Read when it is first needed: a producer does not need
+        it."""
+        return self._given.control_options()
 
     @property
     def lost(self) -> int:
@@ -62,7 +69,8 @@ class ControlConnection:
         before this returns: raises ConfigurationError or ControlPlaneDown. Raises PublishError if
         the content is not JSON.
         """
-        kind = self.options.kind(exchange)
+        # The default exchange is that of task messages.
+        kind = self.options.kind(exchange) if exchange else None
         if kind is None:
             return False
         if message["content-type"] != JSON:
@@ -92,7 +100,7 @@ class ControlConnection:
 
     def owns(self, queue: str) -> bool:
         """Whether a queue belongs to the control plane."""
-        return self.options.owns_queue(queue)
+        return queue not in self._given.queues and self.options.owns_queue(queue)
 
     def consume(self, channel: Any, queue: str, callback: Callable[[Any], Any]) -> None:
         """Receive from now on what is published to a queue's bindings.

@@ -206,7 +206,15 @@ def sender_for(options: Options) -> Sender:
     that driver shares is its own matter."""
     if options.driver is not None:
         return Sender(options)
-    key = (options, {k: v for k, v in os.environ.items() if k.startswith("AWS_")})
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    key = (
+        options.region,
+        options.endpoint_url,
+        options.credentials,
+        options.queues,
+        options.publish_timeout,
+        aws,
+    )
     with _lock:
         for known, sender in _senders:
             if known == key:

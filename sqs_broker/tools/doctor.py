@@ -59,7 +59,7 @@ def examine(celery_app: Any) -> Iterator[Finding]:
     yield _check_tasks(celery_app)
     yield from check_regions(options)
     yield from _check_sqs(options)
-    yield from check_control(options.control)
+    yield from check_control(options.control_options())
     from kombu.utils.imports import symbol_by_name
 
     for place in celery_app.sqs_checks:

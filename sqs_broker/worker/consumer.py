@@ -56,7 +56,7 @@ class Consumer(CeleryConsumer):
                 "Use --pool=prefork, threads or solo."
             )
         options = Options.read(self.app.conf.broker_transport_options)
-        check_driver(options.control)
+        check_driver(options.control_options())
         self._canvas = options.canvas
         if found := circle(options):
             raise ConfigurationError(

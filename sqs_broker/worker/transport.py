@@ -56,7 +56,7 @@ class Transport(virtual.Transport):
         self.options = Options.read(client.transport_options)
         self.observers = Observers([MessageLog(), *self.options.observers])
         self.sqs = driver_for(self.options)
-        self.control = ControlConnection(self.options.control, lambda: self.inbox)
+        self.control = ControlConnection(self.options, lambda: self.inbox)
         self._beat_at: float | None = None
 
     @cached_property
@@ -71,7 +71,7 @@ class Transport(virtual.Transport):
 
     def attempts(self) -> AttemptStore | None:
         """The store of failed runs; None without a control plane."""
-        return attempts_for(self.options.control)
+        return attempts_for(self.options.control_options())
 
     def driver_version(self) -> str:
         """The version of boto3, for `celery report`."""

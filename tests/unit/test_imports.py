@@ -105,6 +105,47 @@ def test_the_domain_and_the_broker_s_name_load_neither_celery_nor_a_way_to_sqs(
     imported(module, directory, after=f"assert not (heavy := {HEAVY} & set(sys.modules)), heavy")
 
 
+#: What a producer does not need.
+OF_A_WORKER = {
+    "flower", "tornado", "pymongo", "bson", "mongoengine", "pycurl", "http.server", "app.outage",
+    "app.models", "sqs_broker.worker.consumer",
+}  # fmt: skip
+
+#: Gets as far as the call to SQS.
+DELAY = """
+from sqs_broker import SendError
+try:
+    app.tasks.register_user.delay("s1", "u1", {"nickname": "kim"})
+except SendError as exc:
+    assert exc.code == "NoCredentialsError", exc
+else:
+    raise AssertionError("it was sent")
+"""
+
+PRODUCER = {
+    "AWS_REGION": "us-east-1",
+    "AWS_SQS_QUEUE_URL": "http://127.0.0.1:1/1/jobs",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "MONGO_URI": "mongodb://127.0.0.1:1/db",
+}
+
+
+@pytest.mark.parametrize("what", ["import", "delay"])
+def test_a_producer_loads_only_what_it_needs(directory: Path, what: str) -> None:
+    after = f"assert not (heavy := {OF_A_WORKER} & set(sys.modules)), heavy"
+    imported(
+        "app.tasks",
+        directory,
+        after=f"{DELAY if what == 'delay' else ''}\n{after}",
+        **PRODUCER,
+    )
+
+
+def test_a_program_with_variables_and_a_dotenv_file_of_its_own_can_send(directory: Path) -> None:
+    # The `.env` of this directory has a value that no worker would take.
+    imported("app.tasks", directory, after=DELAY, **PRODUCER, LOG_LEVEL="trace")
+
+
 def test_a_worker_without_a_control_plane_needs_no_pymongo(directory: Path) -> None:
     imported(
         "sqs_broker.worker.consumer, sqs_broker.worker.transport, sqs_broker.control.dispatcher",

@@ -11,6 +11,7 @@ from app.settings import (
     FlowerSettings,
     Settings,
     get_flower_settings,
+    get_producer_settings,
     get_settings,
 )
 
@@ -320,3 +321,81 @@ def test_the_example_is_all_that_a_worker_needs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(Settings.model_config, "env_file", str(example))
     assert not set(WORKER) & set(os.environ)
     assert get_settings().require_worker()
+
+
+# In another program
+
+GIVEN = {"AWS_REGION": "us-east-1", "AWS_SQS_QUEUE_URL": "http://127.0.0.1:1/1/jobs"}
+#: What another program may mean by a variable of the same name.
+FOREIGN = {
+    "LOG_LEVEL": "trace",
+    "TASK_TIME_LIMIT": "1h",
+    "TASK_SOFT_TIME_LIMIT": "none",
+    "WORKER_CONCURRENCY": "auto",
+    "MONGO_URI": "a value with spaces",
+    "CONTROL_DATABASE": "a/b",
+    "STARTING_MONEY": "much",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_producer_takes_no_notice_of_what_it_does_not_need(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for variable, value in (GIVEN | FOREIGN).items():
+        monkeypatch.setenv(variable, value)
+    settings = get_producer_settings().require_queue()
+    assert list(settings.queues) == ["jobs"]
+    assert getattr(settings, name.lower()) == Settings.model_fields[name.lower()].default
+    # Whoever needs it gets an error.
+    with pytest.raises(SettingsError, match=name):
+        get_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_REGION", "no region"),
+        ("AWS_SQS_QUEUE_URL", "jobs"),
+        ("SQS_QUEUES", "no JSON"),
+        ("SQS_QUEUES", '{"jobs": {}}'),
+        ("AWS_ENDPOINT_URL", "nowhere"),
+        ("SQS_MAX_MESSAGE_BYTES", "1 MiB"),
+    ],
+)
+def test_a_producer_names_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for variable, given in (GIVEN | FOREIGN | {name: value}).items():
+        monkeypatch.setenv(variable, given)
+    with pytest.raises(SettingsError, match=name) as raised:
+        get_producer_settings()
+    assert "LOG_LEVEL" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeA=1\n", b"LOG_LEVEL=trace\nA B C\n=\n"])
+def test_a_dotenv_file_of_somebody_else_does_not_stop_a_producer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.setitem(Settings.model_config, "env_file", str(tmp_path / ".env"))
+    for variable, value in GIVEN.items():
+        monkeypatch.setenv(variable, value)
+    assert get_producer_settings().require_queue().aws_region == "us-east-1"
+
+
+def test_a_dotenv_file_that_cannot_be_read_is_an_error_for_a_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfeA=1\n")
+    monkeypatch.setitem(Settings.model_config, "env_file", str(tmp_path / ".env"))
+    with pytest.raises(SettingsError, match=r"\.env .* cannot be read \(UnicodeDecodeError\)"):
+        get_settings()
+
+
+@pytest.mark.parametrize("level", ["debug", "Info", "WARNING"])
+def test_a_log_level_may_be_written_in_small_letters(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", level)
+    assert get_settings().log_level == level.upper()
