@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, Protocol
-
-from app.errors import Unavailable
+from typing import Any, Protocol
 
 
 class State(Protocol):
@@ -75,33 +73,3 @@ class Outcomes(Protocol):
 
     async def close(self) -> None:
         """Close the connections."""
-
-
-class WithoutStore:
-    """Knows nothing: each question is answered as if MongoDB was away."""
-
-    async def accepted(self, ids: Sequence[str], users: Sequence[tuple[str, str]]) -> None:
-        """Store nothing."""
-
-    async def state(self, id: str) -> NoReturn:
-        """Raises Unavailable."""
-        raise Unavailable("MongoDB does not answer.")
-
-    async def wait(self, id: str, seconds: float) -> NoReturn:
-        """Raises Unavailable."""
-        raise Unavailable("MongoDB does not answer.")
-
-    async def users(self, stock_id: str, after: str | None, limit: int) -> NoReturn:
-        """Raises Unavailable."""
-        raise Unavailable("MongoDB does not answer.")
-
-    async def user(self, stock_id: str, user_id: str) -> NoReturn:
-        """Raises Unavailable."""
-        raise Unavailable("MongoDB does not answer.")
-
-    async def count(self) -> NoReturn:
-        """Raises Unavailable."""
-        raise Unavailable("MongoDB does not answer.")
-
-    async def close(self) -> None:
-        """Close nothing."""

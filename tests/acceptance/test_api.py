@@ -71,8 +71,20 @@ def test_a_registration_over_http_is_a_user_in_mongodb(
     again = api.post("/registrations", user("http", 1))
     assert again.json() == answer.json()
     assert api.post("/produce", {"input": 41}).status == 202
-    worker = start_worker(where.environment)
+    target = answer.headers["location"]
+    assert api.get(target).json()["state"] == "pending"
+    with ThreadPoolExecutor(1) as clients:
+        waiting = clients.submit(api.get, f"{target}?wait=50")
+        worker = start_worker(where.environment)
+        state = waiting.result(60).json()
+    assert (state["state"], state["user"]["userId"]) == ("registered", "u1")
+    assert api.get("/users/http/u1").json() == state["user"]
+    assert api.get("/users?stockId=http").json() == {"users": [state["user"]], "next": None}
+    conflict = api.post("/registrations", user("http", 1) | {"money": 5}).headers["location"]
+    assert api.get(f"{conflict}?wait=30").json()["state"] == "conflict"
     worker.wait_for(where.queues.is_empty, 60, "an empty queue")
+    assert api.get("/count").json() == {"count": 1}
+    assert api.get("/readyz").json()["dependencies"] == {"sqs": "ok", "mongodb": "ok"}
     (stored,) = where.database["users"].find({"stock_id": "http"})
     assert stored["registration"]["message_id"] == answer.json()["id"]
     assert where.database["increments"].count_documents({"input": 41}) == 1
