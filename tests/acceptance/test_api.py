@@ -134,7 +134,10 @@ def test_what_was_answered_before_a_kill_is_stored_and_the_rest_may_be_repeated(
     assert accepted <= set(stored)
     assert users.count_documents({"stock_id": "single"}) == 1_000
     assert users.count_documents({"stock_id": "batch"}) == 3_000
-    assert where.queues.dead_letters() == []
+    stocks = {
+        json.loads(letter["Body"])["data"]["stockId"] for letter in where.queues.dead_letters()
+    }
+    assert not stocks & {"single", "batch"}
 
 
 def test_a_stop_cuts_off_no_request_and_sends_what_was_gathered(
