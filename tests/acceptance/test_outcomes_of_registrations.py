@@ -189,22 +189,32 @@ def test_a_redriven_registration_is_pending_and_then_registered(
     assert registered.user["userInfo"]["nickname"] == "Bad"
 
 
-def test_the_last_outcome_before_a_stop_is_kept(own: Place, start_worker: StartWorker) -> None:
-    for _ in range(3):
-        worker = start_worker(own.environment)
-        id_ = new_id()
-        own.queues.client.send_message(
-            QueueUrl=own.queues.url, MessageBody=body(id_, f"l{id_[:8]}", index=-1)
-        )
-        wait_until(
-            lambda worker=worker: worker.log_lines("message.dead-letter"),  # type: ignore[misc]  # mypy cannot infer it
-            SETTLE_SECONDS,
-            "a dead letter",
-        )
-        assert worker.stop() == 0
-        found = state(own, id_)
-        assert found is not None
-        assert found.state == "failed"
+def test_the_last_outcome_before_a_stop_is_kept(
+    own: Place, start_worker: StartWorker, mongo_client: MongoClient
+) -> None:
+    worker = start_worker(own.environment)
+    id_ = new_id()
+    fail_point = {
+        "configureFailPoint": "failCommand",
+        "mode": {"times": 1},
+        "data": {
+            "failCommands": ["findAndModify"],
+            "namespace": f"{own.database.name}.users",
+            "blockConnection": True,
+            "blockTimeMS": 4_000,
+        },
+    }
+    mongo_client.admin.command(fail_point)
+    own.queues.client.send_message(QueueUrl=own.queues.url, MessageBody=body(id_, "last"))
+    wait_until(lambda: worker.log_lines("message.received"), SETTLE_SECONDS, "a delivery")
+
+    # The run is the last thing that it does.
+    assert worker.stop() == 0
+
+    assert worker.log_lines("message.done")
+    found = own.database["outcomes"].find_one({"_id": id_})
+    assert found is not None
+    assert found["state"] == "registered"
 
 
 def test_outcomes_that_cannot_be_written_delay_and_lose_no_message(

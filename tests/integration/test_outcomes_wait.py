@@ -256,20 +256,43 @@ def test_in_an_outage_it_waits_to_the_end_and_then_says_so(
     uri = three_nodes.uri("outage")
     monkeypatch.setenv("MONGO_URI", uri)
     get_settings.cache_clear()
-    lost = "2" * 40
 
     async def work(outcomes: Outcomes) -> None:
         await outcomes.accepted([ID])
         for member in range(3):
             three_nodes.freeze(member)
-        _, seconds = await timed(outcomes.accepted([lost]))
+        _, seconds = await timed(outcomes.accepted(["2" * 40]))
         assert seconds < 1
         with pytest.raises(Unavailable):
             await outcomes.wait(ID, 4.0)
         for member in range(3):
             three_nodes.thaw(member)
-        # What was accepted meanwhile is stored once MongoDB is back.
-        collection = three_nodes.client()["outage"]["outcomes"]
+
+    run(uri, work)
+
+
+@pytest.mark.slow
+def test_what_was_accepted_in_an_outage_is_stored_after_it(
+    three_nodes: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = three_nodes.uri("accepted")
+    monkeypatch.setenv("MONGO_URI", uri)
+    get_settings.cache_clear()
+    lost = "2" * 40
+
+    async def work(outcomes: Outcomes) -> None:
+        await outcomes.accepted([ID])
+        for member in range(3):
+            three_nodes.kill(member)
+        with pytest.raises(Unavailable):
+            await outcomes.state(ID)
+        await outcomes.accepted([lost])
+        with pytest.raises(Unavailable):
+            await outcomes.state(lost)
+        for member in range(3):
+            three_nodes.start(member)
+        await asyncio.to_thread(three_nodes.wait_for_primary)
+        collection = three_nodes.client()["accepted"]["outcomes"]
         await asyncio.to_thread(
             wait_until, lambda: collection.find_one({"_id": lost}), 60, "the acceptance"
         )
