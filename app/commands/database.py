@@ -9,7 +9,7 @@ from pymongo.errors import PyMongoError
 
 from app.errors import SettingsError
 from app.mongo import Address, Client, address_of
-from app.outcomes.outcome import OutcomeRecord
+from app.outcomes.record import OutcomeRecord
 from app.probe import try_writes
 from app.schema import Fault, find_faults, subjects
 from app.startup import require_replica_set

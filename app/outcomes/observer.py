@@ -2,22 +2,33 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from app.outcomes.outcome import Seen, State, concerns, outcome_of
-from app.outcomes.writer import Writer
 from sqs_broker.observers.observer import Observer
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import DeadLetter, Happened, Outcome
+
+if TYPE_CHECKING:
+    from app.outcomes.writer import Writer
 
 
 class OutcomeObserver(Observer):
     """Puts what it sees into a writer, which returns at once. Thread-safe."""
 
     def __init__(
-        self, writer: Writer, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        make_writer: "Callable[[], Writer]",
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.writer = writer
+        self._make_writer = make_writer
         self._now = now
+
+    @cached_property
+    def writer(self) -> "Writer":
+        """Made when it is first needed."""
+        return self._make_writer()
 
     def received(self, message: Facts) -> None:
         """A message that was redriven or sent again is pending again."""
@@ -39,5 +50,12 @@ class OutcomeObserver(Observer):
             self.writer.put(seen)
 
 
+def _writer() -> "Writer":
+    # A producer has this observer too, and needs no MongoDB driver.
+    from app.outcomes.writer import Writer
+
+    return Writer()
+
+
 #: The worker's own (celeryconfig.py). It starts no thread and opens nothing before a message.
-observer = OutcomeObserver(Writer())
+observer = OutcomeObserver(_writer)

@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, ClassVar
-
-import mongoengine as me
-from pymongo import UpdateOne
+from typing import Any
 
 from app.registration_ids import REGISTRATION, is_registration_id
 from sqs_broker.rules.facts import Facts
@@ -52,26 +49,6 @@ class State(StrEnum):
 NOT_FOR_EVER = (State.CONFLICT, State.FAILED, State.EXPIRED)
 
 
-class OutcomeRecord(me.Document):
-    """One registration. Declares the collection and its index; the documents are written and read
-    with pymongo."""
-
-    id = me.StringField(primary_key=True)
-    state = me.StringField(required=True)
-    at = me.DateTimeField(required=True)
-    reason = me.StringField()
-    user = me.DictField()
-    conflicts = me.ListField(me.DictField())
-    forget_at = me.DateTimeField(required=True)
-
-    meta: ClassVar[dict[str, Any]] = {
-        "collection": "outcomes",
-        "auto_create_index": False,
-        "strict": False,
-        "indexes": [{"name": "forget_at", "fields": ["forget_at"], "expireAfterSeconds": 0}],
-    }
-
-
 @dataclass(frozen=True)
 class Seen:
     """A state that a registration reached."""
@@ -87,8 +64,8 @@ class Seen:
     margin: timedelta = timedelta(0)
     """A state that is not older than this is kept: for `pending`, if two clocks are compared."""
 
-    def update(self, forget_at: datetime) -> UpdateOne:
-        """The update that merges it into the stored document, and creates that if there is none."""
+    def update(self, forget_at: datetime) -> list[dict[str, Any]]:
+        """The pipeline that merges it into the stored document of its id, which may be missing."""
         applies = self._applies()
         fields: dict[str, Any] = {
             "state": _if(applies, self.state.value, "$state"),
@@ -102,7 +79,7 @@ class Seen:
             fields["user"] = {"$ifNull": ["$user", known]}
         if self.state is State.CONFLICT:
             fields["conflicts"] = self._conflicts()
-        return UpdateOne({"_id": self.id}, [{"$set": fields}], upsert=True)
+        return [{"$set": fields}]
 
     def _applies(self) -> dict[str, Any]:
         current = {"$ifNull": ["$state", ""]}

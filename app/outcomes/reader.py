@@ -23,7 +23,8 @@ from app.counter import Counter
 from app.errors import Unavailable
 from app.models import User
 from app.mongo import AsyncClient, address_of
-from app.outcomes.outcome import OutcomeRecord, Seen, State
+from app.outcomes.outcome import Seen, State
+from app.outcomes.record import OutcomeRecord
 from app.outcomes.watch import Watch
 from app.outcomes.writer import BATCH, ROOM, Refused, raise_errors, updates
 from sqs_broker.errors import label

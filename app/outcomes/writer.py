@@ -22,7 +22,8 @@ from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from app.models import make_index
 from app.mongo import Client, address_of, open_client
-from app.outcomes.outcome import OutcomeRecord, Seen
+from app.outcomes.outcome import Seen
+from app.outcomes.record import OutcomeRecord
 from app.settings import get_settings
 from sqs_broker.errors import label
 from sqs_broker.machine import threads
@@ -274,7 +275,7 @@ def merge(collection: Collection[dict[str, Any]], batch: Sequence[Seen]) -> None
 def updates(batch: Sequence[Seen]) -> list[UpdateOne]:
     """The updates of a bulk write."""
     forget_at = datetime.now(UTC) + timedelta(days=get_settings().once_retention_days)
-    return [seen.update(forget_at) for seen in batch]
+    return [UpdateOne({"_id": seen.id}, seen.update(forget_at), upsert=True) for seen in batch]
 
 
 def raise_errors(details: Mapping[str, Any]) -> None:

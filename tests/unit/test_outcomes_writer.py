@@ -147,7 +147,7 @@ def test_pending_is_written_only_if_no_outcome_follows_soon(database: Database) 
 
 @pytest.fixture
 def observer(database: Database) -> OutcomeObserver:
-    return OutcomeObserver(Writer(database.write), now=lambda: NOW)
+    return OutcomeObserver(lambda: Writer(database.write), now=lambda: NOW)
 
 
 @pytest.fixture
