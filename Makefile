@@ -8,6 +8,7 @@
 #   make soak      one worker under a steady load for MINUTES=10; fails if memory grows or speed changes
 #   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
 #   make contract  acceptance tests on the real queue in the environment variables
+#   make lambda    dist/function-x86_64.zip and -arm64.zip, for AWS Lambda
 #   make lint      style and imports
 #   make types     mypy
 #
@@ -36,7 +37,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores, so the targets run one after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench soak chaos contract lint types python services
+.PHONY: help run demo test verify bench soak chaos contract lambda lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +65,9 @@ chaos: services $(STAMP)
 
 contract: services $(STAMP)
 	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)
+
+lambda: $(STAMP)
+	@$(BIN)/python -m infra.function_zip $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

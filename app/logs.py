@@ -129,12 +129,36 @@ def use_json_lines() -> None:
     worker_ready.connect(_after_banner)
 
 
+def log_to_stdout() -> None:
+    """Make this process log JSON lines to stdout, each of them at once. For a Lambda function: its
+    sandbox may be frozen whenever the function has returned."""
+    handler = logging.StreamHandler(sys.stdout)
+    _use(handler, logging.getLevelName(get_settings().log_level))
+
+
 def set_up(loglevel: int | None = None, logfile: str | None = None, **_: Any) -> None:
     """Make this process log JSON lines from now on, at LOG_LEVEL or `loglevel` if that is lower: to
     `logfile`, whose name Celery has completed, or to stderr."""
-    _switch_off_unused_fields()
     stream, fault = _stream(logfile)
-    handler = GatheringHandler(stream)
+    # Without `-l` Celery passes WARNING, so the lower of the two levels is used.
+    level = min(loglevel or logging.WARNING, logging.getLevelName(get_settings().log_level))
+    _use(GatheringHandler(stream), level)
+    # Billiard's logger does not propagate, so Python would print its errors unformatted.
+    pool = get_multiprocessing_logger()
+    pool.propagate = True
+    pool.setLevel(logging.ERROR)
+    if fault is not None:
+        logger.error(
+            "The log file cannot be written to (%s), so the log goes to stderr. Correct --logfile, "
+            "or let this user write to it.",
+            type(fault).__name__,
+            extra={"event": "log.no_file", "error": type(fault).__name__},
+        )
+
+
+def _use(handler: logging.Handler, level: int) -> None:
+    """Make this the only handler of the process."""
+    _switch_off_unused_fields()
     handler.setFormatter(JsonLines())
     handler.addFilter(OthersFromInfo())
     handler.addFilter(WithoutRepeats())
@@ -143,8 +167,6 @@ def set_up(loglevel: int | None = None, logfile: str | None = None, **_: Any) ->
         if isinstance(former, GatheringHandler):
             former.close()  # Of the parent of a pool process that has a file of its own.
     root.handlers = [handler]
-    # Without `-l` Celery passes WARNING, so the lower of the two levels is used.
-    level = min(loglevel or logging.WARNING, logging.getLevelName(get_settings().log_level))
     # "celery.task" is the parent of the loggers of tasks (Celery's `get_task_logger`).
     for name in (*OURS, "celery.task"):
         logging.getLogger(name).setLevel(level)
@@ -153,20 +175,9 @@ def set_up(loglevel: int | None = None, logfile: str | None = None, **_: Any) ->
     # The INFO lines of these do not help the operator of a worker.
     for name in ("botocore", "boto3", "urllib3", "pymongo"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Billiard's logger does not propagate, so Python would print its errors unformatted.
-    pool = get_multiprocessing_logger()
-    pool.propagate = True
-    pool.setLevel(logging.ERROR)
     # Otherwise Celery creates records for each message, in two processes, that the filter drops.
     for name in REPEATED:
         logging.getLogger(name).setLevel(logging.ERROR)
-    if fault is not None:
-        logger.error(
-            "The log file cannot be written to (%s), so the log goes to stderr. Correct --logfile, "
-            "or let this user write to it.",
-            type(fault).__name__,
-            extra={"event": "log.no_file", "error": type(fault).__name__},
-        )
 
 
 def redirect_prints(conf: Any) -> None:

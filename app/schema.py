@@ -12,7 +12,9 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from app.counter import Counter, Increments
+from app.errors import SettingsError
 from app.models import User, make_index
+from app.mongo import Client
 from app.once import OnceRecord
 
 #: The collections that the tasks write.
@@ -77,6 +79,16 @@ def find_faults(
             indexes = list(database[name].list_indexes())
             faults += _faults_of_indexes(name, _declared(document), indexes)
     return faults
+
+
+def require_replica_set(client: Client) -> None:
+    """Raise SettingsError if this MongoDB is standalone."""
+    hello = client.admin.command("hello")
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise SettingsError(
+            "MONGO_URI: this mongod is standalone, but transactions need a replica set. "
+            "Start it with --replSet and run rs.initiate(). One node is enough."
+        )
 
 
 def make_indexes(database: Database[dict[str, Any]], faults: Sequence[Fault]) -> list[Fault]:

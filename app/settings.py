@@ -8,6 +8,7 @@ A producer may be part of another program, whose variables and `.env` mean somet
 a process, `get_producer_settings()` reports an invalid value only if a producer needs the variable.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -248,8 +249,9 @@ class Settings(BaseSettings):
 
     @property
     def credentials(self) -> dict[str, str]:
-        """boto3's arguments for static credentials; empty if boto3's own chain must find some."""
-        if self.aws_access_key_id is None or self.aws_secret_access_key is None:
+        """boto3's arguments for static credentials; empty if boto3's own chain must find some, as
+        in a Lambda function, where Lambda sets and changes the variables."""
+        if is_function() or self.aws_access_key_id is None or self.aws_secret_access_key is None:
             return {}
         given = {
             "aws_access_key_id": self.aws_access_key_id,
@@ -270,6 +272,13 @@ class Settings(BaseSettings):
         for name, queue in self.sqs_queues.items():
             if queue.dead_letter_url is None:
                 raise SettingsError(f"SQS_QUEUES has no dead_letter_url for queue {name!r}.")
+        return self
+
+    def require_function(self) -> Self:
+        """Check the settings of a Lambda function, except for the URI of MongoDB. Raises
+        SettingsError with all missing variables."""
+        missing = [*self._missing_for_queue(), *self._missing_for_worker()]
+        _require_none(name for name in missing if name != "MONGO_URI")
         return self
 
     def require_flower(self) -> Self:
@@ -409,13 +418,52 @@ class ApiSettings(BaseSettings):
         return [origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip()]
 
 
+class FunctionSettings(BaseSettings):
+    """The settings that only the Lambda function has. Each field is an environment variable."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    mongo_secret_arn: (
+        Annotated[str, StringConstraints(pattern=r"^arn:[^\s:]+(:[^\s:]*){4,}$")] | None
+    ) = Field(
+        None,
+        description="ARN of the secret in Secrets Manager that holds the URI of MongoDB: as its "
+        "text, or as `MONGO_URI` in a JSON object.",
+    )
+
+
+def is_function() -> bool:
+    """Whether this process is a Lambda function."""
+    # https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
+    return bool(os.environ.get("AWS_LAMBDA_FUNCTION_NAME"))
+
+
+#: Settings that do not come from the environment, by field.
+_given: dict[str, str] = {}
+
+
 @cache
 def get_settings() -> Settings:
     """The settings of this process, read at the first call.
 
     Raises SettingsError with the name of each variable whose value is invalid, never the value.
     """
-    return _read(Settings)
+    return _read(Settings, **_given)
+
+
+def use_mongo_uri(uri: str | None) -> None:
+    """Use this URI of MongoDB in place of the variable; None to use the variable again."""
+    _given.clear()
+    if uri is not None:
+        _given["mongo_uri"] = uri
+    get_settings.cache_clear()
+
+
+def get_function_settings() -> FunctionSettings:
+    """The function's settings. Raises SettingsError as `get_settings` does."""
+    return _read(FunctionSettings)
 
 
 @cache

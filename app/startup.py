@@ -14,9 +14,9 @@ from pymongo.errors import PyMongoError
 
 from app.errors import SettingsError
 from app.log_stream import LogFile
-from app.mongo import Client, address_of, open_client
+from app.mongo import address_of, open_client
 from app.probe import try_writes
-from app.schema import Fault, find_faults, make_indexes
+from app.schema import Fault, find_faults, make_indexes, require_replica_set
 from app.settings import Settings, get_settings
 from sqs_broker.errors import label
 from sqs_broker.machine import files
@@ -226,13 +226,3 @@ def refuse(faults: Sequence[Fault]) -> None:
     """Raise SettingsError with the first fault and its fix, if there is a fault."""
     for fault in faults:
         raise SettingsError(f"MONGO_URI: MongoDB: {fault}. {fault.fix}")
-
-
-def require_replica_set(client: Client) -> None:
-    """Raise SettingsError if this MongoDB is standalone."""
-    hello = client.admin.command("hello")
-    if "setName" not in hello and hello.get("msg") != "isdbgrid":
-        raise SettingsError(
-            "MONGO_URI: this mongod is standalone, but transactions need a replica set. "
-            "Start it with --replSet and run rs.initiate(). One node is enough."
-        )

@@ -153,9 +153,9 @@ class Options:
     """Where the control plane is stored, or a function that reads it when it is first needed."""
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Self:
+    def read(cls, given: Mapping[str, Any], *, accepts_fifo: bool = False) -> Self:
         """Read Celery's `broker_transport_options`. Raises ConfigurationError with the name of the
-        option."""
+        option. FIFO queues are refused, unless the caller keeps their order."""
         if not given.get("region"):
             raise ConfigurationError("broker_transport_options has no `region`. Add it.")
         from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
@@ -163,7 +163,7 @@ class Options:
         decoder, driver = given.get("decode_json"), given.get("driver")
         return cls(
             region=given["region"],
-            queues=_queues(given.get("predefined_queues") or {}),
+            queues=_queues(given.get("predefined_queues") or {}, accepts_fifo),
             endpoint_url=given.get("endpoint_url"),
             credentials=given.get("credentials") or {},
             wait_time_seconds=given.get("wait_time_seconds", cls.wait_time_seconds),
@@ -223,11 +223,11 @@ def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:
     return float(seconds)
 
 
-def _queues(given: Mapping[str, Mapping[str, str]]) -> dict[str, QueueAddress]:
+def _queues(given: Mapping[str, Mapping[str, str]], accepts_fifo: bool) -> dict[str, QueueAddress]:
     if not given:
         raise ConfigurationError("broker_transport_options has no `predefined_queues`. Add one.")
     for name, address in given.items():
-        if name.endswith(".fifo"):
+        if name.endswith(".fifo") and not accepts_fifo:
             raise ConfigurationError(f"Queue {name!r} is FIFO; only standard queues are supported.")
         if not address.get("url"):
             raise ConfigurationError(f"predefined_queues has no `url` for queue {name!r}. Add it.")

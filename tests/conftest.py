@@ -22,7 +22,7 @@ from tests.wheels import Wheels, build
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()
 OUR_PREFIXES = ("AWS_", "SQS_", "TASK_", "ONCE_", "CONTROL_", "FLOWER_", "WORKER_", "API_")
-OUR_VARIABLES = {"MONGO_URI", "LOG_LEVEL", "STARTING_MONEY"}
+OUR_VARIABLES = {"MONGO_URI", "MONGO_SECRET_ARN", "LOG_LEVEL", "STARTING_MONEY"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,10 +36,10 @@ def _clean_session() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the settings, the `.env` or the AWS profile of whoever runs it."""
-    from app.settings import ApiSettings, FlowerSettings, Settings
+    from app.settings import ApiSettings, FlowerSettings, FunctionSettings, Settings
 
     strip_environment(monkeypatch)
-    for settings in (Settings, FlowerSettings, ApiSettings):
+    for settings in (Settings, FlowerSettings, FunctionSettings, ApiSettings):
         monkeypatch.setitem(settings.model_config, "env_file", None)
     _forget_settings()
     yield
@@ -230,10 +230,10 @@ def _forget_settings() -> None:
         get_api_settings,
         get_flower_settings,
         get_producer_settings,
-        get_settings,
+        use_mongo_uri,
     )
 
-    get_settings.cache_clear()
+    use_mongo_uri(None)
     get_api_settings.cache_clear()
     get_flower_settings.cache_clear()
     get_producer_settings.cache_clear()

@@ -11,8 +11,7 @@ from app.errors import SettingsError
 from app.mongo import Address, Client, address_of
 from app.outcomes.record import OutcomeRecord
 from app.probe import try_writes
-from app.schema import Fault, find_faults, subjects
-from app.startup import require_replica_set
+from app.schema import Fault, find_faults, require_replica_set, subjects
 from sqs_broker.control.faults import missing_right
 from sqs_broker.control.rights import Rights
 from sqs_broker.errors import label

@@ -5,7 +5,9 @@ plane, because a process without a control plane may not have it.
 import atexit
 import os
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from sqs_broker.errors import ConfigurationError
@@ -34,14 +36,17 @@ def plane_for(options: ControlOptions) -> "Plane":
         return _planes[options]
 
 
-def attempts_for(options: ControlOptions) -> AttemptStore | None:
+def attempts_for(
+    options: ControlOptions, clock: Callable[[], float] = monotonic
+) -> AttemptStore | None:
     """The store of failed runs for these options; None if they name no MongoDB, or if pymongo is
-    not installed. It needs no Celery, and connects at its first use."""
+    not installed. It needs no Celery, and connects at its first use. `clock`, in seconds, measures
+    its pauses after a failure."""
     if options.uri is None or find_spec("pymongo") is None:
         return None
     from sqs_broker.control.attempts import MongoAttempts
 
-    return MongoAttempts(lambda: plane_for(options).store)
+    return MongoAttempts(lambda: plane_for(options).store, clock)
 
 
 def check_driver(options: ControlOptions) -> None:

@@ -1,4 +1,5 @@
-"""When a message is due, by this machine's clock: its `eta`, or the time that a copy carries."""
+"""When a message is due and when it has expired, by this machine's clock: its `eta` and `expires`,
+and the time that a copy carries."""
 
 import math
 import time
@@ -24,10 +25,7 @@ def seconds_until_due(headers: Mapping[str, Any], now: datetime | None = None) -
     eta = headers.get("eta")
     if not eta:
         return 0
-    due = datetime.fromisoformat(eta)
-    if due.tzinfo is None:
-        due = due.replace(tzinfo=UTC)
-    return max(0, math.ceil((due - (now or datetime.now(UTC))).total_seconds()))
+    return max(0, math.ceil((_time(eta) - (now or datetime.now(UTC))).total_seconds()))
 
 
 def seconds_until(due: float | None, now: float | None = None) -> int:
@@ -37,3 +35,14 @@ def seconds_until(due: float | None, now: float | None = None) -> int:
         return 0
     left = due - (time.time() if now is None else now)
     return math.ceil(min(max(left, 0), LONGEST_VISIBILITY))
+
+
+def has_expired(headers: Mapping[str, Any], now: datetime | None = None) -> bool:
+    """Whether the `expires` header is past, so that the message must not run any more."""
+    expires = headers.get("expires")
+    return expires is not None and _time(expires) < (now or datetime.now(UTC))
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

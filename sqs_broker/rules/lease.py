@@ -49,6 +49,8 @@ class Delivery:
     age: float = 0.0
     """Seconds from then to this receive. If the message is a copy, from the first receive of the
     first message."""
+    group: str | None = None
+    """The message group whose order must be kept; None in a standard queue."""
 
     @cached_property
     def carried(self) -> Carried:
@@ -158,6 +160,16 @@ class Lease:
     @property
     def _longest(self) -> float:
         return self.delivery.asked_at + LONGEST_VISIBILITY - 1
+
+
+def age_of(
+    attributes: Mapping[str, Mapping[str, Any]], first_received_at: float, now: float
+) -> float:
+    """Seconds from the first receive of a message until now; both in seconds since 1970. If the
+    message is a copy, from the first receive of the first message."""
+    # What a copy carries cannot be later than its own first receive.
+    first = carried_in(attributes).first or first_received_at
+    return max(now - min(first, first_received_at), 0.0)
 
 
 def _before(count: int, deliveries: Collection[int]) -> int:

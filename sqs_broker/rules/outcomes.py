@@ -204,7 +204,7 @@ def decide(
         case Failed() | RetryAsked():
             if is_final(happened, delivery.attempt, policy):
                 return DeadLetter(_with_counts(happened.reason, delivery), happened.error)
-            again = Retry(_retry_delay(happened, delivery.attempt, policy), happened.error)
+            again = Retry(retry_delay(happened, delivery.attempt, policy), happened.error)
     is_long = is_crowded and again.delay >= SHORTEST_COPIED
     return _copied(again) if is_long or policy.needs_copy(delivery.count) else again
 
@@ -225,7 +225,8 @@ def _with_counts(reason: str, delivery: Delivery) -> str:
     return f"{reason} (failed runs: {delivery.attempt}, deliveries: {delivery.deliveries})"
 
 
-def _retry_delay(happened: Failed | RetryAsked, attempt: int, policy: Policy) -> int:
+def retry_delay(happened: Failed | RetryAsked, attempt: int, policy: Policy) -> int:
+    """Seconds until a failure is retried: as the task asked, or the policy's backoff."""
     asked = happened.delay if isinstance(happened, RetryAsked) else None
     if asked is None or math.isnan(asked):
         return policy.backoff(attempt)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -263,6 +264,18 @@ def quick_client(options: Options, service: str) -> Any:
     """A client of another AWS service that only gives additional information: one short try.
     Raises as `Boto.open` does."""
     return _client(options, service, config=QUICK)
+
+
+def read_secret(options: Options, arn: str) -> str | None:
+    """The text of a secret of Secrets Manager; None if it has none. One short try. Raises SqsError
+    with Secrets Manager's code, and as `Boto.open` does."""
+    # The region is the fourth part of an ARN.
+    client = quick_client(replace(options, region=arn.split(":")[3]), "secretsmanager")
+    try:
+        text: str | None = invoke(client.get_secret_value, SecretId=arn).get("SecretString")
+    finally:
+        client.close()
+    return text
 
 
 class UnreadableAnswer(BotoCoreError):

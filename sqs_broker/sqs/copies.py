@@ -59,11 +59,13 @@ class Copies:
         address = self._options.queue(delivery.queue)
         limit = self._options.max_message_bytes
         if isinstance(outcome, Postponed):
-            copy = _postponed(delivery, outcome, limit, time.time())
-            delay = min(outcome.delay, LONGEST_DELAY)
-            return address.url, Outgoing(delivery.body, copy, delay)
+            own = _postponed(delivery, outcome, limit, time.time())
+            return address.url, Outgoing(delivery.body, own, min(outcome.delay, LONGEST_DELAY))
         attributes = dead_letter.attributes_of(delivery, outcome, message.task, message.id, limit)
-        return address.dead_letter_url or "", Outgoing(delivery.body, attributes)
+        # The dead-letter queue of a FIFO queue is FIFO too.
+        id_ = None if delivery.group is None else delivery.message_id
+        copy = Outgoing(delivery.body, attributes, group=delivery.group, deduplication_id=id_)
+        return address.dead_letter_url or "", copy
 
 
 def can_carry(delivery: Delivery, limit: int) -> bool:

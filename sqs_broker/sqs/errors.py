@@ -29,6 +29,23 @@ REFUSED = frozenset(
 #: Too many messages of the queue are in flight.
 OVER_LIMIT = "OverLimit"
 
+#: The credentials that signed the call are not valid, or not any more.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
+BAD_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSecurity",
+        "NotAuthorized",
+        "RequestExpired",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+
 #: Used as a code if the lease was over before the report.
 LEASE_OVER = "LeaseOver"
 
@@ -150,6 +167,12 @@ class SqsError(Exception):
     def has_no_credentials(self) -> bool:
         """Whether the call was not made because there are no credentials to sign it with."""
         return isinstance(self, NoCredentials)
+
+    @property
+    def is_of_credentials(self) -> bool:
+        """Whether the call failed because of the credentials that it was signed with, or because
+        there are none. Others may work."""
+        return self.has_no_credentials or self.code in BAD_CREDENTIALS
 
     @property
     def is_denied(self) -> bool:

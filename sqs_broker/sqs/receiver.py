@@ -7,7 +7,7 @@ answer. After an error they back off and try again, without end.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -15,15 +15,16 @@ from time import monotonic
 
 from sqs_broker.machine import threads
 from sqs_broker.options import Options
-from sqs_broker.rules.attempts import AttemptStore, Record, carried_in
+from sqs_broker.rules.attempts import AttemptStore, Record
 from sqs_broker.rules.backoff import half_jitter
-from sqs_broker.rules.lease import Delivery
+from sqs_broker.rules.lease import Delivery, age_of
 from sqs_broker.sqs.driver import CONNECT_TIMEOUT, Driver
 from sqs_broker.sqs.errors import HANGING, SqsError
 from sqs_broker.sqs.extension import OVER, REFUSED, extend
 from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.records import records_of
 from sqs_broker.sqs.requests import Received
 
 logger = logging.getLogger(__name__)
@@ -257,7 +258,7 @@ class Receiver:
         messages = self._sqs.receive(slots, wait, on_late=on_late)
         received_at = self._clock()
         waited = received_at - asked_at
-        records = records_of(messages, self._attempts)
+        records = records_of([(m.message_id, m.receives) for m in messages], self._attempts)
         return [
             delivery_of(message, self.queue, received_at, waited, records.get(message.message_id))
             for message in messages
@@ -317,16 +318,6 @@ class Receiver:
             )
 
 
-def records_of(messages: Sequence[Received], attempts: AttemptStore | None) -> Mapping[str, Record]:
-    """The record of each message, by its MessageId; empty without a store. The store is read once,
-    and only if a message was delivered before."""
-    if attempts is None:
-        return {}
-    again = [message.message_id for message in messages if message.receives > 1]
-    found = attempts.read(again) if again else {}
-    return {m.message_id: found.get(m.message_id, Record()) for m in messages}
-
-
 def delivery_of(
     message: Received,
     queue: str,
@@ -351,6 +342,5 @@ def delivery_of(
         waited=waited,
         record=record,
         first_received_at=first,
-        # What a copy carries cannot be later than its own first receive.
-        age=max(answered - min(carried_in(message.attributes).first or first, first), 0.0),
+        age=age_of(message.attributes, first, answered),
     )

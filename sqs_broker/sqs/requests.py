@@ -86,6 +86,10 @@ class Outgoing:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     delay: int | None = None
     """Seconds; None for the delay of the queue."""
+    group: str | None = None
+    """The message group; None for a standard queue."""
+    deduplication_id: str | None = None
+    """Of two messages with the same id within 5 minutes, a FIFO queue keeps one."""
 
     @property
     def size(self) -> int:
@@ -259,6 +263,10 @@ def _sent(message: Outgoing) -> dict[str, Any]:
     call: dict[str, Any] = {"MessageBody": message.body, "MessageAttributes": message.attributes}
     if message.delay is not None:
         call["DelaySeconds"] = message.delay
+    if message.group is not None:
+        call["MessageGroupId"] = message.group
+    if message.deduplication_id is not None:
+        call["MessageDeduplicationId"] = message.deduplication_id
     return call
 
 

@@ -46,14 +46,16 @@ class Job:
     embed: dict[str, Any] | None
 
 
-def run(trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> list[Traced]:
+def run(
+    trace: Callable[..., Traced], name: str, jobs: Sequence[Job], task: Any = None
+) -> list[Traced]:
     """Run the task for all messages at once; return what Celery's trace returned for each, in
-    order.
+    order. Without `task`, it is the one of this name in the current app.
 
     If the work itself raises, every message has failed with that exception. A message that fails
     before the work is left out of it. Raises no Exception.
     """
-    return with_space(_Run(trace, name, jobs).finish)
+    return with_space(_Run(trace, task or current_app.tasks[name], jobs).finish)
 
 
 class Prepared:
@@ -78,12 +80,12 @@ class Prepared:
 class _Run:
     """One run for many messages. A place is the index of a message in the job."""
 
-    def __init__(self, trace: Callable[..., Traced], name: str, jobs: Sequence[Job]) -> None:
+    def __init__(self, trace: Callable[..., Traced], task: Any, jobs: Sequence[Job]) -> None:
         self._trace = trace
         #: The context variables at the start. Each message begins with a copy of them, so a span
         #: that a tracing library sets for one message does not become the parent of another's.
         self._context = contextvars.copy_context()
-        self._name = name
+        self._task = task
         self._jobs = jobs
         #: Places whose trace has not started yet; the last one is next.
         self._left = list(range(len(jobs)))
@@ -126,7 +128,7 @@ class _Run:
         body = job.args, job.kwargs, job.embed
         try:
             failed, result, seconds = self._context.copy().run(
-                self._trace, self._name, job.id, job.request, body, None, None
+                self._trace, self._task.name, job.id, job.request, body, None, None
             )
         except Exception as exc:
             # Broad on purpose: for example, memory was short for this message; the next may run.
@@ -146,9 +148,8 @@ class _Run:
         began = monotonic()
         outcomes: dict[int, Any] = {place: _read(self._jobs[place]) for place in places}
         calls = [place for place in places if isinstance(outcomes[place], Call)]
-        task = current_app.tasks[self._name]
         if calls:
-            done = _run_many(task, [outcomes[place] for place in calls])
+            done = _run_many(self._task, [outcomes[place] for place in calls])
             outcomes |= zip(calls, done, strict=True)
         self._share = (monotonic() - began) / len(self._jobs)
         return outcomes

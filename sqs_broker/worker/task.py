@@ -74,7 +74,8 @@ class Task(CeleryTask):
         Raises ConfigurationError if the task's number is above the policy's, or None.
         """
         super().on_bound(app)
-        options = Options.read(app.conf.broker_transport_options)
+        # A Lambda function accepts FIFO queues. The transport of a worker and a producer does not.
+        options = Options.read(app.conf.broker_transport_options, accepts_fifo=True)
         policy, cls.brackets, cls.eta_max = options.policy, options.brackets, options.eta_max
         if cls.name.startswith("celery."):
             cls.policy = policy

@@ -2,7 +2,7 @@
 and the settler are the real ones. Its pool is a class of the test's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 from celery import Celery
@@ -11,9 +11,10 @@ from celery.result import allow_join_result
 
 from sqs_broker.observers.observer import Observer
 from sqs_broker.options import Options
+from sqs_broker.rules.attempts import Record
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import Happened, Outcome
-from sqs_broker.testing import Clock, FakeSqs
+from sqs_broker.testing import Clock, FakeSqs, MemoryAttempts
 from sqs_broker.worker.loop import Loop
 
 #: Seconds that nothing here comes near to.
@@ -30,6 +31,23 @@ class Outcomes(Observer):
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
         self.by_id[message.delivery.message_id] = outcome
         self.on_change()
+
+
+class ControlDatabase:
+    """The control database of a worker, as far as attempts go."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryAttempts()
+
+    def attempts(self, message_ids: Sequence[str]) -> dict[str, Record]:
+        return dict(self.memory.read(message_ids))
+
+    def add_attempts(self, changes: Mapping[str, Record]) -> dict[str, Record]:
+        self.memory.add(changes)
+        return dict(changes)
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def new_sqs(clock: Clock) -> FakeSqs:
@@ -79,6 +97,10 @@ class InMemoryWorker:
         often before."""
         ids = [self.fake.put(self.url, body, delay=1, receives=receives) for body in bodies]
         self._clock.advance(1)
+        return self.outcomes_of(ids)
+
+    def outcomes_of(self, ids: Sequence[str]) -> list[Outcome]:
+        """What becomes of messages that are on the queue."""
         deadline = monotonic() + DEADLINE
         while not self.outcomes.by_id.keys() >= set(ids):
             assert monotonic() < deadline, "not every message has ended"

@@ -24,7 +24,8 @@ from sqs_broker.rules.outcomes import (
     Retry,
 )
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.sqs.receiver import delivery_of, records_of
+from sqs_broker.sqs.receiver import delivery_of
+from sqs_broker.sqs.records import records_of
 from sqs_broker.sqs.requests import Received
 from sqs_broker.sqs.settlement import Reporter, Settlement
 from sqs_broker.testing import Clock, FakeSqs, MemoryAttempts
@@ -50,7 +51,7 @@ class Messages:
         messages: list[Received] = []
         while not messages:
             messages = self.queue.receive(most, 20)
-        records = records_of(messages, self.store)
+        records = records_of([(m.message_id, m.receives) for m in messages], self.store)
         now = self.clock()
         return [delivery_of(m, "jobs", now, 0.0, records.get(m.message_id)) for m in messages]
 

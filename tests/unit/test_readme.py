@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic_settings import BaseSettings
 
-from app.settings import ApiSettings, FlowerSettings, Settings
+from app.settings import ApiSettings, FlowerSettings, FunctionSettings, Settings
+from sqs_broker.function.metrics import UNITS
 from sqs_broker.options import Options
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +54,9 @@ def headings(page: Path) -> list[str]:
         (Settings, "README.md"),
         (FlowerSettings, "docs/flower.md"),
         (ApiSettings, "docs/http.md"),
+        (FunctionSettings, "docs/lambda.md"),
     ],
-    ids=["readme", "flower", "api"],
+    ids=["readme", "flower", "api", "lambda"],
 )
 def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: str) -> None:
     rows = re.findall(
@@ -86,6 +88,11 @@ def test_the_page_of_options_has_each_option_with_its_default() -> None:
         "control": "`{}`",
     }
     assert control == {OPTION.get(k, k): v for k, v in shown(told.control).items()}
+
+
+def test_the_page_of_lambda_has_each_metric_with_its_unit() -> None:
+    page = (ROOT / "docs" / "lambda.md").read_text().partition("\n## Metrics\n")[2]
+    assert dict(re.findall(r"^\| `(\w+)` \| (\w+) \| .* \|$", page, re.MULTILINE)) == dict(UNITS)
 
 
 def test_each_page_of_docs_is_linked_from_the_readme() -> None:

@@ -9,10 +9,13 @@ from app.errors import SettingsError
 from app.settings import (
     VISIBILITY_MARGIN,
     FlowerSettings,
+    FunctionSettings,
     Settings,
     get_flower_settings,
+    get_function_settings,
     get_producer_settings,
     get_settings,
+    use_mongo_uri,
 )
 
 SECRET = "hunter2-1f9c"
@@ -312,7 +315,7 @@ def test_a_dotenv_file_is_read_and_the_environment_goes_before_it(
 
 
 def test_each_setting_is_described_for_its_table() -> None:
-    fields = Settings.model_fields | FlowerSettings.model_fields
+    fields = Settings.model_fields | FlowerSettings.model_fields | FunctionSettings.model_fields
     assert [name for name, field in fields.items() if not field.description] == []
 
 
@@ -399,3 +402,46 @@ def test_a_log_level_may_be_written_in_small_letters(
 ) -> None:
     monkeypatch.setenv("LOG_LEVEL", level)
     assert get_settings().log_level == level.upper()
+
+
+# A Lambda function
+
+
+def test_a_function_needs_its_dead_letter_queue_and_no_uri_of_mongodb(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError, match="AWS_SQS_DLQ_URL is not set"):
+        settings_of(monkeypatch, **PRODUCER).require_function()
+    get_settings.cache_clear()
+    settings = settings_of(monkeypatch, **without("MONGO_URI", WORKER))
+    assert settings.require_function() is settings
+
+
+def test_in_a_function_boto3_itself_finds_the_credentials_which_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = PRODUCER | {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": SECRET}
+    assert settings_of(monkeypatch, **given).credentials
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "registrations")
+    assert get_settings().credentials == {}
+
+
+def test_the_uri_of_a_secret_goes_before_the_variable_and_is_checked_as_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings_of(monkeypatch, **WORKER).require_mongo_uri() == WORKER["MONGO_URI"]
+    use_mongo_uri("mongodb://another/registrations")
+    assert get_settings().require_mongo_uri() == "mongodb://another/registrations"
+    use_mongo_uri(f"mongodb://another/{SECRET}\n")
+    with pytest.raises(SettingsError) as raised:
+        get_settings()
+    assert SECRET not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "arn", ["secret", "arn:aws", "arn:aws:secretsmanager:eu west-1:1:secret:a"]
+)
+def test_the_arn_of_the_secret_is_checked(monkeypatch: pytest.MonkeyPatch, arn: str) -> None:
+    monkeypatch.setenv("MONGO_SECRET_ARN", arn)
+    with pytest.raises(SettingsError, match="MONGO_SECRET_ARN"):
+        get_function_settings()

@@ -1,0 +1,1 @@
+"""What runs this project on AWS."""
