@@ -15,8 +15,11 @@ from pymongo.database import Database
 from pymongo.uri_parser import parse_uri
 
 from app import models
+from app.celery import app
 from app.errors import Unavailable
 from app.messages import Increment, Provenance, Registration, Source
+from app.outcomes.flush import OutcomeFlush
+from app.outcomes.observer import observer
 from app.outcomes.outcome import Seen, State
 from app.outcomes.reader import Outcome, Outcomes
 from app.outcomes.writer import Refused, Store, Writer, merge
@@ -241,6 +244,17 @@ def test_a_writer_writes_soon_and_a_flush_at_once(database: Database[dict[str, A
         writer.put_pending(other)
         assert writer.flush(SECONDS)
     assert database["outcomes"].find_one({"_id": other.id})
+
+
+def test_a_worker_that_stops_writes_the_last_outcomes(database: Database[dict[str, Any]]) -> None:
+    assert OutcomeFlush in app.steps["worker"]
+    seen = [Seen(f"{n:040x}", State.FAILED, NOW) for n in range(20)]
+    for each in seen:
+        observer.writer.put(each)
+
+    OutcomeFlush(None).stop(None)
+
+    assert database["outcomes"].count_documents({}) == len(seen)
 
 
 # The reader

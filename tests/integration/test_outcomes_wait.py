@@ -272,7 +272,7 @@ def test_in_an_outage_it_waits_to_the_end_and_then_says_so(
 
 
 @pytest.mark.slow
-def test_what_was_accepted_in_an_outage_is_stored_after_it(
+def test_after_an_outage_what_was_accepted_is_stored_and_those_who_wait_are_woken(
     three_nodes: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = three_nodes.uri("accepted")
@@ -282,6 +282,8 @@ def test_what_was_accepted_in_an_outage_is_stored_after_it(
 
     async def work(outcomes: Outcomes) -> None:
         await outcomes.accepted([ID])
+        waiting = asyncio.ensure_future(outcomes.wait(ID, LONG))
+        assert await is_held(waiting)
         for member in range(3):
             three_nodes.kill(member)
         with pytest.raises(Unavailable):
@@ -296,5 +298,8 @@ def test_what_was_accepted_in_an_outage_is_stored_after_it(
         await asyncio.to_thread(
             wait_until, lambda: collection.find_one({"_id": lost}), 60, "the acceptance"
         )
+        await store(collection, ID, State.FAILED)
+        found, seconds = await timed(waiting)
+        assert (found and found.state, seconds < SOON) == ("failed", True)
 
     run(uri, work)
