@@ -16,6 +16,10 @@ class _Link:
         self.server = server
         #: Whether all that is sent from now on is swallowed, for as long as it is open.
         self.is_dead = server is None
+        #: Whether what the server sends arrives one byte a second. Read for each byte.
+        self.drips = False
+        #: Set when it drips no more.
+        self.flows = threading.Event()
 
     def run(self) -> None:
         """Forward until one side closes."""
@@ -34,11 +38,22 @@ class _Link:
                     side.shutdown(socket.SHUT_RDWR)
                 side.close()
 
+    def _drip(self, data: bytes) -> bytes:
+        """Send byte by byte for as long as it drips. Returns the rest."""
+        while self.drips and data:
+            self.caller.sendall(data[:1])
+            data = data[1:]
+            self.flows.wait(1)
+        return data
+
     def _pump(self, source: socket.socket, target: socket.socket | None) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
-                if target is not None and not self.is_dead:
-                    target.sendall(data)
+                if target is None or self.is_dead:
+                    continue
+                if source is self.server:
+                    data = self._drip(data)
+                target.sendall(data)
         self.close()
 
 
@@ -49,7 +64,7 @@ class TcpProxy:
         self._target = target
         self._lock = threading.Lock()
         self._links: list[_Link] = []
-        self._swallows = False
+        self._swallows = self._drips = False
         self._listener = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
 
@@ -66,10 +81,21 @@ class TcpProxy:
             for link in self._links:
                 link.is_dead = True
 
-    def heal(self) -> None:
-        """Forward what is new."""
+    def drip(self) -> None:
+        """Let what the server sends arrive one byte a second, on all connections, until `heal`."""
         with self._lock:
-            self._swallows = False
+            self._drips = True
+            for link in self._links:
+                link.flows.clear()
+                link.drips = True
+
+    def heal(self) -> None:
+        """Forward what is new, and what drips."""
+        with self._lock:
+            self._swallows = self._drips = False
+            for link in self._links:
+                link.drips = False
+                link.flows.set()
         if self._listener.fileno() == -1:
             self._listener = self._listen(self.port)
 
@@ -103,6 +129,7 @@ class TcpProxy:
     def _link(self, caller: socket.socket) -> None:
         with self._lock:
             link = _Link(caller, None if self._swallows else self._connect())
+            link.drips = self._drips
             self._links = [*(old for old in self._links if old.caller.fileno() != -1), link]
             link.run()
 
