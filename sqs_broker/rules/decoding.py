@@ -11,16 +11,15 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from celery.app.task import Context
 from kombu.utils.json import loads, object_hook
-from pydantic import ValidationError
 
 from sqs_broker.errors import Undecodable
 from sqs_broker.rules.canvas import PREFIX
 from sqs_broker.rules.content import base64_of, text_of, version_2
-from sqs_broker.rules.envelope import Embed, Envelope, Headers, Properties
+from sqs_broker.rules.envelope import EMBED, ENVELOPE, HEADERS, PROPERTIES, Record, Wrong
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Provenance, Source
@@ -48,9 +47,7 @@ PASSED_ON = (
 )  # fmt: skip
 
 #: Headers that Celery reads.
-CELERYS = frozenset(Headers.model_fields)
-
-Model = TypeVar("Model")
+CELERYS = HEADERS.names
 
 #: The arguments of a task: args, kwargs, embed.
 Payload = list[Any]
@@ -133,20 +130,19 @@ def _is_sns(content: Mapping[str, Any]) -> bool:
 
 def _from_envelope(content: dict[str, Any], source: Source, delivery: Delivery) -> dict[str, Any]:
     _refuse_serializer(content)
-    envelope = _checked(Envelope.model_validate, version_2(content), "the Celery envelope")
-    encoding, compression = envelope.properties.body_encoding, envelope.headers.compression
-    payload = _read_payload(text_of(envelope.body, encoding, compression))
+    envelope = _checked(ENVELOPE, version_2(content), "the Celery envelope")
+    sent, properties = envelope["headers"], envelope["properties"]
+    text = text_of(envelope["body"], properties["body_encoding"], sent["compression"])
+    payload = _read_payload(text)
     headers = {
-        name: value
-        for name, value in envelope.headers.model_dump().items()
-        if name in CELERYS or not hasattr(Context, name)
+        name: value for name, value in sent.items() if name in CELERYS or not hasattr(Context, name)
     }
     headers["compression"] = None  # kombu would decompress it again.
     _check_times(headers)
     if source is Source.SNS:
         _check_notification(headers, payload)
     provenance = _provenance(headers["id"], source, delivery, has_producer_id=True)
-    return _payload(payload, headers, delivery, provenance, envelope.properties)
+    return _payload(payload, headers, delivery, provenance, properties)
 
 
 def _refuse_serializer(content: Mapping[str, Any]) -> None:
@@ -178,7 +174,7 @@ def _read_payload(body: str) -> Payload:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
     if embed is not None:
-        _checked(Embed.model_validate, embed, f"{what}: embed")
+        _checked(EMBED, embed, f"{what}: embed")
     return [args, kwargs, embed]
 
 
@@ -228,10 +224,10 @@ def _from_foreign(
     foreign = decode_json(content)
     _refuse_built_in(foreign.task, "plain JSON")
     id_ = foreign.id or delivery.carried.id or delivery.message_id
-    headers = Headers(task=foreign.task, id=id_, root_id=id_).model_dump()
+    headers = HEADERS({"task": foreign.task, "id": id_, "root_id": id_})
     payload = [[], foreign.kwargs, {}]
     provenance = _provenance(id_, source, delivery, has_producer_id=foreign.id is not None)
-    return _payload(payload, headers, delivery, provenance, Properties())
+    return _payload(payload, headers, delivery, provenance, PROPERTIES({}))
 
 
 def _provenance(
@@ -246,7 +242,7 @@ def _payload(
     headers: dict[str, Any],
     delivery: Delivery,
     provenance: Provenance,
-    properties: Properties,
+    properties: Mapping[str, Any],
 ) -> dict[str, Any]:
     headers["retries"] = delivery.attempt - 1
     headers["delivery"] = provenance
@@ -258,9 +254,9 @@ def _payload(
         "headers": headers,
         "properties": {
             **_passed_on(properties),
-            "correlation_id": properties.correlation_id or headers["id"],
-            "reply_to": properties.reply_to,
-            "priority": properties.priority or 0,
+            "correlation_id": properties["correlation_id"] or headers["id"],
+            "reply_to": properties["reply_to"],
+            "priority": properties["priority"] or 0,
             "delivery_tag": delivery.tag,
             # kombu 5.7 `virtual._restore` reads the exchange and the routing key.
             "delivery_info": {
@@ -272,15 +268,12 @@ def _payload(
     }
 
 
-def _passed_on(properties: Properties) -> dict[str, Any]:
-    extra = properties.model_extra or {}
-    return {name: extra[name] for name in PASSED_ON if name in extra}
+def _passed_on(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: properties[name] for name in PASSED_ON if name in properties}
 
 
-def _checked(validate: Callable[[Any], Model], value: object, what: str) -> Model:
+def _checked(record: Record, value: object, what: str) -> dict[str, Any]:
     try:
-        return validate(value)
-    except ValidationError as exc:
-        fault = exc.errors(include_input=False, include_url=False, include_context=False)[0]
-        field = ".".join(str(part) for part in fault["loc"])
-        raise Undecodable(f"{what}: {field}: {fault['msg']}") from None
+        return record(value)
+    except Wrong as exc:
+        raise Undecodable(": ".join(filter(None, (what, ".".join(exc.place), exc.why)))) from None

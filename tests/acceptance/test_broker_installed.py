@@ -27,7 +27,16 @@ from tests.wheels import ROOT, Wheels, pip
 PATIENCE = 30
 
 #: None of it may be there: what is this project's but not the broker's, and what it can do without.
-ABSENT = ("app", "mongoengine", "flower", "pydantic_settings", "pymongo", "bson", "pycurl")
+ABSENT = (
+    "app",
+    "mongoengine",
+    "flower",
+    "pydantic",
+    "pydantic_settings",
+    "pymongo",
+    "bson",
+    "pycurl",
+)
 
 FIND = "import sys; from importlib.util import find_spec; print(*filter(find_spec, sys.argv[1:]))"
 
