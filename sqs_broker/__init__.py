@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqs_broker.errors import (
     ConfigurationError,
     EtaTooFar,
+    InvalidArguments,
     MessageTooLarge,
     PublishError,
     Undecodable,
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigurationError",
     "EtaTooFar",
     "ForeignMessage",
+    "InvalidArguments",
     "MessageTooLarge",
     "PublishError",
     "Published",

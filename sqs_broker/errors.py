@@ -2,6 +2,8 @@
 
 ConfigurationError   the configuration is wrong: the process exits, and a person must correct it
 PublishError         raised to the caller of `.delay`
+├── InvalidArguments nothing was sent
+├── EtaTooFar        nothing was sent
 ├── UnknownQueue     nothing was sent
 ├── MessageTooLarge  nothing was sent
 ├── SendError        SQS did not confirm the message (sqs/sender.py): it says what is known
@@ -40,6 +42,10 @@ class ControlPlaneDown(click.ClickException):
 
 class PublishError(Exception):
     """The message was not sent. SendError alone may say that it may have been."""
+
+
+class InvalidArguments(PublishError, TypeError):
+    """The arguments do not match the schema of the task. The cause says what is wrong."""
 
 
 class UnknownQueue(PublishError):

@@ -138,6 +138,9 @@ class Options:
     """Seconds after which a worker that is not healthy ends, so that its supervisor starts another;
     0: it never does."""
     decode_json: DecodeJson | None = None
+    schemas: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """By task, what a producer calls with the arguments before it sends them. It raises TypeError
+    or ValueError if they are wrong."""
     observers: tuple[Any, ...] = ()
     """The project's own observers (sqs_broker/observers/observer.py)."""
     brackets: tuple[Any, ...] = ()
@@ -176,6 +179,7 @@ class Options:
             health_file=given.get("health_file"),
             unhealthy_exit=given.get("unhealthy_exit", cls.unhealthy_exit),
             decode_json=symbol_by_name(decoder) if decoder else None,
+            schemas={k: symbol_by_name(v) for k, v in (given.get("schemas") or {}).items()},
             observers=tuple(map(symbol_by_name, given.get("observers") or ())),
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
             driver=symbol_by_name(driver) if driver else None,

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from kombu.utils.json import dumps
+from kombu.utils.json import dumps, loads
 
-from sqs_broker.errors import EtaTooFar, MessageTooLarge, PublishError
+from sqs_broker.errors import EtaTooFar, InvalidArguments, MessageTooLarge, PublishError, label
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.attributes import size
 from sqs_broker.rules.due import CLOCK_TOLERANCE, ETA_MAX, seconds_until_due
@@ -139,6 +139,23 @@ def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -
     attributes = message["properties"].pop("message_attributes", {})
     body = _body(message, attributes, limit)
     return Outgoing(body, attributes, min(due_in, LONGEST_DELAY))
+
+
+def check_arguments(message: Mapping[str, Any], schemas: Mapping[str, Callable[..., Any]]) -> None:
+    """Raise InvalidArguments if the task of a kombu message has a schema that refuses its
+    arguments. A message that a running task sends is not checked: an error would fail that task,
+    although its work may be done."""
+    headers = message["headers"]
+    schema = schemas.get(str(headers.get("task")))
+    if schema is None or headers.get("parent_id") or not isinstance(message["body"], str):
+        return
+    args, kwargs, _ = loads(message["body"])
+    try:
+        schema(*args, **kwargs)
+    except (TypeError, ValueError) as exc:
+        raise InvalidArguments(
+            f"{headers['task']}: the schema refuses the arguments ({label(exc)})."
+        ) from exc
 
 
 def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) -> str:

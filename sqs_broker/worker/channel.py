@@ -12,7 +12,7 @@ from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.batching import Collected, collect
 from sqs_broker.sqs.deliveries import Deliveries
-from sqs_broker.sqs.publisher import Batch, message_for
+from sqs_broker.sqs.publisher import Batch, check_arguments, message_for
 from sqs_broker.sqs.queue import Queue
 
 
@@ -116,6 +116,7 @@ class Channel(virtual.Channel):
         super().basic_publish(message, exchange, routing_key, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        check_arguments(message, self._options.schemas)
         limit, sender = self._options.max_message_bytes, self.connection.sender
         to = Queue(self._options.queue(queue).url, sender.driver)
         outgoing = message_for(message, limit, self._options.eta_max)
