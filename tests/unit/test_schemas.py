@@ -1,4 +1,4 @@
-"""A producer that knows a task by its name alone checks the arguments by a schema, if it has one."""
+"""A producer that knows a task by its name alone checks the arguments by a schema if it has one."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
