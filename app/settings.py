@@ -207,8 +207,8 @@ class Settings(BaseSettings):
     )
     sqs_max_attempts: Annotated[int, Field(ge=1)] = Field(
         3,
-        description="Number of the delivery from which a failure is final: the message then goes "
-        "to the dead-letter queue. Earlier failures are retried.",
+        description="Number of failed runs after which a message goes to the dead-letter queue. "
+        "Earlier failures are retried.",
     )
     sqs_max_receive_count: Annotated[int, Field(ge=1, le=1000)] = Field(
         10,
@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     sqs_backoff_base: Annotated[float, Field(gt=0)] = Field(
         2.0,
         description="Longest delay before the first retry, in seconds. This limit doubles with "
-        "each delivery.",
+        "each attempt.",
     )
     sqs_backoff_max: Annotated[int, Field(ge=1, le=43_200)] = Field(
         600, description="Upper limit of that delay, in seconds."
