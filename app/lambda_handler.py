@@ -15,6 +15,7 @@ from app.errors import SettingsError
 from app.logs import log_to_stdout
 from app.models import connect, disconnect
 from app.mongo import address_of, control_options
+from app.outcomes.observer import observer
 from app.probe import Probe
 from app.schema import find_faults, make_indexes, require_replica_set
 from app.settings import get_function_settings, get_settings, is_function, use_mongo_uri
@@ -28,6 +29,9 @@ from sqs_broker.sqs.errors import SqsError
 #: Seconds for all calls to MongoDB at the start of a sandbox. Lambda allows 10 s for the start:
 #: https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html
 OPEN_TIMEOUT = 2.5
+
+#: Seconds to wait for the writing of outcomes at the end of an invocation.
+FLUSH_TIMEOUT = 1.0
 
 #: Seconds after an outage in which a run may still use a dead connection (app/outage.py).
 DEAD_CONNECTIONS = 15
@@ -84,6 +88,10 @@ class MongoDb:
         if error in REFUSED_LOGINS:
             self._read_uri()
         return error
+
+    def finish(self) -> None:
+        """Write the outcomes of registrations: a frozen sandbox writes nothing."""
+        observer.writer.flush(FLUSH_TIMEOUT)
 
     def control(self) -> Store:
         """The control database of the present URI, which the workers use too. Its client connects

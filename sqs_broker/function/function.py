@@ -114,7 +114,21 @@ class Function:
         now = self._clock()
         ends_at = now + context.get_remaining_time_in_millis() / 1000
         records = read(event, now, self._wall_clock())
-        return Invocation(self._sandbox, records, ends_at).run()
+        try:
+            return Invocation(self._sandbox, records, ends_at).run()
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
+            self._service.finish()
+        except Exception as exc:
+            # Broad on purpose: the outcome of the invocation is decided.
+            logger.warning(
+                "%s could not finish an invocation.",
+                self._service.name,
+                extra={"event": "function.unfinished", "error": type(exc).__name__},
+            )
 
 
 def _to_stdout(line: str) -> None:

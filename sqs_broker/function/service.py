@@ -32,6 +32,10 @@ class Service(Protocol):
         when a task fails with an exception of its `suspect_on`, and at the beginning of each
         invocation of an outage. Must return within 3 s."""
 
+    def finish(self) -> None:
+        """Write what still waits. Called at the end of each invocation, after which Lambda may
+        freeze the process. Must return within 1 s. If it raises, that is logged."""
+
 
 class NoService:
     """The service of tasks that need none."""
@@ -40,6 +44,9 @@ class NoService:
     aftermath = 0.0
 
     def open(self) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
         """Do nothing."""
 
     def find_error(self) -> str | None:

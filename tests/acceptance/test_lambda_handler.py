@@ -14,6 +14,7 @@ import boto3
 import pytest
 from pymongo import MongoClient
 
+from app.registration_ids import LENGTH
 from devstack.mongo import MongoServer
 from sqs_broker.rules.dead_letter import read_note
 from tests.acceptance.function import Sandbox, event_of, sandbox
@@ -155,6 +156,23 @@ def test_each_kind_of_message_ends_as_in_a_worker(
         "the user is registered already, with another payload",
     ]
     assert NAME not in function.log_text()
+
+
+def test_the_outcome_of_a_registration_is_stored_when_the_invocation_ends(
+    start: Start,
+    send: Callable[[str], str],
+    queues: Queues,
+    mongo_client: MongoClient,
+    mongo_uri: str,
+) -> None:
+    function = start()
+    ids = ["a" * LENGTH, "b" * LENGTH]
+    for id_, money in zip(ids, (1, 2), strict=True):
+        send(registration("u1", money=money).replace("id-u1", id_))
+    assert function.invoke(event_of(queues)).returned == []
+    database = mongo_uri.rsplit("/", 1)[1].split("?")[0]
+    found = mongo_client[database].outcomes.find({"_id": {"$in": ids}}).sort("_id")
+    assert sorted(record["state"] for record in found) == ["conflict", "registered"]
 
 
 def test_a_batch_of_registrations_is_one_bulk_write(

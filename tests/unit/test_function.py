@@ -45,6 +45,8 @@ class Database:
     def __init__(self) -> None:
         self.error: str | None = None
         self.checks = 0
+        self.finished = 0
+        self.cannot_finish = False
 
     def open(self) -> None:
         if self.error:
@@ -53,6 +55,11 @@ class Database:
     def find_error(self) -> str | None:
         self.checks += 1
         return self.error
+
+    def finish(self) -> None:
+        self.finished += 1
+        if self.cannot_finish:
+            raise Away
 
 
 @pytest.fixture
@@ -1088,6 +1095,38 @@ def test_the_service_and_the_client_are_opened_once(made: Made, fake: FakeSqs, u
         fake.put(url, increment(number))
         assert made.invoke() == []
     assert len(fake.drivers) == 1
+
+
+def test_the_service_finishes_each_invocation(
+    made: Made, fake: FakeSqs, url: str, database: Database
+) -> None:
+    fake.put(url, increment(1))
+    made.invoke()
+    assert database.finished == 1
+    with pytest.raises(MalformedEvent):
+        made.invoke({"Records": 7})
+    assert database.finished == 1  # Nothing began.
+    database.error = "AutoReconnect"
+
+    def fail(_: Increment) -> None:
+        raise Away
+
+    made.increment = fail
+    fake.put(url, increment(2))
+    with pytest.raises(ServiceAway):
+        made.invoke()
+    assert database.finished == 2
+
+
+def test_a_service_that_cannot_finish_changes_no_outcome_and_is_logged(
+    made: Made, fake: FakeSqs, url: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.cannot_finish = True
+    fake.put(url, increment(1))
+    assert made.invoke() == []
+    assert [vars(r)["error"] for r in caplog.records if "unfinished" in vars(r)["event"]] == [
+        "Away"
+    ]
 
 
 def test_a_service_that_cannot_be_opened_is_an_outage_and_no_error_of_the_start(
