@@ -4,12 +4,15 @@ A call runs on another thread, and its caller waits. After the deadline the call
 the thread is left: it ends with the call, whose late result goes to a function of the caller.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from sqs_broker.machine import threads
 
@@ -32,11 +35,16 @@ class Full(Exception):
 
 class Calls:
     """The threads for the calls of one owner. They start when they are needed, and end by
-    themselves. Thread-safe; belongs to one process."""
+    themselves. Thread-safe; the child of a fork has none of the threads and starts its own."""
 
     def __init__(self, most_left: int = MOST_LEFT, idle: float = IDLE) -> None:
         self._most_left = most_left
         self._idle_for = idle
+        self.forget()
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Know of no thread and no call, as in a new process."""
         self._lock = threading.Lock()
         #: Where each thread without a call waits for one.
         self._idle: list[SimpleQueue[_Call[Any]]] = []
@@ -51,9 +59,22 @@ class Calls:
         result, on its thread. Raises Full, and makes no call, if MOST_LEFT calls were left. If this
         machine has no resources for a thread, the caller makes the call itself, without a deadline.
         """
+        return self._result(self._begin(call, on_late), seconds)
+
+    def begin(self, call: Callable[[], T]) -> Callable[[], T]:
+        """Begin a call that has a deadline of its own. Returns a function that waits for its end,
+        and returns or raises what the call does. Otherwise like `run`."""
+        return partial(self._result, self._begin(call, None), None)
+
+    def _begin(self, call: Callable[[], T], on_late: Callable[[T], None] | None) -> "_Call[T]":
         asked = _Call(call, on_late)
         if not self._start(asked):
-            return call()
+            asked.make()
+            asked.has_ended = True
+            asked.ended.set()
+        return asked
+
+    def _result(self, asked: "_Call[T]", seconds: float | None) -> T:
         try:
             asked.ended.wait(seconds)
         finally:
@@ -136,3 +157,15 @@ class _Call(Generic[T]):
         """Pass on the result of a call that nobody waits for any more."""
         if self._returned and self._on_late is not None:
             self._on_late(self._returned[0])
+
+
+_all: WeakSet[Calls] = WeakSet()
+
+
+def _forget() -> None:
+    for calls in _all:
+        calls.forget()
+
+
+# Another thread of the parent may have held a lock at the fork.
+os.register_at_fork(after_in_child=_forget)

@@ -1,18 +1,15 @@
 """Starts threads. If the machine has no resources for one, that is temporary and ends nothing."""
 
-import contextvars
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sqs_broker.errors import NoThread
 from sqs_broker.machine.seldom import Seldom
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -51,46 +48,6 @@ def insist(target: Callable[..., Any], name: str, *args: Any) -> threading.Threa
         time.sleep(min(pause, left))
         pause *= 2
     return thread
-
-
-class Overdue(Exception):
-    """The work has not ended within its time. It may still end later."""
-
-
-class Work(Generic[T]):
-    """Runs a function on a thread of its own, in a copy of the caller's context, and limits how
-    long the caller waits for it.
-
-    If the machine has no resources for a thread, the function runs on the caller's: then it is not
-    limited.
-    """
-
-    def __init__(self, target: Callable[[], T], name: str, seconds: float) -> None:
-        """Begins at once. `seconds` are counted from now."""
-        self._target = target
-        self._ends_at = monotonic() + seconds
-        self._done = threading.Event()
-        self._returned: list[T] = []
-        self._raised: BaseException | None = None
-        if start(contextvars.copy_context().run, name, self._run) is None:
-            self._run()
-
-    def result(self) -> T:
-        """Wait for the end of the work, and return or raise what it does. Raises Overdue."""
-        if not self._done.wait(max(0.0, self._ends_at - monotonic())):
-            raise Overdue
-        if self._raised is not None:
-            raise self._raised
-        return self._returned[0]
-
-    def _run(self) -> None:
-        try:
-            self._returned.append(self._target())
-        except BaseException as exc:
-            # Broad on purpose: whatever it is, the caller gets it.
-            self._raised = exc
-        finally:
-            self._done.set()
 
 
 @contextmanager

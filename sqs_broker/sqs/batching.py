@@ -8,13 +8,14 @@ with batching():
 import contextvars
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from sqs_broker.machine.offloading import off_loop
 from sqs_broker.observers.observer import Observers
-from sqs_broker.sqs.errors import Errors
+from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.flight import Flight
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, packed
@@ -113,6 +114,9 @@ def collect(collected: Collected) -> bool:
 def send(collected: Sequence[Collected]) -> None:
     """Send messages, ten per call. Raises BatchError, and ConfigurationError."""
     errors: list[SendError | None] = [None] * len(collected)
+    for sender in {id(one.sender): one.sender for one in collected}.values():
+        with suppress(SqsError):  # Each message has it as its own failure.
+            sender.open()
     for places in _of_one_queue(collected):
         _send(collected, places, errors)
     failures = [error for error in errors if error is not None]

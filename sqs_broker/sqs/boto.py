@@ -39,7 +39,7 @@ from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.calls import Calls, Full, Overdue
 from sqs_broker.machine.seldom import Seldom
 from sqs_broker.options import Options
-from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, SECONDS, TRIES
+from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, SECONDS, TRIES, with_known_errors
 from sqs_broker.sqs.errors import HANGING, OVERDUE, NoCredentials, SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request, date_in
 
@@ -136,15 +136,14 @@ class Boto:
             self._within("open", self._seconds, client, client.open)
 
     def carry(self, request: Request[Any]) -> Answer:
-        """Send a request to SQS. Raises SqsError, and any exception of another library that boto3
-        does not catch."""
+        """Send a request to SQS. Raises SqsError, and ConfigurationError as `open` does."""
         client = self._own_client()
 
         def late(answer: Answer) -> None:
             if request.on_late is not None:
                 request.on_late(request.read(answer))
 
-        seconds = self._seconds + request.wait
+        seconds = self._seconds + request.wait if request.seconds is None else request.seconds
         return self._within(request.action, seconds, client, partial(client.carry, request), late)
 
     def pause(self, seconds: float) -> None:
@@ -161,7 +160,7 @@ class Boto:
         pid = os.getpid()
         if self._pid != pid:
             # A thread of the parent may have held one of its locks at the fork.
-            self._calls, self._client = Calls(), _Client(self._options, self._config)
+            self._client = _Client(self._options, self._config)
             self._pid = pid
         return self._client
 
@@ -174,7 +173,7 @@ class Boto:
         on_late: Callable[[T], None] | None = None,
     ) -> T:
         try:
-            return self._calls.run(call, seconds, on_late)
+            return self._calls.run(partial(with_known_errors, call), seconds, on_late)
         except Overdue:
             if self._client is client:
                 self._client = _Client(self._options, self._config)

@@ -1,8 +1,13 @@
 """Drivers send requests to SQS: the one that uses boto3, or the one that the options name."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.requests import Answer, Request
+
+T = TypeVar("T")
 
 #: Seconds to connect, and to wait for the answer to a call that is no long poll.
 CONNECT_TIMEOUT = 5
@@ -19,7 +24,8 @@ class Driver(Protocol):
     """Sends requests to SQS, and waits for their answers. Thread-safe.
 
     Each call has a total deadline, also if the answer comes one byte at a time: the `seconds` of
-    the driver (see `driver_for`), and the `wait` of the request.
+    the request, or else the `seconds` of the driver (see `driver_for`) and the `wait` of the
+    request.
     """
 
     def open(self) -> None:
@@ -28,7 +34,9 @@ class Driver(Protocol):
 
     def carry(self, request: Request[Any]) -> Answer:
         """Send a request to SQS. Raises SqsError if SQS refuses it; Unreached, or any other
-        exception, if it is not known whether SQS did it.
+        exception, if it is not known whether SQS did it. For a request with `seconds`, it raises no
+        other exception of its own except ConfigurationError: any other one is the caller's, such as
+        one that a signal handler raises.
 
         At the deadline the driver ends the call or leaves it, and raises Unreached with the code
         OVERDUE. If the answer to a call that it has left still arrives, `request.on_late` gets it.
@@ -39,3 +47,15 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Close the connections. The next request may open new ones."""
+
+
+def with_known_errors(call: Callable[[], T]) -> T:
+    """Make a call of a driver's library. Raises SqsError and ConfigurationError only: any other
+    exception becomes Unreached."""
+    try:
+        return call()
+    except (SqsError, ConfigurationError):
+        raise
+    except Exception as exc:
+        # Broad on purpose: a library does not catch each exception of those that it uses.
+        raise SqsError.of(exc) from exc

@@ -225,3 +225,8 @@ class NoCredentials(Unreached):
 
 #: The error of each entry of a batch, in the order of the entries; None if it succeeded.
 Errors = list[SqsError | None]
+
+
+def later(before: SqsError | None, error: SqsError | None) -> SqsError | None:
+    """The error of an entry after one more try. If that was not made, the one before counts."""
+    return before if before is not None and isinstance(error, NotTried) else error

@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from sqs_broker.machine.calls import Calls
 from sqs_broker.sqs.errors import Errors, NotTried, SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
-from sqs_broker.sqs.sender import Call, Sender
+from sqs_broker.sqs.sender import Sender
 
 #: Calls at the same time.
 CALLS = 4
@@ -26,7 +28,9 @@ class Flight:
     def __init__(self, sender: Sender, calls: int = CALLS) -> None:
         self._sender = sender
         self._most = calls
-        self._calls: deque[tuple[Call[Errors], int, OnEnd]] = deque()
+        self._threads = Calls()
+        #: For each call that has begun, what waits for its end.
+        self._calls: deque[tuple[Callable[[], tuple[Errors, bool]], OnEnd]] = deque()
         self._is_away = False
 
     def send(self, to: Queue, messages: Sequence[Outgoing], most_bytes: int, on_end: OnEnd) -> None:
@@ -37,8 +41,8 @@ class Flight:
         if self._is_away:
             on_end([NotTried(NotTried.__name__)] * len(messages), False)
         else:
-            call = self._sender.begin(to, messages, most_bytes)
-            self._calls.append((call, len(messages), on_end))
+            call = partial(self._sender.send_many, to, messages, most_bytes)
+            self._calls.append((self._threads.begin(call), on_end))
 
     def finish(self) -> None:
         """Wait for the end of all calls."""
@@ -46,10 +50,14 @@ class Flight:
             self._end_first()
 
     def _end_first(self) -> None:
-        call, count, on_end = self._calls.popleft()
-        try:
-            errors = call.result()
-        except SqsError as exc:
-            self._is_away |= not exc.has_reached and (exc.is_temporary or exc.has_no_credentials)
-            errors = [exc] * count
-        on_end(errors, call.may_have_been_done)
+        wait, on_end = self._calls.popleft()
+        errors, may_have_been_sent = wait()
+        self._is_away |= any(map(_is_away, errors))
+        on_end(errors, may_have_been_sent)
+
+
+def _is_away(error: SqsError | None) -> bool:
+    """Whether SQS could not be reached within the time of a call."""
+    if error is None or error.has_reached:
+        return False
+    return error.is_temporary or error.has_no_credentials

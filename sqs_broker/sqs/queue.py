@@ -13,7 +13,7 @@ from sqs_broker.limits import MOST_BYTES
 from sqs_broker.rules.backoff import full_jitter
 from sqs_broker.sqs import requests
 from sqs_broker.sqs.driver import Driver
-from sqs_broker.sqs.errors import Errors, SqsError
+from sqs_broker.sqs.errors import Errors, SqsError, later
 from sqs_broker.sqs.requests import Attributes, Outgoing, Received, Request
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class Queue:
         errors: Errors,
         places: Sequence[int],
     ) -> None:
-        """Try the entries at these positions once more."""
+        """Try the entries at these positions once more. What is not tried keeps its error."""
         again = self._each(call, [given[place] for place in places])
         for place, error in zip(places, again, strict=True):
-            errors[place] = error
+            errors[place] = later(errors[place], error)

@@ -52,6 +52,8 @@ class Request(Generic[T]):
     """Seconds that SQS may wait before it answers."""
     on_late: Callable[[T], None] | None = None
     """Called, on another thread, with the result of a call that ends after its deadline."""
+    seconds: float | None = None
+    """Seconds until the deadline of this call; None for the driver's own deadline."""
 
 
 class Received(NamedTuple):

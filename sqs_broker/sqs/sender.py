@@ -8,22 +8,23 @@ for all threads and connections with the same options.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from itertools import count
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from kombu.exceptions import OperationalError
 
-from sqs_broker.errors import ConfigurationError, PublishError
-from sqs_broker.machine.threads import Overdue, Work
+from sqs_broker.errors import PublishError
 from sqs_broker.options import Options
 from sqs_broker.rules.backoff import half_jitter
+from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.drivers import driver_for
-from sqs_broker.sqs.errors import Errors, NotTried, SqsError, Unreached
+from sqs_broker.sqs.errors import Errors, NotTried, SqsError, later
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.sqs.requests import Outgoing
+from sqs_broker.sqs.requests import Answer, Outgoing, Request
 
 T = TypeVar("T")
 
@@ -32,9 +33,6 @@ FIRST_PAUSE = 0.1
 
 #: Longest pause at all, in seconds.
 LONGEST_PAUSE = 1.0
-
-#: The code of a call that did not end within its time.
-NO_ANSWER = "NoAnswer"
 
 #: Most senders that a process keeps. Each has other options.
 MOST_SENDERS = 8
@@ -96,55 +94,63 @@ class BatchError(PublishError, OperationalError):
         )
 
 
-class Call(Generic[T]):
-    """One call, on a thread of its own: tried until it succeeds, fails for good, or its time is
-    over."""
+class Tries:
+    """One call: tried until it succeeds, fails for good, or its time is over. For one thread.
 
-    def __init__(self, do: Callable[[], T], pause: Callable[[float], None], seconds: float) -> None:
-        """Begins at once."""
+    It waits on the thread of the caller. So an exception that a signal handler raises there, such
+    as Celery's soft time limit, ends it.
+    """
+
+    def __init__(self, driver: Driver, seconds: float) -> None:
+        """`seconds` are counted from now."""
         self.may_have_been_done = False
         """Whether SQS may have done what a try asked for, although none succeeded."""
-        self._do = do
-        self._pause = pause
-        self._ends_at = monotonic() + seconds
-        self._is_open = False
-        self._error: SqsError | None = None
-        self._work = Work(self._insist, "sqs-send", seconds)
+        self._driver = _Limited(driver, seconds)
 
-    def result(self) -> T:
-        """Wait for the end. Raises SqsError, and ConfigurationError if boto3 cannot use its
-        settings."""
-        try:
-            return self._work.result()
-        except Overdue:
-            if self._is_open or self._error is None:
-                self.may_have_been_done = True
-                raise Unreached(NO_ANSWER, "SQS did not answer in time") from self._error
-            raise self._error from None
-
-    def _insist(self) -> T:
+    def make(self, do: Callable[[Driver], T]) -> T:
+        """Call `do` with a driver until it returns. Raises the SqsError of the last try, and
+        ConfigurationError if boto3 cannot use its settings."""
+        last: SqsError | None = None
         for attempt in count(1):
-            self._is_open = True
             try:
-                return self._do()
-            except ConfigurationError:
-                raise
-            except Exception as exc:
-                # Broad on purpose: a driver may raise an unexpected exception of its library.
-                self._note(SqsError.of(exc))
+                return do(self._driver)
+            except NotTried as error:
+                raise last or error from None
+            except SqsError as error:
+                last = error
+                self.may_have_been_done |= error.may_have_been_done
                 pause = half_jitter(FIRST_PAUSE, attempt, LONGEST_PAUSE)
-                if not self._may_go_on(pause):
-                    raise self._error from exc  # type: ignore[misc]  # `_note` has just set it
-            self._pause(pause)
+                if not error.is_temporary or pause >= self._driver.seconds_left:
+                    raise
+            self._driver.pause(pause)
         raise AssertionError
 
-    def _note(self, error: SqsError) -> None:
-        self._error, self._is_open = error, False
-        self.may_have_been_done |= error.may_have_been_done
 
-    def _may_go_on(self, pause: float) -> bool:
-        assert self._error is not None
-        return self._error.is_temporary and monotonic() + pause < self._ends_at
+class _Limited:
+    """A driver whose calls all end within some seconds from now."""
+
+    def __init__(self, driver: Driver, seconds: float) -> None:
+        self._driver = driver
+        self._ends_at = monotonic() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        return self._ends_at - monotonic()
+
+    def open(self) -> None:
+        self._driver.open()
+
+    def carry(self, request: Request[Any]) -> Answer:
+        left = self.seconds_left
+        if left <= 0:
+            raise NotTried(NotTried.__name__, "there was no time left")
+        return self._driver.carry(replace(request, seconds=left))
+
+    def pause(self, seconds: float) -> None:
+        self._driver.pause(max(0.0, min(seconds, self.seconds_left)))
+
+    def close(self) -> None:
+        self._driver.close()
 
 
 class Sender:
@@ -152,7 +158,7 @@ class Sender:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        # One try, because `Call` repeats it: only then is it known what each try did. With
+        # One try, because `Tries` repeats it: only then is it known what each try did. With
         # parameter checks, because a caller may give messages attributes of its own.
         seconds = options.publish_timeout
         self.driver = driver_for(
@@ -162,28 +168,39 @@ class Sender:
     def open(self) -> None:
         """Prepare what the first call would otherwise prepare. Raises ConfigurationError if boto3
         cannot use its settings, and SqsError."""
-        self._call(self.driver.open, self._options.publish_timeout).result()
+        self.driver.open()
 
     def send(self, queue: str, message: Outgoing, message_id: str) -> None:
         """Send one message to the queue of this name. Raises SendError, with the SqsError as its
         cause, and ConfigurationError if boto3 cannot use its settings."""
-        to = Queue(self._options.queue(queue).url, self.driver)
-        call = self._call(lambda: to.send(message), _seconds_left(self._options.publish_timeout))
+        url = self._options.queue(queue).url
+        tries = Tries(self.driver, _seconds_left(self._options.publish_timeout))
         try:
-            call.result()
+            tries.make(lambda driver: Queue(url, driver).send(message))
         except SqsError as exc:
-            raise self.error(queue, message_id, exc, call.may_have_been_done) from exc
+            raise self.error(queue, message_id, exc, tries.may_have_been_done) from exc
 
-    def begin(self, to: Queue, messages: Sequence[Outgoing], most_bytes: int) -> Call[Errors]:
-        """Begin to send messages that fit into one call. Its result has the error of each."""
+    def send_many(
+        self, to: Queue, messages: Sequence[Outgoing], most_bytes: int
+    ) -> tuple[Errors, bool]:
+        """Send messages that fit into one call. Returns the error of each, and whether SQS may have
+        those with an error nevertheless. A message that SQS has accepted is not sent again."""
+        errors: Errors = [None] * len(messages)
+        left = list(range(len(messages)))
 
-        def send() -> Errors:
-            errors = to.send_many(messages, most_bytes)
-            if errors[0] is not None and not errors[0].is_of_entry:
-                raise errors[0]  # An error of the call, so that of each message.
-            return errors
+        def send(driver: Driver) -> None:
+            some = [messages[place] for place in left]
+            found = Queue(to.url, driver).send_many(some, most_bytes)
+            for place, error in zip(left, found, strict=True):
+                errors[place] = later(errors[place], error)
+            left[:] = [place for place in left if _is_of_call(errors[place])]
+            if left:
+                raise errors[left[0]]  # type: ignore[misc]  # `_is_of_call` is false for None
 
-        return self._call(send, self._options.publish_timeout)
+        tries = Tries(self.driver, self._options.publish_timeout)
+        with suppress(SqsError):  # Each message has it as its own.
+            tries.make(send)
+        return errors, tries.may_have_been_done
 
     def error(
         self, queue: str, message_id: str, error: SqsError, may_have_been_sent: bool
@@ -194,11 +211,6 @@ class Sender:
         failure = SendError(queue, place, message_id, error.code, may_have_been_sent)
         failure.__cause__ = error
         return failure
-
-    def _call(self, do: Callable[[], T], seconds: float) -> Call[T]:
-        if seconds <= 0:
-            do, seconds = _not_tried, self._options.publish_timeout
-        return Call(do, self.driver.pause, seconds)
 
 
 def sender_for(options: Options) -> Sender:
@@ -241,8 +253,9 @@ def _seconds_left(seconds: float) -> float:
     return seconds if ends_at is None else min(seconds, ends_at - monotonic())
 
 
-def _not_tried() -> Any:
-    raise NotTried(NotTried.__name__, "there was no time left")
+def _is_of_call(error: SqsError | None) -> bool:
+    """Whether the whole call of a message failed."""
+    return error is not None and not error.is_of_entry
 
 
 _senders: list[tuple[Any, Sender]] = []

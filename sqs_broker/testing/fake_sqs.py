@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from enum import StrEnum
+from functools import partial
 from itertools import count
 from random import Random
 from time import monotonic
@@ -28,9 +29,11 @@ from sqs_broker.limits import (
     MOST_ATTRIBUTES,
     MOST_BYTES,
 )
+from sqs_broker.machine.calls import Calls, Overdue
 from sqs_broker.options import Options
 from sqs_broker.rules.attributes import size
-from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs.driver import with_known_errors
+from sqs_broker.sqs.errors import OVERDUE, SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.testing.clock import Clock
 
@@ -43,6 +46,9 @@ REGION = "us-east-1"
 #: Seconds between two purges of a queue.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_PurgeQueue.html
 PURGE_PAUSE = 60
+
+#: Most calls that may be open after their deadline: more than any test makes.
+MOST_OPEN = 1_000_000
 
 #: The prefix of error codes in SQS's first protocol.
 OLD = "AWS.SimpleQueueService."
@@ -203,6 +209,7 @@ class FakeSqs:
         self._held: set[str] = set()
         self._open_polls = 0
         self._has_ended = False
+        self._with_deadline = Calls(MOST_OPEN)
         self._ids = (f"sqs-{number}" for number in count(1))
         self._handles = (f"receipt-{number}" for number in count(1))
         if clock is not None:
@@ -452,7 +459,21 @@ class FakeSqs:
             self._own_clock.advance(seconds)
 
     def carry(self, request: Request[Any]) -> Answer:
-        """Execute a call. Raises SqsError as SQS would, and the faults that the test has set."""
+        """Execute a call. Raises SqsError as SQS would, and the faults that the test has set.
+
+        A call that is still held or delayed after the `seconds` of its request is left, and
+        executed later."""
+        do = partial(self._carry, request)
+        if request.seconds is None:
+            return do()
+        try:
+            return self._with_deadline.run(partial(with_known_errors, do), request.seconds)
+        except Overdue:
+            raise Unreached(OVERDUE) from None
+
+    # Implementation -------------------------------------------------------------------------------
+
+    def _carry(self, request: Request[Any]) -> Answer:
         call = Call(request.action, request.parameters)
         with self._changed:
             self._calls.append(call)
@@ -470,8 +491,6 @@ class FakeSqs:
         if fault is not None and is_refused:
             raise fault.error
         return Answer(content, format_datetime(self._wall_time(), usegmt=True))
-
-    # Implementation -------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         with self._changed:

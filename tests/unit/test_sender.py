@@ -20,8 +20,8 @@ from sqs_broker import CONNECTIONS, PublishError, SendError, SqsError, install
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.offloading import THREADS
 from sqs_broker.options import Options
-from sqs_broker.sqs.errors import NoCredentials, Unreached
-from sqs_broker.sqs.sender import NO_ANSWER, sender_for
+from sqs_broker.sqs.errors import OVERDUE, NoCredentials, Unreached
+from sqs_broker.sqs.sender import sender_for
 from sqs_broker.testing import FakeSqs
 from tests.services import wait_until
 
@@ -113,7 +113,7 @@ def test_a_try_that_may_have_been_done_is_not_forgotten(fake: FakeSqs, make_task
 
 
 def test_the_error_survives_the_way_out_of_a_process() -> None:
-    error = SendError(JOBS, "https://sqs.test", "id-1", "NoAnswer", True)
+    error = SendError(JOBS, "https://sqs.test", "id-1", OVERDUE, True)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.message_id) == (str(error), "id-1")
 
@@ -180,7 +180,7 @@ def test_a_setting_that_boto3_cannot_use_is_no_failed_call(fake: FakeSqs, make_t
 def test_a_call_ends_in_time_although_sqs_is_silent(fake: FakeSqs, make_task: Make) -> None:
     # Without a limit this test would not end: nothing ever answers.
     fake.hold(SEND)
-    with pytest.raises(SendError, match=f"{NO_ANSWER}.*may have been sent"):
+    with pytest.raises(SendError, match=f"{OVERDUE}.*may have been sent"):
         make_task(SHORT).delay()
 
 
@@ -193,7 +193,7 @@ def test_the_limit_holds_for_each_way_to_send(fake: FakeSqs, make_task: Make, wa
         "by its name": lambda: task.app.send_task("job"),
         "with a retry policy": lambda: task.apply_async(retry=True, retry_policy=policy),
     }[way]
-    with pytest.raises(SendError, match=NO_ANSWER):
+    with pytest.raises(SendError, match=OVERDUE):
         send()
     assert fake.counts[SEND] == 1
 
@@ -262,7 +262,7 @@ def test_a_call_to_a_server_that_sends_a_byte_at_a_time_ends_in_time(
     thread = threading.Thread(target=trickle)
     thread.start()
     try:
-        with pytest.raises(SendError, match=f"{NO_ANSWER}.*may have been sent"):
+        with pytest.raises(SendError, match=f"{OVERDUE}.*may have been sent"):
             over_boto(url_of(server)).delay()
     finally:
         ended.set()
@@ -308,7 +308,7 @@ def test_many_coroutines_wait_no_longer_than_one(fake: FakeSqs, make_task: Make)
 
     found = asyncio.run(all_of_them())
     # Those that found no free thread in time were never tried: nothing was sent.
-    codes = {NO_ANSWER: True, "NotTried": False}
+    codes = {OVERDUE: True, "NotTried": False}
     assert {error.code: error.may_have_been_sent for error in found} == codes
     assert len(found) == 3 * THREADS
 
