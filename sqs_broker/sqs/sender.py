@@ -34,6 +34,10 @@ FIRST_PAUSE = 0.1
 #: Longest pause at all, in seconds.
 LONGEST_PAUSE = 1.0
 
+#: Least seconds for a try after the first one. With less it would have no answer in time, and then
+#: nobody knows what it did.
+SHORTEST_TRY = 0.05
+
 #: Most senders that a process keeps. Each has other options.
 MOST_SENDERS = 8
 
@@ -120,7 +124,8 @@ class Tries:
                 last = error
                 self.may_have_been_done |= error.may_have_been_done
                 pause = half_jitter(FIRST_PAUSE, attempt, LONGEST_PAUSE)
-                if not error.is_temporary or pause >= self._driver.seconds_left:
+                left = self._driver.seconds_left - pause
+                if not error.is_temporary or left < SHORTEST_TRY:
                     raise
             self._driver.pause(pause)
         raise AssertionError

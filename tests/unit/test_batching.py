@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from sqs_broker import BatchError, MessageTooLarge, PublishError, SqsError, batching, install
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.testing import FakeSqs
 
@@ -193,6 +195,17 @@ def test_a_call_that_fails_for_a_moment_is_tried_again(fake: FakeSqs, task: Any)
     with batching():
         task.delay(number=1)
     assert len(sent(fake)) == 2
+
+
+def test_a_setting_that_boto3_cannot_use_is_raised_as_itself(
+    monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    del task.app.conf.broker_transport_options["driver"]
+    with pytest.raises(ConfigurationError, match="AWS_PROFILE"):
+        block(lambda: task.delay(number=1))
 
 
 # Whose calls

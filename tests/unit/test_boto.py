@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -13,11 +14,12 @@ from devstack.waiting import wait_until
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.calls import MOST_LEFT
 from sqs_broker.options import Options
+from sqs_broker.sqs import requests
 from sqs_broker.sqs.boto import Boto, ask, invoke, quick_client
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import HANGING, OVERDUE, SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.sqs.requests import Received
+from sqs_broker.sqs.requests import Outgoing, Received
 from sqs_broker.testing import FakeSqs
 
 DATE = "Fri, 02 Jan 2026 03:04:05 GMT"
@@ -220,6 +222,21 @@ def test_a_call_ends_at_its_deadline_though_the_answer_comes_byte_by_byte(
     assert time.monotonic() - began < 10
     assert (error.code, error.has_reached) == (OVERDUE, False)
     assert [getattr(record, "event", None) for record in caplog.records] == ["sqs.overdue"]
+
+
+def test_a_request_can_have_a_deadline_of_its_own(endpoint: str) -> None:
+    driver = Boto(options(endpoint), tries=1)
+    drip('{"Attributes": {"VisibilityTimeout": "30"}}', 1)
+    with pytest.raises(Unreached, match=OVERDUE):
+        driver.carry(replace(requests.attributes(f"{endpoint}/1/jobs", "All"), seconds=2))
+    assert Script.asked
+
+
+def test_an_exception_of_another_library_did_not_reach_sqs(endpoint: str) -> None:
+    unsendable: Any = object()
+    with pytest.raises(Unreached, match="TypeError") as raised:
+        Queue(f"{endpoint}/1/jobs", Boto(options(endpoint))).send(Outgoing(unsendable))
+    assert isinstance(raised.value.__cause__, TypeError)
 
 
 def test_the_call_after_one_that_is_overdue_succeeds_at_once(endpoint: str) -> None:

@@ -1,5 +1,6 @@
 """Calls: each has a deadline, and what ends after it is passed on; threads are reused and end."""
 
+import os
 import signal
 import threading
 from contextvars import ContextVar
@@ -8,6 +9,7 @@ import pytest
 
 from sqs_broker.machine.calls import Calls, Full, Overdue
 from tests.services import wait_until
+from tests.unit.conftest import Machine
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 10
@@ -108,3 +110,32 @@ def test_a_call_has_the_context_of_its_caller() -> None:
     span: ContextVar[str] = ContextVar("span", default="none")
     span.set("mine")
     assert Calls().run(span.get, DEADLINE) == "mine"
+
+
+def test_calls_that_have_begun_run_at_the_same_time_and_are_waited_for_in_any_order() -> None:
+    calls, both = Calls(), threading.Barrier(2)
+    first, second = (calls.begin(lambda: both.wait(DEADLINE)) for _ in range(2))
+    assert {second(), first()} == {0, 1}
+    with pytest.raises(ZeroDivisionError):
+        calls.begin(lambda: 1 // 0)()
+
+
+def test_without_a_thread_the_caller_makes_the_call(machine: Machine) -> None:
+    machine.has_no_room_for("sqs-call")
+    calls = Calls()
+    assert calls.run(threading.get_ident, DEADLINE) == threading.get_ident()
+    assert calls.begin(threading.get_ident)() == threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        calls.run(lambda: 1 // 0, DEADLINE)
+
+
+def test_the_child_of_a_fork_makes_its_calls_on_threads_of_its_own() -> None:
+    calls = Calls()
+    calls.run(lambda: 7, DEADLINE)  # Its thread waits for the next call, and the child has none.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(calls.run(lambda: 7, DEADLINE))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

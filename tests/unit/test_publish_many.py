@@ -134,6 +134,15 @@ def test_a_call_that_does_not_reach_sqs_is_tried_again(
     assert publish_many(task, numbers(count)) == Published(sent=count)
 
 
+def test_what_sqs_has_accepted_is_not_sent_again_with_a_message_that_it_has_not(
+    fake: FakeSqs, task: Any
+) -> None:
+    fake.fail(SEND, entries=[0])
+    fake.fail(SEND, error=AWAY)
+    assert publish_many(task, numbers(3)) == Published(sent=3)
+    assert sizes(fake) == [3, 1, 1]
+
+
 @pytest.mark.parametrize("count", [5, 100])
 def test_no_message_is_lost_without_a_word_where_sqs_cannot_be_reached(
     fake: FakeSqs, task: Any, count: int

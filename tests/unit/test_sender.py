@@ -21,6 +21,7 @@ from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.offloading import THREADS
 from sqs_broker.options import Options
 from sqs_broker.sqs.errors import OVERDUE, NoCredentials, Unreached
+from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.sqs.sender import sender_for
 from sqs_broker.testing import FakeSqs
 from tests.services import wait_until
@@ -208,6 +209,51 @@ def test_no_thread_waits_for_the_connection_of_another(fake: FakeSqs, make_task:
     fake.release()
     for thread in threads:
         thread.join()
+
+
+def test_all_tries_of_a_call_have_its_time_together(fake: FakeSqs, make_task: Make) -> None:
+    seconds: list[float] = []
+
+    class Noting(FakeSqs):
+        def carry(self, request: Request[Any]) -> Answer:
+            assert request.seconds is not None
+            seconds.append(request.seconds)
+            return fake.carry(request)
+
+    task = make_task()
+    task.app.conf.broker_transport_options["driver"] = Noting().driver
+    fake.fail(SEND, error=Unreached("EndpointConnectionError"), times=2)
+    task.delay()
+    assert LONG >= seconds[0] > seconds[1] > seconds[2] > 0
+
+
+def test_calls_that_follow_each_other_use_one_thread(fake: FakeSqs, make_task: Make) -> None:
+    used = set()
+    fake.on_call = lambda _: used.add(threading.current_thread())
+    task = make_task()
+    for number in range(20):
+        task.delay(number=number)
+    assert len(used) == 1
+
+
+def test_an_exception_of_a_signal_handler_ends_the_call(fake: FakeSqs, make_task: Make) -> None:
+    # As Celery's soft time limit does.
+    class Limit(Exception):
+        pass
+
+    def raise_limit(*_: object) -> None:
+        raise Limit
+
+    task = make_task()
+    fake.hold(SEND)
+    before = signal.signal(signal.SIGALRM, raise_limit)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Limit):
+            task.delay()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert fake.counts[SEND] == 1
 
 
 # With boto3

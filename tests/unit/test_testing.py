@@ -6,6 +6,7 @@ What it has in common with real servers is in tests/integration/test_sqs_contrac
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 from devstack.waiting import wait_until
 from sqs_broker.limits import LONGEST_VISIBILITY
-from sqs_broker.sqs.errors import SqsError, Unreached
+from sqs_broker.sqs import requests
+from sqs_broker.sqs.errors import OVERDUE, SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Request, nothing
 from sqs_broker.testing import Clock, FakeSqs, State
@@ -194,6 +196,15 @@ def test_held_calls_wait_and_are_counted(fake: FakeSqs, url: str, jobs: Queue) -
     fake.release()
     thread.join(DEADLINE)
     assert fake.bodies(url) == ["{}"]
+
+
+def test_a_held_call_is_left_at_its_deadline_and_executed_later(fake: FakeSqs, url: str) -> None:
+    fake.hold("SendMessage")
+    with pytest.raises(Unreached, match=OVERDUE):
+        fake.carry(replace(requests.send(url, Outgoing("{}")), seconds=0.05))
+    assert fake.messages(url) == []
+    fake.release()
+    wait_until(lambda: fake.bodies(url), DEADLINE, "the message")
 
 
 # Time
