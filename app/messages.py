@@ -34,6 +34,9 @@ LARGEST_INTEGER = 2**53
 #: A name as programs write it. Any other name of a field could be personal data, and is not shown.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
+#: Stands for a name that is not shown.
+HIDDEN = "…"
+
 #: pydantic's type of the fault of an unknown field.
 #: https://docs.pydantic.dev/latest/errors/validation_errors/#extra_forbidden
 UNKNOWN = "extra_forbidden"
@@ -137,9 +140,17 @@ def unknown_fields(model: type[BaseModel], fields: dict[str, Any]) -> list[str]:
     return []
 
 
-def names_of_unknown(error: ValidationError) -> list[str]:
-    """The names of the unknown fields in an error of `read_strictly`, such as `user_info.gendr`."""
-    return [_place(one["loc"]) for one in _faults(error) if one["type"] == UNKNOWN]
+def names_of_unknown(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """The names of the unknown fields in an error of `read_strictly`, such as `user_info.gendr`.
+
+    A name that is near to that of a field is shown. Any other one comes from outside and may be
+    personal data: `…` stands for it.
+    """
+    return [
+        _place(one["loc"]) if _nearest(model, str(one["loc"][-1])) else HIDDEN
+        for one in _faults(error)
+        if one["type"] == UNKNOWN
+    ]
 
 
 def field_faults(error: ValidationError, model: type[BaseModel] | None = None) -> str:
@@ -162,7 +173,7 @@ def _fault(one: Any, model: type[BaseModel] | None) -> str:
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(
-        str(part) if isinstance(part, int) or NAME.fullmatch(part) else "…" for part in location
+        str(part) if isinstance(part, int) or NAME.fullmatch(part) else HIDDEN for part in location
     )
 
 

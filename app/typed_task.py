@@ -53,8 +53,8 @@ class TypedTask(Task):
     Callers pass the fields of the model, by position or by name. If one is invalid or unknown, the
     call raises InvalidMessage and sends nothing. In the worker, InvalidMessage or any other
     PermanentError dead-letters the message; any other failure is retried. The worker ignores an
-    unknown field of a message, and logs its name once in each process. A task without a model is an
-    ordinary Celery task.
+    unknown field of a message, and logs that once for each name in each process. A task without a
+    model is an ordinary Celery task.
     """
 
     abstract = True
@@ -193,7 +193,7 @@ class TypedTask(Task):
         try:
             return read_strictly(self.model, fields)
         except ValidationError as exc:
-            if not (unknown := names_of_unknown(exc)):
+            if not (unknown := names_of_unknown(exc, self.model)):
                 raise
         message = self.model.model_validate(fields)
         self._log_unknown(unknown)

@@ -53,10 +53,6 @@ __all__ = [
     "publish_many",
 ]
 
-#: Calls of one process that may send at the same time, if the app does not set
-#: `broker_pool_limit`.
-CONNECTIONS = 1_000
-
 #: The module of each name that is imported only when it is used.
 LATE = {
     "BatchError": "sqs_broker.sqs.sender",
@@ -84,6 +80,8 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     # is defined.
     if celery_app.task_cls in ("celery.app.task:Task", CeleryTask):
         celery_app.task_cls = "sqs_broker.worker.task:Task"
+    if celery_app.amqp_cls == "celery.app.amqp:AMQP":
+        celery_app.amqp_cls = "sqs_broker.worker.amqp:AMQP"
     celery_app.events_cls = "sqs_broker.control.dispatcher:Events"
     celery_app.sqs_commands = tuple(commands)
     celery_app.sqs_checks = tuple(checks)
@@ -95,9 +93,6 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
         worker_pool="sqs_broker.worker.prefork:TaskPool",
         beat_scheduler="sqs_broker.worker.beat:Scheduler",
     )
-    # Each call that sends borrows a connection, and waits for a free one without a limit. Here a
-    # connection costs little: all of them share one client.
-    celery_app.add_defaults({"broker_pool_limit": CONNECTIONS})
     celery_app.steps["consumer"].add("sqs_broker.worker.health:Health")
 
 

@@ -40,7 +40,7 @@ SEND_TASK = """
 import json, sys
 from app.celery import app
 print(json.dumps(app.send_task("registerUser", kwargs=json.loads(sys.argv[1])).id))
-assert "app.tasks" not in sys.modules
+assert "mongoengine" not in sys.modules
 """
 
 SEND_TASK_OF_ANOTHER_APP = """

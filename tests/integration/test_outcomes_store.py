@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+from kombu.utils.imports import symbol_by_name
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.uri_parser import parse_uri
@@ -247,7 +248,7 @@ def test_a_writer_writes_soon_and_a_flush_at_once(database: Database[dict[str, A
 
 
 def test_a_worker_that_stops_writes_the_last_outcomes(database: Database[dict[str, Any]]) -> None:
-    assert OutcomeFlush in app.steps["worker"]
+    assert OutcomeFlush in map(symbol_by_name, app.steps["worker"])
     seen = [Seen(f"{n:040x}", State.FAILED, NOW) for n in range(20)]
     for each in seen:
         observer.writer.put(each)

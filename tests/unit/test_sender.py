@@ -16,7 +16,7 @@ import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from sqs_broker import CONNECTIONS, PublishError, SendError, SqsError, install
+from sqs_broker import PublishError, SendError, SqsError, install
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.offloading import THREADS
 from sqs_broker.options import Options
@@ -389,13 +389,23 @@ def test_other_credentials_in_the_environment_get_another_client(
     assert sender_for(Options.read(given)) is not first
 
 
-@pytest.mark.parametrize("limit", [None, 3])
-def test_the_number_of_connections_is_no_limit_unless_the_app_sets_one(limit: int | None) -> None:
+def test_an_app_of_another_broker_in_the_same_process_keeps_its_pool(make_task: Make) -> None:
+    # kombu's pools have one limit for all apps of a process.
+    make_task().delay()
+    other = Celery("other", broker="memory://", set_as_current=False)
+    with other.producer_or_acquire() as producer:
+        make_task().delay()
+        assert producer.connection.transport.driver_type == "memory"
+    assert other.pool.limit == 10
+    other.close()
+
+
+def test_an_app_that_is_given_another_broker_has_the_pool_of_that_one() -> None:
     app = Celery("tests", set_as_current=False)
     install(app)
-    if limit is not None:
-        app.conf.broker_pool_limit = limit
-    assert app.pool.limit == (limit or CONNECTIONS)
+    app.conf.update(broker_url="memory://", broker_transport="memory")
+    assert app.producer_pool.limit == 10
+    app.close()
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "5", True, inf, None])
