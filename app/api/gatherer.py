@@ -105,6 +105,8 @@ class Gatherer:
         self._waiting_bytes = 0
         self._again = 0
         self._calls = 0
+        #: The number of the newest call that has ended.
+        self._newest = 0
         #: When each message fails. In order, because all have the same time.
         self._due: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -163,7 +165,7 @@ class Gatherer:
             self._calls += 1
             self.counts.calls += 1
             call = loop.run_in_executor(self._pool, self._call, [entry.message for entry in pack])
-            call.add_done_callback(partial(self._answered, pack))
+            call.add_done_callback(partial(self._answered, pack, self.counts.calls))
         self._mark_idle()
 
     def _mark_idle(self) -> None:
@@ -190,12 +192,14 @@ class Gatherer:
     def _call(self, messages: Sequence[Outgoing]) -> Errors:
         return self._queue.ask(requests.send_many(self._queue.url, messages))
 
-    def _answered(self, pack: Sequence[Entry], call: "asyncio.Future[Errors]") -> None:
+    def _answered(self, pack: Sequence[Entry], number: int, call: "asyncio.Future[Errors]") -> None:
         self._calls -= 1
         errors = _errors_of(call, len(pack))
         taken = [entry.mark for entry, error in zip(pack, errors, strict=True) if error is None]
         self.counts.sent += len(taken)
-        self.error = next((error.code for error in errors if error is not None), None)
+        if number > self._newest:  # A call that hung says nothing about the present.
+            self._newest = number
+            self.error = next((error.code for error in errors if error is not None), None)
         for entry, error in zip(pack, errors, strict=True):
             self._end(entry, error)
         if marks := [mark for mark in taken if mark is not None]:
