@@ -68,7 +68,8 @@ def is_of_number(number: int) -> Callable[[Any], bool]:
 
 
 def sizes(fake: FakeSqs) -> list[int]:
-    return [len(call["Entries"]) for call in fake.asked(SEND)]
+    """The number of messages of each call, the largest first: some calls are open at a time."""
+    return sorted((len(call["Entries"]) for call in fake.asked(SEND)), reverse=True)
 
 
 def numbers(count: int) -> Iterator[dict[str, Any]]:
