@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from sqs_broker.machine import files
@@ -20,8 +21,20 @@ PAUSE = 1.0
 #: The variable by which a process of a run is known.
 MARK = "CHAOS_RUN"
 
-#: Signals that may end a worker because somebody sent them.
-Command = Callable[[int], tuple[list[str], Mapping[str, str]]]
+
+class Release(StrEnum):
+    """What a worker is started from."""
+
+    OLD = "old"
+    """The older commit."""
+    NOW = "now"
+    """This commit."""
+    NEXT = "next"
+    """This commit, and one more task."""
+
+
+#: Gives the command and the environment of a worker: of this slot, and of this release.
+Command = Callable[[int, Release], tuple[list[str], Mapping[str, str]]]
 
 
 @dataclass
@@ -33,6 +46,10 @@ class Slot:
     process: "subprocess.Popen[bytes] | None" = None
     log: Path | None = None
     starts: int = 0
+    release: Release = Release.NOW
+    """Of its next start."""
+    runs: Release = Release.NOW
+    """Of its last start."""
     is_expected_to_end: bool = False
 
     @property
@@ -58,9 +75,10 @@ class Fleet:
 
     pools: tuple[str, ...]
     command: Command
-    """Gives the command and the environment of the worker of a slot."""
     directory: Path
     mark: str
+    releases: tuple[Release, ...]
+    """Of each slot, at the start."""
     slots: list[Slot] = field(init=False)
     #: How workers ended: asked to, killed, by itself, or before they were ready.
     ends: Counter[str] = field(default_factory=Counter)
@@ -70,7 +88,10 @@ class Fleet:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.slots = [Slot(number, pool) for number, pool in enumerate(self.pools)]
+        self.slots = [
+            Slot(number, pool, release=release)
+            for number, (pool, release) in enumerate(zip(self.pools, self.releases, strict=True))
+        ]
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -90,6 +111,34 @@ class Fleet:
                 (os.killpg if group else os.kill)(slot.pid, number)
                 return True
             return False
+
+    def ask_each(self, slot: Slot) -> bool:
+        """Send SIGTERM to each process of a worker, one after the other, those of its pool first;
+        whether it was there."""
+        with self._lock:
+            if not slot.is_running:
+                return False
+            slot.is_expected_to_end = True
+            group = [pid for pid, _, group in living() if group == slot.pid]
+            for pid in sorted(group, reverse=True):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            return bool(group)
+
+    def replace(self, slot: Slot, release: Release | None = None) -> int:
+        """Ask a worker to stop, so that another one is started in its place, of this release or of
+        the same; the number of starts before that."""
+        with self._lock:  # So that none is being started meanwhile.
+            slot.release = release or slot.release
+            if slot.is_running:
+                slot.is_expected_to_end = True
+                with suppress(ProcessLookupError):
+                    os.kill(slot.pid, signal.SIGTERM)
+            return slot.starts
+
+    def has_new_task(self) -> bool:
+        """Whether every worker has the task of the next release."""
+        return all(slot.runs == Release.NEXT for slot in self.slots)
 
     def stop(self, seconds: float) -> None:
         """Ask every worker to stop; kill who has not after so many seconds."""
@@ -123,8 +172,9 @@ class Fleet:
         return sorted(self.directory.glob("worker-*.log"))
 
     def _start(self, slot: Slot) -> None:
-        command, environment = self.command(slot.number)
+        command, environment = self.command(slot.number, slot.release)
         slot.starts += 1
+        slot.runs = slot.release
         slot.log = self.directory / f"worker-{slot.number}-{slot.starts}.log"
         home = self.directory / f"home-{slot.number}"
         home.mkdir(exist_ok=True)

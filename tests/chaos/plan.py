@@ -33,6 +33,19 @@ REVOKE = "MongoDB's user has lost its rights"
 NO_MAJORITY = "MongoDB's secondaries are stopped: no majority"
 ROLL_BACK = "MongoDB's primary is killed, and its last writes are rolled back"
 DUPLICATE = "message sent twice"
+GROUP = "worker and its pool are asked to stop (SIGTERM to each process)"
+ROLL = "worker restarted in turn with all others while messages wait"
+DEPLOY = "all workers replaced in turn by a release with a new task"
+EARLY = "message of the new task sent before every worker has it"
+UNKNOWN = "worker receives a task that it does not have"
+OLD_WORKER = "worker of an older commit replaced"
+
+#: The task that only the next release has, and the one that fails in each run (releases/).
+NEW_TASK = "later"
+FAILING_TASK = "fail"
+
+#: Failed runs after which a message of the failing task is dead-lettered.
+MOST_RUNS = 3
 
 #: A kind of call by its names, of which stock kombu uses the first.
 CALLS = {
@@ -94,6 +107,17 @@ class Scale:
     main_kills: int
     child_kills: int
     stops: int
+    groups: int
+    """Stops of a worker by a signal to each of its processes."""
+    rolls: int
+    deploys: int
+    """At most one."""
+    new: int
+    """Messages of the task that the deploy brings."""
+    failing: int
+    """Messages of a task that fails in each run."""
+    attempts: int
+    """Attempts that any other message may have."""
     rounds: int
     """Of every fault of every call."""
     mongo: Mapping[str, tuple[int, float]]
@@ -101,10 +125,17 @@ class Scale:
     minimum: float
     """The part of what was planned that has to land."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether a failing message has exactly as many failed runs as it may: it has more if
+        MongoDB, which counts them, is away, or if a worker is killed before it has told it."""
+        return not (self.kills or self.main_kills or self.child_kills or self.stops or self.mongo)
+
 
 FULL = Scale(
     messages=4_500, seconds=360, drain=200,
     restarts=12, kills=5, main_kills=3, child_kills=24, stops=6, rounds=6,
+    groups=8, rolls=2, deploys=1, new=60, failing=60, attempts=500,
     mongo={
         STOP_MONGO: (1, 12), RESTART_MONGO: (1, 12), SWALLOW_MONGO: (1, 12),
         FAILOVER: (3, 4), STEP_DOWN: (3, 2), ROLL_BACK: (2, 4),
@@ -117,6 +148,7 @@ FULL = Scale(
 SHORT = Scale(
     messages=600, seconds=60, drain=90,
     restarts=2, kills=2, main_kills=2, child_kills=3, stops=2, rounds=1,
+    groups=2, rolls=1, deploys=1, new=12, failing=12, attempts=500,
     mongo={
         STOP_MONGO: (1, 3), RESTART_MONGO: (1, 1), SWALLOW_MONGO: (1, 3),
         FAILOVER: (1, 1), STEP_DOWN: (1, 0), ROLL_BACK: (1, 2),
@@ -126,9 +158,27 @@ SHORT = Scale(
     minimum=0.5,
 )  # fmt: skip
 
+#: Workers come and go, and nothing else goes wrong. So no good message may use up an attempt.
+DEPLOYS = Scale(
+    messages=400, seconds=60, drain=90,
+    restarts=4, kills=0, main_kills=0, child_kills=0, stops=0, rounds=0,
+    groups=6, rolls=2, deploys=1, new=30, failing=30, attempts=3,
+    mongo={},
+    minimum=0.5,
+)  # fmt: skip
+
 #: The kinds of trouble with MongoDB, each of which lands as often as it is planned: there is always
 #: a MongoDB to be troubled.
 MONGO = tuple(FULL.mongo)
+
+#: The kinds that land as often as they are planned: the others need a worker in a certain state.
+CERTAIN = (*MONGO, DEPLOY)
+
+#: Seconds of messages that come at once when a rolling restart begins.
+BURST = 12.0
+
+#: Seconds between the first message of the new task and the first worker that has it.
+LEAD = 3.0
 
 
 def schedule(seed: int, scale: Scale) -> list[Strike]:
@@ -139,21 +189,23 @@ def schedule(seed: int, scale: Scale) -> list[Strike]:
 
 
 def planned(strikes: list[Strike]) -> Counter[str]:
-    """How many strikes there are of each kind."""
-    return Counter(strike.kind for strike in strikes)
+    """How much is to land of each kind: a strike, or of a rolling restart each worker."""
+    counts = Counter(strike.kind for strike in strikes)
+    if ROLL in counts:
+        counts[ROLL] *= len(POOLS)
+    return counts
 
 
 def least(expected: Mapping[str, int], scale: Scale) -> dict[str, int]:
     """How many strikes of each kind have to land, or the run has failed."""
     return {
-        # MongoDB is always there to be struck.
-        kind: count if kind in MONGO else int(count * scale.minimum)
+        kind: count if kind in CERTAIN else int(count * scale.minimum)
         for kind, count in expected.items()
     }
 
 
 def _of_sqs(chance: random.Random, scale: Scale) -> Iterator[Strike]:
-    for call in CALLS:
+    for call in CALLS if scale.rounds else ():
         faults = list(FAULTS) * scale.rounds
         chance.shuffle(faults)
         window = scale.seconds / len(faults)
@@ -183,9 +235,10 @@ def _of_workers(chance: random.Random, scale: Scale) -> Iterator[Strike]:
         KILL_MAIN: scale.main_kills,
         KILL_CHILD: scale.child_kills,
         STOP_WORKER: scale.stops,
+        GROUP: scale.groups,
     }
     for kind, count in counts.items():
-        slots = range(len(POOLS)) if kind in (KILL_WORKER, STOP_WORKER) else prefork
+        slots = range(len(POOLS)) if kind in (KILL_WORKER, STOP_WORKER, GROUP) else prefork
         for _ in range(count):
             at, slot = chance.uniform(0, scale.seconds * 0.9), chance.choice(list(slots))
             yield Strike(at, kind, slot, chance.uniform(*STOPPED))
@@ -193,3 +246,8 @@ def _of_workers(chance: random.Random, scale: Scale) -> Iterator[Strike]:
     for number in range(scale.restarts):
         at = scale.seconds * (number + 0.5) / scale.restarts
         yield Strike(at, RESTART, number % len(POOLS))
+    # In the first part, as messages are to wait; then the deploy.
+    for number in range(scale.rolls):
+        yield Strike(scale.seconds * (0.1 + 0.4 * number / scale.rolls), ROLL)
+    for _ in range(scale.deploys):
+        yield Strike(scale.seconds * 0.5, DEPLOY, seconds=LEAD)

@@ -1,12 +1,13 @@
 """The report of a run: Markdown for people, JSON for programs."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 
-from tests.chaos.plan import FAULTS, POOLS, VISIBILITY, Scale
+from tests.chaos.plan import BURST, FAULTS, MOST_RUNS, POOLS, VISIBILITY, Scale
 from tests.chaos.run import Result
-from tests.chaos.sides import CONCURRENCY, HARD_LIMIT, MOST_ATTEMPTS, Ours
+from tests.chaos.sides import CONCURRENCY, HARD_LIMIT, Ours
 from tests.chaos.stage import MEMBERS, MOST_RECEIVES, SLOW
 from tests.chaos.traffic import TWICE
 
@@ -44,23 +45,53 @@ def as_markdown(results: list[Result], scale: Scale, command: str) -> str:
 
 
 def _setting(result: Result, scale: Scale) -> str:
-    window = scale.seconds / (len(FAULTS) * scale.rounds)
     return (
         f"Seed {result.seed}. {result.messages} registrations and {result.messages} increments "
         f"come within {scale.seconds:g} s, by Celery, as plain JSON and through SNS (stock Celery: "
         f"by Celery alone); one of {TWICE} is sent twice. {len(POOLS)} workers "
         f"({', '.join(POOLS)}) run {CONCURRENCY} tasks at a time each, under a visibility timeout "
         f"of {VISIBILITY} s and a hard time limit of {HARD_LIMIT} s; a write takes {SLOW} ms. "
-        f"Of each kind of call, every worker meets one to three that fail about every {window:.0f} "
-        "s, one kind of fault after the other; that is far more than a bad day brings, and a "
-        "worker that ends with the first is started into the next. "
-        f"Attempts are raised to {MOST_ATTEMPTS}, `maxReceiveCount` to {MOST_RECEIVES}. A "
-        "supervisor starts every worker again that ends. Stock Celery has its best settings "
+        f"{_calls(scale)}{_deploys(result, scale)}"
+        f"A message may have {scale.attempts} attempts, and `maxReceiveCount` is {MOST_RECEIVES}. "
+        "A supervisor starts every worker again that ends. Stock Celery has its best settings "
         "(`tests/chaos/stock.py`); its tasks write without a key of their own, since it gives them "
         f"none, so that what ran twice is seen. MongoDB is a replica set of {MEMBERS} members that "
         "asks for a login and speaks TLS, and acknowledges by default what one member has "
         "(`setDefaultRWConcern`): this project has to ask for a majority by itself, stock Celery's "
         "`MONGO_URI` asks for it. At the end what a majority has is counted."
+    )
+
+
+def _calls(scale: Scale) -> str:
+    if not scale.rounds:
+        return ""
+    window = scale.seconds / (len(FAULTS) * scale.rounds)
+    return (
+        f"Of each kind of call, every worker meets one to three that fail about every {window:.0f} "
+        "s, one kind of fault after the other; that is far more than a bad day brings, and a "
+        "worker that ends with the first is started into the next. "
+    )
+
+
+def _deploys(result: Result, scale: Scale) -> str:
+    """What is said of the messages that only this project gets."""
+    if not result.failing:
+        return ""
+    rule = (
+        "not checked, because workers of an older commit take part, which may count otherwise"
+        if result.has_old
+        else f"exactly {MOST_RUNS} failed runs"
+        if result.is_exact
+        else f"no fewer than {MOST_RUNS} failed runs; more, if a worker was killed before it had "
+        "recorded one, or if MongoDB was away"
+    )
+    when = "once all workers have it" if result.has_old else "before the first worker has it"
+    return (
+        f"This project also gets {result.failing} messages whose task fails in each run: {rule}. "
+        f"In the middle of the run all workers are replaced, one after the other, by a release "
+        f"with one more task, of which {result.new_messages} messages come, the first "
+        f"{when}. When a rolling restart begins, the messages of the next {BURST:g} s come at "
+        "once, so that some wait. "
     )
 
 
@@ -79,7 +110,10 @@ def _rows(results: list[Result]) -> list[str]:
             *(_doubled(r) for r in each),
         ),
         row("left in the queue: visible, in flight, delayed", *(r.left["queue"] for r in each)),
-        row("dead letters", *(sum(r.left["dead letters"]) for r in each)),
+        row("of the running count, by the task that the deploy brings", *(r.new for r in each)),
+        row("dead letters that could run", *(len(r.dead_lettered) for r in each)),
+        row("dead letters of the task that fails in each run", *(len(r.runs) for r in each)),
+        row("their numbers of failed runs", *(_runs(r) for r in each)),
         row("workers that ended by themselves", *(r.ends.get("by itself", 0) for r in each)),
         row(
             "starts refused, MongoDB or SQS being away",
@@ -103,6 +137,11 @@ def _verdict(result: Result) -> str:
 def _doubled(result: Result) -> str:
     doubled = len(result.doubled)
     return f"{doubled} ({result.doubled_sent_twice} of them were sent twice)" if doubled else "0"
+
+
+def _runs(result: Result) -> str:
+    counts = sorted(Counter(result.runs.values()).items())
+    return ", ".join(f"{n} with {runs}" for runs, n in counts) or "-"
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -17,7 +17,8 @@ from devstack.sqs import ACCESS_KEY, REGION
 from sqs_broker import install
 from tests.acceptance.worker import procfile_command
 from tests.chaos import traffic
-from tests.chaos.plan import POOLS, VISIBILITY
+from tests.chaos.fleet import Release
+from tests.chaos.plan import NEW_TASK, POOLS, VISIBILITY, Scale
 from tests.chaos.stage import LOCKS, MOST_RECEIVES, Stage
 from tests.chaos.traffic import Door
 
@@ -32,8 +33,15 @@ HARD_LIMIT, SOFT_LIMIT = VISIBILITY - 1, VISIBILITY - 2
 #: Seconds of a long poll: a worker stops when its last one has.
 LONG_POLL = 2
 
-#: Attempts that a message may have: an outage may not use them up.
-MOST_ATTEMPTS = 500
+#: Where workers find the tasks of a run, and by which names.
+RELEASES = ROOT / "tests" / "chaos" / "releases"
+FAILING, NEW = "chaos_failing", "chaos_new"
+
+#: The file to which the failing task writes, in the directory of a run.
+RUNS = "failed-runs.txt"
+
+#: The tasks whose effect is one more in the running count.
+COUNTED = ("increment", NEW_TASK)
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,17 @@ class Side:
     writes: tuple[str, ...]
     #: What it has to say of its own in its URI.
     mongo_options: ClassVar[Mapping[str, str]] = {}
+    #: Whether its workers have the tasks of releases/.
+    has_releases: ClassVar[bool]
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, scale: Scale, old: Path | None = None) -> None:
+        """`old`: a checkout of an older commit, from which the workers of that release run."""
         self.stage = stage
         self.queue = stage.queues.name
+        self.scale = scale
+        self.old = old
 
-    def command(self, slot: int) -> tuple[list[str], Mapping[str, str]]:
+    def command(self, slot: int, release: Release) -> tuple[list[str], Mapping[str, str]]:
         """How the worker of a slot is started."""
         environment = {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -69,7 +82,7 @@ class Side:
             "MONGO_URI": self.stage.mongo_uri(**self.mongo_options),
         }
         arguments = ["-c", str(CONCURRENCY), "-n", f"w{slot}@%h", "-P", POOLS[slot]]
-        command, own = self._worker(self.stage.proxies[slot].url)
+        command, own = self._worker(self.stage.proxies[slot].url, release)
         return [*command, *arguments], environment | dict(own)
 
     def doors(self) -> list[Door]:
@@ -85,7 +98,7 @@ class Side:
         names = ("users", "increments")
         return sum(self.stage.database[name].count_documents({}) for name in names)
 
-    def _worker(self, url: str) -> tuple[list[str], Mapping[str, str]]:
+    def _worker(self, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
         raise NotImplementedError
 
     def _producer(self) -> Celery:
@@ -106,6 +119,7 @@ class Ours(Side):
 
     name = "this project"
     writes = ("update", "commitTransaction")
+    has_releases = True
 
     def doors(self) -> list[Door]:
         endpoint, url = self.stage.producer.url, self.stage.queues.url
@@ -138,13 +152,17 @@ class Ours(Side):
             times[row["message_id"]] += 1
         # The running count is what counts: each one in it beyond the increments was counted twice.
         count = sum(part["count"] for part in database["counters"].find())
-        increments = sum(n for id_, n in times.items() if id_.startswith("increment"))
+        increments = sum(n for id_, n in times.items() if id_.startswith(COUNTED))
         if count != increments:
             times["the running count"] = 1 + count - increments
         return Effects(times, last_at)
 
-    def _worker(self, url: str) -> tuple[list[str], Mapping[str, str]]:
-        return procfile_command("worker"), {
+    def _worker(self, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
+        tasks = [FAILING, NEW] if release == Release.NEXT else [FAILING]
+        code = self.old if release == Release.OLD and self.old else ROOT
+        return [*procfile_command("worker"), "-I", ",".join(tasks)], {
+            "PYTHONPATH": os.pathsep.join([str(code), str(RELEASES)]),
+            "CHAOS_RUNS": str(self.stage.directory / RUNS),
             "AWS_REGION": REGION,
             "AWS_ENDPOINT_URL": url,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -156,7 +174,7 @@ class Ours(Side):
             "TASK_TIME_LIMIT": str(HARD_LIMIT),
             "TASK_SOFT_TIME_LIMIT": str(SOFT_LIMIT),
             "WORKER_SHUTDOWN_TIMEOUT": "10",
-            "SQS_MAX_ATTEMPTS": str(MOST_ATTEMPTS),
+            "SQS_MAX_ATTEMPTS": str(self.scale.attempts),
             "SQS_MAX_RECEIVE_COUNT": str(MOST_RECEIVES),
             "SQS_BACKOFF_BASE": "0.5",
             "SQS_BACKOFF_MAX": "4",
@@ -169,6 +187,8 @@ class Stock(Side):
 
     name = "stock Celery"
     writes = ("insert",)
+    # It deletes the message of a task that it does not have, and of one that has failed for good.
+    has_releases = False
     # pymongo leaves it to the server's defaults.
     mongo_options: ClassVar[Mapping[str, str]] = {"w": "majority", "journal": "true"}
 
@@ -199,7 +219,7 @@ class Stock(Side):
             "is_secure": False,
         }
 
-    def _worker(self, url: str) -> tuple[list[str], Mapping[str, str]]:
+    def _worker(self, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
         settings = {
             "broker": _broker(url),
             "queue": self.queue,

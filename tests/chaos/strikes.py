@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from sqs_broker.machine import files
 from tests.chaos import plan
-from tests.chaos.fleet import Fleet, Slot
+from tests.chaos.fleet import Fleet, Release, Slot
 from tests.chaos.outages import Outages
 from tests.chaos.plan import CALLS, POOLS, PRODUCER, Strike
 from tests.chaos.sides import CONCURRENCY, Side
@@ -29,6 +29,12 @@ LATEST = 15
 #: What has one trouble at a time, beside each kind of call.
 MONGODB = "MongoDB"
 
+#: What replaces all workers, one after the other: twice at a time would leave none.
+ROLLOUT = "rollout"
+
+#: Seconds for which a rolling restart waits for messages that wait, before each worker.
+BACKLOG = 3
+
 #: Seconds between two looks.
 LOOK = 0.1
 
@@ -41,6 +47,10 @@ class Strikes:
     fleet: Fleet
     side: Side
     planned: list[Strike]
+    on_deploy: Callable[[], None]
+    """Called when a deploy begins, before any worker has the new task."""
+    is_after_deploy: bool
+    """Or when every worker has it."""
     outages: Outages = field(init=False)
     landed: Counter[str] = field(default_factory=Counter)
     recovered: dict[str, list[float]] = field(default_factory=dict)
@@ -49,7 +59,7 @@ class Strikes:
     _stopped: set[int] = field(default_factory=set)
     """Slots whose worker is stopped and is to stay so: nothing else strikes it."""
     _lanes: dict[str, threading.Lock] = field(
-        default_factory=lambda: {lane: threading.Lock() for lane in (*CALLS, MONGODB)}
+        default_factory=lambda: {lane: threading.Lock() for lane in (*CALLS, MONGODB, ROLLOUT)}
     )
     _threads: list[threading.Thread] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,6 +92,9 @@ class Strikes:
             plan.KILL_MAIN: self._kill_main,
             plan.KILL_CHILD: self._kill_child,
             plan.STOP_WORKER: self._stop_worker,
+            plan.GROUP: self._ask_group,
+            plan.ROLL: self._roll,
+            plan.DEPLOY: self._deploy,
         } | dict.fromkeys(plan.MONGO, self._trouble_mongo)
         self._write_down("begins", strike)
         try:
@@ -108,12 +121,52 @@ class Strikes:
         self._end(strike, signal.SIGKILL, group=False)
 
     def _end(self, strike: Strike, number: signal.Signals, *, group: bool) -> None:
+        self._end_by(strike, lambda slot: self.fleet.tell(slot, number, group=group))
+
+    def _ask_group(self, strike: Strike) -> None:
+        self._end_by(strike, self.fleet.ask_each)
+
+    def _end_by(self, strike: Strike, end: Callable[[Slot], bool]) -> None:
         pools = ("prefork",) if strike.kind == plan.KILL_MAIN else POOLS
         if (slot := self._target(strike, *pools)) is None:
             return
         starts = slot.starts
-        if self.fleet.tell(slot, number, group=group):
+        if end(slot):
             self._note(strike, lambda: slot.starts > starts and self._polls(slot))
+
+    def _roll(self, strike: Strike) -> None:
+        with self._lanes[ROLLOUT]:
+            waited = [self._restart_before_messages(slot) for slot in self.fleet.slots]
+        if count := sum(waited):
+            self._note(strike, self._all_poll, count=count)
+
+    def _restart_before_messages(self, slot: Slot) -> bool:
+        """Restart a worker; whether messages waited when it was asked to stop."""
+        has_messages = self._within(lambda: self.stage.queues.counts()[0] > 0, BACKLOG)
+        return self._replace(slot) and has_messages
+
+    def _deploy(self, strike: Strike) -> None:
+        with self._lanes[ROLLOUT]:
+            if not self.is_after_deploy:
+                self.on_deploy()
+                self._ended.wait(strike.seconds)
+            for slot in self.fleet.slots:
+                is_old = slot.runs == Release.OLD
+                if self._replace(slot, Release.NEXT) and is_old:
+                    self._count(plan.OLD_WORKER)
+            is_deployed = self._within(self.fleet.has_new_task, PATIENCE)
+            if self.is_after_deploy:
+                self.on_deploy()
+        if is_deployed:
+            self._note(strike, self._all_poll)
+
+    def _replace(self, slot: Slot, release: Release | None = None) -> bool:
+        """Ask a worker to stop; whether another one was started in its place."""
+        starts = self.fleet.replace(slot, release)
+        return self._within(lambda: slot.starts > starts, PATIENCE)
+
+    def _all_poll(self) -> bool:
+        return all(self._polls(slot) for slot in self.fleet.slots)
 
     def _kill_child(self, strike: Strike) -> None:
         slot = self._target(strike, "prefork")
@@ -218,6 +271,10 @@ class Strikes:
         self._note(strike, goes_on)
 
     # What came of it ------------------------------------------------------------------------------
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            self.landed[kind] += 1
 
     def _note(self, strike: Strike, is_over: Callable[[], bool], count: int = 1) -> None:
         since = time.monotonic()

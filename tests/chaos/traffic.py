@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devstack.sqs import ACCESS_KEY, REGION
-from tests.chaos.plan import DUPLICATE
+from tests.chaos.plan import BURST, DUPLICATE, EARLY, FAILING_TASK, LEAD, NEW_TASK
 
 #: One of so many messages is sent twice.
 TWICE = 20
 
 #: Seconds between two tries to send what could not be sent.
 AGAIN = 0.5
+
+#: Seconds within which the messages of the new task come.
+NEW_WITHIN = 2 * LEAD
 
 #: Threads that send.
 SENDERS = 3
@@ -37,12 +40,16 @@ class Order:
 
 @dataclass
 class Traffic:
-    """Sends `count` registrations and `count` increments within `seconds`."""
+    """Sends `count` registrations, `count` increments, and `failing` messages whose task fails,
+    within `seconds`."""
 
     doors: list[Door]
     count: int
     seconds: float
     seed: int
+    failing: int = 0
+    bursts: tuple[float, ...] = ()
+    """When the messages of the next BURST seconds come at once."""
     sent_at: dict[str, float] = field(default_factory=dict)
     landed: Counter[str] = field(default_factory=Counter)
     tries: int = 0
@@ -60,6 +67,13 @@ class Traffic:
             self._threads.append(thread)
             thread.start()
 
+    def start_new(self, count: int, is_known: Callable[[], bool]) -> None:
+        """Send so many messages of the new task from now on, whether every worker has it
+        (`is_known`) or not."""
+        thread = threading.Thread(target=self._send_new, args=(count, is_known), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
     def wait(self, timeout: float) -> bool:
         """Whether all was sent in time."""
         deadline = time.monotonic() + timeout
@@ -67,34 +81,50 @@ class Traffic:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    def due(self, place: int, total: int) -> float:
+        """When the message of this place is sent, in seconds since the start."""
+        evenly = self.seconds * place / total
+        return min([evenly, *(burst for burst in self.bursts if 0 <= evenly - burst < BURST)])
+
     def orders(self) -> list[Order]:
         """What is sent, in order: the same for each seed."""
         chance = random.Random(self.seed)
         kinds = [("registerUser", n) for n in range(self.count)]
         kinds += [("increment", n) for n in range(self.count)]
+        kinds += [(FAILING_TASK, n) for n in range(self.failing)]
         chance.shuffle(kinds)
         return [self._order(chance, task, number) for task, number in kinds]
 
     def _order(self, chance: random.Random, task: str, number: int) -> Order:
-        if task == "increment":
-            fields: dict[str, Any] = {"input": number}
-        else:
+        fields: dict[str, Any] = {"input": number}
+        if task == "registerUser":
             fields = {
                 "stock_id": "chaos",
                 "user_id": f"u{number}",
                 "user_info": {"nickname": f"nick {number}", "gender": "F"},
             }
         door = chance.randrange(len(self.doors))
-        return Order(f"{task}-{number}", task, fields, door, chance.randrange(TWICE) == 0)
+        # Each message of a failing task fails by itself, so that would be two messages.
+        is_twice = chance.randrange(TWICE) == 0 and task != FAILING_TASK
+        return Order(f"{task}-{number}", task, fields, door, is_twice)
 
     def _send_all(self, orders: list[tuple[int, Order]], started: float, total: int) -> None:
         for place, order in orders:
-            due = started + self.seconds * place / total
+            due = started + self.due(place, total)
             time.sleep(max(0.0, due - time.monotonic()))
             self._send(order)
             if order.is_twice:
                 self._send(order)
                 self.landed[DUPLICATE] += 1
+
+    def _send_new(self, count: int, is_known: Callable[[], bool]) -> None:
+        chance = random.Random(self.seed)
+        started = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, started + NEW_WITHIN * number / count - time.monotonic()))
+            if not is_known():
+                self.landed[EARLY] += 1
+            self._send(self._order(chance, NEW_TASK, number))
 
     def _send(self, order: Order) -> None:
         self.sent_at.setdefault(order.id, time.time())
