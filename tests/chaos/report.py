@@ -5,11 +5,37 @@ from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 
-from tests.chaos.plan import BURST, FAULTS, MOST_RUNS, POOLS, VISIBILITY, Scale
+from tests.chaos.plan import BURST, DEPLOYS, FAULTS, FULL, LEAD, MOST_RUNS, POOLS, VISIBILITY, Scale
 from tests.chaos.run import Result
 from tests.chaos.sides import CONCURRENCY, HARD_LIMIT, Ours
 from tests.chaos.stage import MEMBERS, MOST_RECEIVES, SLOW
 from tests.chaos.traffic import TWICE
+
+#: What holds for every run.
+ABOUT = f"""\
+## How workers come and go
+
+- Single workers are restarted (SIGTERM to the main process), stopped by a SIGTERM to each process
+  as systemd and Heroku do, killed, and paused for longer than their leases.
+- In a rolling restart, all workers are restarted one after the other. The messages of the next
+  {BURST:g} s come at once when it begins. A restart counts only if messages wait at that time.
+- In the middle of the run, a deploy replaces all workers, one after the other, by a release that
+  has one more task (`tests/chaos/releases`). Its messages come from {LEAD:g} s before the first of
+  these workers on. Some have to come to workers that do not have the task.
+- Some messages have a task that fails in each run. Each has to be dead-lettered, after no fewer
+  than {MOST_RUNS} failed runs. It may have more: if MongoDB is away or a worker is killed, a failed
+  run may not be recorded. No other message may be dead-lettered.
+
+`make chaos ARGS=--deploys` is a run of two minutes in which workers only come and go. There, each
+failing message has exactly {MOST_RUNS} failed runs and one dead letter that says so, and any other
+message has {DEPLOYS.attempts} attempts only.
+
+`CHAOS_OLD=path` names a checkout of an older commit (`git worktree add path commit`). By default
+there is none. Two of the workers then run its code until the deploy, next to two of this commit.
+The messages of the new task come after the deploy, because an older commit may dead-letter at once
+what it does not know. The failed runs of failing messages are shown, but not checked, because an
+older commit may count deliveries. For the same reason other messages have {FULL.attempts} attempts
+then. Stock Celery gets neither the failing nor the new task: it deletes such messages."""
 
 
 def as_json(results: list[Result], command: str) -> str:
@@ -27,6 +53,7 @@ def as_markdown(results: list[Result], scale: Scale, command: str) -> str:
         f"`{command}` wrote this page, with celery {version('celery')}, "
         f"kombu {version('kombu')} and boto3 {version('boto3')}.",
         _setting(results[0], scale),
+        ABOUT,
         "## At the end",
         f"| | {names} |\n| --- | {rule} |\n" + "\n".join(_rows(results)),
         *(_verdict(result) for result in results),
@@ -85,13 +112,14 @@ def _deploys(result: Result, scale: Scale) -> str:
         else f"no fewer than {MOST_RUNS} failed runs; more, if a worker was killed before it had "
         "recorded one, or if MongoDB was away"
     )
-    when = "once all workers have it" if result.has_old else "before the first worker has it"
+    when = (
+        "once all workers have it"
+        if result.has_old
+        else f"from {LEAD:g} s before the first worker has it on"
+    )
     return (
-        f"This project also gets {result.failing} messages whose task fails in each run: {rule}. "
-        f"In the middle of the run all workers are replaced, one after the other, by a release "
-        f"with one more task, of which {result.new_messages} messages come, the first "
-        f"{when}. When a rolling restart begins, the messages of the next {BURST:g} s come at "
-        "once, so that some wait. "
+        f"This project also gets {result.failing} messages whose task fails in each run ({rule}), "
+        f"and {result.new_messages} of the task that the deploy brings, {when}. "
     )
 
 
