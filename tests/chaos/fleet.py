@@ -51,6 +51,7 @@ class Slot:
     runs: Release = Release.NOW
     """Of its last start."""
     is_expected_to_end: bool = False
+    """Whether it was asked to stop, or killed. Nobody asks twice: that would end what runs."""
 
     @property
     def pid(self) -> int:
@@ -101,9 +102,10 @@ class Fleet:
         self._thread.start()
 
     def tell(self, slot: Slot, number: signal.Signals, *, group: bool = False) -> bool:
-        """Send a signal to a worker, or to it and its pool; whether it was there."""
+        """Send a signal to a worker, or to it and its pool; whether it was there, and was not asked
+        to stop before."""
         with self._lock:
-            if not slot.is_running:
+            if not slot.is_running or (number == signal.SIGTERM and slot.is_expected_to_end):
                 return False
             if number in (signal.SIGTERM, signal.SIGKILL):
                 slot.is_expected_to_end = True
@@ -114,9 +116,9 @@ class Fleet:
 
     def ask_each(self, slot: Slot) -> bool:
         """Send SIGTERM to each process of a worker, one after the other, those of its pool first;
-        whether it was there."""
+        whether it was there, and was not asked before."""
         with self._lock:
-            if not slot.is_running:
+            if not slot.is_running or slot.is_expected_to_end:
                 return False
             slot.is_expected_to_end = True
             group = [pid for pid, _, group in living() if group == slot.pid]
@@ -130,7 +132,7 @@ class Fleet:
         the same; the number of starts before that."""
         with self._lock:  # So that none is being started meanwhile.
             slot.release = release or slot.release
-            if slot.is_running:
+            if slot.is_running and not slot.is_expected_to_end:
                 slot.is_expected_to_end = True
                 with suppress(ProcessLookupError):
                     os.kill(slot.pid, signal.SIGTERM)

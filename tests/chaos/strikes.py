@@ -205,6 +205,8 @@ class Strikes:
 
         def look() -> bool:
             free = [slot for slot in order if slot.number not in self._stopped]
+            if strike.kind in (plan.RESTART, plan.GROUP):
+                free = [slot for slot in free if not slot.is_expected_to_end]
             found.extend(s for s in free if s.pool in pools and s.is_running and s.is_ready())
             return bool(found)
 
