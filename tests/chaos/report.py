@@ -27,8 +27,8 @@ ABOUT = f"""\
   run may not be recorded. No other message may be dead-lettered.
 
 `make chaos ARGS=--deploys` is a run of two minutes in which workers only come and go. There, each
-failing message has exactly {MOST_RUNS} failed runs and one dead letter that says so, and any other
-message has {DEPLOYS.attempts} attempts only.
+failing message has exactly {MOST_RUNS} failed runs and one dead letter that says so, and no other
+message uses up one of its {DEPLOYS.attempts} attempts.
 
 `CHAOS_OLD=path` names a checkout of an older commit (`git worktree add path commit`). By default
 there is none. Two of the workers then run its code until the deploy, next to two of this commit.
@@ -142,6 +142,7 @@ def _rows(results: list[Result]) -> list[str]:
         row("dead letters that could run", *(len(r.dead_lettered) for r in each)),
         row("dead letters of the task that fails in each run", *(len(r.runs) for r in each)),
         row("their numbers of failed runs", *(_runs(r) for r in each)),
+        row("attempts used up by other messages", *(len(r.retried) for r in each)),
         row("workers that ended by themselves", *(r.ends.get("by itself", 0) for r in each)),
         row(
             "starts refused, MongoDB or SQS being away",

@@ -85,6 +85,8 @@ class Result:
     """Messages in the dead-letter queue that were not to fail, with their reasons."""
     runs: dict[str, int] = field(default_factory=dict)
     """Of each message that was to fail and was dead-lettered."""
+    retried: list[str] = field(default_factory=list)
+    """Messages that were not to fail, and used up an attempt. Each as often as it did."""
     miscounted: list[str] = field(default_factory=list)
     """Messages that were to fail, and have another number of failed runs than they may have."""
     deaf: list[str] = field(default_factory=list)
@@ -116,6 +118,7 @@ class Result:
             )
             != self.failing,
             f"numbers of failed runs: {self.miscounted[:5]}": bool(self.miscounted),
+            f"used up an attempt: {self.retried[:5]}": self.is_exact and bool(self.retried),
             f"not done: {self.undone[:5]}": bool(self.undone),
             f"lost: {self.lost}": self.lost > 0,
             f"doubled: {self.doubled[:5]}": bool(self.doubled),
@@ -294,6 +297,9 @@ def _read_logs(logs: list[Path], result: Result) -> None:
             with suppress(ValueError):
                 if isinstance(content := json.loads(line), dict):
                     events[str(content.get("event"))] += 1
+                    id_ = str(content.get("message_id"))
+                    if content.get("event") == "message.retry" and not dead_letters.is_to_fail(id_):
+                        result.retried.append(f"{id_}: {content.get('error')}")
                     deliveries = content.get("deliveries") or 0
                     result.most_deliveries = max(result.most_deliveries, deliveries)
                     continue

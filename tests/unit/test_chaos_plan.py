@@ -271,3 +271,9 @@ GOOD = Result(
 def test_a_run_fails_for_each_promise_that_was_not_kept(change: dict[str, object]) -> None:
     assert GOOD.faults() == []
     assert len(replace(GOOD, **change).faults()) == 1  # type: ignore[arg-type]
+
+
+def test_if_workers_are_only_replaced_no_message_uses_up_an_attempt() -> None:
+    retried = replace(GOOD, retried=["increment-1: TransientError"])
+    assert retried.faults() == []
+    assert len(replace(retried, is_exact=True).faults()) == 1
