@@ -169,6 +169,10 @@ class Fleet:
                     found.append(pid)
         return found
 
+    def has_met_unknown_task(self) -> bool:
+        """Whether a worker has said that it received a task which it does not have."""
+        return any(b'"task.unknown"' in log.read_bytes() for log in self.logs())
+
     def logs(self) -> list[Path]:
         """The log of each start of each worker."""
         return sorted(self.directory.glob("worker-*.log"))

@@ -217,7 +217,7 @@ def _go(
         expected[OLD_WORKER] = MIXED.count(Release.OLD)
     elif result.new_messages:
         expected[EARLY] = result.new_messages
-        expected[UNKNOWN] = len(POOLS)
+        expected[UNKNOWN] = len(POOLS) // 2
     for strike in strikes.planned:
         if strike.call:
             # In a short run each fault of each call comes once, and not all of them can land.

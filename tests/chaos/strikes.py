@@ -35,6 +35,9 @@ ROLLOUT = "rollout"
 #: Seconds for which a rolling restart waits for messages that wait, before each worker.
 BACKLOG = 3
 
+#: Seconds for which a deploy waits until a message of its task has come to a worker without it.
+UNMET = 40
+
 #: Seconds between two looks.
 LOOK = 0.1
 
@@ -147,9 +150,11 @@ class Strikes:
 
     def _deploy(self, strike: Strike) -> None:
         with self._lanes[ROLLOUT]:
-            if not self.is_after_deploy:
+            if not self.is_after_deploy and self.side.has_releases:
                 self.on_deploy()
                 self._ended.wait(strike.seconds)
+                # They may wait behind others, or all workers for MongoDB.
+                self._within(self.fleet.has_met_unknown_task, UNMET)
             for slot in self.fleet.slots:
                 is_old = slot.runs == Release.OLD
                 if self._replace(slot, Release.NEXT) and is_old:
