@@ -34,13 +34,14 @@ def retries(project: ProbeProject, id_: str) -> list[int]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_in_ten_rolling_restarts_each_message_fails_as_often_as_it_may(
-    make_project: MakeProject, control: dict[str, Any]
+    make_project: MakeProject, control: dict[str, Any], pool: str
 ) -> None:
     project = make_project(
         transport={"control": control, "wait_time_seconds": 3, "backoff_base": 8.0}
     )
-    worker = project.start()
+    worker = project.start("--pool", pool)
     project.wait_for_end(project.send("work"))  # Now it holds short tasks ahead.
     busy = [project.send("work", 3) for _ in range(2)]
     wait_until(lambda: project.events(busy[1], "start"), PATIENCE, "busy processes")
@@ -48,7 +49,7 @@ def test_in_ten_rolling_restarts_each_message_fails_as_often_as_it_may(
     for _ in range(10):
         worker.send_signal(signal.SIGTERM)
         busy = [project.send("work", 1.5) for _ in range(2)]
-        following = project.start()
+        following = project.start("--pool", pool)
         assert worker.wait(PATIENCE) == 0
         worker = following
     project.wait_for_empty_queue(120)
