@@ -56,7 +56,7 @@ def test_twenty_kills_leave_no_document_cursor_queue_or_process(
 
     assert not {group for _, _, group in living()} & set(killed)
     assert where.queues.client.list_queues().get("QueueUrls", []) == queues_before
-    assert set(database.list_collection_names()) == {"broadcasts", "replies", "revokes"}
+    assert set(database.list_collection_names()) == {"attempts", "broadcasts", "replies", "revokes"}
 
 
 def is_swept(database: Any, readers: int) -> Callable[[], bool]:

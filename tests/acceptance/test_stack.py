@@ -326,7 +326,7 @@ def test_killed_together_with_its_guards_it_leaves_no_process(tmp_path: Path) ->
     with running(tmp_path / "local") as run:
         run.wait_until_serving()
         ours = [pid for pid in run.processes() if "devstack" in " ".join(_command(pid))]
-        assert len(ours) == 5
+        assert len(ours) == 6
         for pid in ours:
             os.kill(pid, signal.SIGKILL)
         run.wait_until_gone()
