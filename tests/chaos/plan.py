@@ -181,10 +181,16 @@ BURST = 12.0
 LEAD = 3.0
 
 
-def schedule(seed: int, scale: Scale) -> list[Strike]:
-    """Every strike of a run, in order. The same seed and scale give the same ones."""
+def schedule(seed: int, scale: Scale, *, has_old: bool = False) -> list[Strike]:
+    """Every strike of a run, in order. The same seed and scale give the same ones. `has_old`:
+    whether workers of an older commit take part, until the deploy."""
     chance = random.Random(seed)
     strikes = [*_of_sqs(chance, scale), *_of_mongo(chance, scale), *_of_workers(chance, scale)]
+    strikes += [
+        # Else before messages wait, or those of the new task would wait until all workers have it.
+        Strike(scale.seconds * (0.5 if has_old else 0.02), DEPLOY, seconds=LEAD)
+        for _ in range(scale.deploys)
+    ]
     return sorted(strikes, key=lambda strike: strike.at)
 
 
@@ -246,8 +252,5 @@ def _of_workers(chance: random.Random, scale: Scale) -> Iterator[Strike]:
     for number in range(scale.restarts):
         at = scale.seconds * (number + 0.5) / scale.restarts
         yield Strike(at, RESTART, number % len(POOLS))
-    # In the first part, as messages are to wait; then the deploy.
     for number in range(scale.rolls):
-        yield Strike(scale.seconds * (0.1 + 0.4 * number / scale.rolls), ROLL)
-    for _ in range(scale.deploys):
-        yield Strike(scale.seconds * 0.5, DEPLOY, seconds=LEAD)
+        yield Strike(scale.seconds * (0.3 + 0.4 * number / scale.rolls), ROLL)

@@ -181,7 +181,7 @@ def _go(
         lambda: all(slot.is_ready() for slot in fleet.slots), READY, "workers that are ready"
     )
     say(f"{side.name}: {len(fleet.slots)} workers are ready")
-    strikes_planned = schedule(result.seed, scale)
+    strikes_planned = schedule(result.seed, scale, has_old=result.has_old)
     bursts = tuple(strike.at for strike in strikes_planned if strike.kind == ROLL)
     traffic = Traffic(
         side.doors(), scale.messages, scale.seconds, result.seed, result.failing, bursts

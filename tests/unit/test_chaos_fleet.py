@@ -101,3 +101,23 @@ def test_a_worker_that_is_killed_before_it_is_replaced_is_started_as_the_new_rel
     fleet.replace(slot, Release.NEXT)
 
     wait_until(fleet.has_new_task, PATIENCE, "the new release")
+
+
+#: One that has received a message of a task that it does not have.
+LACKS_A_TASK = """
+import json, time
+print(" ready.", flush=True)
+print(json.dumps({"event": "task.unknown"}), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_that_lacks_a_task_is_known_by_its_log(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(LACKS_A_TASK)
+    wait_until(fleet.has_met_unknown_task, PATIENCE, "the line of the log")
+
+
+def test_a_worker_that_lacks_no_task_is_not_taken_for_one(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(ENDS)
+    wait_until(fleet.slots[0].is_ready, PATIENCE, "a worker that is ready")
+    assert not fleet.has_met_unknown_task()
