@@ -19,9 +19,10 @@ ABOUT = f"""\
   as systemd and Heroku do, killed, and paused for longer than their leases.
 - In a rolling restart, all workers are restarted one after the other. The messages of the next
   {BURST:g} s come at once when it begins. A restart counts only if messages wait at that time.
-- At the start of the run (with an older commit: in the middle), a deploy replaces all workers, one
-  after the other, by a release that has one more task (`tests/chaos/releases`). Its messages come from {LEAD:g} s before the first of
-  these workers on. Some have to come to workers that do not have the task.
+- At the start of the run (with an older commit: in the middle), a deploy replaces all workers,
+  one after the other, by a release that has one more task (`tests/chaos/releases`). Its messages
+  come from {LEAD:g} s before the first of these workers on. Some have to come to workers that do
+  not have the task.
 - Some messages have a task that fails in each run. Each has to be dead-lettered, after no fewer
   than {MOST_RUNS} failed runs. It may have more: if MongoDB is away or a worker is killed, a failed
   run may not be recorded. No other message may be dead-lettered.
