@@ -356,7 +356,7 @@ def test_a_worker_waits_for_the_threads_that_it_needs(make_project: MakeProject)
     project = make_project()
     spoil(project, NO_THREADS)
     full = project.directory / "no-threads"
-    full.write_text("sqs-")
+    full.write_text("sqs-settler")
     with ThreadPoolExecutor() as pool:
         starting = pool.submit(project.start)
         wait_for_log(project, "Could not start the thread sqs-settler")
