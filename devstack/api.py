@@ -8,9 +8,7 @@ from pathlib import Path
 
 from app.api.keys import Scope, new_key
 from devstack import ports
-from devstack.errors import StackError
 from devstack.process import Process
-from devstack.waiting import wait_until
 
 START_SECONDS = 60
 #: Time to end the requests in flight.
@@ -70,16 +68,3 @@ def running(
         keep_open=keep_open,
     ) as process:
         yield process
-
-
-def wait_until_listening(process: Process, access: Access) -> None:
-    """Wait until the API accepts connections. Raises StackError if it does not."""
-
-    def listens() -> bool:
-        process.check()
-        return ports.is_listening(access.port)
-
-    try:
-        wait_until(listens, START_SECONDS, "an API that listens")
-    except TimeoutError as exc:
-        raise StackError(f"{exc} (log: {process.log})") from None

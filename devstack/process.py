@@ -7,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from devstack import guard
+from devstack import guard, ports
 from devstack.errors import StackError
+from devstack.waiting import wait_until
 from sqs_broker.machine import files
 
 #: Seconds after the grace period in which a guard kills and reaps the remaining processes.
@@ -77,6 +78,19 @@ class Process:
                 f"{self.name} ended with status {self.exit_status}: {self.last_words()} "
                 f"(log: {self.log})"
             )
+
+    def wait_until_listening(self, port: int, seconds: float) -> None:
+        """Wait until a server accepts connections on this port. Raises StackError if the command
+        ends, or does not listen within `seconds`."""
+
+        def listens() -> bool:
+            self.check()
+            return ports.is_listening(port)
+
+        try:
+            wait_until(listens, seconds, f"{self.name}, listening")
+        except TimeoutError as exc:
+            raise StackError(f"{exc} (log: {self.log})") from None
 
     def last_words(self) -> str:
         """The last line of the log."""

@@ -16,7 +16,6 @@ from botocore.exceptions import ClientError
 from devstack import ports
 from devstack.errors import StackError
 from devstack.process import Process
-from devstack.waiting import wait_until
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -90,7 +89,7 @@ def running(
         "the SQS server", command, log=log, grace=STOP_SECONDS, keep_open=keep_open
     ) as process:
         server = SqsServer(process, taken)
-        _wait_until_listening(server)
+        server.process.wait_until_listening(server.port, START_SECONDS)
         yield server
 
 
@@ -139,14 +138,3 @@ def _binary() -> str:
             "roto-server is missing: `pip install roto-aws==0.10.1` (dependency group devstack)."
         )
     return found
-
-
-def _wait_until_listening(server: SqsServer) -> None:
-    def listens() -> bool:
-        server.process.check()
-        return ports.is_listening(server.port)
-
-    try:
-        wait_until(listens, START_SECONDS, "an SQS server that listens")
-    except TimeoutError as exc:
-        raise StackError(f"{exc} (log: {server.process.log})") from None

@@ -120,10 +120,10 @@ def running(path: Path, say: Say) -> Iterator[Stack]:
         )
         worker = started.enter_context(_worker(directory, environment, lock))
         say(f"worker       ready, logs to {worker.log}")
-        flower.wait_until_listening(web, access)
+        web.wait_until_listening(access.port, flower.START_SECONDS)
         say(f"Flower       {access.url}{_moved(access.port, FLOWER_PORT)}")
         say(f"             login: FLOWER_BASIC_AUTH in {directory.environment_file}")
-        api.wait_until_listening(http, api_access)
+        http.wait_until_listening(api_access.port, api.START_SECONDS)
         say(f"API          {api_access.url}{_moved(api_access.port, API_PORT)}")
         say(f"             key: API_KEY in {directory.environment_file}")
         try:
