@@ -468,11 +468,11 @@ def test_an_error_in_the_middle_of_a_batch_costs_no_other_message(
 def test_messages_that_cannot_be_handed_over_are_handed_back(
     connection: Connection, sqs: Sqs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fd, write = connection.transport.inbox.fileno(), os.write
+    # Both ends of the inbox's pipe have its inode.
+    pipe, write = os.fstat(connection.transport.inbox.fileno()), os.write
 
     def fail(to: int, data: bytes) -> int:
-        # The other end of the inbox's pipe.
-        if to == fd + 1:
+        if os.path.samestat(os.fstat(to), pipe):
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         return write(to, data)
 
