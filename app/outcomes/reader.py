@@ -277,6 +277,7 @@ class Outcomes:
             raise Unavailable(AWAY) from exc
         else:
             self._failing_since = None
+            _raise_if_cancelled()
 
     async def _drop_client(self) -> None:
         client, self._client = self._client, None
@@ -347,6 +348,13 @@ def _read_cursor(text: str) -> str:
         return data.decode()
     except ValueError as exc:  # Also binascii's and those of Unicode.
         raise ValueError("this is not a cursor of a page") from exc
+
+
+def _raise_if_cancelled() -> None:
+    """Before Python 3.12 `asyncio.wait_for`, in which pymongo writes, may lose a cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _within(awaitable: Any, seconds: float) -> bool:

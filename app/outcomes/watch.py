@@ -145,15 +145,17 @@ class Watch:
         self._is_open.set()
 
     async def close(self, timeout: float) -> None:
-        """Stop, let those who waited read for up to `timeout` seconds, and close the stream."""
+        """Stop, let those who waited read for up to `timeout` seconds, and close the stream, which
+        takes at most twice as long again."""
         self.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._is_empty.wait()
         if self._task is not None:
+            # It ends by itself within AWAIT_MS. A connection that is cancelled is not closed.
+            await asyncio.wait({self._task}, timeout=timeout)
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task}, timeout=timeout)
 
     def _add(self, waiter: Waiter) -> None:
         self._waiters.setdefault(waiter.id, set()).add(waiter)
@@ -206,11 +208,12 @@ class Watch:
             await self._look()
 
     async def _stream(self) -> None:
-        """Wake those whose outcome changes. Returns if nobody has waited for long."""
+        """Wake those whose outcome changes. Returns if nobody has waited for long, or after `stop`:
+        before Python 3.12 a cancellation may get lost in pymongo."""
         used_at = monotonic()
         async with await self._collection().watch(PIPELINE, max_await_time_ms=AWAIT_MS) as stream:
             self._wake_all()
-            while True:
+            while not self._is_stopped:
                 change = await stream.try_next()
                 if change is not None:
                     self._wake(change["documentKey"]["_id"])
@@ -223,7 +226,7 @@ class Watch:
         self._log_polled(exc)
         until = monotonic() + POLLS_FOR
         self._is_open.set()
-        while monotonic() < until:
+        while monotonic() < until and not self._is_stopped:
             await asyncio.sleep(POLL)
             await self._look()
 

@@ -1,6 +1,7 @@
 """`wait` returns as soon as the state is final, whatever MongoDB does meanwhile."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -170,6 +171,8 @@ def test_who_gives_up_makes_room(collection: Collected, mongo_uri: str) -> None:
         await outcomes.accepted([ID])
         gone = [asyncio.ensure_future(outcomes.wait(ID, LONG)) for _ in range(MOST_WAITERS)]
         assert await is_held(gone[-1])
+        # These read after all the others have read: none of those is cancelled while it connects.
+        await asyncio.gather(*(outcomes.state(ID) for _ in range(200)))
         for task in gone:
             task.cancel()
         await asyncio.gather(*gone, return_exceptions=True)
@@ -179,6 +182,43 @@ def test_who_gives_up_makes_room(collection: Collected, mongo_uri: str) -> None:
         assert (await waiting) is not None
 
     run(mongo_uri, work)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_who_gives_up_is_gone_at_once_whatever_it_does(
+    collection: Collected, mongo_uri: str
+) -> None:
+    """pymongo 4.20 does not close a connection whose handshake is cancelled; that is ignored."""
+
+    async def work(outcomes: Outcomes) -> None:
+        await outcomes.accepted([ID])
+        for turns in range(40):
+            tasks = [asyncio.ensure_future(outcomes.wait(ID, LONG)) for _ in range(100)]
+            # At another moment of their reads each time.
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            _, late = await asyncio.wait(tasks, timeout=SOON)
+            assert not late
+
+    run(mongo_uri, work)
+    gc.collect()
+
+
+def test_a_stop_waits_for_no_change(collection: Collected, mongo_uri: str) -> None:
+    async def work(turns: int) -> float:
+        outcomes = Outcomes(mongo_uri)
+        await outcomes.accepted([ID])
+        waiting = asyncio.ensure_future(outcomes.wait(ID, LONG))
+        for _ in range(turns * 10):
+            await asyncio.sleep(0)
+        outcomes.stop_waiting()
+        await waiting
+        _, seconds = await timed(outcomes.close())
+        return seconds
+
+    assert max(asyncio.run(work(turns)) for turns in range(10)) < SOON
 
 
 @contextmanager
