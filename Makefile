@@ -13,7 +13,7 @@
 #   make types     mypy
 #
 # PYTHON=... is the interpreter for .venv, 3.11 or newer.
-# JOBS=... is the number of tests that run in parallel, 3 by default; 0: one after the other.
+# JOBS=... is the number of tests that run in parallel, 4 by default; 0: one after the other.
 # ARGS=... is passed to pytest, to the benchmark or to the chaos run.
 
 VENV := .venv
@@ -30,8 +30,10 @@ ANY_PYTHON = "$(or $(call first-new-enough,$(BIN)/python),$(PYTHON))"
 
 # Parallel, because most tests wait for servers and workers. The tests of one file share theirs, so
 # they run in one process.
-JOBS ?= 3
+JOBS ?= 4
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile
+# The exit status of pytest if ARGS select no test.
+NO_TESTS := 5
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -52,7 +54,8 @@ test: services $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
 
 verify: services $(STAMP)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'slow and not alone' $(ARGS)
+	$(BIN)/python -m pytest -m 'slow and alone' $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 
 bench: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench $(ARGS)

@@ -1,6 +1,5 @@
 """Services for the tests. A service that does not start fails the test; nothing is skipped."""
 
-import fcntl
 import os
 import sys
 import uuid
@@ -44,24 +43,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _forget_settings()
     yield
     _forget_settings()
-
-
-@pytest.fixture(autouse=True)
-def _turn(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Where several processes run the tests, nothing runs beside a test that is marked `alone`."""
-    if not hasattr(request.config, "workerinput"):
-        yield
-        return
-    shared = tmp_path_factory.getbasetemp().parent
-    is_alone = request.node.get_closest_marker("alone") is not None
-    with (shared / "gate").open("w") as gate, (shared / "floor").open("w") as floor:
-        # Whoever waits for the floor holds the gate, so that nobody overtakes.
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(floor, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
 
 
 @pytest.fixture(scope="session")

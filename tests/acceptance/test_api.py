@@ -90,6 +90,7 @@ def test_a_registration_over_http_is_a_user_in_mongodb(
     assert where.database["increments"].count_documents({"input": 41}) == 1
 
 
+@pytest.mark.slow
 def test_what_was_answered_before_a_kill_is_stored_and_the_rest_may_be_repeated(
     where: Place, start_api: StartApi, start_worker: StartWorker, faults: FaultProxy
 ) -> None:
@@ -233,6 +234,7 @@ def raw(api: Api, data: bytes, seconds: float = 30) -> bytes:
         return found
 
 
+@pytest.mark.slow
 def test_slow_and_large_headers_end_the_connection(where: Place, start_api: StartApi) -> None:
     api = start_api(where.environment)
     with ThreadPoolExecutor(5) as clients:

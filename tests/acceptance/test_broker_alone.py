@@ -62,6 +62,7 @@ def test_a_task_whose_process_dies_runs_again(make_project: MakeProject) -> None
     assert project.queues.dead_letters() == []
 
 
+@pytest.mark.slow
 def test_a_task_whose_process_dies_each_time_is_dead_lettered(make_project: MakeProject) -> None:
     project = make_project()
     project.start()
@@ -96,6 +97,7 @@ def test_a_task_past_its_soft_limit_is_told_and_retried(make_project: MakeProjec
     assert project.notes()[id_]["error"] == "SoftTimeLimitExceeded"
 
 
+@pytest.mark.slow
 def test_a_call_may_ask_for_less_time_than_its_task_has_and_not_for_more(
     make_project: MakeProject,
 ) -> None:

@@ -20,6 +20,7 @@ def faults(queues: Queues) -> Iterator[tuple[FaultProxy, str]]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_message_of_a_backlog_costs_at_most_a_fifth_of_a_call(

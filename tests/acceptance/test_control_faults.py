@@ -81,6 +81,7 @@ def test_a_worker_starts_with_an_odd_document_among_the_revokes(
     check_that_it_works(worker, where, where.database.users, where.environment, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_size_and_a_time_that_may_not_be_changed_turn_nothing_off(
     where: Place,
     start_worker: StartWorker,

@@ -91,6 +91,7 @@ def count(database: Database[Any]) -> int:
     return sum(part["count"] for part in database.counters.find())
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 def test_a_thousand_registrations_sent_twice_by_two_doors_make_a_thousand_users(
     queues: Queues,

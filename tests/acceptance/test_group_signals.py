@@ -123,6 +123,7 @@ def test_a_forced_stop_runs_the_finally_of_a_job_that_many_messages_share(
     assert project.queues.counts() == (10, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_task_past_its_hard_limit_is_ended_after_its_finally(make_project: MakeProject) -> None:
     project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 1})
     project.start("-c", "1")
@@ -145,6 +146,7 @@ def test_the_processes_that_a_task_starts_still_end_by_sigterm(make_project: Mak
     assert end["process"] == 7
 
 
+@pytest.mark.slow
 def test_a_process_that_has_run_its_tasks_ends_and_the_next_one_is_as_safe(
     make_project: MakeProject,
 ) -> None:

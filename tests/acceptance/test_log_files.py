@@ -272,6 +272,7 @@ def test_a_worker_whose_log_nobody_reads_works_and_stops(
     assert worker.wait() == 0
 
 
+@pytest.mark.slow
 def test_the_health_of_a_worker_whose_log_nobody_reads_is_known_and_a_forced_stop_is_quick(
     start_piped: Callable[..., Piped],
     talking: dict[str, str],

@@ -213,9 +213,8 @@ def test_a_task_that_runs_out_of_memory_is_retried_and_then_dead_lettered(
 # The pool's processes
 
 
-@pytest.mark.parametrize(
-    "fault", [NO_FORK, pytest.param(NO_DUP, marks=pytest.mark.slow)], ids=["fork", "dup"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [NO_FORK, NO_DUP], ids=["fork", "dup"])
 def test_a_process_that_cannot_start_is_tried_again_and_what_runs_runs_once(
     make_project: MakeProject, fault: str
 ) -> None:
@@ -251,6 +250,7 @@ def test_a_process_that_cannot_start_is_tried_again_and_what_runs_runs_once(
     assert project.stop(worker) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_is_lost_with_its_task_while_no_fork_works_is_replaced(
     make_project: MakeProject,
 ) -> None:
@@ -315,6 +315,7 @@ def test_a_worker_whose_event_loop_only_fails_ends_with_an_error(
 # Threads that a worker cannot live without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "thread",
     [

@@ -68,6 +68,7 @@ def contained(project: ProbeProject) -> Iterator[tuple["subprocess.Popen[bytes]"
         outer.wait(PATIENCE)
 
 
+@pytest.mark.slow
 def test_what_tasks_leave_behind_does_not_stay_as_a_zombie(make_project: MakeProject) -> None:
     project = make_project()
     with contained(project) as (_, init):

@@ -171,6 +171,7 @@ def _close_what_the_client_opened() -> Iterator[None]:
 # Asking
 
 
+@pytest.mark.slow
 def test_celery_status_shows_both(pair: Pair) -> None:
     ran = pair.celery("status", "--timeout", "10")
     assert ran.returncode == 0, ran.stderr

@@ -42,6 +42,7 @@ def test_each_message_of_a_batch_has_its_own_outcome(make_project: MakeProject, 
     assert project.stop(worker) == 0
 
 
+@pytest.mark.slow
 def test_a_message_that_takes_its_process_along_is_dead_lettered_and_no_other(
     make_project: MakeProject,
 ) -> None:

@@ -104,7 +104,7 @@ def test_what_runs_finishes_and_what_waits_is_released_at_once(
     [
         ("prefork", signal.SIGINT),
         ("threads", signal.SIGTERM),
-        ("solo", signal.SIGTERM),
+        pytest.param("solo", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("prefork", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("threads", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("solo", signal.SIGINT, marks=pytest.mark.slow),
@@ -172,6 +172,7 @@ def test_sigquit_is_a_stop_at_once(make_project: MakeProject, pool: str) -> None
     assert_gone(worker)
 
 
+@pytest.mark.slow
 def test_an_open_poll_is_awaited_beside_what_runs_and_what_it_brings_is_released(
     make_project: MakeProject, queues: Queues
 ) -> None:

@@ -178,6 +178,7 @@ def assert_no_process_died(project: ProbeProject) -> None:
     assert [line for line in log.splitlines() if "ERROR" in line or "exited with" in line] == []
 
 
+@pytest.mark.slow
 def test_what_runs_finishes_when_the_supervisor_stops_the_worker(
     make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
 ) -> None:

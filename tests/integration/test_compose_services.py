@@ -24,6 +24,7 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml
 START_SECONDS = 30
 
 
+@pytest.mark.slow
 def test_the_worker_is_healthy_once_it_has_started_and_stops_when_told(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

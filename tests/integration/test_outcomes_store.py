@@ -354,6 +354,7 @@ def test_the_count_is_that_of_increments(
     assert reading(mongo_uri, lambda outcomes: outcomes.count()) == 7
 
 
+@pytest.mark.slow
 def test_an_outage_is_said_within_seconds_and_nothing_is_raised_at_acceptance() -> None:
     uri = "mongodb://127.0.0.1:1/away?replicaSet=rs0"
 

@@ -457,7 +457,7 @@ Settling.TestCase.settings = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=250,
+    max_examples=120,
     stateful_step_count=40,
     report_multiple_bugs=False,
 )
