@@ -57,13 +57,13 @@ class Delivery:
         """What the message says about those that it replaces."""
         return carried_in(self.attributes)
 
-    @property
+    @cached_property
     def deliveries(self) -> int:
         """How often SQS has delivered the message, this delivery and those of the messages that it
         replaces included."""
         return self.carried.deliveries + self.count
 
-    @property
+    @cached_property
     def first_sent(self) -> datetime:
         """When the producer sent the message, in UTC; if this is a copy, the first message. A time
         after SQS's own is not believed."""
@@ -73,7 +73,7 @@ class Delivery:
                 return min(datetime.fromtimestamp(self.carried.sent, UTC), sent_at)
         return sent_at
 
-    @property
+    @cached_property
     def failed(self) -> int:
         """How many earlier runs failed, as far as is known."""
         if self.record is None:
