@@ -18,8 +18,12 @@ from sqs_broker.rules.policy import LONGEST_WAIT
 #: the message is released, or a pool process that was about to take it starts it.
 WAIT_MARGIN = 30
 
-#: Seconds for which the lease of a running task is still extended after its hard time limit.
+#: Seconds that a run has to end after its hard time limit. A run that has not ended by then hangs.
 LIMIT_MARGIN = 10
+
+#: Seconds for which the lease of a run that hangs is still extended. In this time its delivery is
+#: ended as a failed attempt.
+HUNG_MARGIN = 30
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Lease:
     """The lease is never extended beyond this time."""
     started_at: float | None = None
     """When a pool process took the task."""
+    limit_at: float | None = None
+    """When the run reaches its hard time limit. None if it has no limit, or if its end is known."""
     job: Job | None = None
     """The job that the pool process runs, once it has taken the task."""
     is_promised: bool = False
@@ -155,7 +161,12 @@ class Lease:
         if time_limit is None:
             self.may_last_until = self._longest
         else:
-            self.may_last_until = min(self.started_at + time_limit + LIMIT_MARGIN, self._longest)
+            self.limit_at = self.started_at + time_limit
+            self.may_last_until = min(self.limit_at + LIMIT_MARGIN + HUNG_MARGIN, self._longest)
+
+    def overrun(self, now: float) -> float:
+        """Seconds that the task has run beyond its hard time limit; negative before the limit."""
+        return -math.inf if self.limit_at is None else now - self.limit_at
 
     @property
     def _longest(self) -> float:

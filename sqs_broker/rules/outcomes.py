@@ -118,6 +118,13 @@ Happened = (
     | Interrupted
 )
 
+#: A run went on beyond its hard time limit, because nothing can end a thread. The name of the error
+#: is the one that the limit has in a pool of processes.
+HUNG = Failed(
+    "TimeLimitExceeded",
+    "the task did not end at its hard time limit in the last attempt, and could not be ended",
+)
+
 #: Most characters of a task's name in a reason.
 LONGEST_NAME = 100
 

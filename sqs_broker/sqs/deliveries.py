@@ -19,7 +19,7 @@ from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
-from sqs_broker.rules.lease import Delivery, Lease
+from sqs_broker.rules.lease import LIMIT_MARGIN, Delivery, Lease
 from sqs_broker.rules.outcomes import Happened, decide
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.suspicion import Suspicion
@@ -39,6 +39,9 @@ POLL_MARGIN = 2
 #: The reason of the pause while the event loop hangs.
 LOOP_HANGS = "the event loop hangs"
 
+#: The reason of the pause while no task can start, because others do not end.
+POOL_HANGS = "each process of the pool runs a task past its hard time limit"
+
 
 class Taken(Protocol):
     """A message that the worker has accepted, and what has happened to it so far."""
@@ -48,6 +51,8 @@ class Taken(Protocol):
 
     happened: Happened | None
     policy: Policy | None
+    is_suspect: bool
+    """Whether an outage may be the cause if the task exceeds its hard time limit."""
 
 
 class Deliveries:
@@ -144,7 +149,8 @@ class Deliveries:
                 on_missed=lambda delivery, why: self._observers.lost(facts_of(delivery, None), why),
                 on_lost=self._on_lost,
                 on_waited=self._on_waited,
-                on_beat=self._watch_the_loop,
+                on_hung=self._on_hung,
+                on_beat=self._on_beat,
                 on_settled=self._on_settled,
                 attempts=self._attempts(),
                 in_flight=self._in_flight,
@@ -219,6 +225,10 @@ class Deliveries:
                 facts_of(lease.delivery, self._headers_of(lease), lease.started_at)
             )
         return lease
+
+    def run_ended(self, tag: str) -> None:
+        """Note that the task of a delivery does not run any more. Its outcome is decided later."""
+        self._leases.run_ended(tag)
 
     def admitted(self, tag: str, headers: dict[str, Any]) -> None:
         """Note that a task of this worker will run the message."""
@@ -324,6 +334,43 @@ class Deliveries:
         message = self._message_of(lease.delivery.tag)
         return message.headers if message else None
 
+    def _on_hung(self, lease: Lease) -> None:
+        """End the delivery of a task that runs beyond its hard time limit as a failed attempt. What
+        the task still does or returns has no effect on it."""
+        tag = lease.delivery.tag
+        message = self._message_of(tag)
+        if message is None or not self._is_hung(lease) or not self._leases.claim_hung(tag):
+            return
+        if not message.is_suspect:
+            self._end_hung(tag, message, message.happened or outcomes.HUNG)
+            return
+        assert lease.started_at is not None
+        self.on_suspicion(
+            Suspicion(
+                error=outcomes.HUNG.error,
+                started_at=lease.started_at,
+                retry_after=(message.policy or self._options.policy).backoff(
+                    lease.delivery.attempt
+                ),
+                otherwise=outcomes.HUNG,
+                conclude=lambda what: self._end_hung(tag, message, what),
+            )
+        )
+
+    def _is_hung(self, lease: Lease) -> bool:
+        """Whether a task runs beyond its hard time limit. In a pool of processes the event loop
+        ends it, and learns of each end. So if the loop does not respond, the task may have
+        ended."""
+        overrun = lease.overrun(self._clock())
+        if self._pool_has_processes:
+            return overrun >= LIMIT_MARGIN + self._silence()
+        return overrun >= 0
+
+    def _end_hung(self, tag: str, message: Taken, what: Happened) -> None:
+        if (lease := self._leases.take_hung(tag)) is not None:
+            self._conclude(lease, what, message.headers, message.policy)
+            self._on_lease_lost(tag)
+
     def _on_lost(self, lease: Lease, why: str) -> None:
         if self._leases.take(lease.delivery.tag) is not None:
             self._observers.lost(facts_of(lease.delivery, self._headers_of(lease)), why)
@@ -359,6 +406,35 @@ class Deliveries:
         self._report_pauses(self._leases.resume(reason))
         if not self._leases.pauses:
             self._release_after = 0
+
+    def _on_beat(self) -> None:
+        self._watch_the_loop()
+        self._watch_the_pool()
+
+    def _watch_the_pool(self) -> None:
+        """If each process of the pool runs a task past its hard time limit, release the messages
+        that wait for one, and receive nothing until a task ends."""
+        if not self._leases.all_hang:
+            if self._leases.resume(POOL_HANGS):
+                logger.info(
+                    "A task that ran past its hard time limit has ended; receiving resumes.",
+                    extra={"event": "pool.works"},
+                )
+                self._report_pauses(True)
+            return
+        if self._leases.pause(POOL_HANGS):
+            logger.error(
+                "Each process or thread of the pool runs a task past its hard time limit; nothing "
+                "is received.",
+                extra={"event": "pool.hangs"},
+            )
+            self._report_pauses(True)
+        for lease in self._leases.take_waiting():
+            self._conclude(
+                lease,
+                outcomes.NotStarted(self._delay_of(lease.delivery)),
+                self._headers_of(lease),
+            )
 
     def _watch_the_loop(self) -> None:
         """If the event loop hangs, release the messages that wait for it, and receive nothing until
@@ -405,7 +481,7 @@ class Deliveries:
             if message is None:
                 self._conclude(lease, outcomes.NotStarted(self._delay_of(lease.delivery)))
             else:
-                happened = message.happened or self._cut_off(lease)
+                happened = message.happened or self._cut_off(lease, message)
                 self._conclude(lease, happened, message.headers, message.policy)
         return len(released)
 
@@ -431,11 +507,14 @@ class Deliveries:
         if self._engine is not None:
             self._engine.stop()
 
-    def _cut_off(self, lease: Lease) -> Happened:
+    def _cut_off(self, lease: Lease, message: Taken) -> Happened:
         delay = self._delay_of(lease.delivery)
-        if lease.is_running:
-            return outcomes.Interrupted("WorkerShutdown", delay)
-        return outcomes.NotStarted(delay)
+        if not lease.is_running:
+            return outcomes.NotStarted(delay)
+        may_be_outage = message.is_suspect and self._release_after > 0
+        if self._is_hung(lease) and not may_be_outage:
+            return outcomes.HUNG
+        return outcomes.Interrupted("WorkerShutdown", delay)
 
     def _delay_of(self, delivery: Delivery) -> int:
         """Seconds until other workers can receive a message that is released now. Until the long

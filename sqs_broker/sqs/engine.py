@@ -32,8 +32,9 @@ class Engine:
 
     These threads call the callbacks: `on_received` with the deliveries of a receive call;
     `on_missed` with a delivery whose lease was over when it arrived; `on_lost` with a lease that
-    was lost; `on_waited` with the lease of a message that has reached its longest wait; `on_beat`
-    after each heartbeat; `on_settled` with the settlements that are over.
+    was lost; `on_waited` with the lease of a message that has reached its longest wait; `on_hung`
+    with the lease of a task that runs beyond its hard time limit; `on_beat` after each heartbeat;
+    `on_settled` with the settlements that are over.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Engine:
         on_missed: Callable[[Delivery, str], None],
         on_lost: Callable[[Lease, str], None],
         on_waited: Callable[[Lease], None],
+        on_hung: Callable[[Lease], None],
         on_beat: Callable[[], None],
         on_settled: Callable[[Sequence[Settled]], None],
         attempts: AttemptStore | None = None,
@@ -85,6 +87,7 @@ class Engine:
             on_lost,
             on_beat,
             on_waited,
+            on_hung,
             clock=clock,
         )
         self.settler.start()

@@ -99,6 +99,8 @@ class Leases:
         self._clock = clock
         self._pace = Pace(clock)
         self._forecast = Forecast(clock)
+        #: The jobs of ended deliveries whose tasks still run, by tag. Each of them takes a process.
+        self._hung: dict[str, Job | None] = {}
         #: Called when nothing is in flight and no receive call is open: at any time, on any thread,
         #: and under the lock of this table.
         self.on_empty: Callable[[], None] = lambda: None
@@ -206,6 +208,7 @@ class Leases:
     def take(self, tag: str) -> Lease | None:
         """End a delivery and free its slot; None if it has ended before."""
         with self._changed:
+            self._hung.pop(tag, None)
             if (lease := self._pop(tag)) is not None:
                 self._pace.count()
             self._wake_if_worth_it()
@@ -220,6 +223,25 @@ class Leases:
                 return None
             self._pop(tag)
             self._wake_if_worth_it()
+            self._report_if_empty()
+            return lease
+
+    def claim_hung(self, tag: str) -> bool:
+        """Whether this call is the first to find that the run of a delivery hangs. False if the run
+        has ended."""
+        with self._changed:
+            lease = self._held.get(tag)
+            is_first = lease is not None and lease.limit_at is not None
+            if lease is not None:
+                lease.limit_at = None
+            return is_first
+
+    def take_hung(self, tag: str) -> Lease | None:
+        """End a delivery whose task still runs; None if it has ended before. Its process is taken
+        until the run ends and `take` is called."""
+        with self._changed:
+            if (lease := self._pop(tag)) is not None:
+                self._hung[tag] = lease.job
             self._report_if_empty()
             return lease
 
@@ -296,6 +318,12 @@ class Leases:
                     lambda: self._extending.isdisjoint(wanted), LONGEST_EXTENSION
                 )
 
+    def run_ended(self, tag: str) -> None:
+        """Note that the task of a delivery does not run any more. Its outcome is decided later."""
+        with self._changed:
+            if lease := self._held.get(tag):
+                lease.limit_at = None
+
     def extended(self, tag: str, until: float) -> None:
         """Set the new end of a lease that SQS has extended, in monotonic seconds."""
         with self._changed:
@@ -333,6 +361,11 @@ class Leases:
         """Finished deliveries that are not yet reported to SQS."""
         return self._unreported
 
+    @property
+    def all_hang(self) -> bool:
+        """Whether each process of the pool is taken by a task whose delivery has ended."""
+        return bool(self._hung) and not self._processes
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -343,9 +376,14 @@ class Leases:
         return lease
 
     @property
+    def _processes(self) -> int:
+        """How many tasks the pool can run at a time, without those that hang."""
+        return max(self._concurrency - len(set(self._hung.values())), 0)
+
+    @property
     def _window(self) -> int:
         # At least one slot for each queue, because its receiver mostly waits in a long poll.
-        return self._concurrency + max(AHEAD, self._queues, min(self._pace(), MOST_AHEAD))
+        return self._processes + max(AHEAD, self._queues, min(self._pace(), MOST_AHEAD))
 
     @property
     def _ahead(self) -> int:
@@ -354,9 +392,9 @@ class Leases:
         if not self._concurrency:
             return most  # It is not known how many tasks the pool runs.
         if self._multiplier:
-            per_turn = self._concurrency * self._forecast.takes
+            per_turn = self._processes * self._forecast.takes
             most = min(most, int((self._multiplier - 1) * per_turn))
-        soon = self._forecast.soon(self._concurrency)
+        soon = self._forecast.soon(self._processes)
         # A task of unknown duration counts as long, except for as many as have just ended.
         return min(self._pace() if soon is None else soon, most)
 
@@ -366,7 +404,7 @@ class Leases:
     def _slots(self) -> int:
         """The slots to reserve for a receive now; 0 if it is not worth its call."""
         room = self._room()
-        if self._pauses or room <= 0:
+        if self._pauses or room <= 0 or self.all_hang:
             return 0
         ahead = self._ahead
         share = self._share(ahead)
@@ -376,7 +414,7 @@ class Leases:
             room = min(room, self._wanted(ahead) - reserved)
         # The long polls of other queues may return fewer messages than they have reserved. So a
         # pool that has fewer messages than it can run does not wait for room for a full batch.
-        would_idle = len(self._held) < self._concurrency
+        would_idle = len(self._held) < self._processes
         is_worth_it = would_idle or room >= min(share, math.ceil(ahead * WORTH))
         return max(min(share, room), 0) if is_worth_it else 0
 
@@ -392,7 +430,7 @@ class Leases:
     def _wanted(self, ahead: int) -> int:
         """The messages that the pool will probably start soon, without those that already wait."""
         waiting = len(self._held) - self._forecast.running
-        wanted = self._forecast.at_once(self._concurrency) + ahead - waiting
+        wanted = self._forecast.at_once(self._processes) + ahead - waiting
         # One slot more for each other queue, because its poll may return nothing.
         return wanted + self._queues - 1 if wanted > 0 else 0
 

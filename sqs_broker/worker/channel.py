@@ -30,6 +30,8 @@ class Message(virtual.Message):
         self.happened: Happened | None = None
         #: The policy of the message's task; if None, the queue's.
         self.policy: Policy | None = None
+        #: Whether an outage may be the cause if the task exceeds its hard time limit.
+        self.is_suspect = False
 
     @property
     def deliveries(self) -> int:

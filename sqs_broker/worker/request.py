@@ -95,7 +95,11 @@ class Request(CeleryRequest):
 
         Raises HandedBack if the delivery has ended, and the pool has no processes.
         """
-        deliveries, tag = self._message.channel.deliveries, self._message.delivery_tag
+        message, task = self._message, self.task
+        # For a run that does not end, of which Celery tells nothing.
+        message.policy = task.policy
+        message.is_suspect = issubclass(TimeLimitExceeded, task.suspect_on)
+        deliveries, tag = message.channel.deliveries, message.delivery_tag
         self._lease = deliveries.started(tag, self.hard_time_limit, self._job(pid, time_accepted))
         if self._lease is None and not deliveries.pool_has_processes:
             self._forget()
@@ -200,6 +204,7 @@ class Request(CeleryRequest):
         assert self._error is not None
         assert self._lease.started_at is not None
         self._is_suspected = True
+        self._message.channel.deliveries.run_ended(self._message.delivery_tag)
         state.task_ready(self)  # For Celery the task has ended in any case.
         self._message.channel.deliveries.on_suspicion(
             Suspicion(

@@ -62,6 +62,32 @@ def test_in_ten_rolling_restarts_each_message_fails_as_often_as_it_may(
     assert max(note["deliveries"] for note in notes.values()) > 3
 
 
+@pytest.mark.parametrize("queues", [{"visibility_timeout": 3}], indirect=True)
+@pytest.mark.parametrize(("pool", "workers", "threads"), [("threads", 1, 3), ("solo", 3, 1)])
+def test_a_task_that_hangs_in_each_attempt_where_no_pool_can_end_it_is_dead_lettered(
+    make_project: MakeProject, control: dict[str, Any], pool: str, workers: int, threads: int
+) -> None:
+    project = make_project(
+        transport={"control": control, "visibility_timeout": 3, "max_attempts": 2},
+        celery={"task_time_limit": 1},
+    )
+    for _ in range(workers):
+        project.start("--pool", pool, "-c", str(threads))
+    hangs = project.send("work", 100)
+    wait_until(lambda: project.events(hangs, "start"), PATIENCE, "the start")
+    others = [project.send("work") for _ in range(5)]
+    wait_until(lambda: len(project.events(event="end")) == 5, PATIENCE, "the end of the others")
+    project.wait_for_empty_queue(60)
+
+    assert retries(project, hangs) == [0, 1]
+    assert {line["id"] for line in project.events(event="end")} == set(others)
+    (note,) = project.notes().values()
+    assert (note["message_id"], note["error"]) == (hangs, "TimeLimitExceeded")
+    assert "did not end at its hard time limit" in note["reason"]
+    assert "(failed runs: 2, deliveries: 2)" in note["reason"]
+    assert "lease of a message was lost" not in project.worker_log()
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "queues",

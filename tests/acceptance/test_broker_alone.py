@@ -155,23 +155,6 @@ def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> No
     assert len(project.events(id_, "start")) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-@pytest.mark.parametrize("queues", [{"visibility_timeout": 3}], indirect=True)
-def test_a_pool_without_time_limits_gives_a_hung_task_s_message_back(
-    make_project: MakeProject, pool: str
-) -> None:
-    project = make_project(transport={"visibility_timeout": 3}, celery={"task_time_limit": 1})
-    worker = project.start("--pool", pool)
-    id_ = project.send("work", 60)
-    wait_until(lambda: project.events(id_, "start"), PATIENCE, "the start")
-
-    said = "lease of a message was lost"
-    wait_until(lambda: said in project.worker_log(), PATIENCE, "the loss of the lease")
-    wait_until(lambda: project.queues.counts()[0] == 1, PATIENCE, "the message, visible")
-    assert worker.poll() is None
-
-
 def test_chains_groups_and_links_run_to_their_end(make_project: MakeProject) -> None:
     project = make_project()
     project.start()

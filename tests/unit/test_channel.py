@@ -8,6 +8,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf
 from time import monotonic
@@ -20,9 +21,12 @@ from kombu.exceptions import OperationalError
 from devstack.waiting import wait_until
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
 from sqs_broker.limits import BATCH, LONGEST_POLL
+from sqs_broker.observers.observer import Observer
 from sqs_broker.rules.dead_letter import read_note
+from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.foreign import ForeignMessage
-from sqs_broker.rules.outcomes import Happened, Refused, RetryAsked
+from sqs_broker.rules.lease import LIMIT_MARGIN
+from sqs_broker.rules.outcomes import HUNG, Happened, Interrupted, Outcome, Refused, RetryAsked
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNREPORTED
@@ -798,6 +802,240 @@ def test_without_an_event_loop_there_is_nothing_that_could_hang(
 ) -> None:
     loop_clock.advance(100_000)
     assert connection.transport.silence() == 0
+
+
+# Tasks that hang
+
+#: Seconds of a hard time limit.
+LIMIT = 30
+
+
+def hang(worker: Worker, clock: Ahead, *, seconds: float = LIMIT + LIMIT_MARGIN + 1) -> Any:
+    """The message of a task that has started and runs for so long."""
+    message = worker.get()
+    worker.channel.deliveries.started(message.delivery_tag, LIMIT)
+    clock.advance(seconds)
+    return message
+
+
+def ends(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str | None]]:
+    """How messages have ended, and of what, as the log says it."""
+    lines = [vars(record) for record in caplog.records]
+    kinds = ("message.", "lease.lost")
+    ended = [line for line in lines if line.get("event", "").startswith(kinds)]
+    return [(line["event"], line.get("error")) for line in ended]
+
+
+@pytest.mark.usefixtures("_beats_fast")
+@pytest.mark.parametrize("end", ["ack", "reject", "never"])
+def test_a_task_that_hangs_is_a_failed_attempt_and_its_end_settles_nothing_more(
+    connection: Connection,
+    sqs: Sqs,
+    clock: Ahead,
+    caplog: pytest.LogCaptureFixture,
+    end: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    id_ = sqs.bring(task(1))
+    worker = Worker(connection, "jobs")
+    lost: list[str] = []
+    worker.channel.deliveries.attach(pool_has_processes=False, on_lease_lost=lost.append)
+    message = hang(worker, clock)
+    # The backoff, and no extension.
+    wait_until(lambda: 1 <= sqs.visible.get(id_, inf) <= 2, DEADLINE, "the retry")
+    if end == "ack":
+        message.ack()
+    if end == "reject":
+        message.note(RetryAsked(7, "KeyError"))
+        message.reject(requeue=True)
+    worker.close(sqs)
+    assert (sqs.deleted, sqs.sent, sqs.visible[id_] <= 2) == ([], [], True)
+    assert lost == [message.delivery_tag]
+    assert ends(caplog) == [("message.retry", "TimeLimitExceeded")]
+
+
+@pytest.mark.usefixtures("_beats_fast")
+@pytest.mark.parametrize(("max_attempts", "count"), [(3, 3), (1, 1)])
+def test_a_task_that_hangs_in_its_last_attempt_is_dead_lettered_with_a_reason(
+    connection: Connection, sqs: Sqs, clock: Ahead, max_attempts: int, count: int
+) -> None:
+    id_ = sqs.bring(task(1), count=count)
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    # The policy of its task counts.
+    message.policy = replace(connection.transport.options.policy, max_attempts=max_attempts)
+    worker.channel.deliveries.started(message.delivery_tag, LIMIT)
+    clock.advance(LIMIT + LIMIT_MARGIN + 1)
+    wait_until(lambda: sqs.deleted == [id_], DEADLINE, "the delete")
+    message.ack()
+    worker.close(sqs)
+    (sent,) = sqs.sent
+    note = json.loads(sent["MessageAttributes"]["dead-letter"]["StringValue"])
+    assert note["error"] == "TimeLimitExceeded"
+    assert note["reason"].startswith("the task did not end at its hard time limit in the last")
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_a_task_that_ends_just_before_it_is_found_to_hang_has_ended(
+    connection: Connection, sqs: Sqs, clock: Ahead, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    id_ = sqs.bring(task(1))
+    worker = Worker(connection, "jobs")
+    message = hang(worker, clock, seconds=LIMIT + LIMIT_MARGIN - 1)
+    message.ack()
+    clock.advance(2)
+    worker.close(sqs)
+    assert sqs.deleted == [id_]
+    assert ends(caplog) == [("message.done", None)]
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_a_task_that_hangs_and_has_noted_its_end_ends_with_what_it_noted(
+    connection: Connection, sqs: Sqs, clock: Ahead
+) -> None:
+    id_ = sqs.bring(task(1))
+    worker = Worker(connection, "jobs")
+    message = worker.get()
+    message.note(RetryAsked(7, "KeyError"))
+    worker.channel.deliveries.started(message.delivery_tag, LIMIT)
+    clock.advance(LIMIT + LIMIT_MARGIN + 1)
+    wait_until(lambda: sqs.visible.get(id_) == 7, DEADLINE, "the retry")
+
+
+@pytest.mark.usefixtures("_beats_fast")
+@pytest.mark.parametrize("silence", [0, 30])
+def test_a_task_of_a_process_hangs_only_if_the_loop_that_ends_it_responds(
+    connection: Connection,
+    sqs: Sqs,
+    clock: Ahead,
+    loop_clock: Ahead,
+    caplog: pytest.LogCaptureFixture,
+    silence: int,
+) -> None:
+    # Else the loop may not have read yet that it has ended.
+    caplog.set_level(logging.INFO)
+    id_ = sqs.bring(task(1))
+    loop = Loop()
+    connection.transport.register_with_event_loop(connection, loop)
+    loop.beat()
+    worker = Worker(connection, "jobs")
+    worker.channel.deliveries.attach(pool_has_processes=True, on_lease_lost=lambda _: None)
+    loop_clock.advance(silence)
+    hang(worker, clock, seconds=LIMIT + LIMIT_MARGIN + 2)
+    if not silence:
+        wait_until(lambda: 1 <= sqs.visible.get(id_, inf) <= 2, DEADLINE, "the retry")
+        return
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: ends(caplog), PATIENCE, "an end")
+    clock.advance(100)
+    wait_until(lambda: ends(caplog) == [("lease.lost", None)], DEADLINE, "the loss")
+
+
+@pytest.mark.usefixtures("_beats_fast")
+@pytest.mark.parametrize("is_outage", [True, False])
+def test_an_outage_that_may_make_a_task_hang_is_looked_for_once(
+    connection: Connection,
+    sqs: Sqs,
+    clock: Ahead,
+    caplog: pytest.LogCaptureFixture,
+    is_outage: bool,
+) -> None:
+    caplog.set_level(logging.INFO)
+    id_ = sqs.bring(task(1), count=3)
+    worker = Worker(connection, "jobs")
+    suspicions: list[Suspicion] = []
+    worker.channel.deliveries.on_suspicion = suspicions.append
+    message = worker.get()
+    message.is_suspect = True
+    worker.channel.deliveries.started(message.delivery_tag, LIMIT)
+    clock.advance(LIMIT + LIMIT_MARGIN + 1)
+    wait_until(lambda: suspicions, DEADLINE, "the suspicion")
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: ends(caplog) or len(suspicions) > 1, PATIENCE, "more")
+    (suspicion,) = suspicions
+    assert (suspicion.error, suspicion.otherwise) == ("TimeLimitExceeded", HUNG)
+    if is_outage:
+        suspicion.confirm(25)
+        wait_until(lambda: sqs.visible.get(id_) == 25, DEADLINE, "the release")
+    else:
+        suspicion.dismiss()
+        wait_until(lambda: sqs.deleted == [id_], DEADLINE, "the dead letter")
+
+
+@pytest.mark.usefixtures("_beats_fast")
+def test_while_each_thread_hangs_nothing_waits_for_one_and_nothing_is_received(
+    connection: Connection, sqs: Sqs, clock: Ahead, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sqs.bring(task(1))
+    waits = sqs.bring(task(2))
+    worker = Worker(connection, "jobs")
+    deliveries = worker.channel.deliveries
+    first, second = worker.get(), worker.get()
+    deliveries.resize(1)
+    deliveries.started(first.delivery_tag, LIMIT)
+    clock.advance(LIMIT + LIMIT_MARGIN + 1)
+    wait_until(lambda: sqs.visible.get(waits) == 0, DEADLINE, "the release")
+    assert not deliveries.hand_over(second.delivery_tag)
+    asked = len(sqs.polled)
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: len(sqs.polled) > asked, PATIENCE, "a poll while it hangs")
+    first.ack()
+    wait_until(lambda: len(sqs.polled) > asked, DEADLINE, "a poll after its end")
+    events = [vars(record).get("event", "") for record in caplog.records]
+    assert [event for event in events if event.startswith("pool.")] == ["pool.hangs", "pool.works"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_suspect", "happened"),
+    [
+        (LIMIT - 1, False, Interrupted("WorkerShutdown", 0)),
+        (LIMIT + 1, False, HUNG),
+        (LIMIT + 1, True, HUNG),
+    ],
+)
+def test_a_forced_stop_interrupts_what_is_within_its_limit_and_fails_what_is_beyond(
+    connection: Connection,
+    sqs: Sqs,
+    clock: Ahead,
+    seconds: float,
+    is_suspect: bool,
+    happened: Happened,
+) -> None:
+    seen: list[Happened] = []
+    connection.transport_options["observers"] = [Seen(seen)]
+    sqs.bring(task(1))
+    worker = Worker(connection, "jobs")
+    hang(worker, clock, seconds=seconds).is_suspect = is_suspect
+    sqs.end_polls()
+    worker.channel.deliveries.stop_receiving()
+    worker.channel.deliveries.await_polls()
+    assert worker.channel.deliveries.release(running=True) == 1
+    assert seen == [happened]
+
+
+def test_what_is_beyond_its_limit_in_an_outage_does_not_fail_by_a_stop(
+    connection: Connection, sqs: Sqs, clock: Ahead
+) -> None:
+    seen: list[Happened] = []
+    connection.transport_options["observers"] = [Seen(seen)]
+    sqs.bring(task(1))
+    worker = Worker(connection, "jobs")
+    hang(worker, clock, seconds=LIMIT + 1).is_suspect = True
+    pause(worker, 30)
+    worker.channel.deliveries.release(running=True)
+    assert [type(happened) for happened in seen] == [Interrupted]
+
+
+class Seen(Observer):
+    """Keeps what has happened to messages."""
+
+    def __init__(self, seen: list[Happened]) -> None:
+        self._seen = seen
+
+    def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
+        self._seen.append(happened)
 
 
 # A pause

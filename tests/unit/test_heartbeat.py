@@ -11,7 +11,7 @@ import pytest
 from sqs_broker.errors import NoThread
 from sqs_broker.limits import LONGEST_VISIBILITY
 from sqs_broker.options import Options
-from sqs_broker.rules.lease import LIMIT_MARGIN, WAIT_MARGIN, Lease
+from sqs_broker.rules.lease import HUNG_MARGIN, LIMIT_MARGIN, WAIT_MARGIN, Lease
 from sqs_broker.rules.policy import LONGEST_WAIT, Policy
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.heartbeat import Heartbeat
@@ -50,6 +50,12 @@ def handed_back() -> list[Lease]:
 
 
 @pytest.fixture
+def hung() -> list[Lease]:
+    """Each lease whose task ran past its hard time limit, once."""
+    return []
+
+
+@pytest.fixture
 def heartbeat(
     options: Options,
     fake: FakeSqs,
@@ -57,6 +63,7 @@ def heartbeat(
     clock: Clock,
     lost: list[tuple[str, str]],
     handed_back: list[Lease],
+    hung: list[Lease],
 ) -> Heartbeat:
     """Not started: the tests beat. What is lost or handed back is taken from the table, as the
     channel does."""
@@ -69,7 +76,11 @@ def heartbeat(
         if leases.keep_back(lease.delivery.tag):
             handed_back.append(lease)
 
-    return Heartbeat(options, fake, leases, on_lost, lambda: None, on_waited, clock=clock)
+    def on_hung(lease: Lease) -> None:
+        if leases.take_hung(lease.delivery.tag):
+            hung.append(lease)
+
+    return Heartbeat(options, fake, leases, on_lost, lambda: None, on_waited, on_hung, clock=clock)
 
 
 @pytest.fixture
@@ -191,7 +202,7 @@ def test_a_lease_lasts_as_long_as_sqs_was_asked_for_although_its_task_starts_mea
     heartbeat: Heartbeat, fake: FakeSqs, leases: Leases, hold: Hold, at: At
 ) -> None:
     lease = hold()
-    leases.started(lease.delivery.tag, 0.5)
+    leases.started(lease.delivery.tag, 4.5)
     fake.on_call = lambda _: leases.started(lease.delivery.tag, 600)
     lease.expires_at = RECEIVED + 5
     at(4)
@@ -266,22 +277,100 @@ def test_a_promised_message_that_never_starts_is_given_back_in_the_end(
     assert lease.expires_at <= RECEIVED + LONGEST_WAIT + WAIT_MARGIN + VISIBILITY_TIMEOUT
 
 
-@pytest.mark.parametrize("limit", [30, 7_200])
-def test_a_hung_task_gives_its_message_back_after_its_limit(
+@pytest.mark.parametrize("step", [5, 10, 14])
+@pytest.mark.parametrize("limit", [1, 30, 7_200])
+def test_a_run_that_hangs_is_found_soon_after_its_limit_with_time_to_report_it(
     heartbeat: Heartbeat,
     leases: Leases,
     hold: Hold,
     at: At,
     lost: list[tuple[str, str]],
+    hung: list[Lease],
     limit: int,
+    step: int,
 ) -> None:
     lease = hold()
     leases.started(lease.delivery.tag, limit)
-    beat_until(heartbeat, at, end=limit)
+    for age in range(0, limit + 200, step):
+        at(age)
+        heartbeat.beat()
+        if hung:
+            break
+    assert (hung, lost) == ([lease], [])
+    assert limit + LIMIT_MARGIN <= age < limit + LIMIT_MARGIN + step
+    assert lease.expires_at - (RECEIVED + age) >= 10
+
+
+@pytest.mark.parametrize("visibility_timeout", [2, 3, 12, 60, 600, LONGEST_VISIBILITY])
+def test_a_lease_of_any_length_lasts_until_its_run_is_found_to_hang(
+    options: Options, fake: FakeSqs, receive: Receive, clock: Clock, visibility_timeout: int
+) -> None:
+    # The clock of this test advances with each pause of the thread.
+    url = options.queue("jobs").url
+    fake.set_attributes(url, VisibilityTimeout=str(visibility_timeout))
+    leases = Leases(visibility_timeout, clock=clock)
+    found: list[str] = []
+    heartbeat = Heartbeat(
+        replace(options, policy=replace(options.policy, visibility_timeout=visibility_timeout)),
+        fake,
+        leases,
+        lambda *_: found.append("lost"),
+        lambda: None,
+        on_hung=lambda _: found.append("hung"),
+        clock=clock,
+    )
+    delivery = receive().delivery
+    leases.fill(0, [delivery])
+    limit = min(visibility_timeout - 1, 3_600)
+    leases.started(delivery.tag, limit)
+    while not found:
+        clock.advance(heartbeat.pause)
+        heartbeat.beat()
+    assert found == ["hung"]
+    after = clock() - delivery.received_at - limit
+    assert LIMIT_MARGIN <= after <= LIMIT_MARGIN + HUNG_MARGIN / 2
+
+
+def test_a_run_past_its_limit_hangs_at_once_if_its_lease_cannot_be_extended(
+    heartbeat: Heartbeat, fake: FakeSqs, leases: Leases, hold: Hold, at: At, hung: list[Lease]
+) -> None:
+    lease = hold()
+    leases.started(lease.delivery.tag, 45)
+    for age in (10, 20, 30, 40, 46):
+        fake.fail(CHANGE, error=Unreached("ReadTimeoutError"))
+        at(age)
+        heartbeat.beat()
+        assert hung == ([lease] if age > 45 else [])
+
+
+def test_a_run_whose_end_is_known_does_not_hang(
+    heartbeat: Heartbeat, leases: Leases, hold: Hold, at: At, hung: list[Lease]
+) -> None:
+    ended, limitless = hold(), hold()
+    leases.started(ended.delivery.tag, 30)
+    leases.started(limitless.delivery.tag, None)
+    leases.run_ended(ended.delivery.tag)
+    beat_until(heartbeat, at, end=1_000)
+    assert hung == []
+
+
+def test_a_run_that_hangs_and_is_not_ended_gives_its_message_back(
+    options: Options, fake: FakeSqs, leases: Leases, clock: Clock, hold: Hold, at: At
+) -> None:
+    lost: list[str] = []
+
+    def on_lost(lease: Lease, _: str) -> None:
+        if leases.take(lease.delivery.tag):
+            lost.append(lease.delivery.tag)
+
+    heartbeat = Heartbeat(options, fake, leases, on_lost, lambda: None, clock=clock)
+    lease = hold()
+    leases.started(lease.delivery.tag, 30)
+    beat_until(heartbeat, at, end=30 + LIMIT_MARGIN)
     assert lost == []
-    beat_until(heartbeat, at, end=limit + 200)
-    assert len(lost) == 1
-    assert lease.expires_at <= RECEIVED + limit + LIMIT_MARGIN + VISIBILITY_TIMEOUT
+    beat_until(heartbeat, at, end=200)
+    assert lost == [lease.delivery.tag]
+    assert lease.expires_at <= RECEIVED + 30 + LIMIT_MARGIN + HUNG_MARGIN + VISIBILITY_TIMEOUT
 
 
 @pytest.mark.parametrize("limit", [30, 45, 100])

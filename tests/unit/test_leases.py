@@ -10,7 +10,7 @@ import pytest
 from devstack.waiting import wait_until
 from sqs_broker.limits import BATCH
 from sqs_broker.rules.forecast import Job
-from sqs_broker.rules.lease import LIMIT_MARGIN, WAIT_MARGIN
+from sqs_broker.rules.lease import HUNG_MARGIN, LIMIT_MARGIN, WAIT_MARGIN
 from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNREPORTED, SPAN, Leases, Pace
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, MakeLease, after_a_short_task
 
@@ -482,9 +482,9 @@ def test_how_long_a_message_may_wait_can_be_told(make_delivery: MakeDelivery) ->
     ("limit", "until"),
     [
         # From its start, and not from the receive.
-        (30, 5_000 + 30 + LIMIT_MARGIN),
-        (0.5, 5_000 + 0.5 + LIMIT_MARGIN),
-        (7_200, 5_000 + 7_200 + LIMIT_MARGIN),
+        (30, 5_000 + 30 + LIMIT_MARGIN + HUNG_MARGIN),
+        (0.5, 5_000 + 0.5 + LIMIT_MARGIN + HUNG_MARGIN),
+        (7_200, 5_000 + 7_200 + LIMIT_MARGIN + HUNG_MARGIN),
         # SQS's 12 hours do count from the receive, which may have been when the call was sent.
         (43_200, 1_000 + 43_199),
         (None, 1_000 + 43_199),
@@ -505,6 +505,60 @@ def test_what_has_ended_neither_starts_nor_is_extended(leases: Leases) -> None:
     leases.started("ended", 30)
     leases.extended("ended", 0.0)
     assert leases.all() == []
+
+
+# Tasks that hang
+
+
+def test_a_run_is_found_to_hang_once_and_only_while_its_end_is_not_known(
+    leases: Leases, hold: Hold
+) -> None:
+    hangs, ended, waits, limitless = hold(4)
+    for tag in (hangs, ended):
+        leases.started(tag, 30)
+    leases.started(limitless, None)
+    leases.run_ended(ended)
+    found = [leases.claim_hung(tag) for tag in (hangs, hangs, ended, waits, limitless, "gone")]
+    assert found == [True, False, False, False, False, False]
+
+
+def test_a_process_whose_task_hangs_gets_no_message_until_the_task_ends(
+    leases: Leases, make_delivery: MakeDelivery
+) -> None:
+    leases.resize(2)
+    first, second = make_delivery(), make_delivery()
+    leases.fill(0, [first, second])
+    for delivery in (first, second):
+        leases.started(delivery.tag, 30)
+    assert leases.take_hung(first.tag)
+    assert leases.take_hung(first.tag) is None
+    assert (len(leases), leases.all_hang, leases.is_worth_a_receive()) == (1, False, True)
+    leases.take_hung(second.tag)
+    assert (len(leases), leases.all_hang, leases.is_worth_a_receive()) == (0, True, False)
+    assert leases.take(first.tag) is None
+    assert (leases.all_hang, leases.is_worth_a_receive()) == (False, True)
+
+
+def test_messages_of_one_job_that_hangs_take_one_process(leases: Leases, hold: Hold) -> None:
+    leases.resize(2)
+    tags = hold(3)
+    for tag in tags:
+        leases.started(tag, 30, Job("shared", takes=10))
+        leases.take_hung(tag)
+    assert not leases.all_hang
+
+
+def test_who_waits_for_room_is_woken_once_a_task_that_hung_has_ended(
+    leases: Leases, hold: Hold, reserver: Reserver
+) -> None:
+    leases.resize(1)
+    (tag,) = hold(1)
+    leases.started(tag, 30)
+    leases.take_hung(tag)
+    reserved = reserver.reserve()
+    assert_waits(reserved)
+    leases.take(tag)
+    assert reserved.result(DEADLINE) > 0
 
 
 # Handed back

@@ -81,6 +81,8 @@ class Channel(virtual.Channel):
         self.pool_has_processes = False
         self.ended: list[tuple[str, Happened]] = []
         self.handed_over: list[str] = []
+        #: The tags of runs that have ended before their outcome is decided.
+        self.undecided: list[str] = []
 
     def started(self, tag: str, time_limit: float | None, job: Job) -> Lease | None:
         self.begun.append((tag, time_limit))
@@ -88,6 +90,9 @@ class Channel(virtual.Channel):
         if self.lease is not None:
             self.lease.started(time_limit)
         return self.lease
+
+    def run_ended(self, tag: str) -> None:
+        self.undecided.append(tag)
 
     def holds(self, tag: str) -> bool:
         return self.lease is not None
@@ -492,6 +497,18 @@ def test_a_failure_that_an_outage_may_have_caused_waits_for_the_verdict(make_run
     assert suspicion.error == "ConnectionError"
     assert before <= suspicion.started_at <= monotonic()
     assert (run.message.happened, run.settled, run.events) == (None, [], ["task-started"])
+    # Nobody must think meanwhile that it hangs.
+    assert run.message.channel.undecided == [run.message.delivery_tag]
+
+
+@pytest.mark.parametrize(("task", "may_be_outage"), [("dependent", True), ("job", False)])
+def test_what_must_be_known_of_a_run_that_may_never_end_is_known_from_its_start(
+    make_run: MakeRun, task: str, may_be_outage: bool
+) -> None:
+    run = make_run(task=task)
+    run.request.on_accepted(1, monotonic())
+    assert run.message.policy is run.request.task.policy
+    assert run.message.is_suspect is may_be_outage
 
 
 @pytest.mark.parametrize(

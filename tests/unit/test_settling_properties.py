@@ -242,6 +242,7 @@ class Taken:
     headers: dict[str, Any]
     happened: Happened | None = None
     policy: Policy | None = None
+    is_suspect: bool = False
 
 
 happenings = st.sampled_from(
