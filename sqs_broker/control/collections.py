@@ -39,6 +39,8 @@ class Difference:
     text: str
     action: str | None
     """MongoDB's name of the right that this needs; None if it cannot be corrected by `prepare`."""
+    fix: str = "Drop it, and the collection is created."
+    """What a person does if `prepare` cannot correct it."""
 
 
 class Collections:
@@ -87,6 +89,8 @@ class Collections:
             yield Difference(BROADCASTS, "is not capped", "convertToCapped")
         elif self._changes(found["options"]):
             yield Difference(BROADCASTS, self._cost(found["options"]), "collMod")
+        if found is not None and found["type"] == "collection":
+            yield from self._strange(BROADCASTS, found["options"])
 
     def _differences_of_expiry(self, name: str, seconds: int) -> Iterator[Difference]:
         info = self._find(name)
@@ -94,11 +98,32 @@ class Collections:
             yield Difference(name, "does not exist yet", "createIndex")
         elif info["type"] != "collection":
             yield Difference(name, f"is a {info['type']}", None)
+        elif info["options"].get("capped"):
+            yield Difference(name, "is capped, so MongoDB overwrites what is still needed", None)
         elif (found := self._expiry_of(name)) is None:
             yield Difference(name, "its index for deletion does not exist yet", "createIndex")
         elif found.get("expireAfterSeconds") != seconds:
             text = f"its documents are not deleted after {seconds} s"
             yield Difference(name, text, "collMod")
+        if info is not None and info["type"] == "collection":
+            yield from self._strange(name, info["options"])
+
+    def _strange(self, name: str, options: Mapping[str, Any]) -> Iterator[Difference]:
+        """What makes a collection refuse documents, or confuse them, that this program writes."""
+        if "collation" in options:
+            yield Difference(name, "has a collation, so ids that differ may count as equal", None)
+        for index in self._indexes_of(name):
+            if index.get("unique"):
+                text = f"its index {index['name']!r} is unique and refuses documents"
+                yield Difference(name, text, None, "Drop the index.")
+
+    def _indexes_of(self, name: str) -> list[Mapping[str, Any]]:
+        """All indexes; none if this user may not list them, which only the broadcasts do not
+        need."""
+        try:
+            return list(self._database[name].list_indexes())
+        except OperationFailure:
+            return []
 
     def _prepare_broadcasts(self) -> None:
         found: Mapping[str, Any] | None = None
@@ -206,7 +231,9 @@ class Collections:
 
     def _expiry_of(self, name: str) -> Mapping[str, Any] | None:
         indexes = list(self._database[name].list_indexes())
-        return next((index for index in indexes if dict(index["key"]) == {"at": 1}), None)
+        # MongoDB deletes only those documents that are in the index.
+        whole = (index for index in indexes if "partialFilterExpression" not in index)
+        return next((index for index in whole if dict(index["key"]) == {"at": 1}), None)
 
     def _create_expiry(self, name: str, index: str, seconds: int) -> None:
         self._database[name].create_index("at", name=index, expireAfterSeconds=seconds)

@@ -275,13 +275,14 @@ class Store:
 
     def prepare(self, again: bool = False) -> None:
         """Create missing collections and indexes. Done once, unless `again` is true or something
-        was refused a minute ago. What MongoDB refuses is logged once, and the rest is done."""
+        was refused a minute ago. What MongoDB refuses is logged once, and the rest is done. If the
+        broadcasts cannot be read, each call that needs them raises that, and it is not logged."""
         if monotonic() < self._prepared_until and not again:
             return
         collections = Collections(self._database, self._options)
         collections.prepare()
         self._unreadable = collections.unreadable
-        self._report(collections.faults)
+        self._report(fault for fault in collections.faults if fault != self._unreadable)
         self._prepared_until = monotonic() + TRY_AGAIN if collections.faults else float("inf")
 
     def _report(self, faults: Iterable[Fault]) -> None:

@@ -404,7 +404,7 @@ class Leases:
     def _slots(self) -> int:
         """The slots to reserve for a receive now; 0 if it is not worth its call."""
         room = self._room()
-        if self._pauses or room <= 0 or self.all_hang:
+        if self._pauses or room <= 0:
             return 0
         ahead = self._ahead
         share = self._share(ahead)

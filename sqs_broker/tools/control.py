@@ -97,7 +97,7 @@ def _difference(difference: "Difference", rights: "Rights", options: ControlOpti
     check = Subject(CONTROL, f"collection {difference.collection}")
     action = difference.action
     if action is None:
-        return check.fault(difference.text, "Drop it, and the collection is created.")
+        return check.fault(difference.text, difference.fix)
     if rights.allow(action, options.database, difference.collection):
         return check.ok(f"{difference.text}; the next process corrects it")
     fault = missing_right(action, options.database, difference.collection)

@@ -2,8 +2,8 @@
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pymongo.database import Database
 from app.commands.database import NEEDED as NEEDED_BY_TASKS
 from app.commands.database import check_database
 from app.schema import find_faults, make_indexes
+from sqs_broker.control.faults import Refused
 from sqs_broker.control.store import Store
 from sqs_broker.options import ControlOptions
 from sqs_broker.tools.checks import Finding, Level
@@ -157,6 +158,68 @@ def test_a_view_is_a_fault(
     store.prepare()
     view(database, name)
     assert faults(list(check_control(ControlOptions.read(options)))) == [f"collection {name}"]
+
+
+#: What somebody may have made of a collection, and how it is called.
+MADE_OTHERWISE: dict[str, tuple[Callable[[Control, str], Any], str]] = {
+    "capped": (lambda db, name: db.create_collection(name, capped=True, size=MIB), "is capped"),
+    "collation": (
+        lambda db, name: db.create_collection(name, collation={"locale": "en", "strength": 1}),
+        "has a collation",
+    ),
+    "unique index": (
+        lambda db, name: db[name].create_index("exchange", name="mine", unique=True),
+        "its index 'mine' is unique",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["replies", "revokes", "attempts"])
+@pytest.mark.parametrize(("make", "said"), MADE_OTHERWISE.values(), ids=MADE_OTHERWISE)
+def test_a_collection_that_was_made_otherwise_is_a_fault(
+    options: dict[str, Any],
+    store: Store,
+    database: Control,
+    name: str,
+    make: Callable[[Control, str], Any],
+    said: str,
+) -> None:
+    store.prepare()
+    database.drop_collection(name)
+    make(database, name)
+    with suppress(Refused):
+        store.prepare(again=True)
+    findings = list(check_control(ControlOptions.read(options)))
+    assert faults(findings) == [f"collection {name}"]
+    (fault,) = [finding for finding in findings if finding.level is Level.FAULT]
+    assert said in fault.text
+    assert (fault.fix or "").startswith("Drop")
+
+
+@pytest.mark.parametrize("what", ["collation", "unique index"])
+def test_broadcasts_that_were_made_otherwise_are_a_fault(
+    options: dict[str, Any], store: Store, database: Control, what: str
+) -> None:
+    if what == "collation":
+        collation = {"locale": "en", "strength": 1}
+        database.create_collection("broadcasts", capped=True, size=MIB, collation=collation)
+    store.prepare()
+    if what == "unique index":
+        database.broadcasts.create_index("exchange", unique=True)
+    assert faults(list(check_control(ControlOptions.read(options)))) == ["collection broadcasts"]
+
+
+def test_an_index_that_deletes_only_some_documents_is_not_the_one_that_deletes_all(
+    options: dict[str, Any], store: Store, database: Control
+) -> None:
+    database.replies.create_index(
+        "at", name="mine", expireAfterSeconds=60, partialFilterExpression={"exchange": "x"}
+    )
+    (found,) = [f for f in check_control(ControlOptions.read(options)) if "replies" in f.check]
+    assert "its index for deletion does not exist yet" in found.text
+    store.prepare()
+    assert faults(list(check_control(ControlOptions.read(options)))) == []
+    assert len(database.replies.index_information()) == 4
 
 
 @pytest.mark.parametrize("name", ["broadcasts", "replies", "revokes"])

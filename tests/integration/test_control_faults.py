@@ -185,13 +185,14 @@ def test_without_the_right_to_create_the_capped_collection_no_other_is_made(
     admin.command("grantRolesToUser", APPLICATION.name, roles=[name])
     store = Store(ControlOptions(uri=secured.uri(name), database=name))
 
-    with pytest.raises(Refused, match="`createCollection` and `convertToCapped`"):
-        store.broadcast([Broadcast("celeryev", "", {}, "{}")])
+    for _ in range(2):
+        with pytest.raises(Refused, match="`createCollection` and `convertToCapped`"):
+            store.broadcast([Broadcast("celeryev", "", {}, "{}")])
     store.revoke(["id-1"])
 
     assert store.revoked() == (["id-1"], [])
     assert "broadcasts" not in secured.client()[name].list_collection_names()
-    assert len(lines(caplog, "control.fault")) == 1
+    assert lines(caplog, "control.fault") == []
     store.close()
 
 
@@ -285,7 +286,8 @@ def test_a_collection_that_differs_costs_as_little_as_it_can(
     faults = lines(caplog, "control.fault")
     assert len(set(faults)) == len(faults)
     assert all("is a view" in line or "is a timeseries" in line for line in faults)
-    assert is_readable or len(faults) == 1
+    # What concerns all messages is one kind of line, of those that do not get through.
+    assert is_readable or (faults == [] and lines(caplog, "control.down"))
 
 
 def test_a_limit_of_documents_is_removed(store: Store, database: Control) -> None:
