@@ -38,6 +38,10 @@ broker_transport_options = {
     "max_receive_count": _settings.sqs_max_receive_count,
     "backoff_base": _settings.sqs_backoff_base,
     "backoff_max": _settings.sqs_backoff_max,
+    # Workers of a new release may start after the producers that send its tasks.
+    "unknown_task_grace": _settings.sqs_unknown_task_grace,
+    "eta_max": _settings.sqs_eta_max,
+    "most_in_flight": _settings.sqs_most_in_flight,
     # No task here has callbacks, so no message may have any, or call a task of Celery's own.
     "built_in_tasks": (),
     "most_callbacks": 0,

@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from celery.signals import celeryd_after_setup, setup_logging, worker_ready
+from celery.signals import celeryd_after_setup, setup_logging, task_postrun, worker_ready
 from celery.utils.log import get_multiprocessing_logger
 
 from app.errors import AppError
@@ -184,6 +184,14 @@ def redirect_prints(conf: Any) -> None:
     """Make what this process prints lines of the log, unless `worker_redirect_stdouts` is off."""
     if conf.worker_redirect_stdouts:
         sys.stdout, sys.stderr = Prints(), Prints()
+        task_postrun.connect(_end_prints)
+
+
+def _end_prints(**_: Any) -> None:
+    """Log what a task has printed, also if its last line has no end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Prints):
+            stream.flush()
 
 
 def _stream(logfile: str | None) -> tuple[Stream, OSError | None]:

@@ -54,6 +54,7 @@ FOR_PRODUCERS = frozenset(
         "aws_access_key_id",
         "aws_secret_access_key",
         "aws_session_token",
+        "sqs_eta_max",
         "sqs_max_message_bytes",
     }
 )
@@ -222,6 +223,22 @@ class Settings(BaseSettings):
     )
     sqs_backoff_max: Annotated[int, Field(ge=1, le=43_200)] = Field(
         600, description="Upper limit of that delay, in seconds."
+    )
+    sqs_unknown_task_grace: Annotated[int, Field(ge=0)] = Field(
+        600,
+        description="Time from the first receive of a message whose task the worker does not know "
+        "until it is dead-lettered, in seconds. Until then it is released, for a worker that has "
+        "the task.",
+    )
+    sqs_eta_max: Annotated[int, Field(ge=1)] = Field(
+        1_209_600,
+        description="Longest time until the `eta` of a message or the end of its countdown, in "
+        "seconds (14 days).",
+    )
+    sqs_most_in_flight: Annotated[int, Field(ge=1, le=120_000)] = Field(
+        60_000,
+        description="Number of messages of a queue in flight from which on retries wait as delayed "
+        "copies. SQS allows 120,000.",
     )
     sqs_wait_time: Annotated[int, Field(ge=0, le=20)] = Field(
         20, description="Time a receive call waits for a message (long poll), in seconds."

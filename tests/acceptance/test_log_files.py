@@ -37,6 +37,7 @@ def doze(n):
 def talk(n):
     print("printed", n, chr(0xd800))
     print("to stderr", n, file=sys.stderr)
+    print("without an end", n, end="")
 """
 
 SEND = """
@@ -117,7 +118,7 @@ def test_a_worker_logs_to_its_file_and_to_a_new_one_after_it_was_moved_away(
     wait_for_event("message.done", log)
 
     printed = [line["message"] for line in lines_of(moved) if line["event"] == "print"]
-    assert printed == ["printed 0 \ud800", "to stderr 0"]
+    assert printed == ["printed 0 \ud800", "to stderr 0", "without an end 0"]
     assert {line["level"] for line in lines_of(moved) if line["event"] == "print"} == {"info"}
     assert any(line["event"] == "print" for line in lines_of(log))
     assert queues.dead_letters() == []

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from app.errors import SettingsError
 from app.log_stream import PATIENCE, ROOM, GatheringHandler, LogFile, unblock
-from app.logs import JsonLines
+from app.logs import JsonLines, redirect_prints
 from app.prints import LONGEST, Prints
 from app.startup import check_log_file
 
@@ -262,6 +264,27 @@ def test_a_long_print_is_several_lines(printed: Callable[[], list[str]]) -> None
     out = Prints()
     print("x" * (2 * LONGEST + 1), file=out)
     assert list(map(len, printed())) == [LONGEST, LONGEST, 1]
+
+
+def test_what_a_task_prints_last_is_a_line_of_its_own_although_it_has_no_end(
+    printed: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # For the end of the test.
+    celery = Celery("printing", set_as_current=False)
+
+    @celery.task
+    def talk(n: int) -> None:
+        sys.stdout.write(f"{n}")
+        sys.stderr.write(f"error {n}")
+        if n == 2:
+            raise ValueError
+
+    redirect_prints(celery.conf)
+    for n in (1, 2, 3):
+        talk.apply((n,))
+    monkeypatch.undo()
+    assert printed() == ["1", "error 1", "2", "error 2", "3", "error 3"]
 
 
 def test_bytes_cannot_be_printed_as_to_any_text_stream() -> None:
