@@ -19,6 +19,8 @@ from sqs_broker.control import planes
 from sqs_broker.control.store import Store
 from sqs_broker.options import ControlOptions
 from sqs_broker.tools.commands import sqs as commands
+from tests.cloudformation import cloud as clouds
+from tests.cloudformation.cloud import Cloud
 from tests.services import Queues
 
 Run = Callable[..., Result]
@@ -36,6 +38,13 @@ def moto_url() -> Iterator[str]:
     yield f"http://{host}:{port}"
     with contextlib.redirect_stderr(io.StringIO()):
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """An AWS account in which templates can be deployed, and policies enforced."""
+    with clouds.running(tmp_path_factory.mktemp("cloud")) as made:
+        yield made
 
 
 @pytest.fixture(params=["roto", "moto"])

@@ -1,0 +1,141 @@
+"""The templates of infra/: what cfn-lint does not find, and what must agree with the settings."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from sqs_broker.limits import LONGEST_RETENTION
+from sqs_broker.rules.policy import SPARE_DELIVERIES
+from tests.cloudformation.rules import faults
+from tests.cloudformation.template import INFRA, defaults, fold, parse, read
+
+TEMPLATES = sorted(path.name for path in INFRA.glob("*.yaml"))
+
+
+def choices(template: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All combinations of the parameters that have a list of values, with the defaults and an
+    invented value for the others."""
+    parameters = template.get("Parameters", {})
+    invented = dict.fromkeys(parameters, "value") | defaults(template)
+    listed = {
+        name: each["AllowedValues"] for name, each in parameters.items() if "AllowedValues" in each
+    }
+    for values in itertools.product(*listed.values()):
+        yield invented | dict(zip(listed, values, strict=True))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_breaks_no_rule_whatever_its_parameters_are(name: str) -> None:
+    template = read(name)
+    for parameters in choices(template):
+        assert list(faults(fold(template, parameters))) == [], parameters
+
+
+BAD = """
+Resources:
+  Queue: {Type: AWS::SQS::Queue, Properties: {VisibilityTimeout: 100, %s}}
+  Function: {Type: AWS::Lambda::Function, Properties: {Timeout: 30%s}}
+  Trigger:
+    Type: AWS::Lambda::EventSourceMapping
+    Properties: {EventSourceArn: !GetAtt Queue.Arn, FunctionName: !Ref Function%s}
+"""
+OK = ("SqsManagedSseEnabled: true", "", ", FunctionResponseTypes: [ReportBatchItemFailures]")
+
+
+def only(type_: str, properties: str) -> str:
+    return f"Resources: {{It: {{Type: {type_}, Properties: {properties}}}}}"
+
+
+def policy(actions: str, resource: str = "arn:aws:sqs:us-east-1:1:q") -> str:
+    statement = f'{{Effect: Allow, Action: {actions}, Resource: "{resource}"}}'
+    return only("AWS::IAM::ManagedPolicy", f"{{PolicyDocument: {{Statement: [{statement}]}}}}")
+
+
+def alarm(metric: str, dimensions: str = "[{Name: QueueName, Value: q}]") -> str:
+    given = f"Namespace: AWS/SQS, MetricName: {metric}, Dimensions: {dimensions}"
+    return only("AWS::CloudWatch::Alarm", f"{{AlarmActions: [t], {given}}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (BAD % OK, "Trigger: the visibility timeout must be at least 180 s"),
+        (
+            only("AWS::SQS::Queue", "{KmsMasterKeyId: k, RedrivePolicy: {maxReceiveCount: 0}}"),
+            "It: maxReceiveCount must be at least 1",
+        ),
+        (only("AWS::SQS::Queue", "{SqsManagedSseEnabled: false}"), "It: it is not encrypted"),
+        (
+            only(
+                "AWS::Lambda::EventSourceMapping",
+                "{EventSourceArn: q, FunctionName: f, BatchSize: 100, "
+                "FunctionResponseTypes: [ReportBatchItemFailures]}",
+            ),
+            "It: a batch of more than 10 needs a window",
+        ),
+        (
+            only("AWS::Lambda::EventSourceMapping", "{EventSourceArn: q, FunctionName: f}"),
+            "It: without ReportBatchItemFailures, Lambda deletes messages that failed",
+        ),
+        (
+            only("AWS::Lambda::Function", "{ReservedConcurrentExecutions: 5}"),
+            "It: the throttles of reserved concurrency use up deliveries",
+        ),
+        (
+            only("AWS::ECS::TaskDefinition", "{ContainerDefinitions: [{StopTimeout: 600}]}"),
+            "It: StopTimeout is at most 120 s",
+        ),
+        (
+            only("AWS::CloudWatch::Dashboard", '{DashboardBody: !Sub "{not json"}'),
+            "It: DashboardBody is not JSON",
+        ),
+        (alarm("NoSuchMetric"), "It: nobody emits AWS/SQS NoSuchMetric"),
+        (
+            alarm("NumberOfMessagesSent", "[]"),
+            "It: AWS/SQS NumberOfMessagesSent has the dimensions ['QueueName']",
+        ),
+        (policy("sqs:*"), "It: sqs:*: name each action"),
+        (policy("sqs:SendMessage", "*"), "It: sqs:SendMessage: name the resource"),
+    ],
+)
+def test_each_rule_finds_what_breaks_it(text: str, fault: str) -> None:
+    assert list(faults(fold(parse(text), {}))) == [fault]
+
+
+# What must agree ----------------------------------------------------------------------------------
+
+
+def queues(**parameters: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    resources = fold(read("queue.yaml"), parameters)
+    return resources["Queue"]["Properties"], resources["DeadLetterQueue"]["Properties"]
+
+
+def test_the_queue_agrees_with_the_default_settings() -> None:
+    queue, _ = queues()
+    settings = Settings()
+    assert queue["VisibilityTimeout"] == settings.visibility_timeout
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == settings.sqs_max_receive_count
+    assert queue["ReceiveMessageWaitTimeSeconds"] == settings.sqs_wait_time
+    assert queue["MaximumMessageSize"] == settings.sqs_max_message_bytes
+
+
+def test_the_fewest_deliveries_leave_room_for_the_fewest_attempts() -> None:
+    parameter = read("queue.yaml")["Parameters"]["MaxReceiveCount"]
+    assert parameter["MinValue"] == 1 + SPARE_DELIVERIES
+
+
+def test_the_dead_letter_queue_keeps_messages_as_long_as_sqs_can() -> None:
+    queue, dead = queues()
+    assert dead["MessageRetentionPeriod"] == LONGEST_RETENTION > queue["MessageRetentionPeriod"]
+    assert dead["MaximumMessageSize"] == queue["MaximumMessageSize"]
+
+
+@pytest.mark.parametrize("name", ["Queue", "DeadLetterQueue", "Key"])
+def test_what_holds_messages_is_retained_but_not_if_its_creation_fails(name: str) -> None:
+    resource = read("queue.yaml")["Resources"][name]
+    assert resource["DeletionPolicy"] == "RetainExceptOnCreate"
+    # A queue that is replaced still has its messages.
+    assert resource["UpdateReplacePolicy"] == "Retain"
