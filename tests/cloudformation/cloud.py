@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -16,11 +17,10 @@ from botocore.config import Config
 from devstack import ports
 from devstack.process import Process
 from devstack.sqs import REGION
+from tests.cloudformation.moto_iam import KEY, SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "infra"
-
-ACCOUNT = "123456789012"
 
 #: Seconds until the server listens.
 START_SECONDS = 30
@@ -39,21 +39,19 @@ class Identity:
     """Credentials, and the account's endpoint."""
 
     endpoint_url: str
-    key: str = "test"
-    secret: str = "test"
+    key: str
+    secret: str
     token: str | None = None
 
     def client(self, service: str) -> Any:
         """A boto3 client of one service. It tries each call once."""
-        return boto3.client(
-            service,  # type: ignore[call-overload]  # the stubs accept literal names only
-            region_name=REGION,
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.key,
-            aws_secret_access_key=self.secret,
-            aws_session_token=self.token,
-            config=Config(retries={"total_max_attempts": 1}),
-        )
+        return _client(self, service)
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The option `credentials` of the broker."""
+        given = {"aws_access_key_id": self.key, "aws_secret_access_key": self.secret}
+        return given | ({"aws_session_token": self.token} if self.token else {})
 
     @property
     def environment(self) -> dict[str, str]:
@@ -67,12 +65,24 @@ class Identity:
         return given | ({"AWS_SESSION_TOKEN": self.token} if self.token else {})
 
 
-@dataclass
+@cache
+def _client(identity: Identity, service: str) -> Any:
+    return boto3.client(
+        service,  # type: ignore[call-overload]  # the stubs accept literal names only
+        region_name=REGION,
+        endpoint_url=identity.endpoint_url,
+        aws_access_key_id=identity.key,
+        aws_secret_access_key=identity.secret,
+        aws_session_token=identity.token,
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+@dataclass(frozen=True)
 class Cloud:
     """The account."""
 
     owner: Identity
-    _roles: list[str] = field(default_factory=list)
 
     def client(self, service: str) -> Any:
         """A client of the account's owner."""
@@ -204,4 +214,4 @@ def running(directory: Path) -> Iterator[Cloud]:
     log = directory / "moto.log"
     with Process("moto", command, log=log, grace=1, directory=ROOT) as process:
         process.wait_until_listening(port, START_SECONDS)
-        yield Cloud(Identity(f"http://{ports.HOST}:{port}"))
+        yield Cloud(Identity(f"http://{ports.HOST}:{port}", KEY, SECRET))

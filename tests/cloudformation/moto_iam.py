@@ -2,16 +2,29 @@
 
 - SQS has no actions for batches: "the permission for SendMessage" covers SendMessageBatch.
   https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-batch-api.html
+- It takes the name that signs a call for the name of the service, which is another for CloudWatch.
 - Of some services, moto asks for each action on the resource `*`.
 - A refusal is XML, also for a client that speaks JSON, which then reads no error code.
 """
 
+import json
 from typing import Any
 
 from moto.core.exceptions import JsonRESTError
 from moto.iam import access_control
+from moto.iam.models import iam_backends
 from moto.secretsmanager.responses import SecretsManagerResponse
 from moto.sns.responses import SNSResponse
+
+#: The credentials of the account's owner, who may do everything.
+KEY = "AKIAOWNER00000000000"
+SECRET = "owner"
+
+ACCOUNT = "123456789012"
+EVERYTHING = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
+}
 
 
 class Denied(JsonRESTError):
@@ -24,6 +37,7 @@ def _check(check: Any) -> Any:
     def check_action_permitted(self: Any, resource: str) -> None:
         if self._service == "sqs":
             self._action = self._action.removesuffix("Batch")
+        self._action = self._action.replace("monitoring:", "cloudwatch:")
         check(self, resource)
 
     return check_action_permitted
@@ -58,3 +72,12 @@ def complete() -> None:
     request._raise_access_denied = _raise(request._raise_access_denied)
     SecretsManagerResponse._determine_resource = _secret_of  # type: ignore[attr-defined]
     SNSResponse._determine_resource = _topic_of  # type: ignore[attr-defined]
+
+
+def add_owner() -> None:
+    """Make the user to whom the account belongs."""
+    iam = iam_backends[ACCOUNT]["aws"]
+    iam.create_user("us-east-1", "owner")
+    iam.put_user_policy("owner", "everything", json.dumps(EVERYTHING))
+    key = iam.get_user("owner").create_access_key(prefix="AKIA")
+    key.access_key_id, key.secret_access_key = KEY, SECRET

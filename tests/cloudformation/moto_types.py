@@ -17,6 +17,8 @@ from moto.iam.models import Role
 from moto.kms.models import Key
 from moto.sqs.models import Queue
 
+from tests.cloudformation.moto_iam import KEY, SECRET
+
 Properties = dict[str, Any]
 
 #: The endpoint of this server.
@@ -29,8 +31,8 @@ def client(service: str, region: str) -> Any:
         service,  # type: ignore[call-overload]  # the stubs accept literal names only
         region_name=region,
         endpoint_url=os.environ[ENDPOINT],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
     )
 
 

@@ -12,8 +12,11 @@ from tests.cloudformation import moto_iam, moto_stacks, moto_types
 def main() -> None:
     port = int(sys.argv[1])
     os.environ[moto_types.ENDPOINT] = f"http://127.0.0.1:{port}"
+    # SQS allows one purge a minute.
+    os.environ["MOTO_SQS_ENFORCE_STRICT_QUEUE_PURGE_BEHAVIOUR"] = "false"
     moto_types.complete()
     moto_iam.complete()
+    moto_iam.add_owner()
     moto_stacks.complete()
     ThreadedMotoServer("127.0.0.1", port, verbose=False).start()
     threading.Event().wait()

@@ -12,7 +12,8 @@ from sqs_broker.sqs.boto import Boto
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import ALL
 from sqs_broker.tools.checks import Level, check_dead_letters, check_queue
-from tests.cloudformation.cloud import ACCOUNT, Cloud, Stack
+from tests.cloudformation.cloud import Cloud, Stack
+from tests.cloudformation.moto_iam import ACCOUNT
 
 DAY = 86_400
 
@@ -159,7 +160,7 @@ def test_the_doctor_finds_no_fault_of_the_queues_for_default_settings(
             {
                 "region": "us-east-1",
                 "endpoint_url": stack.cloud.owner.endpoint_url,
-                "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
+                "credentials": stack.cloud.owner.credentials,
                 "predefined_queues": {queue: {"url": url, "dead_letter_url": dead}},
                 "visibility_timeout": 60,
             }
