@@ -61,6 +61,9 @@ REPEATED = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request
 #: Celery logs this at each revoke, because there is no result backend.
 UNMARKED = "Failed to mark task"
 
+#: Celery logs this at a hard time limit in the last attempt, with the limit, the task and its id.
+HARD_LIMIT = "Hard time limit"
+
 #: The location and the category of a warning.
 _WARNING = re.compile(r"^[^\n]*?:\d+: \w+")
 
@@ -111,7 +114,12 @@ class WithoutRepeats(logging.Filter):
             return False
         if record.name not in REPEATED:
             return True
-        if record.levelno < logging.ERROR or record.exc_info is None:
+        if record.levelno < logging.ERROR:
+            return False
+        if str(record.msg).startswith(HARD_LIMIT):
+            _, task, id_ = record.args if isinstance(record.args, tuple) else (None,) * 3
+            record.data, record.error = {"name": task, "id": id_}, "TimeLimitExceeded"
+        elif record.exc_info is None:
             return False
         # Of a failure only the class and the code locations remain, not the text.
         data = getattr(record, "data", None) or {}

@@ -144,7 +144,7 @@ class TypedTask(Task):
             return super().__call__(*args, **kwargs)
         if self.request.called_directly or self.request.is_eager:
             return self._run_typed(*args, **kwargs)
-        return self._guarded(self._run_typed, args, kwargs)
+        return self.guarded(self._run_typed, args, kwargs)
 
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
         """The outcomes of `many`, which takes pairs of (message, provenance). A message that its

@@ -67,8 +67,8 @@ LATE = {
 def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str] = ()) -> None:
     """Make a Celery app use this broker. Reads no configuration and opens no connection.
 
-    Call it before you use the app's first task. If the app has its own task class, that class must
-    be a subclass of `sqs_broker.worker.task.Task`. If it has none, `install` sets `Task` itself.
+    Call it before you use the app's first task; after that it raises ConfigurationError. Tasks may
+    have any class: each gets the broker's behaviour too (sqs_broker/worker/mixing.py).
     `commands` lists click commands of the app ("package.module:command") to add to
     `celery -A … sqs`. `checks` lists functions of the app ("package.module:function") that
     `celery -A … sqs doctor` runs after its own checks. Each takes the Celery app and returns an
@@ -76,6 +76,14 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     """
     from celery.app.task import Task as CeleryTask
 
+    from sqs_broker.worker.mixing import adopt
+
+    if celery_app.finalized:
+        raise ConfigurationError(
+            "install(app) was called after a task of the app was used. Call it right after the app "
+            "is created, before any task is sent or looked up."
+        )
+    adopt(celery_app)
     # Set by name, so that Celery imports that module, and its own worker with it, only once a task
     # is defined.
     if celery_app.task_cls in ("celery.app.task:Task", CeleryTask):

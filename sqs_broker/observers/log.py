@@ -65,26 +65,30 @@ class MessageLog(Observer):
             "attempt": delivery.attempt,
             **self._times(message, now),
         }
+        level, text = logging.INFO, "Message done."
+        args: tuple[Any, ...] = ()
         match outcome:
             case outcomes.Retry(asked, error):
                 delay = min(asked, max(longest_delay(delivery, now), 0))
-                text, level = f"Message is retried in {delay} s ({error}).", logging.WARNING
+                level, text = logging.WARNING, "Message is retried in %s s (%s)."
+                args = (delay, error)
                 facts |= {"delay": delay, "error": error}
             case outcomes.DeadLetter(reason, error):
-                text, level = f"Message dead-lettered: {reason}.", logging.ERROR
+                # If a task ran, its failure is reported already, as an error of its own.
+                level = logging.ERROR if message.started_at is None else logging.WARNING
+                text, args = "Message dead-lettered: %s.", (reason,)
                 facts |= {"reason": reason, "error": error}
             case outcomes.Postponed(delay, None):
-                text, level = f"Message sent again with a delay of {delay} s.", logging.INFO
+                text, args = "Message sent again with a delay of %s s.", (delay,)
                 facts |= {"delay": delay}
             case outcomes.Postponed(delay, error):
-                text, level = f"A copy is retried in {delay} s ({error}).", logging.WARNING
+                level, text = logging.WARNING, "A copy is retried in %s s (%s)."
+                args = (delay, error)
                 facts |= {"delay": delay, "error": error}
             case outcomes.Released(delay):
-                text, level = f"Message released; available again in {delay} s.", logging.INFO
+                text, args = "Message released; available again in %s s.", (delay,)
                 facts |= {"delay": delay}
-            case outcomes.Done():
-                text, level = "Message done.", logging.INFO
-        logger.log(level, text, extra=facts)
+        logger.log(level, text, *args, extra=facts)
 
     def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
         """Log that an outcome could not be sent to SQS."""

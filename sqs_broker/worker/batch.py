@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo
 from celery import current_app
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.serialization import get_pickleable_exception
 
 from sqs_broker.machine.frames import with_space
+from sqs_broker.worker.failures import unwrapped, verdict_of
 
 #: What Celery's trace returns for a run: whether it failed, its result or failure, its seconds.
 Traced = tuple[int, Any, float | None]
@@ -189,12 +190,11 @@ def _sendable(failure: Any) -> Any:
         pickle.loads(pickle.dumps(failure))
     except Exception:
         # Broad on purpose: any class may have its own way to be pickled.
-        exc = failure.exception
         try:
-            # Until it is pickled, the exception is in a wrapper (billiard 4.3 einfo.py).
-            raise get_pickleable_exception(
-                exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-            )
+            raise get_pickleable_exception(unwrapped(failure))
         except Exception:
-            return ExceptionInfo()
+            like = ExceptionInfo()
+        if (verdict := verdict_of(failure)) is not None:
+            like.verdict = verdict
+        return like
     return failure

@@ -25,6 +25,7 @@ from sqs_broker.rules.routes import circle, told
 from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.loop import Hub
+from sqs_broker.worker.mixing import refuse
 from sqs_broker.worker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Consumer(CeleryConsumer):
                 "The SQS transport needs an event loop, and this pool (gevent, eventlet) has none. "
                 "Use --pool=prefork, threads or solo."
             )
+        refuse(self.app.tasks.values())
         options = Options.read(self.app.conf.broker_transport_options)
         check_driver(options.control_options())
         self._canvas = options.canvas

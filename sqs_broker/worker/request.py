@@ -15,10 +15,12 @@ from typing import Any
 from weakref import ref
 
 from billiard.einfo import ExceptionInfo
+from celery import signals
 from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from celery.states import FAILURE
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
@@ -39,7 +41,7 @@ from sqs_broker.rules.outcomes import (
 )
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.worker.channel import Message
-from sqs_broker.worker.failures import frames_of, shown, unwrapped
+from sqs_broker.worker.failures import decisive, error_of, frames_of, shown, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class OutOfMemory(Exception):
 class Request(CeleryRequest):
     """Records on the message what happened, before Celery acks or rejects it without a reason."""
 
-    #: Class of the exception that ended the task, if one did.
+    #: The exception that ended the task, if one did, as events show it.
     _error: str | None = None
     _lease: Lease | None = None
     #: The thread in which `on_accepted` was called: the one that runs the task, in a pool of
@@ -174,15 +176,17 @@ class Request(CeleryRequest):
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
         """Handle the exception that ended the task or its process."""
-        exc = unwrapped(exc_info)
+        exc = decisive(exc_info)
         self._error = shown(exc)
         if self._suspect(exc, exc_info):
             return
         self._note(happened(exc))
         self._fail(exc_info, send_failed_event, return_ok)
         if isinstance(exc, WorkerLostError):
-            # Celery requeues the message and sends no event.
+            # Celery requeues the message, sends no event and calls no hook.
             self._announce(exc)
+            if isinstance(happened(exc), Failed) and not self._will_run_again(happened(exc)):
+                self._report(exc, exc_info)
 
     def _fail(self, exc_info: Any, *rest: Any) -> None:
         """Let Celery end the run, with its signals, events and errbacks."""
@@ -201,14 +205,13 @@ class Request(CeleryRequest):
         suspicion is confirmed or dismissed."""
         if self._lease is None or not isinstance(exc, (Suspected, *self.task.suspect_on)):
             return False
-        assert self._error is not None
         assert self._lease.started_at is not None
         self._is_suspected = True
         self._message.channel.deliveries.run_ended(self._message.delivery_tag)
         state.task_ready(self)  # For Celery the task has ended in any case.
         self._message.channel.deliveries.on_suspicion(
             Suspicion(
-                error=self._error,
+                error=error_of(exc),
                 started_at=self._lease.started_at,
                 retry_after=self._retry_after(exc),
                 otherwise=happened(exc),
@@ -228,11 +231,47 @@ class Request(CeleryRequest):
         """End a run whose failure was suspected. Called from any thread."""
         self._note(what)
         if isinstance(what, Failed | RetryAsked) and not self._will_run_again(what):
-            exc_info.exception = Rejected(what.reason, what.error)
+            exc_info.exception = final = Rejected(what.reason, what.error)
             self._fail(exc_info)
+            self._call_hooks(final, exc_info)
+            log_failed(self, what.error)
             return
         self.reject(requeue=True)
         self._send("task-retried", exception=self._error, traceback="")
+
+    def _report(self, exc: BaseException, exc_info: Any) -> None:
+        """Report a failure that its process could not report: to the result backend, to the hooks
+        of the task, and as a signal. Celery does this at a hard time limit only."""
+        try:
+            self.task.backend.mark_as_failure(
+                self.id, exc, request=self._context, store_result=self.store_errors
+            )
+        except Exception as broken:
+            # Broad on purpose: the message has ended, whether or not its result is stored.
+            log_unreported(self, broken)
+        self._call_hooks(exc, exc_info)
+        signals.task_failure.send(
+            sender=self.task,
+            task_id=self.id,
+            exception=exc,
+            args=self.args,
+            kwargs=self.kwargs,
+            traceback=exc_info.traceback,
+            einfo=exc_info,
+        )
+
+    def _call_hooks(self, exc: BaseException, exc_info: Any) -> None:
+        """Call the hooks of the task here, in the main process."""
+        args, kwargs = self.args, self.kwargs
+        self.task.request_stack.push(self._context)
+        try:
+            self.task.on_failure(exc, self.id, args, kwargs, exc_info)
+            self.task.after_return(FAILURE, exc, self.id, args, kwargs, None)
+        except Exception as broken:
+            # Broad on purpose: a hook is the project's, and the message has ended.
+            log_unreported(self, broken)
+        finally:
+            self.task.request_stack.pop()
 
     def maybe_expire(self) -> bool:
         """Whether the message has expired. Unlike Celery's method, this does not add the id to the
@@ -246,19 +285,21 @@ class Request(CeleryRequest):
         self._note(asked)
         self.acknowledge()
         if not self._will_run_again(asked):
-            self._send("task-failed", exception=f"{asked.error}: {asked.reason}", traceback="")
+            self._send("task-failed", exception=f"{asked.error}({asked.reason!r})", traceback="")
+            self._report(Rejected(asked.reason, asked.error), exc_info)
+            log_failed(self, asked.error)
             return
         # Not through `send_event` below, which would remove the delay with the text.
         self._send(
             "task-retried",
-            exception=f"Retry in {asked.delay or 0:.0f} s: {asked.error}",
+            exception=f"{asked.error}(...), again in {asked.delay or 0:.0f} s",
             traceback="\n".join(frames_of(str(exc_info.traceback))),
         )
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Handle a time limit that passed. At the hard limit, `on_failure` was called before."""
         if not soft:
-            self._error = "TimeLimitExceeded"
+            self._error = "TimeLimitExceeded(...)"
         if self._is_suspected:
             return
         exceeded = TimeLimitExceeded(timeout)
@@ -270,7 +311,7 @@ class Request(CeleryRequest):
     def send_event(self, type: str, **fields: Any) -> None:
         """Send an event without the text of an exception, which can hold user input."""
         if "exception" in fields:
-            fields["exception"] = self._error or class_in(fields["exception"])
+            fields["exception"] = self._error or f"{class_in(fields['exception'])}(...)"
         if "traceback" in fields:
             fields["traceback"] = "\n".join(frames_of(fields["traceback"]))
         self._send(type, **fields)
@@ -303,6 +344,20 @@ class Request(CeleryRequest):
         will_run_again = isinstance(what, Interrupted) or self._will_run_again(what)
         event = "task-retried" if will_run_again else "task-failed"
         self.send_event(event, exception=repr(exc), traceback="")
+
+
+def log_failed(request: Any, error: str) -> None:
+    """Log that a run failed for good, if only the main process knows it."""
+    logger.error(
+        "A task failed (%s).",
+        error,
+        extra={
+            "event": "task.failed",
+            "task": request.name,
+            "message_id": request.id,
+            "error": error,
+        },
+    )
 
 
 def log_unreported(request: Any, exc: Exception) -> None:

@@ -10,7 +10,7 @@ from sqs_broker.rules.happened import happened
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.worker import batch
 from sqs_broker.worker.batch import Job, Traced
-from sqs_broker.worker.failures import unwrapped
+from sqs_broker.worker.failures import decisive, verdict_of
 
 #: The value of a request's `hostname`, in place of a worker's name.
 HERE = "sqs_broker"
@@ -34,7 +34,7 @@ def failure_of(arrival: Arrival, admitted: Admitted) -> BaseException | None:
         (arrival.headers or {})["id"], args, kwargs, _request(arrival, admitted, embed)
     )
     # `info` is checked, not the result, because a task may also return an exception.
-    return None if traced.info is None else traced.info.retval
+    return None if traced.info is None else verdict_of(traced.retval) or traced.info.retval
 
 
 def failures_of(
@@ -64,7 +64,7 @@ def failures_of(
         for arrival, admitted in messages
     ]
     return [
-        unwrapped(result) if failed else None
+        decisive(result) if failed else None
         for failed, result, _ in batch.run(traced, task.name, jobs, task)
     ]
 

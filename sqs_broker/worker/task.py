@@ -23,6 +23,7 @@ from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.sender import deadline
 from sqs_broker.worker.batch import Prepared, outcomes_of
+from sqs_broker.worker.failures import give_verdict, invalid_arguments
 
 #: The reason if a task has used up the `max_retries` of its own call of `retry`.
 FINAL = "the task has used the retries that its call allows; it failed most recently with {}"
@@ -74,6 +75,11 @@ class Task(CeleryTask):
         Raises ConfigurationError if the task's number is above the policy's, or None.
         """
         super().on_bound(app)
+        cls.take_options(app)
+
+    @classmethod
+    def take_options(cls, app: Any) -> None:
+        """Take the numbers of the app's options. Raises as `on_bound` does."""
         # A Lambda function accepts FIFO queues. The transport of a worker and a producer does not.
         options = Options.read(app.conf.broker_transport_options, accepts_fifo=True)
         policy, cls.brackets, cls.eta_max = options.policy, options.brackets, options.eta_max
@@ -138,7 +144,45 @@ class Task(CeleryTask):
             return super().__call__(*args, **kwargs)
         if request.is_eager:
             return self.run(*args, **kwargs)
-        return self._guarded(self.run, args, kwargs)
+        return self.guarded(self.run, args, kwargs)
+
+    def guarded(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call `run` in a worker, where a message that shares a job runs with the others instead.
+        The outermost call of a run turns a failure into a retry or a dead letter."""
+        run = self.prepared(run)
+        if getattr(self.request, "is_guarded", False):
+            return run(*args, **kwargs)
+        return self.classified(run, args, kwargs)
+
+    def prepared(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """What to call in place of `run`: in a shared job, the work of all its messages."""
+        prepared = getattr(self.request, "prepared", None)
+        return prepared if isinstance(prepared, Prepared) else run
+
+    def classified(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call `run`, and turn a failure into a retry or a dead letter."""
+        request = self.request
+        request.is_guarded, request.verdict = True, None
+        try:
+            return self._classified(run, args, kwargs)
+        except (Ignore, Reject):
+            raise
+        except Exception as exc:
+            hint = self._hint(exc)
+            if request.verdict is not None or hint is None or not self.acks_late:
+                raise
+            delay = exc.when if isinstance(exc, Retry) else self.retry_delay(exc)
+            raise Suspected(
+                label(hint), isinstance(exc, Retry), delay, self.is_blameless(hint)
+            ) from exc
+        finally:
+            request.is_guarded = False
+
+    def on_failure(self, exc: Any, task_id: Any, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Celery's hook for a run that failed for good. It tells the main process of a permanent
+        failure, so `super().on_failure` must be called by a subclass."""
+        give_verdict(self.request, einfo)
+        super().on_failure(exc, task_id, args, kwargs, einfo)
 
     def retry(
         self,
@@ -217,20 +261,6 @@ class Task(CeleryTask):
             return countdown
         return self.policy.backoff(self.request.retries + 1)
 
-    def _guarded(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        try:
-            return self._classified(run, args, kwargs)
-        except (Ignore, Reject):
-            raise
-        except Exception as exc:
-            hint = self._hint(exc)
-            if hint is None or not self.acks_late:
-                raise
-            delay = exc.when if isinstance(exc, Retry) else self.retry_delay(exc)
-            raise Suspected(
-                label(hint), isinstance(exc, Retry), delay, self.is_blameless(hint)
-            ) from exc
-
     def _hint(self, exc: BaseException | None) -> BaseException | None:
         """The exception of `suspect_on`: `exc`, its cause, and so on; None if there is none."""
         while exc is not None and not isinstance(exc, self.suspect_on):
@@ -240,22 +270,29 @@ class Task(CeleryTask):
     def _classified(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         # Failures are classified here, in the pool process: on its way to the main process an
         # exception may lose its class (celery 5.7 utils/serialization.py).
-        prepared = getattr(self.request, "prepared", None)
-        if isinstance(prepared, Prepared):
-            run = prepared
         try:
             return self._bracketed(run, args, kwargs)
         except (Ignore, Reject, Retry):
             raise
         except self.dead_letter_on as exc:
-            raise Rejected(str(exc), label(exc)) from exc
+            # Raised as it is: for Celery, and for libraries that watch it, this run has failed.
+            self.request.verdict = Rejected(str(exc), label(exc))
+            raise
         except Exception as exc:
             if not self.acks_late:
                 raise  # The message is deleted already.
-            if self._is_final(exc):
-                raise Rejected(FINAL.format(label(exc)), label(exc)) from exc
+            if (reason := self._final_reason(exc)) is not None:
+                self.request.verdict = Rejected(reason, label(exc))
+                raise
             # Broad on purpose: an unclassified failure may be temporary, so it is retried.
             return self.retry(exc=exc, countdown=self.retry_delay(exc))
+
+    def _final_reason(self, exc: Exception) -> str | None:
+        """Why no retry can follow this exception, although the task has some left; None if one
+        can."""
+        if (invalid := invalid_arguments(exc)) is not None:
+            return invalid
+        return FINAL.format(label(exc)) if self._is_final(exc) else None
 
     def _is_final(self, exc: Exception) -> bool:
         """Whether the run has used up the retries that its own call of `retry` allows, while the

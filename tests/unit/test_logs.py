@@ -289,6 +289,21 @@ def test_a_failure_keeps_its_class_its_place_and_its_task(name: str) -> None:
     assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
 
 
+def test_a_hard_time_limit_in_the_last_attempt_is_a_failure_of_its_task() -> None:
+    record = record_of(
+        "Hard time limit (%ss) exceeded for %s[%s]",
+        30,
+        "registerUser",
+        "id-1",
+        name="celery.worker.request",
+        level=logging.ERROR,
+    )
+    assert WithoutRepeats().filter(record)
+    line = json.loads(JsonLines().format(record))
+    assert (line["event"], line["error"]) == ("task.failed", "TimeLimitExceeded")
+    assert (line["task"], line["message_id"]) == ("registerUser", "id-1")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -69,6 +70,25 @@ def test_the_end_of_a_delivery_is_told_with_what_its_outcome_says(
     line = the_line(caplog)
     assert line["levelno"] == level
     assert {name: line[name] for name in facts} == facts
+
+
+def test_a_dead_letter_is_an_error_only_if_no_task_has_reported_one(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran = facts_of(make_delivery(), HEADERS, started_at=monotonic())
+    MessageLog().ended(ran, Succeeded(), DeadLetter("gone", "KeyError"))
+    assert the_line(caplog)["levelno"] == logging.WARNING
+
+
+def test_a_sentence_and_what_fills_it_are_apart(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Tools that collect errors take lines of one sentence for one fault.
+    facts = facts_of(make_delivery(), HEADERS)
+    for outcome in (DeadLetter("one", "KeyError"), DeadLetter("two", "KeyError")):
+        MessageLog().ended(facts, Succeeded(), outcome)
+    assert {record.msg for record in caplog.records} == {"Message dead-lettered: %s."}
+    assert [record.args for record in caplog.records] == [("one",), ("two",)]
 
 
 def test_the_end_of_a_delivery_is_told_with_its_ids_and_without_its_body(

@@ -22,8 +22,10 @@ import pytest
 from billiard.pool import ApplyResult
 from billiard.popen_fork import Popen
 from billiard.process import BaseProcess as Process
+from celery import Celery
 from celery import Task as CeleryTask
 from celery.app.events import Events as CeleryEvents
+from celery.app.registry import TaskRegistry
 from celery.apps.worker import install_worker_term_hard_handler
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.asynpool import Worker as PoolWorker
@@ -60,7 +62,9 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (WorkController, "_process_task", "called: one request becomes a job of the pool"),
     (Request, "_announce_revoked", "overridden: a message that is discarded is no success"),
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
+    (Celery, "_tasks", "written: a table in which each task has the broker's behaviour"),
     (EventDispatcher, "_publish", "overridden: an event is no work on the loop"),
+    (Request, "_context", "read: what the hooks of a failure are given, as Celery gives it"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
     (Hub, "_pop_ready", "called: what is due on the loop, to run each by itself"),
     (AsynPool, "_pool", "read and written: a process that could not be forked is taken out"),
@@ -81,6 +85,7 @@ BY_TEXT = {
     "_launch": "billiard's method that forks: its frame is in the traceback of a fork that fails",
     "parent_r": "a variable of it: an end of the pipe that it has opened",
     "child_w": "the other end",
+    "ValidationError": "pydantic's, which the broker does not depend on",
 }
 
 #: Attributes that hold such a name.
@@ -97,7 +102,8 @@ HOOKS: dict[type, str] = {
     TaskPool: "Pool",
     Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire info",
     CeleryEvents: "dispatcher_cls",
-    CeleryTask: "on_bound retry apply_async Request",
+    CeleryTask: "on_bound retry apply_async Request on_failure __call__ __trace__",
+    TaskRegistry: "__setitem__",
     virtual.Channel: "basic_publish basic_qos basic_consume basic_cancel basic_ack basic_reject "
     "drain_events close do_restore body_encoding supports_fanout typeof get_table",
     virtual.QoS: "restore_at_shutdown ack",

@@ -1,5 +1,6 @@
 """Request: what happened is noted before Celery settles, and no event tells what a user typed."""
 
+import logging
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import (
     Reject,
     Retry,
@@ -42,6 +43,7 @@ from sqs_broker.rules.outcomes import (
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.request import HandedBack, Request
+from sqs_broker.worker.task import Task
 from tests.unit.conftest import VISIBILITY_TIMEOUT, MakeDelivery, celery_message
 
 #: Stands where a user could have typed something.
@@ -53,6 +55,19 @@ class Quoting(Exception):
 
     def __repr__(self) -> str:
         return f"{self.args[0]} is not possible"
+
+
+class Hooked(Task):
+    """Says which of its hooks were called."""
+
+    abstract = True
+    called: list[str]
+
+    def on_failure(self, *_: Any) -> None:
+        self.called.append("on_failure")
+
+    def after_return(self, *_: Any) -> None:
+        self.called.append("after_return")
 
 
 @dataclass
@@ -162,6 +177,7 @@ def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
     app.task(job, shared=False, name="patient", time_limit=300)
     app.task(job, shared=False, name="shared", many=list)
     app.task(job, shared=False, name="early", acks_late=False)
+    app.task(job, shared=False, name="hooked", base=Hooked, called=[], suspect_on=(OSError,))
 
     def make(deliveries: int = 1, task: str = "job", body: Any = BODY, **headers: Any) -> Run:
         text = celery_message(task, body, **headers)
@@ -280,19 +296,19 @@ class ArrayMemoryError(MemoryError):
 @pytest.mark.parametrize(
     ("exc", "settled", "event"),
     [
-        (Rejected("gone", "Conflict"), "reject", ("task-failed", "Conflict: gone")),
-        (Reject(MARKER), "reject", ("task-failed", "Reject")),
+        (Rejected("gone", "Conflict"), "reject", ("task-failed", "Conflict('gone')")),
+        (Reject(MARKER), "reject", ("task-failed", "Reject(...)")),
         (Reject("later", requeue=True), "requeue", None),
-        (WorkerLostError(MARKER), "requeue", ("task-retried", "WorkerLostError")),
+        (WorkerLostError(MARKER), "requeue", ("task-retried", "WorkerLostError(...)")),
         # Its event comes with `on_timeout`.
         (TimeLimitExceeded(30), "requeue", None),
-        (KeyError(MARKER), "reject", ("task-failed", "KeyError")),
-        (Quoting(MARKER), "reject", ("task-failed", "Quoting")),
+        (KeyError(MARKER), "reject", ("task-failed", "KeyError(...)")),
+        (Quoting(MARKER), "reject", ("task-failed", "Quoting(...)")),
         # The process that is told of it has memory left, and other messages in flight.
-        (MemoryError(MARKER), "reject", ("task-failed", "MemoryError")),
-        (ArrayMemoryError(), "reject", ("task-failed", "ArrayMemoryError")),
+        (MemoryError(MARKER), "reject", ("task-failed", "MemoryError(...)")),
+        (ArrayMemoryError(), "reject", ("task-failed", "ArrayMemoryError(...)")),
         # Celery puts this in the place of one that pickle refuses.
-        (of_a_local_class(), "reject", ("task-failed", "Local")),
+        (of_a_local_class(), "reject", ("task-failed", "Local(...)")),
     ],
     ids=repr,
 )
@@ -311,9 +327,17 @@ def test_a_failure_is_noted_before_it_is_settled_and_its_event_tells_no_text(
 @pytest.mark.parametrize(
     ("retry", "happened", "told"),
     [
-        (Retry(exc=KeyError(MARKER), when=7), RetryAsked(7.0, "KeyError"), "7 s: KeyError"),
-        (Retry(exc=Quoting(MARKER), when=7), RetryAsked(7.0, "Quoting"), "7 s: Quoting"),
-        (Retry(when=0.7), RetryAsked(0.7, "Retry"), "1 s: Retry"),
+        (
+            Retry(exc=KeyError(MARKER), when=7),
+            RetryAsked(7.0, "KeyError"),
+            "KeyError 7",
+        ),
+        (
+            Retry(exc=Quoting(MARKER), when=7),
+            RetryAsked(7.0, "Quoting"),
+            "Quoting 7",
+        ),
+        (Retry(when=0.7), RetryAsked(0.7, "Retry"), "Retry 1"),
     ],
     ids=repr,
 )
@@ -324,7 +348,10 @@ def test_a_retry_is_noted_and_told_with_its_delay_and_the_class_behind_it(
     run.request.on_failure(info_of(retry, pickled=pickled), return_ok=True)
     assert run.ended == [("ack", happened)]
     ((event, fields),) = run.eventer.sent
-    assert (event, fields["exception"]) == ("task-retried", f"Retry in {told}")
+    error, seconds = told.split()
+    assert event == "task-retried"
+    # Tools that count failures take what is before the first bracket.
+    assert fields["exception"] == f"{error}(...), again in {seconds} s"
     assert fields["traceback"].endswith(" in info_of")
     assert MARKER not in repr(fields)
 
@@ -353,9 +380,81 @@ def test_what_the_pool_ended_is_told_as_retried_until_the_last_attempt(
         # The pool calls both, in this order (billiard 4.3 pool.py).
         run.request.on_failure(info_of(TimeLimitExceeded(30)))
         run.request.on_timeout(soft=False, timeout=30)
-    assert run.told == [(event, "WorkerLostError" if kind == "lost" else "TimeLimitExceeded")]
+    error = "WorkerLostError" if kind == "lost" else "TimeLimitExceeded"
+    assert run.told == [(event, f"{error}(...)")]
     assert MARKER not in repr(run.eventer.sent)
     assert run.settled == ["requeue"]
+
+
+@pytest.fixture
+def reported() -> Iterator[list[str]]:
+    """The errors that Celery's signal for failures brings."""
+    errors: list[str] = []
+
+    def note(exception: Any, **_: Any) -> None:
+        errors.append(getattr(exception, "error", type(exception).__name__))
+
+    signals.task_failure.connect(note)
+    yield errors
+    signals.task_failure.disconnect(note)
+
+
+@pytest.mark.parametrize(("deliveries", "is_final"), [(2, False), (3, True)])
+@pytest.mark.parametrize("kind", ["lost", "timeout", "suspected"])
+def test_a_last_failure_that_its_process_could_not_report_calls_the_hooks(
+    make_run: MakeRun, reported: list[str], kind: str, deliveries: int, is_final: bool
+) -> None:
+    run = make_run(deliveries, task="hooked")
+    if kind == "lost":
+        run.request.on_failure(info_of(WorkerLostError(MARKER)))
+    elif kind == "timeout":
+        run.request.on_failure(info_of(TimeLimitExceeded(30)))
+        run.request.on_timeout(soft=False, timeout=30)
+    else:
+        suspected(run, Suspected("OSError", not is_final, None)).dismiss()
+    error = {"lost": "WorkerLostError", "timeout": "TimeLimitExceeded", "suspected": "OSError"}
+    assert run.request.task.called == (["on_failure", "after_return"] if is_final else [])
+    assert reported == ([error[kind]] if is_final else [])
+
+
+def test_a_last_failure_that_only_the_main_process_knows_is_one_error_in_the_log(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    suspected(make_run(3, task="hooked"), Suspected("OSError", False, None)).dismiss()
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    facts = vars(record)
+    assert (facts["event"], facts["error"], facts["task"]) == ("task.failed", "OSError", "hooked")
+
+
+def test_a_retry_that_sqs_does_not_allow_calls_the_hooks_of_a_failure(
+    make_run: MakeRun, reported: list[str]
+) -> None:
+    run = make_run(10, task="hooked")
+    run.request.on_failure(info_of(Retry(exc=KeyError(MARKER), when=7)), return_ok=True)
+    assert run.request.task.called == ["on_failure", "after_return"]
+    assert reported == ["KeyError"]
+
+
+def test_a_hook_that_fails_here_keeps_no_message(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(3, task="hooked")
+    run.request.task.called = None
+    run.request.on_failure(info_of(WorkerLostError(MARKER)))
+    assert run.settled == ["requeue"]
+    assert vars(caplog.records[-1])["event"] == "task.unreported"
+
+
+def test_the_verdict_of_the_process_counts_and_the_exception_is_the_tasks(
+    make_run: MakeRun, reported: list[str]
+) -> None:
+    run, failure = make_run(task="hooked"), info_of(KeyError(MARKER))
+    failure.verdict = Rejected("no such user", "KeyError")
+    run.request.on_failure(failure, return_ok=True)
+    assert run.ended == [("reject", Refused("no such user", "KeyError"))]
+    assert run.told == [("task-failed", "KeyError('no such user')")]
+    # The process has called the hooks, and sent the signal.
+    assert (run.request.task.called, reported) == ([], [])
 
 
 def test_a_soft_limit_ends_nothing(make_run: MakeRun) -> None:
@@ -422,7 +521,7 @@ def test_an_event_tells_the_class_of_an_exception_and_the_frames_of_its_tracebac
     text = repr(KeyError(MARKER))
     run.request.send_event("task-failed", exception=text, traceback=info.traceback)
     ((_, fields),) = run.eventer.sent
-    assert fields["exception"] == "KeyError"
+    assert fields["exception"] == "KeyError(...)"
     frames = fields["traceback"].splitlines()
     assert MARKER in info.traceback
     assert len(frames) >= 3
@@ -525,16 +624,19 @@ def test_a_failure_of_an_outage_is_none_and_its_task_runs_no_sooner_than_it_want
 
 
 @pytest.mark.parametrize(
-    ("deliveries", "is_retry", "settled", "event"),
-    [(1, True, "requeue", "task-retried"), (3, False, "reject", "task-failed")],
+    ("deliveries", "is_retry", "settled", "event", "told"),
+    [
+        (1, True, "requeue", "task-retried", "ConnectionError(...)"),
+        (3, False, "reject", "task-failed", "ConnectionError(...)"),
+    ],
 )
 def test_a_failure_without_an_outage_is_the_retry_or_the_last_failure_that_it_was(
-    make_run: MakeRun, deliveries: int, is_retry: bool, settled: str, event: str
+    make_run: MakeRun, deliveries: int, is_retry: bool, settled: str, event: str, told: str
 ) -> None:
     run, exc = make_run(deliveries), Suspected("ConnectionError", is_retry, 7)
     suspected(run, exc).dismiss()
     assert run.ended == [(settled, happened_of(exc))]
-    assert run.told == [("task-started", None), (event, "ConnectionError")]
+    assert run.told == [("task-started", None), (event, told)]
 
 
 @pytest.mark.parametrize("task", ["dependent", "job"])

@@ -11,6 +11,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from pydantic import BaseModel
 
 from sqs_broker.errors import ConfigurationError, EtaTooFar
 from sqs_broker.rules.happened import Rejected, Suspected
@@ -79,6 +80,14 @@ def raised_by(task: Any) -> Any:
     with pytest.raises(BaseException) as raised:  # noqa: PT011 - for the test to look at
         task()
     return raised.value
+
+
+def told_by(task: Any) -> Any:
+    """What the main process is told of a run: the verdict of the task, or else what it raises."""
+    raised, failure = raised_by(task), SimpleNamespace()
+    # Celery's tracer calls this hook for a run that has failed for good.
+    task.on_failure(raised, "id-1", (), {}, failure)
+    return getattr(failure, "verdict", raised)
 
 
 # Asking for a retry
@@ -163,8 +172,9 @@ def test_what_the_same_message_cannot_express_raises_at_the_call(
     define: Define, options: dict[str, Any]
 ) -> None:
     task = define(lambda self: self.retry(**options), dead_letter_on=(TypeError,))
-    with pytest.raises(Rejected, match="takes no args, kwargs, throw=False or options"):
+    with pytest.raises(TypeError, match="takes no args, kwargs, throw=False or options"):
         task()
+    assert type(told_by(task)) is Rejected
 
 
 def asks(**how: Any) -> Callable[[Any], None]:
@@ -211,7 +221,7 @@ USED_UP = MaxRetriesExceededError
 def test_a_task_is_retried_as_often_as_its_queue_its_class_and_its_call_allow(
     define: Define, body: Any, options: dict[str, Any], retries: int, raised: type[Exception]
 ) -> None:
-    assert type(raised_by(define(body, retries=retries, **options))) is raised
+    assert type(told_by(define(body, retries=retries, **options))) is raised
 
 
 def test_the_error_of_used_up_retries_tells_how_many_there_were(define: Define) -> None:
@@ -225,7 +235,7 @@ def test_the_error_of_used_up_retries_tells_how_many_there_were(define: Define) 
 def test_a_failure_that_its_call_makes_final_is_rejected_with_its_class(
     define: Define, error: Exception | None, name: str
 ) -> None:
-    rejected = raised_by(define(asks(exc=error, max_retries=1), retries=1))
+    rejected = told_by(define(asks(exc=error, max_retries=1), retries=1))
     assert (rejected.error, rejected.requeue) == (name, False)
     assert name in rejected.reason
     assert MARKER not in rejected.reason
@@ -263,9 +273,21 @@ def test_without_a_delivery_to_come_an_unknown_exception_is_raised(
 
 
 @pytest.mark.parametrize("retries", [0, 4, 9])
-def test_a_permanent_error_is_rejected_at_once(define: Define, retries: int) -> None:
-    task = define(fails_with(Permanent("no such user")), retries, dead_letter_on=(Permanent,))
-    assert raised_by(task).args == ("no such user", "Permanent", False)
+def test_a_permanent_error_fails_its_run_and_is_rejected_at_once(
+    define: Define, retries: int
+) -> None:
+    error = Permanent("no such user")
+    task = define(fails_with(error), retries, dead_letter_on=(Permanent,))
+    # For Celery and the libraries that watch it, it is a failure as any other.
+    assert raised_by(task) is error
+    assert told_by(task).args == ("no such user", "Permanent", False)
+
+
+def test_a_run_after_a_permanent_error_is_judged_anew(define: Define) -> None:
+    errors = [Permanent("no such user"), KeyError()]
+    task = define(lambda _: fails_with(errors.pop(0))(_), dead_letter_on=(Permanent,))
+    assert type(told_by(task)) is Rejected
+    assert type(told_by(task)) is Retry
 
 
 @pytest.mark.parametrize("word", [Ignore(), Reject("no", requeue=True), Retry(when=9)])
@@ -377,6 +399,54 @@ def test_of_arguments_only_their_number_is_shown(
     assert " ".join(define(nothing).shown(args, kwargs)) == shown
 
 
+# Arguments that pydantic checks
+
+
+class Order(BaseModel):
+    """What a task with `pydantic=True` takes."""
+
+    number: int
+
+
+@pytest.fixture
+def order(celery_app: Celery) -> Iterator[Callable[[Any], Any]]:
+    """Runs a task of an order in the middle of a delivery; what the main process is told."""
+
+    @celery_app.task(shared=False, name="order", pydantic=True)
+    def order(order: Order) -> None:
+        if order.number < 0:
+            Order.model_validate({"number": MARKER})
+
+    order.push_request(id="id-1", retries=0, called_directly=False, is_eager=False)
+
+    def told(given: Any) -> Any:
+        task, failure = order, SimpleNamespace()
+        try:
+            return task(given)
+        except Exception as raised:
+            task.on_failure(raised, "id-1", (), {}, failure)
+            return getattr(failure, "verdict", raised)
+
+    yield told
+    order.pop_request()
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"), [({"number": MARKER}, "int_parsing"), ({MARKER: 1}, "missing")]
+)
+def test_arguments_that_pydantic_refuses_are_permanent(
+    order: Callable[[Any], Any], given: Any, kinds: str
+) -> None:
+    told = order(given)
+    assert type(told) is Rejected
+    assert (told.reason, told.error) == (f"the arguments are invalid ({kinds})", "ValidationError")
+
+
+def test_what_pydantic_refuses_in_a_run_may_be_temporary(order: Callable[[Any], Any]) -> None:
+    assert order({"number": 1}) is None
+    assert type(order({"number": -1})) is Retry
+
+
 # What may mean an outage
 
 
@@ -433,9 +503,15 @@ def test_a_delay_of_the_error_itself_goes_with_it(define: Define) -> None:
 @pytest.mark.parametrize("error", [Permanent(), KeyError(), Reject("no", requeue=True)])
 def test_other_failures_are_what_they_are(define: Define, error: Exception) -> None:
     options = {"suspect_on": (OSError,), "dead_letter_on": (Permanent,)}
-    raised = raised_by(define(fails_with(error), **options))
-    assert isinstance(raised, Reject | Retry)
-    assert not isinstance(raised, Suspected)
+    told = told_by(define(fails_with(error), **options))
+    assert isinstance(told, Reject | Retry)
+    assert not isinstance(told, Suspected)
+
+
+def test_a_permanent_error_that_an_outage_caused_is_permanent(define: Define) -> None:
+    options = {"suspect_on": (OSError,), "dead_letter_on": (Permanent,)}
+    told = told_by(define(cause(Permanent("no"), by=TimeoutError()), **options))
+    assert type(told) is Rejected
 
 
 def test_an_error_that_was_dealt_with_means_nothing(define: Define) -> None:

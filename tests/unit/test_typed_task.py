@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ from app.messages import Message, Provenance, Source
 from app.tasks import increment, register_user
 from app.typed_task import MOST_UNKNOWN, InvalidMessage
 from sqs_broker.worker.batch import Call
-from sqs_broker.worker.task import Rejected
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -345,6 +345,13 @@ def test_a_shown_value_is_cut(greet: Any) -> None:
 # In the worker
 
 
+def verdict_on(task: Any) -> Any:
+    """What the main process is told of the run that has just failed for good."""
+    failure = SimpleNamespace(verdict=None)
+    task.on_failure(None, "id-1", (), {}, failure)
+    return failure.verdict
+
+
 @pytest.fixture
 def run(greet: Any) -> Iterator[Any]:
     """Runs the task as a pool's process does."""
@@ -371,16 +378,17 @@ def test_a_field_may_have_any_name(run: Any, name: str) -> None:
 
 def test_wrong_arguments_are_dead_lettered_by_the_worker(run: Any) -> None:
     # `send_task` and plain JSON get here unchecked.
-    with pytest.raises(Rejected) as raised:
+    with pytest.raises(InvalidMessage):
         run(place="here", name=[MARKER])
-    assert raised.value.error == "InvalidMessage"
-    assert raised.value.reason == "greet: name: Input should be a valid string"
+    verdict = verdict_on(run)
+    assert verdict.error == "InvalidMessage"
+    assert verdict.reason == "greet: name: Input should be a valid string"
 
 
 @pytest.mark.parametrize(
     ("error", "raised", "when"),
     [
-        (Conflict("another came first"), Rejected, None),
+        (Conflict("another came first"), Conflict, None),
         (TransientError("away", retry_after=61), Retry, 61),
         (TransientError("away"), Retry, None),
         (ValueError(MARKER), Retry, None),
@@ -396,6 +404,7 @@ def test_the_error_of_the_domain_says_what_the_worker_does_and_when(
     fail.push_request(retries=0, called_directly=False, is_eager=False, delivery=DELIVERY)
     with pytest.raises(raised) as ended:
         fail(place="here", name="kim")
+    assert (verdict_on(fail) is None) == (raised is Retry)
     assert when is None or ended.value.when == when
 
 
