@@ -67,6 +67,8 @@ app = Registrations(
 )
 install(app, commands=["app.commands.send:command"], checks=["app.commands.doctor:check"])
 app.config_from_object(Proxy(celeryconfig))
+# The application's own checks include these, and name its variables.
+app.steps["worker"].discard("sqs_broker.tools.startup:StartChecks")
 # By name: a producer needs neither them nor MongoDB's driver, which they load.
 app.steps["worker"] |= {"app.startup:StartChecks", "app.outcomes.flush:OutcomeFlush"}
 app.steps["consumer"].add("app.outage:OutageWatch")

@@ -1,9 +1,7 @@
 """The checks of a worker before its first message. If one fails, the worker exits with one line."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +20,9 @@ from sqs_broker.errors import label
 from sqs_broker.machine import files
 from sqs_broker.options import Options
 from sqs_broker.rules.routes import circle, told
-from sqs_broker.sqs.drivers import driver_for
-from sqs_broker.sqs.errors import SqsError
-from sqs_broker.sqs.queue import Queue
-from sqs_broker.tools.broker import without_credentials
-from sqs_broker.tools.checks import (
-    Finding,
-    Level,
-    check_redrive_policy,
-    check_routes,
-    check_visibility_timeout,
-    compare_clocks,
-)
+from sqs_broker.tools.startup import check_queues
 
 logger = logging.getLogger(__name__)
-
-#: Seconds for SQS to begin to return the attributes of a queue. The whole call may take twice as
-#: long.
-QUEUE_TIMEOUT = 5
 
 #: Seconds for all MongoDB checks together. If MongoDB is unavailable, the worker exits, and the
 #: system that runs it starts it again.
@@ -116,80 +99,6 @@ def check_dead_letter_urls(options: Options) -> None:
         raise SettingsError(
             f"{names}: {told(found)}. Set it to a queue that no worker receives from."
         )
-
-
-def check_queues(options: Options, now: Callable[[], float] = time.time) -> None:
-    """Check the attributes of each queue, with one call each. The connection is closed before a
-    fork.
-
-    Raises SettingsError if a queue does not exist, or has no redrive policy: then a message whose
-    worker dies each time would be delivered for ever. Also raises it if these policies send dead
-    letters back to their own queue. Other faults are logged, and `celery -A app sqs doctor` shows
-    details. If SQS does not answer, or refuses the call to these credentials, the worker starts:
-    neither means that the queue is wrong. A clock that is not that of SQS is logged too.
-    """
-    policies: dict[str, str] = {}
-    clocks: list[Finding] = []
-    driver = driver_for(options, read_timeout=QUEUE_TIMEOUT, tries=1, seconds=2 * QUEUE_TIMEOUT)
-    with closing(driver):
-        for name, address in options.queues.items():
-            queue, before = Queue(address.url, driver), now()
-            try:
-                answer = queue.attributes("RedrivePolicy", "VisibilityTimeout")
-            except SqsError as exc:
-                # If the clocks differ by minutes, SQS refuses each call, with its own time.
-                clocks.append(compare_clocks(exc.at, before, now()))
-                _not_checked(name, address.url, exc)
-                if not exc.has_reached:
-                    break  # SQS does not answer, so the other queues would only take as long again.
-            else:
-                attributes = answer.values
-                clocks.append(compare_clocks(answer.at, before, now()))
-                policies[address.url] = attributes.get("RedrivePolicy", "")
-                for finding in check_redrive_policy(name, options, attributes):
-                    _require_not_fatal(finding)
-                _require_not_fatal(check_visibility_timeout(name, options, attributes))
-    _require_not_fatal(check_routes(options, policies))
-    if wrong := next((clock for clock in clocks if clock.level is Level.FAULT), None):
-        _warn_of_clock(wrong)
-
-
-def _not_checked(name: str, url: str, error: SqsError) -> None:
-    if error.is_no_queue:
-        raise SettingsError(f"{url}: this queue does not exist. Check the URL and AWS_REGION.")
-    if error.has_no_credentials:
-        logger.warning(
-            "The redrive policy of queue %s was not checked: %s",
-            name,
-            without_credentials(error),
-            extra={"event": "start.unchecked", "queue": name, "error": error.code},
-        )
-        return
-    logger.warning(
-        "Could not check the redrive policy of queue %s (%s); see `celery -A app sqs doctor`.",
-        name,
-        error.code,
-        extra={"event": "start.unchecked", "queue": name, "error": error.code},
-    )
-
-
-def _warn_of_clock(clock: Finding) -> None:
-    logger.warning(
-        "Compared with the clock of SQS, %s. %s",
-        clock.text,
-        clock.fix,
-        extra={"event": "start.clock"},
-    )
-
-
-def _require_not_fatal(finding: Finding) -> None:
-    """Raise SettingsError for a fatal fault. Log any other fault."""
-    if finding.level is not Level.FAULT:
-        return
-    text = f"Queue {finding.subject}: {finding.check}: {finding.text}. {finding.fix}"
-    if finding.is_fatal:
-        raise SettingsError(text)
-    logger.warning("%s", text, extra={"event": "start.fault", "queue": finding.subject})
 
 
 def prepare_database(settings: Settings) -> None:

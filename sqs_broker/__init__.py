@@ -68,7 +68,9 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     """Make a Celery app use this broker. Reads no configuration and opens no connection.
 
     Call it before you use the app's first task; after that it raises ConfigurationError. Tasks may
-    have any class: each gets the broker's behaviour too (sqs_broker/worker/mixing.py).
+    have any class: each gets the broker's behaviour too (sqs_broker/worker/mixing.py). A setting of
+    Celery that the app sets itself wins (sqs_broker/worker/defaults.py); with a `broker_url` that
+    does not begin with `sqs:`, the app uses that broker.
     `commands` lists click commands of the app ("package.module:command") to add to
     `celery -A … sqs`. `checks` lists functions of the app ("package.module:function") that
     `celery -A … sqs doctor` runs after its own checks. Each takes the Celery app and returns an
@@ -76,6 +78,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     """
     from celery.app.task import Task as CeleryTask
 
+    from sqs_broker.worker.defaults import give_defaults
     from sqs_broker.worker.mixing import adopt
 
     if celery_app.finalized:
@@ -93,14 +96,8 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     celery_app.events_cls = "sqs_broker.control.dispatcher:Events"
     celery_app.sqs_commands = tuple(commands)
     celery_app.sqs_checks = tuple(checks)
-    celery_app.conf.update(
-        # Nothing connects to this host. Without a host kombu warns and prints localhost.
-        broker_url="sqs://amazon",
-        broker_transport="sqs_broker:Transport",
-        worker_consumer="sqs_broker.worker.consumer:Consumer",
-        worker_pool="sqs_broker.worker.prefork:TaskPool",
-        beat_scheduler="sqs_broker.worker.beat:Scheduler",
-    )
+    give_defaults(celery_app)
+    celery_app.steps["worker"].add("sqs_broker.tools.startup:StartChecks")
     celery_app.steps["consumer"].add("sqs_broker.worker.health:Health")
 
 

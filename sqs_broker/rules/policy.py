@@ -60,6 +60,11 @@ class Policy:
 
         `time_limit` is the longest hard time limit, in seconds, of any task that may run.
         """
+        self.check_attempts()
+        self.check_lease(time_limit)
+
+    def check_attempts(self) -> None:
+        """Raise ConfigurationError if SQS would dead-letter a message before its last attempt."""
         if self.max_attempts > self.max_receive_count - SPARE_DELIVERIES:
             raise ConfigurationError(
                 f"max_attempts ({self.max_attempts}) must be at most max_receive_count "
@@ -67,6 +72,9 @@ class Policy:
                 "messages before they have failed max_attempts times. Raise max_receive_count, "
                 "here and on the queue."
             )
+
+    def check_lease(self, time_limit: float | None) -> None:
+        """Raise ConfigurationError if a task may run longer than its first lease."""
         if time_limit is None:
             raise ConfigurationError(
                 "task_time_limit is not set, so visibility_timeout cannot cover it. Set it."

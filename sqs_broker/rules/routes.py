@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Protocol
 from urllib.parse import unquote
 
+from sqs_broker.errors import ConfigurationError
+
 #: The region in the host name of an SQS endpoint: the usual ones (also FIPS, dual-stack and private
 #: ones) and the older ones. https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
 REGION = r"([a-z]+(?:-[a-z]+)+-\d+)"
@@ -96,6 +98,15 @@ def told(routes: tuple[Route, ...]) -> str:
     """A loop as a sentence for an error message."""
     steps = ", ".join(str(route) for route in routes)
     return f"dead letters go round in a loop: {steps}; so a bad message would never stop"
+
+
+def refuse_circle(addresses: Addresses) -> None:
+    """Raise ConfigurationError if the options send dead letters back to their own queue."""
+    if found := circle(addresses):
+        raise ConfigurationError(
+            f"predefined_queues: {told(found)}. "
+            "Set dead_letter_url to a queue that no worker receives from."
+        )
 
 
 def identity(url: str, addresses: Addresses) -> Identity:

@@ -11,6 +11,7 @@ from sqs_broker.options import Options
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
+from sqs_broker.worker.defaults import uses_sqs
 
 
 def options_of(celery_app: Any) -> Options:
@@ -18,7 +19,7 @@ def options_of(celery_app: Any) -> Options:
 
     Raises ClickException if that app does not use this broker, and ConfigurationError.
     """
-    if celery_app.conf.broker_transport != "sqs_broker:Transport":
+    if not uses_sqs(celery_app):
         raise click.ClickException(
             "This app does not use the SQS broker. Name one that does: `celery -A app sqs …`."
         )

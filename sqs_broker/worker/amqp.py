@@ -3,13 +3,26 @@
 import os
 from typing import Any
 
+import kombu
 from celery.app import amqp
 from kombu.pools import ProducerPool
 
+from sqs_broker.worker.defaults import is_sqs
 from sqs_broker.worker.transport import Transport
 
 #: Calls of one process that may send at the same time.
 CALLS = 1_000
+
+
+class Connection(kombu.Connection):
+    """kombu's connection, which uses this broker for a URL that begins with `sqs:`."""
+
+    def __init__(
+        self, hostname: Any = "localhost", *args: Any, transport: Any = None, **kwargs: Any
+    ) -> None:
+        if not transport and is_sqs(hostname):
+            transport = Transport
+        super().__init__(hostname, *args, transport=transport, **kwargs)
 
 
 class AMQP(amqp.AMQP):
@@ -19,6 +32,10 @@ class AMQP(amqp.AMQP):
     call waits for a free one without a limit, so a silent SQS would delay others than those that
     send to it. Here a connection costs little: all of them share one client.
     """
+
+    Connection = Connection
+    #: Celery's older name.
+    BrokerConnection = Connection
 
     #: The process that opened the connections. A child of a fork does not use those of its parent.
     _pool_of: int | None = None

@@ -21,9 +21,10 @@ from sqs_broker.options import Options
 from sqs_broker.rules.admission import Admitted, admit
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, Refused, UnknownTask
-from sqs_broker.rules.routes import circle, told
+from sqs_broker.rules.routes import refuse_circle
 from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.channel import Message
+from sqs_broker.worker.defaults import is_elsewhere
 from sqs_broker.worker.loop import Hub
 from sqs_broker.worker.mixing import refuse
 from sqs_broker.worker.shutdown import Shutdown
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, for this broker: set by `worker_consumer`."""
+    """Celery's consumer, for this broker."""
 
     _was_ready = False
 
@@ -60,11 +61,7 @@ class Consumer(CeleryConsumer):
         options = Options.read(self.app.conf.broker_transport_options)
         check_driver(options.control_options())
         self._canvas = options.canvas
-        if found := circle(options):
-            raise ConfigurationError(
-                f"predefined_queues: {told(found)}. "
-                "Set dead_letter_url to a queue that no worker receives from."
-            )
+        refuse_circle(options)
         # Before the pool creates its processes, so that they keep sharing this memory.
         _freeze_garbage_collector()
         self._shutdown = Shutdown(self)
@@ -212,6 +209,13 @@ class Consumer(CeleryConsumer):
                 state.task_ready(request)  # Otherwise Celery keeps it for ever.
         if isinstance(happened, Refused | UnknownTask) and not comes_again:
             signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+
+def consumer_for(*args: Any, app: Any = None, **kwargs: Any) -> CeleryConsumer:
+    """The consumer of a worker: Celery's own if the app uses another broker. Set by
+    `worker_consumer`."""
+    kind = CeleryConsumer if is_elsewhere(app) else Consumer
+    return kind(*args, app=app, **kwargs)
 
 
 def _freeze_garbage_collector() -> None:

@@ -27,6 +27,7 @@ from sqs_broker.machine import files, threads
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import LIMIT_MARGIN
 from sqs_broker.rules.policy import LONGEST_WAIT
+from sqs_broker.worker.defaults import is_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +181,8 @@ class Health(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
+        if not self.include_if(consumer):
+            return
         given = Options.read(consumer.app.conf.broker_transport_options)
         self._path = Path(given.health_file) if given.health_file else None
         self._longest_wait = given.policy.longest_wait
@@ -189,6 +192,10 @@ class Health(bootsteps.StartStopStep):
         self._last = Report(True, "")
         #: The class of the exception that the latest write raised; None if it raised none.
         self._fault: str | None = None
+
+    def include_if(self, consumer: Any) -> bool:
+        """Whether this worker is one of this broker."""
+        return not is_elsewhere(consumer.app)
 
     def start(self, consumer: Any) -> None:
         """Start to look. Raises NoThread: without the file a healthy worker would seem dead."""

@@ -23,6 +23,7 @@ from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.sender import deadline
 from sqs_broker.worker.batch import Prepared, outcomes_of
+from sqs_broker.worker.defaults import is_elsewhere
 from sqs_broker.worker.failures import give_verdict, invalid_arguments
 
 #: The reason if a task has used up the `max_retries` of its own call of `retry`.
@@ -80,6 +81,8 @@ class Task(CeleryTask):
     @classmethod
     def take_options(cls, app: Any) -> None:
         """Take the numbers of the app's options. Raises as `on_bound` does."""
+        if is_elsewhere(app):
+            return
         # A Lambda function accepts FIFO queues. The transport of a worker and a producer does not.
         options = Options.read(app.conf.broker_transport_options, accepts_fifo=True)
         policy, cls.brackets, cls.eta_max = options.policy, options.brackets, options.eta_max
@@ -168,6 +171,8 @@ class Task(CeleryTask):
         except (Ignore, Reject):
             raise
         except Exception as exc:
+            if is_elsewhere(self.app):
+                raise  # What a failure means there is Celery's to say.
             hint = self._hint(exc)
             if request.verdict is not None or hint is None or not self.acks_late:
                 raise
@@ -203,7 +208,7 @@ class Task(CeleryTask):
         one. Raises EtaTooFar if the option `eta_max` does not allow the time. Raises TypeError for
         what the same message cannot express: other arguments or options, or `throw=False`.
         """
-        if self.request.called_directly or self.request.is_eager:
+        if self.request.called_directly or self.request.is_eager or is_elsewhere(self.app):
             return super().retry(
                 args, kwargs, exc, throw, eta, countdown, max_retries=max_retries, **options
             )
@@ -279,8 +284,8 @@ class Task(CeleryTask):
             self.request.verdict = Rejected(str(exc), label(exc))
             raise
         except Exception as exc:
-            if not self.acks_late:
-                raise  # The message is deleted already.
+            if not self.acks_late or is_elsewhere(self.app):
+                raise  # The message is deleted already, or another broker has it.
             if (reason := self._final_reason(exc)) is not None:
                 self.request.verdict = Rejected(reason, label(exc))
                 raise

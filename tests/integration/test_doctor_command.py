@@ -12,10 +12,10 @@ from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
 from app.celery import app as celery_app
-from app.errors import SettingsError
 from app.settings import get_settings
 from app.startup import check_queues, prepare_database
 from devstack import ports, sqs
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options, QueueAddress
 from sqs_broker.sqs.boto import QUICK, new_session
 from sqs_broker.sqs.drivers import driver_for
@@ -304,7 +304,7 @@ def test_a_worker_asks_once_for_each_queue(queues: Queues, proxy: FaultProxy) ->
 def test_a_worker_refuses_a_queue_without_a_redrive_policy(either: Queues) -> None:
     either.client.set_queue_attributes(QueueUrl=either.url, Attributes={"RedrivePolicy": ""})
 
-    with pytest.raises(SettingsError, match="redrive policy") as raised:
+    with pytest.raises(ConfigurationError, match="redrive policy") as raised:
         check_queues(options(either))
     assert either.dead_letter_url in raised.value.message
     assert "\n" not in raised.value.message
@@ -313,7 +313,7 @@ def test_a_worker_refuses_a_queue_without_a_redrive_policy(either: Queues) -> No
 def test_a_worker_refuses_a_queue_that_is_not_there(either: Queues) -> None:
     gone = Queues(either.client, either.endpoint_url, either.url + "x", either.dead_letter_url)
 
-    with pytest.raises(SettingsError, match="this queue does not exist"):
+    with pytest.raises(ConfigurationError, match="this queue does not exist"):
         check_queues(options(gone))
 
 
@@ -327,7 +327,7 @@ def test_a_worker_refuses_dead_letters_that_sqs_sends_back(
         "mail": {"url": mail.url, "dead_letter_url": queues.url},
     }
 
-    with pytest.raises(SettingsError, match="dead letters go round in a loop") as raised:
+    with pytest.raises(ConfigurationError, match="dead letters go round in a loop") as raised:
         check_queues(options(queues, endpoint_url=proxy.url, predefined_queues=both))
 
     assert f"those of {queues.name} to {mail.name} (its redrive policy)" in raised.value.message
