@@ -20,8 +20,9 @@ broker_transport_options = {
         for name, queue in _settings.queues.items()
     },
     "decode_json": "app.messages:decode_json",
-    # Keeps what became of the registrations that the HTTP API sent.
-    "observers": ["app.outcomes.observer:observer"],
+    # The first keeps what became of the registrations that the HTTP API sent. The second does
+    # nothing unless ECS_SCALE_IN_PROTECTION is set.
+    "observers": ["app.outcomes.observer:observer", "app.scale_in:observer"],
     "wait_time_seconds": _settings.sqs_wait_time,
     # An option of this broker: Celery's own stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,

@@ -15,7 +15,7 @@ from celery.loaders.app import AppLoader
 
 from app.errors import SettingsError
 from app.logs import redirect_prints
-from app.settings import Settings, get_producer_settings, get_settings
+from app.settings import Settings, get_ecs_settings, get_producer_settings, get_settings
 from sqs_broker.machine import files
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
@@ -58,6 +58,7 @@ def required_settings() -> Settings:
         return get_producer_settings().require_queue()
     settings = get_settings()
     if _command() == "worker":
+        get_ecs_settings()
         return settings.require_worker()
     if serves_flower():
         return settings.require_flower()

@@ -451,6 +451,23 @@ class FunctionSettings(BaseSettings):
     )
 
 
+class EcsSettings(BaseSettings):
+    """The settings that only a worker on Amazon ECS has. Each field is an environment variable."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    ecs_scale_in_protection: bool = Field(
+        False,
+        description="Whether a worker asks ECS not to stop it while a task runs for longer than "
+        "5 s. Needed only if tasks run for longer than `WORKER_SHUTDOWN_TIMEOUT`.",
+    )
+    ecs_agent_uri: Url | None = Field(
+        None, description="URL of ECS's agent, which ECS itself sets in each container."
+    )
+
+
 def is_function() -> bool:
     """Whether this process is a Lambda function."""
     # https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
@@ -481,6 +498,11 @@ def use_mongo_uri(uri: str | None) -> None:
 def get_function_settings() -> FunctionSettings:
     """The function's settings. Raises SettingsError as `get_settings` does."""
     return _read(FunctionSettings)
+
+
+def get_ecs_settings() -> EcsSettings:
+    """The settings of a worker on ECS. Raises SettingsError as `get_settings` does."""
+    return _read(EcsSettings)
 
 
 @cache

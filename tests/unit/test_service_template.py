@@ -1,0 +1,176 @@
+"""infra/service.yaml: does it agree with the settings, and with how a worker stops and reports?"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.api.server import STOP_SECONDS
+from app.settings import ApiSettings, EcsSettings, FlowerSettings, Settings
+from infra.templates import MOST_BYTES, path_of, read
+from sqs_broker.rules.policy import SPARE_DELIVERIES
+
+TEMPLATE = read("service")
+RESOURCES: dict[str, Any] = dict(TEMPLATE["Resources"])
+PARAMETERS: dict[str, Any] = dict(TEMPLATE["Parameters"])
+
+#: Most seconds that Fargate waits between SIGTERM and SIGKILL.
+#: https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task_definition_parameters.html
+MOST_STOP_TIMEOUT = 120
+
+#: Seconds that a stop may take after its deadline (docs/shutdown.md).
+AFTER_DEADLINE = 25
+
+TASKS = ("WorkerTask", "ApiTask", "FlowerTask")
+
+
+def container(task: str) -> dict[str, Any]:
+    (found,) = RESOURCES[task]["Properties"]["ContainerDefinitions"]
+    return dict(found)
+
+
+def variables(task: str) -> dict[str, Any]:
+    """The container's variables; those from a secret have the reference to it."""
+    found = container(task)
+    plain = {each["Name"]: each["Value"] for each in found["Environment"]}
+    return plain | {each["Name"]: each["ValueFrom"] for each in found["Secrets"]}
+
+
+def values(given: Any) -> Iterator[Any]:
+    """All values in a part of a template."""
+    if isinstance(given, dict | list):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from values(each)
+    yield given
+
+
+def test_a_template_fits_into_the_call_that_sends_it() -> None:
+    for name in ("service", "network"):
+        assert path_of(name).stat().st_size <= MOST_BYTES
+
+
+@pytest.mark.parametrize(
+    ("task", "prefix", "own"),
+    [
+        ("WorkerTask", "", EcsSettings),
+        ("ApiTask", "API_", ApiSettings),
+        ("FlowerTask", "FLOWER_", FlowerSettings),
+    ],
+)
+def test_containers_are_given_only_what_the_settings_declare(
+    task: str, prefix: str, own: Any
+) -> None:
+    declared = {name.upper() for name in Settings.model_fields}
+    declared |= {f"{prefix}{name}".upper() for name in own.model_fields}
+    assert set(variables(task)) <= declared
+
+
+def test_passwords_and_keys_come_from_secrets() -> None:
+    for task in TASKS:
+        plain = {each["Name"] for each in container(task)["Environment"]}
+        assert plain.isdisjoint({"MONGO_URI", "API_KEYS", "FLOWER_BASIC_AUTH"})
+        assert "MONGO_URI" in variables(task)
+
+
+def test_a_worker_is_given_the_time_that_its_stop_takes_and_no_more_than_fargate_has() -> None:
+    timeout = container("WorkerTask")["StopTimeout"]
+    deadline = int(variables("WorkerTask")["WORKER_SHUTDOWN_TIMEOUT"])
+    assert deadline + AFTER_DEADLINE <= timeout <= MOST_STOP_TIMEOUT
+    assert deadline == Settings().worker_shutdown_timeout
+
+
+def test_the_api_is_given_the_time_that_its_stop_takes() -> None:
+    timeout = container("ApiTask")["StopTimeout"]
+    assert STOP_SECONDS + ApiSettings().send_timeout <= timeout <= MOST_STOP_TIMEOUT
+
+
+def test_idle_connections_are_closed_by_the_load_balancer_and_not_by_the_api() -> None:
+    attributes = RESOURCES["Balancer"]["Properties"]["LoadBalancerAttributes"]
+    idle = {each["Key"]: each["Value"] for each in attributes}["idle_timeout.timeout_seconds"]
+    assert 60 < int(idle) < int(variables("ApiTask")["API_KEEP_ALIVE"])
+
+
+def test_the_defaults_are_those_of_the_settings() -> None:
+    settings = Settings()
+    assert PARAMETERS["WorkerVisibilityTimeout"]["Default"] == settings.visibility_timeout
+    assert PARAMETERS["MaxReceiveCount"]["Default"] == settings.sqs_max_receive_count
+    least = settings.sqs_max_attempts + SPARE_DELIVERIES
+    assert PARAMETERS["MaxReceiveCount"]["MinValue"] == least
+
+
+@pytest.mark.parametrize(
+    ("healthy", "seconds", "status"), [(True, 0, 0), (True, 60, 1), (False, 0, 1), (None, 0, 1)]
+)
+def test_the_health_check_fails_unless_the_worker_has_just_said_that_it_is_healthy(
+    tmp_path: Path, healthy: bool | None, seconds: int, status: int
+) -> None:
+    file = tmp_path / "health.json"
+    if healthy is not None:
+        at = datetime.now(UTC) - timedelta(seconds=seconds)
+        file.write_text(json.dumps({"healthy": healthy, "at": at.isoformat(timespec="seconds")}))
+    kind, python, *command = container("WorkerTask")["HealthCheck"]["Command"]
+    assert (kind, python) == ("CMD", "python")
+    path = variables("WorkerTask")["WORKER_HEALTH_FILE"]
+    assert path in command[-1]
+    command[-1] = command[-1].replace(path, str(file))
+    done = subprocess.run([sys.executable, *command], capture_output=True, timeout=30)
+    assert done.returncode == status
+
+
+@pytest.mark.parametrize(
+    ("has", "login"), [("HasApi", "ApiKeysSecretArn"), ("HasFlower", "FlowerLoginSecretArn")]
+)
+def test_the_api_and_flower_exist_only_with_a_login_and_a_certificate(has: str, login: str) -> None:
+    needed = [{"Fn::Not": [{"Fn::Equals": [{"Ref": name}, ""]}]} for name in (
+        has.replace("Has", "") + "Host", login, "CertificateArn"
+    )]  # fmt: skip
+    assert TEMPLATE["Conditions"][has] == {"Fn::And": needed}
+    for name in ("Task", "Targets", "Rule", ""):
+        assert RESOURCES[has.removeprefix("Has") + name]["Condition"] == has
+
+
+def test_they_are_reached_by_tls_only() -> None:
+    listeners = [
+        each["Properties"]
+        for each in RESOURCES.values()
+        if each["Type"] == "AWS::ElasticLoadBalancingV2::Listener"
+    ]
+    assert [each["Protocol"] for each in listeners] == ["HTTPS"]
+    ingress = RESOURCES["BalancerSecurityGroup"]["Properties"]["SecurityGroupIngress"]
+    assert [each["FromPort"] for each in ingress] == [443]
+    for group in ("WebSecurityGroup",):
+        for each in RESOURCES[group]["Properties"]["SecurityGroupIngress"]:
+            assert each["SourceSecurityGroupId"] == {"Ref": "BalancerSecurityGroup"}
+
+
+def test_a_missing_login_or_certificate_is_refused_before_anything_is_made() -> None:
+    for rule, names in {
+        "ApiHasLoginAndTls": ("ApiKeysSecretArn", "CertificateArn"),
+        "FlowerHasLoginAndTls": ("FlowerLoginSecretArn", "CertificateArn"),
+    }.items():
+        asserted = [each["Assert"] for each in TEMPLATE["Rules"][rule]["Assertions"]]
+        assert asserted == [{"Fn::Not": [{"Fn::Equals": [{"Ref": name}, ""]}]} for name in names]
+
+
+def test_no_permission_is_for_all_resources_but_where_aws_has_none_else() -> None:
+    for name, resource in RESOURCES.items():
+        if resource["Type"] != "AWS::IAM::Role":
+            continue
+        for each in values(resource["Properties"].get("Policies", [])):
+            if isinstance(each, dict) and each.get("Resource") == "*":
+                assert each["Action"] == "ecr:GetAuthorizationToken", name
+
+
+def test_a_deploy_leaves_the_number_of_workers_to_the_scaling_policies() -> None:
+    assert "DesiredCount" not in RESOURCES["Worker"]["Properties"]
+
+
+def test_the_network_has_what_the_service_needs() -> None:
+    outputs = set(read("network")["Outputs"])
+    assert {"VpcId", "TaskSubnetIds", "TaskSecurityGroupIds", "PublicSubnetIds"} <= outputs
+    assert "AssignPublicIp" in outputs & set(PARAMETERS)
