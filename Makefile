@@ -20,6 +20,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 BENCH_STAMP := $(VENV)/bench-installed
+# Programs that read the API's description, in an environment of their own.
+TOOLS := .tools
+TOOLS_STAMP := $(TOOLS)/installed
 MINUTES ?= 10
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -53,7 +56,7 @@ demo: services $(STAMP)
 test: services $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
 
-verify: services $(STAMP)
+verify: services $(STAMP) $(TOOLS_STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'slow and not alone' $(ARGS)
 	$(BIN)/python -m pytest -m 'slow and alone' $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 
@@ -92,6 +95,16 @@ $(STAMP): pyproject.toml sqs_broker/pyproject.toml constraints.txt | python
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	@touch $(BENCH_STAMP)
+
+# Without npm, the test of the TypeScript client is skipped.
+$(TOOLS_STAMP): pyproject.toml constraints.txt tests/clients/package.json | python
+	@echo "Setting up $(TOOLS): half a minute, once."
+	@$(TOOLS)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet -c constraints.txt --upgrade pip
+	@$(TOOLS)/bin/python -m pip install --quiet -c constraints.txt --group tools
+	@cp tests/clients/package.json tests/clients/package-lock.json $(TOOLS)
+	@! command -v npm >/dev/null || npm ci --no-audit --no-fund --loglevel=error --prefix $(TOOLS)
+	@touch $(TOOLS_STAMP)
 
 services: python
 	@$(ANY_PYTHON) devstack/preflight.py services

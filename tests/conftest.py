@@ -128,6 +128,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`make contract` gives the first."""
     parser.addoption("--contract", action="store_true", help="run against a real queue")
     parser.addoption("--screenshots", action="store_true", help="make the pictures of docs/ anew")
+    parser.addoption("--long", action="store_true", help="search for faults of the API for longer")
 
 
 def pytest_configure(config: pytest.Config) -> None:

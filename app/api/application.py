@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -16,18 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from app.api import description
-from app.api.description import (
-    ACCEPTED,
-    AT,
-    BATCH_BODY,
-    ID,
-    REGISTRATION,
-    USER,
-    json_body,
-    operation,
-)
 from app.api.front import Front
-from app.api.keys import Scope
 from app.api.problems import Kind, Problem, response_of
 from app.api.routes import Raw, Routes
 from app.api.service import Phase, Service
@@ -117,173 +105,23 @@ def _add_docs(inner: FastAPI) -> None:
 
 
 def _add_routes(inner: FastAPI, routes: Routes) -> None:
-    register, read, operate = Scope.REGISTER, Scope.READ, Scope.OPERATE
-    post: dict[str, Any] = {"methods": ["POST"], "response_class": Response}
-    get: dict[str, Any] = {"methods": ["GET"], "response_class": Response}
-    location = {
-        "Location": {
-            "description": "Where to ask for the state.",
-            "required": True,
-            "schema": {"type": "string"},
-        }
-    }
-    inner.add_api_route(
-        "/registrations",
-        routes.register,
-        **post,
-        **operation(
-            "registerUser",
-            "Register a user",
-            "The message is on the queue when the answer comes. A repeat of the request has the "
-            "same id.",
-            scopes=[register],
-            parameters=["Idempotency-Key"],
-            body=json_body("Registration", REGISTRATION),
-            answer=json_body("Accepted", ACCEPTED),
-            status=202,
-            problems=[Kind.UNAVAILABLE],
-            headers=location,
-        ),
+    table = (
+        ("POST", "/registrations", routes.register, "registerUser"),
+        ("POST", "/registrations/batch", routes.register_many, "registerUsers"),
+        ("GET", "/registrations/{id}", routes.registration, "getRegistration"),
+        ("GET", "/users", routes.users, "listUsers"),
+        ("GET", "/users/{stockId}/{userId:path}", routes.user, "getUser"),
+        ("GET", "/queues", routes.queues, "listQueues"),
+        ("POST", "/produce", routes.produce, "produce"),
+        ("GET", "/count", routes.count, "getCount"),
+        ("GET", "/healthz", routes.healthz, "isAlive"),
+        ("GET", "/readyz", routes.readyz, "isReady"),
     )
-    item = {"state": "pending", "id": ID, "links": {"self": f"/registrations/{ID}"}}
-    inner.add_api_route(
-        "/registrations/batch",
-        routes.register_many,
-        **post,
-        **operation(
-            "registerUsers",
-            "Register many users",
-            "At most 10,000 registrations: a line of at most 1 MiB for each, together at most 64 "
-            "MiB; or a JSON array of at most 1 MiB. The answer comes after the last one. It is 202 "
-            "if any was accepted.",
-            scopes=[register],
-            parameters=["Idempotency-Key"],
-            body=BATCH_BODY,
-            answer=json_body(
-                "BatchAnswer", {"accepted": 1, "invalid": 0, "unavailable": 0, "items": [item]}
-            ),
-            status=202,
-            problems=[Kind.UNAVAILABLE],
-        ),
-    )
-    inner.add_api_route(
-        "/registrations/{id}",
-        routes.registration,
-        **get,
-        **operation(
-            "getRegistration",
-            "What became of a registration",
-            "A key without the scope `read` sees only what it has sent itself, without the user.",
-            scopes=[register, read],
-            parameters=["id", "wait"],
-            answer=json_body(
-                "RegistrationState",
-                {"id": ID, "state": "registered", "at": AT, "links": item["links"]},
-            ),
-            problems=[Kind.INVALID, Kind.NOT_FOUND, Kind.UNAVAILABLE],
-        ),
-    )
-    inner.add_api_route(
-        "/users",
-        routes.users,
-        **get,
-        **operation(
-            "listUsers",
-            "The users of a stock",
-            "In a stable order, by pages.",
-            scopes=[read],
-            parameters=["stock", "limit", "after"],
-            answer=json_body("Users", {"users": [USER], "next": None}),
-            problems=[Kind.INVALID, Kind.UNAVAILABLE],
-        ),
-    )
-    inner.add_api_route(
-        "/users/{stockId}/{userId:path}",
-        routes.user,
-        **get,
-        **operation(
-            "getUser",
-            "One user",
-            "A slash in an id is written as `%2F`.",
-            scopes=[read],
-            parameters=["stockId", "userId"],
-            answer=json_body("User", USER),
-            problems=[Kind.NOT_FOUND, Kind.UNAVAILABLE],
-        ),
-    )
-    queue = {
-        "queue": "sdc-sqs",
-        "isKnown": True,
-        "visible": 3,
-        "inFlight": 2,
-        "delayed": 0,
-        "oldest": 4,
-        "deadLettersOf": None,
-    }
-    inner.add_api_route(
-        "/queues",
-        routes.queues,
-        **get,
-        **operation(
-            "listQueues",
-            "How many messages each queue has",
-            "As SQS counts them: approximately.",
-            scopes=[operate],
-            answer=json_body("Queues", {"queues": [queue]}),
-            problems=[Kind.UNAVAILABLE],
-        ),
-    )
-    inner.add_api_route(
-        "/produce",
-        routes.produce,
-        **post,
-        **operation(
-            "produce",
-            "Add one to the running count",
-            "Queues the task `increment`. Without an Idempotency-Key each request counts.",
-            scopes=[register],
-            parameters=["Idempotency-Key"],
-            body=json_body("Increment", {"input": 41}),
-            answer=json_body("Accepted", {**ACCEPTED, "links": {"count": "/count"}}),
-            status=202,
-            problems=[Kind.UNAVAILABLE],
-        ),
-    )
-    inner.add_api_route(
-        "/count",
-        routes.count,
-        **get,
-        **operation(
-            "getCount",
-            "The running count",
-            "How many increments were applied.",
-            answer=json_body("Count", {"count": 7}),
-            problems=[Kind.UNAVAILABLE],
-        ),
-    )
-    inner.add_api_route(
-        "/healthz",
-        routes.healthz,
-        **get,
-        **operation(
-            "isAlive",
-            "Whether the process runs",
-            "Always 200.",
-            scopes=None,
-            answer=json_body("Health", {"status": "ok"}),
-        ),
-    )
-    ready = {"status": "ready", "dependencies": {"sqs": "ok", "mongodb": "degraded"}}
-    readiness = operation(
-        "isReady",
-        "Whether the process takes requests",
-        "It fails only while the process starts or stops. A dependency that is away is `degraded`.",
-        scopes=None,
-        answer=json_body("Readiness", ready),
-    )
-    readiness["openapi_extra"]["responses"]["503"] = {
-        "description": "The process starts or stops",
-        "content": json_body("Readiness", {**ready, "status": "draining"}),
-        "headers": readiness["openapi_extra"]["responses"]["200"]["headers"],
-    }
-    inner.add_api_route("/readyz", routes.readyz, **get, **readiness)
+    for method, path, function, name in table:
+        inner.add_api_route(
+            path,
+            function,
+            methods=[method],
+            response_class=Response,
+            **description.OPERATIONS[name],
+        )

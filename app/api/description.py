@@ -1,14 +1,25 @@
 """The OpenAPI document of the API: what each operation takes and answers, with examples."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable
 from typing import Any
-
-from pydantic import BaseModel
 
 from app.api import bodies
 from app.api.keys import Scope
-from app.api.problems import MEDIA_TYPE, Fault, Kind, Problem, content_of
-from app.messages import LARGEST_INTEGER, Registration, UserInfo
+from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
+from app.api.schemas import (
+    ACCEPTED,
+    AT,
+    FAULT,
+    ID,
+    REGISTRATION,
+    REGISTRATIONS,
+    SCHEMAS,
+    TEXT,
+    USER,
+    Schema,
+    ref,
+)
 
 TITLE = "Registrations"
 VERSION = "1"
@@ -21,143 +32,6 @@ writes the user. Ask for the state of the registration to learn what became of i
 Each request may have `X-Request-Id` or `traceparent`. Both are in the answer, and on the message.
 Fields of bodies are accepted in both spellings: `stockId` and `stock_id`.
 """
-
-ID = "5f2c91d0b1946ac92492d2347c6235b4d2611184"
-REGISTRATION = {
-    "stockId": "s1",
-    "userId": "u1",
-    "userInfo": {"nickname": "kim", "gender": "F"},
-}
-ACCEPTED = {"id": ID, "state": "pending", "links": {"self": f"/registrations/{ID}"}}
-AT = "2026-11-27T12:00:00.000000Z"
-USER = {
-    "stockId": "s1",
-    "userId": "u1",
-    "userInfo": {"nickname": "kim", "gender": "F", "introduction": ""},
-    "index": 0,
-    "money": 1_000_000,
-    "loanCount": 0,
-    "lastActivityTime": AT,
-    "registeredAt": AT,
-}
-FAULT = Fault("Field required", "#/userInfo/nickname")
-STATES = ["pending", "registered", "conflict", "failed", "expired"]
-
-Schema = dict[str, Any]
-
-
-def _object(required: Mapping[str, Schema], **optional: Schema) -> Schema:
-    return {
-        "type": "object",
-        "required": list(required),
-        "properties": {**required, **optional},
-    }
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _array(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-TEXT: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer", "minimum": 0}
-TIME: Schema = {"type": "string", "format": "date-time"}
-NUMBER: Schema = {"type": "number", "minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _of_model(model: type[BaseModel]) -> Schema:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return schema
-
-
-COUNTS: dict[str, Schema] = {"accepted": WHOLE, "invalid": WHOLE, "unavailable": WHOLE}
-
-SCHEMAS: dict[str, Schema] = {
-    "Registration": _of_model(Registration) | {"examples": [REGISTRATION]},
-    "UserInfo": _of_model(UserInfo),
-    "Increment": _object({"input": NUMBER}) | {"examples": [{"input": 41}]},
-    "Links": {"type": "object", "additionalProperties": TEXT},
-    "Accepted": _object(
-        {"id": TEXT, "state": {"type": "string", "enum": ["pending"]}, "links": _ref("Links")}
-    )
-    | {"description": "SQS has the message."},
-    "BatchItem": _object(
-        {"state": {"type": "string", "enum": ["pending", "invalid", "unavailable"]}},
-        id=TEXT,
-        links=_ref("Links"),
-        errors=_array(_ref("Fault")),
-    )
-    | {"description": "What became of one item: `pending` if SQS has its message."},
-    "BatchAnswer": _object({**COUNTS, "items": _array(_ref("BatchItem"))})
-    | {"description": "The items in the order of the request."},
-    "RegistrationState": _object(
-        {
-            "id": TEXT,
-            "state": {"type": "string", "enum": STATES},
-            "at": TIME,
-            "links": _ref("Links"),
-        },
-        reason=TEXT,
-        user=_ref("User"),
-        conflicts=_array({"type": "object"}),
-    )
-    | {
-        "description": "`reason` says why a registration failed. `user` is shown to keys with the "
-        "scope `read`. `conflicts` has later messages with the same id and another payload."
-    },
-    "User": {"type": "object", "examples": [USER]},
-    "Users": _object({"users": _array(_ref("User")), "next": _or_null(TEXT)})
-    | {"description": "`next` is the parameter `after` of the next page; null on the last one."},
-    "Queue": _object(
-        {
-            "queue": TEXT,
-            "isKnown": {"type": "boolean"},
-            "visible": _or_null(WHOLE),
-            "inFlight": _or_null(WHOLE),
-            "delayed": _or_null(WHOLE),
-            "oldest": _or_null(WHOLE),
-            "deadLettersOf": _or_null(TEXT),
-        }
-    )
-    | {
-        "description": "`oldest` is the age of the oldest message in seconds; null if it is not "
-        "known. `deadLettersOf` is the queue whose dead-letter queue this is. `isKnown` is false "
-        "if SQS did not count."
-    },
-    "Queues": _object({"queues": _array(_ref("Queue"))}),
-    "Count": _object({"count": {"type": "number"}}),
-    "Health": _object({"status": TEXT}),
-    "Readiness": _object(
-        {
-            "status": {"type": "string", "enum": ["starting", "ready", "draining"]},
-            "dependencies": {
-                "type": "object",
-                "additionalProperties": {"type": "string", "enum": ["ok", "degraded"]},
-            },
-        }
-    ),
-    "Fault": _object({"detail": TEXT}, pointer=TEXT, parameter=TEXT)
-    | {
-        "description": "`pointer` is a JSON pointer in a URI fragment (RFC 6901) into the body; "
-        "`parameter` is the name of a query parameter or header."
-    },
-    "Problem": _object(
-        {"type": TEXT, "title": TEXT, "status": {"type": "integer"}},
-        detail=TEXT,
-        errors=_array(_ref("Fault")),
-        **COUNTS,
-        items=_array(_ref("BatchItem")),
-    )
-    | {"description": "RFC 9457. `type` is stable. The counts and items are those of a batch."},
-}
 
 RETRY_AFTER = {
     "Retry-After": {
@@ -234,21 +108,19 @@ PARAMETERS: dict[str, Schema] = {
 }
 
 
-def json_body(schema: str, example: Any) -> Schema:
+def _json(schema: str, example: Any) -> Schema:
     """The body of a request or an answer in JSON."""
-    return {bodies.JSON: {"schema": _ref(schema), "example": example}}
+    return {bodies.JSON: {"schema": ref(schema), "example": example}}
 
 
 BATCH_BODY: Schema = {
     bodies.NDJSON: {
-        "schema": {"type": "string", "description": "One registration in each line."},
+        # Of its lines. Text that is no JSON is an example as it is.
+        "schema": REGISTRATIONS | {"description": "One registration in each line."},
         "example": '{"stockId":"s1","userId":"u1","userInfo":{"nickname":"kim"}}\n'
         '{"stockId":"s1","userId":"u2","userInfo":{"nickname":"lee"}}\n',
     },
-    bodies.JSON: {
-        "schema": _array(_ref("Registration")) | {"minItems": 1},
-        "example": [REGISTRATION],
-    },
+    bodies.JSON: {"schema": REGISTRATIONS, "example": [REGISTRATION]},
 }
 
 #: The kinds of problems that a request with an API key, a body, or a message for SQS can have.
@@ -257,7 +129,7 @@ BODY = (Kind.INVALID, Kind.MALFORMED, Kind.TIMEOUT, Kind.TOO_LARGE, Kind.MEDIA_T
 ALWAYS = (Kind.METHOD, Kind.HEADERS, Kind.INTERNAL)
 
 
-def operation(
+def _operation(
     name: str,
     summary: str,
     text: str,
@@ -269,6 +141,7 @@ def operation(
     body: Schema | None = None,
     problems: Iterable[Kind] = (),
     headers: Schema | None = None,
+    links: Schema | None = None,
 ) -> dict[str, Any]:
     """The arguments of `add_api_route` that describe an operation. `scopes`: None if it needs no
     key."""
@@ -278,6 +151,8 @@ def operation(
         "responses": _problems(kinds)
         | {str(status): {"description": summary, "content": answer, "headers": headers or {}}},
     }
+    if links is not None:
+        extra["responses"][str(status)]["links"] = links
     if body is not None:
         extra["requestBody"] = {"required": True, "content": body}
     if scopes is not None:
@@ -303,7 +178,7 @@ def _problems(kinds: Iterable[Kind]) -> Schema:
             str(kind.status),
             {
                 "description": kind.title,
-                "content": {MEDIA_TYPE: {"schema": _ref("Problem"), "examples": {}}},
+                "content": {MEDIA_TYPE: {"schema": ref("Problem"), "examples": {}}},
             },
         )
         found["content"][MEDIA_TYPE]["examples"][kind.slug] = {"value": _example(kind)}
@@ -313,9 +188,148 @@ def _problems(kinds: Iterable[Kind]) -> Schema:
 
 
 def _example(kind: Kind) -> Any:
-    import json
-
     return json.loads(content_of(Problem(kind, faults=[FAULT] if kind is Kind.INVALID else ())))
+
+
+LOCATION = {
+    "Location": {
+        "description": "Where to ask for the state.",
+        "required": True,
+        "schema": TEXT,
+    }
+}
+#: A client may follow it: https://spec.openapis.org/oas/v3.1.1.html#link-object
+STATE_LINK = {
+    "state": {
+        "operationId": "getRegistration",
+        "parameters": {"id": "$response.body#/id"},
+        "description": "What became of it.",
+    }
+}
+ITEM = {"state": "pending", "id": ID, "links": {"self": f"/registrations/{ID}"}}
+QUEUE = {
+    "queue": "sdc-sqs",
+    "isKnown": True,
+    "visible": 3,
+    "inFlight": 2,
+    "delayed": 0,
+    "oldest": 4,
+    "deadLettersOf": None,
+}
+READY = {"status": "ready", "dependencies": {"sqs": "ok", "mongodb": "degraded"}}
+
+#: The operations, by their operationId.
+OPERATIONS: dict[str, dict[str, Any]] = {
+    described["operation_id"]: described
+    for described in (
+        _operation(
+            "registerUser",
+            "Register a user",
+            "The message is on the queue when the answer comes. A repeat of the request has the "
+            "same id.",
+            scopes=[Scope.REGISTER],
+            parameters=["Idempotency-Key"],
+            body=_json("Registration", REGISTRATION),
+            answer=_json("Accepted", ACCEPTED),
+            status=202,
+            problems=[Kind.UNAVAILABLE],
+            headers=LOCATION,
+            links=STATE_LINK,
+        ),
+        _operation(
+            "registerUsers",
+            "Register many users",
+            "At most 10,000 registrations: a line of at most 1 MiB for each, together at most 64 "
+            "MiB; or a JSON array of at most 1 MiB. The answer comes after the last one. It is 202 "
+            "if any was accepted.",
+            scopes=[Scope.REGISTER],
+            parameters=["Idempotency-Key"],
+            body=BATCH_BODY,
+            answer=_json(
+                "BatchAnswer", {"accepted": 1, "invalid": 0, "unavailable": 0, "items": [ITEM]}
+            ),
+            status=202,
+            problems=[Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "getRegistration",
+            "What became of a registration",
+            "A key without the scope `read` sees only what it has sent itself, without the user.",
+            scopes=[Scope.REGISTER, Scope.READ],
+            parameters=["id", "wait"],
+            answer=_json(
+                "RegistrationState",
+                {"id": ID, "state": "registered", "at": AT, "links": ITEM["links"]},
+            ),
+            problems=[Kind.INVALID, Kind.NOT_FOUND, Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "listUsers",
+            "The users of a stock",
+            "In a stable order, by pages.",
+            scopes=[Scope.READ],
+            parameters=["stock", "limit", "after"],
+            answer=_json("Users", {"users": [USER], "next": None}),
+            problems=[Kind.INVALID, Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "getUser",
+            "One user",
+            "A slash in an id is written as `%2F`.",
+            scopes=[Scope.READ],
+            parameters=["stockId", "userId"],
+            answer=_json("User", USER),
+            problems=[Kind.NOT_FOUND, Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "listQueues",
+            "How many messages each queue has",
+            "As SQS counts them: approximately.",
+            scopes=[Scope.OPERATE],
+            answer=_json("Queues", {"queues": [QUEUE]}),
+            problems=[Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "produce",
+            "Add one to the running count",
+            "Queues the task `increment`. Without an Idempotency-Key each request counts.",
+            scopes=[Scope.REGISTER],
+            parameters=["Idempotency-Key"],
+            body=_json("Increment", {"input": 41}),
+            answer=_json("Accepted", {**ACCEPTED, "links": {"count": "/count"}}),
+            status=202,
+            problems=[Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "getCount",
+            "The running count",
+            "How many increments were applied.",
+            answer=_json("Count", {"count": 7}),
+            problems=[Kind.UNAVAILABLE],
+        ),
+        _operation(
+            "isAlive",
+            "Whether the process runs",
+            "Always 200.",
+            scopes=None,
+            answer=_json("Health", {"status": "ok"}),
+        ),
+        _operation(
+            "isReady",
+            "Whether the process takes requests",
+            "It fails only while the process starts or stops. A dependency that is away is "
+            "`degraded`.",
+            scopes=None,
+            answer=_json("Readiness", READY),
+        ),
+    )
+}
+_ready: Schema = OPERATIONS["isReady"]["openapi_extra"]["responses"]
+_ready["503"] = {
+    **_ready["200"],
+    "description": "The process starts or stops",
+    "content": _json("Readiness", {**READY, "status": "draining"}),
+}
 
 
 def completed(document: dict[str, Any], has_keys: bool) -> dict[str, Any]:

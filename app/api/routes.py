@@ -19,7 +19,6 @@ from app.api.batch import Batch
 from app.api.checking import Invalid, Malformed, check, encode, parse
 from app.api.gatherer import Full, Mark
 from app.api.keys import Client, Scope
-from app.api.outcomes import State
 from app.api.problems import (
     Fault,
     Kind,
@@ -31,6 +30,7 @@ from app.api.problems import (
 from app.api.service import Service, idempotency_key
 from app.errors import Unavailable
 from app.messages import Increment, Registration
+from app.outcomes.reader import Outcome
 from app.registration_ids import (
     INCREMENT,
     REGISTRATION,
@@ -191,21 +191,21 @@ class Routes:
         id_ = request.path_params["id"]
         if not _may_ask(client, id_):
             raise Problem(Kind.NOT_FOUND)
-        state = await self._state(id_, seconds)
-        if state is not None:
-            return _json(_shown(state, client))
+        outcome = await self._outcome(id_, seconds)
+        if outcome is not None:
+            return _json(_shown(outcome, client))
         if (at := self._service.taken_at(id_)) is not None:
             return _json({"id": id_, "state": "pending", "at": at, "links": _links(id_)})
         raise Problem(Kind.NOT_FOUND, "No registration with this id is known.")
 
-    async def _state(self, id_: str, seconds: float) -> State | None:
-        state = await self._waited(id_, seconds)
-        if state is None and self._service.taken_at(id_) is None:
+    async def _outcome(self, id_: str, seconds: float) -> Outcome | None:
+        outcome = await self._waited(id_, seconds)
+        if outcome is None and self._service.taken_at(id_) is None:
             await asyncio.sleep(SECOND_LOOK)
-            state = await self._waited(id_, seconds)
-        return state
+            outcome = await self._waited(id_, seconds)
+        return outcome
 
-    async def _waited(self, id_: str, seconds: float) -> State | None:
+    async def _waited(self, id_: str, seconds: float) -> Outcome | None:
         """The final state within this time, or the present one: also at once, if the process
         stops."""
         outcomes, stopping = self._service.outcomes, self._service.stopping
@@ -241,10 +241,7 @@ class Routes:
             raise invalid(Fault("is required", parameter="stockId"))
         limit = int(_number(request, "limit", 1, MOST_USERS, DEFAULT_USERS))
         after = request.query_params.get("after") or None
-        try:
-            page = await self._service.outcomes.users(stock_id, after, limit)
-        except ValueError:
-            raise invalid(Fault("should be `next` of a page", parameter="after")) from None
+        page = await self._service.outcomes.users(stock_id, after, limit)
         return _json({"users": page.users, "next": page.next})
 
     async def queues(self, request: Request) -> Response:
@@ -294,15 +291,15 @@ def _may_ask(client: Client, id_: str) -> bool:
     return is_registration_id(id_) and is_of(id_, client.name)
 
 
-def _shown(state: State, client: Client) -> dict[str, Any]:
-    shown: dict[str, Any] = {"id": state.id, "state": state.state, "at": state.at}
-    if state.reason is not None:
-        shown["reason"] = state.reason
-    if state.user is not None and client.may(Scope.READ):
-        shown["user"] = state.user
-    if state.conflicts:
-        shown["conflicts"] = state.conflicts
-    return shown | {"links": _links(state.id)}
+def _shown(outcome: Outcome, client: Client) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": outcome.id, "state": outcome.state, "at": outcome.at}
+    if outcome.reason is not None:
+        shown["reason"] = outcome.reason
+    if outcome.user is not None and client.may(Scope.READ):
+        shown["user"] = outcome.user
+    if outcome.conflicts:
+        shown["conflicts"] = outcome.conflicts
+    return shown | {"links": _links(outcome.id)}
 
 
 def _links(id_: str) -> dict[str, str]:

@@ -11,11 +11,11 @@ from starlette.requests import Request
 
 from app.api.gatherer import Gatherer, Mark
 from app.api.keys import Client, Keys, Rates, Scope
-from app.api.outcomes import Outcomes
+from app.api.outcome_store import OutcomeStore
 from app.api.problems import Fault, Kind, Problem, invalid, too_large
 from sqs_broker.sqs.requests import Outgoing
 
-#: Most calls of `Outcomes.accepted` at the same time. Of more, the ids are not stored.
+#: Most calls of `OutcomeStore.accepted` at the same time. Of more, the ids are not stored.
 MOST_RECORDINGS = 200
 
 LONGEST_KEY = 128
@@ -40,7 +40,7 @@ class Service:
         self,
         *,
         gatherers: Mapping[str, Gatherer],
-        outcomes: Outcomes,
+        outcomes: OutcomeStore,
         keys: Keys,
         rates: Rates,
         count_queues: Callable[[], Iterable[Mapping[str, Any]]],

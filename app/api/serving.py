@@ -11,14 +11,14 @@ import uvloop
 from app.api.application import application
 from app.api.gatherer import Gatherer
 from app.api.keys import Keys, Rates, read_keys
-from app.api.outcomes import Outcomes
+from app.api.outcome_store import OutcomeStore
 from app.api.server import Server, config
 from app.api.service import Service
 from app.celery import app as celery_app
 from app.errors import SettingsError
 from app.loader import is_loopback
 from app.logs import set_up
-from app.outcomes.reader import Outcomes as StoredOutcomes
+from app.outcomes.reader import Outcomes
 from app.registration_ids import INCREMENT, REGISTRATION
 from app.settings import ApiSettings, get_api_settings, get_settings
 from sqs_broker.options import Options
@@ -82,7 +82,7 @@ async def _serve(
     listener: socket.socket,
 ) -> None:
     service = new_service(
-        settings, options, driver, keys, StoredOutcomes(get_settings().require_mongo_uri())
+        settings, options, driver, keys, Outcomes(get_settings().require_mongo_uri())
     )
     app, _ = application(service, send_timeout=settings.send_timeout, origins=settings.origins)
     server = Server(config(app, settings.keep_alive), service, settings.drain_seconds)
@@ -93,7 +93,7 @@ async def _serve(
 
 
 def new_service(
-    settings: ApiSettings, options: Options, driver: Driver, keys: Keys, outcomes: Outcomes
+    settings: ApiSettings, options: Options, driver: Driver, keys: Keys, outcomes: OutcomeStore
 ) -> Service:
     """What the routes share, on the queues that Celery routes the two tasks to."""
     by_url: dict[str, Gatherer] = {}

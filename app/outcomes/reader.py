@@ -6,7 +6,6 @@ the process ends before that, and only until a worker has received the message.
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -82,7 +81,7 @@ class Page:
 
     users: Sequence[Mapping[str, Any]]
     next: str | None
-    """The cursor of the next page; None if this is the last one."""
+    """What the next page comes after; None if this is the last one."""
 
 
 @dataclass(frozen=True)
@@ -214,16 +213,16 @@ class Outcomes:
         self._watch.stop()
 
     async def users(self, stock_id: str, after: str | None, limit: int) -> Page:
-        """At most `limit` users of a stock, by user id, after a cursor. Raises ValueError if the
-        cursor is none. A user that is registered meanwhile appears in its place."""
+        """At most `limit` users of a stock, by user id, after a user id. A user that is registered
+        meanwhile appears in its place."""
         query: dict[str, Any] = {"stock_id": stock_id}
         if after is not None:
-            query["user_id"] = {"$gt": _read_cursor(after)}
+            query["user_id"] = {"$gt": after}
         async with self._call():
             cursor = self._database[_USERS].find(query, HIDDEN).sort("user_id", 1)
             found = await cursor.limit(limit + 1).to_list()
         page = found[:limit]
-        following = _cursor(page[-1]["user_id"]) if len(found) > limit else None
+        following = page[-1]["user_id"] if len(found) > limit else None
         return Page([_shown(user) for user in page], following)
 
     async def user(self, stock_id: str, user_id: str) -> Mapping[str, Any] | None:
@@ -336,18 +335,6 @@ def _shown(user: Mapping[str, Any]) -> dict[str, Any]:
         "registeredAt": (user.get("registration") or {}).get("registered_at"),
     }
     return {name: value for name, value in spelled.items() if value is not None}
-
-
-def _cursor(user_id: str) -> str:
-    return base64.urlsafe_b64encode(user_id.encode()).decode().rstrip("=")
-
-
-def _read_cursor(text: str) -> str:
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        return data.decode()
-    except ValueError as exc:  # Also binascii's and those of Unicode.
-        raise ValueError("this is not a cursor of a page") from exc
 
 
 def _raise_if_cancelled() -> None:

@@ -336,14 +336,6 @@ def test_pages_of_users_have_each_user_once_in_a_stable_order(
     assert reading(mongo_uri, work) == sorted(names, key=str.encode)
 
 
-@pytest.mark.parametrize("cursor", ["%", "ü", "gA", "a"])
-def test_what_is_no_cursor_is_refused(
-    database: Database[dict[str, Any]], mongo_uri: str, cursor: str
-) -> None:
-    with pytest.raises(ValueError, match="cursor"):
-        reading(mongo_uri, lambda outcomes: outcomes.users("s1", cursor, 10))
-
-
 def test_the_count_is_that_of_increments(
     database: Database[dict[str, Any]], mongo_uri: str
 ) -> None:

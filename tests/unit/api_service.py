@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -14,6 +14,7 @@ from app.api.gatherer import Gatherer
 from app.api.keys import Rates, read_keys
 from app.api.service import Phase, Service
 from app.errors import Unavailable
+from app.outcomes.reader import Outcome, Page
 from app.registration_ids import INCREMENT, REGISTRATION
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import FakeSqs
@@ -55,27 +56,16 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-@dataclass
-class State:
-    id: str
-    state: str
-    at: datetime = AT
-    reason: str | None = None
-    user: dict[str, Any] | None = None
-    conflicts: list[Any] = field(default_factory=list)
-
-
-@dataclass
-class Page:
-    users: list[dict[str, Any]]
-    next: str | None
+def known(id_: str, state: str, **more: Any) -> Outcome:
+    """What became of a registration."""
+    return Outcome(id_, state, AT, **more)
 
 
 class InMemory:
     """Outcomes in memory."""
 
     def __init__(self) -> None:
-        self.states: dict[str, State] = {}
+        self.states: dict[str, Outcome] = {}
         self.by_key: dict[tuple[str, Any], dict[str, Any]] = {}
         self.accepted_users: list[tuple[str, str]] = []
         self.is_away = False
@@ -84,8 +74,8 @@ class InMemory:
         self.holds_accepted.set()
         self.changed = asyncio.Event()
 
-    def set(self, state: State) -> None:
-        self.states[state.id] = state
+    def set(self, outcome: Outcome) -> None:
+        self.states[outcome.id] = outcome
         self.changed.set()
 
     def _check(self) -> None:
@@ -96,13 +86,13 @@ class InMemory:
         await self.holds_accepted.wait()
         self.accepted_users += users
         for id_ in ids:
-            self.states.setdefault(id_, State(id_, "pending"))
+            self.states.setdefault(id_, known(id_, "pending"))
 
-    async def state(self, id: str) -> State | None:
+    async def state(self, id: str) -> Outcome | None:
         self._check()
         return self.states.get(id)
 
-    async def wait(self, id: str, seconds: float) -> State | None:
+    async def wait(self, id: str, seconds: float) -> Outcome | None:
         self._check()
         try:
             async with asyncio.timeout(seconds):
@@ -115,12 +105,13 @@ class InMemory:
 
     async def users(self, stock_id: str, after: str | None, limit: int) -> Page:
         self._check()
-        if after is not None and not after.isdecimal():
-            raise ValueError(after)
-        found = [user for (stock, _), user in sorted(self.by_key.items()) if stock == stock_id]
-        start = int(after or 0)
-        end = start + limit
-        return Page(found[start:end], str(end) if end < len(found) else None)
+        found = [
+            (user_id, user)
+            for (stock, user_id), user in sorted(self.by_key.items())
+            if stock == stock_id and user_id > (after or "")
+        ]
+        page = found[:limit]
+        return Page([user for _, user in page], page[-1][0] if len(found) > limit else None)
 
     async def user(self, stock_id: str, user_id: str) -> dict[str, Any] | None:
         self._check()
