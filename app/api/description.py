@@ -54,7 +54,13 @@ PARAMETERS: dict[str, Schema] = {
         "in": "header",
         "description": "Requests with the same key, for the same user, are the same registration. "
         "1 to 128 printable ASCII characters, with or without quotes.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"},
+        "schema": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 128,
+            # Not `""`, which is empty. Spaces at both ends are not part of a header's value.
+            "pattern": '^(?!""$)[!-~]([ -~]*[!-~])?$',
+        },
         "example": "b1946ac9-2492",
     },
     "id": {

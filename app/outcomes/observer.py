@@ -1,11 +1,12 @@
 """The observer that keeps the outcomes of a worker's registrations, off the path of a message."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from app.outcomes.outcome import Seen, State, concerns, outcome_of
+from app.outcomes.outcome import CLOCKS, Seen, State, concerns, outcome_of
+from app.settings import get_settings
 from sqs_broker.observers.observer import Observer
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import DeadLetter, Happened, Outcome
@@ -48,6 +49,16 @@ class OutcomeObserver(Observer):
             return
         if (seen := outcome_of(message, None, outcome, self._now())) is not None:
             self.writer.put(seen)
+
+    def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
+        """What was a dead letter is pending again. Without MONGO_URI, which the command does not
+        need, it is so once a worker has received it."""
+        found = [message for message in messages if concerns(message)]
+        if not found or get_settings().mongo_uri is None:
+            return
+        for message in found:
+            self.writer.put(Seen(message.id, State.PENDING, began_at, margin=CLOCKS))
+        self.writer.flush()
 
 
 def _writer() -> "Writer":

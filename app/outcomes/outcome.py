@@ -19,6 +19,11 @@ from sqs_broker.rules.outcomes import DeadLetter, Discarded, Happened, Outcome, 
 #: Most entries of `conflicts`. Later ones are not kept.
 MOST_CONFLICTS = 10
 
+#: How far the clocks of a worker and of another program (the API, a redrive) may differ. An outcome
+#: that is older by more than this belongs to an earlier message with the same id, or to an earlier
+#: delivery.
+CLOCKS = timedelta(seconds=5)
+
 #: The class of the error that dead-letters a message because another payload came first.
 CONFLICT = "Conflict"
 

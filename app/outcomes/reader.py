@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
@@ -22,7 +22,7 @@ from app.counter import Counter
 from app.errors import Unavailable
 from app.models import User
 from app.mongo import AsyncClient, address_of
-from app.outcomes.outcome import Seen, State
+from app.outcomes.outcome import CLOCKS, Seen, State
 from app.outcomes.record import OutcomeRecord
 from app.outcomes.watch import Watch
 from app.outcomes.writer import BATCH, ROOM, Refused, raise_errors, updates
@@ -47,10 +47,6 @@ CLOSE_TIMEOUT = 2.0
 
 #: Seconds of failures after which the client is replaced: it may know only former members.
 CLIENT_PATIENCE = 15.0
-
-#: How far the clocks of the API and of a worker may differ. An outcome that is older by more than
-#: this belongs to an earlier message with the same id.
-CLOCKS = timedelta(seconds=5)
 
 #: Of a user, what is the program's own.
 HIDDEN = {"_id": 0, "payload": 0, "registration.payload_hash": 0}

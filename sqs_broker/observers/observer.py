@@ -4,7 +4,8 @@
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from time import monotonic
 from typing import Any
 
@@ -46,6 +47,11 @@ class Observer:
     def paused(self, reasons: frozenset[str]) -> None:
         """Receiving is paused for these reasons. If there are none, receiving resumes."""
 
+    def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
+        """Up to ten dead letters were sent back to their queue. `began_at`: when the send began; a
+        worker may have run them since. It is called in the process of the command, where nothing
+        else is called, and may take seconds."""
+
 
 class Observers(Observer):
     """All observers of a process, called one after the other, also if one of them fails."""
@@ -74,6 +80,9 @@ class Observers(Observer):
 
     def paused(self, reasons: frozenset[str]) -> None:
         self._tell("paused", reasons)
+
+    def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
+        self._tell("redriven", messages, began_at)
 
     def _tell(self, what: str, *facts: Any) -> None:
         for observer in self._observers:

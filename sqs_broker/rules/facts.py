@@ -19,7 +19,7 @@ class Facts:
     id: str
     """The producer's id of the message; SQS's MessageId if there is none."""
     source: Source | None
-    """None if the body could not be read."""
+    """None if the body could not be read, and for a message that is redriven."""
     started_at: float | None = None
     """When the pool started the task in this delivery, in monotonic seconds; None if it did not."""
 

@@ -7,10 +7,13 @@ ensure that it takes effect once. SQS gives it a new MessageId, and counts its d
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
+from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
+from sqs_broker.rules.facts import Facts
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.publisher import Batch, Published
 from sqs_broker.sqs.queue import Queue
@@ -54,17 +57,26 @@ class Redrive:
     is_dry: bool = False
     """If so, nothing is sent or deleted, and each result is what it would be."""
     _sent: set[tuple[str, str]] = field(default_factory=set)
+    _observers: Observers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._observers = Observers(self.options.observers)
 
     def __call__(self, messages: Sequence[DeadLetterMessage]) -> list[Redriven]:
         """Send up to ten messages, then delete those that were sent. If SQS refuses a message, that
         is in its result; nothing is raised."""
         first, duplicates = self._split(messages)
+        began_at = datetime.now(UTC)
         failed = {} if self.is_dry else self._send(first)
         sent = [message for n, message in enumerate(first) if n not in failed]
         self._sent |= {message.duplicate_key for message in sent}
         # If the first one was not sent, its duplicate stays: it is a copy of the only message.
         dropped = [message for message in duplicates if message.duplicate_key in self._sent]
         kept = {} if self.is_dry else self._delete([*sent, *dropped])
+        if sent and not self.is_dry:
+            # Last: an observer may take its time, and a message that is not deleted yet would be
+            # sent twice if this process were killed.
+            self._observers.redriven([_facts_of(message) for message in sent], began_at)
         return [
             *(Redriven(first[n], Result.NOT_SENT, why) for n, why in failed.items()),
             *(self._redriven(message, Result.REDRIVEN, kept) for message in sent),
@@ -111,3 +123,7 @@ class Redrive:
     def _redriven(message: DeadLetterMessage, result: Result, kept: dict[str, str]) -> Redriven:
         why = kept.get(message.delivery.message_id)
         return Redriven(message, Result.NOT_DELETED if why else result, why)
+
+
+def _facts_of(message: DeadLetterMessage) -> Facts:
+    return Facts(message.delivery, message.task, message.id, None)

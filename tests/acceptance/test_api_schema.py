@@ -15,6 +15,7 @@ from tests.acceptance.worker import ROOT, Place, Service
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_000)]
 
 SCHEMATHESIS = ROOT / ".tools" / "bin" / "schemathesis"
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 #: Seconds of a run, and of one by hand: `make verify ARGS="--long -k api_schema"`.
 SECONDS, LONG_SECONDS = 12, 600
 PHASES = "examples,coverage,fuzzing,stateful"
@@ -46,6 +47,7 @@ def test_schemathesis_finds_nothing(
     ran = subprocess.run(
         [
             str(SCHEMATHESIS),
+            *("--config-file", str(CONFIG)),
             "run",
             f"http://127.0.0.1:{api.port}/openapi.json",
             *("--header", f"X-API-Key: {key[0]}"),

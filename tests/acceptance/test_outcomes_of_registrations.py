@@ -189,6 +189,26 @@ def test_a_redriven_registration_is_pending_and_then_registered(
     assert registered.user["userInfo"]["nickname"] == "Bad"
 
 
+def test_a_redriven_registration_is_pending_before_a_worker_has_received_it(
+    own: Place, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    worker = start_worker(own.environment)
+    id_ = new_id()
+    queues = own.queues
+    queues.client.send_message(QueueUrl=queues.url, MessageBody=body(id_, "gone", index=-1))
+    until(own, id_, "failed")
+    assert worker.stop() == 0
+    # Clocks may differ: only what is seconds old is certainly of the delivery before.
+    earlier = datetime.now(UTC) - timedelta(minutes=1)
+    own.database["outcomes"].update_one({"_id": id_}, {"$set": {"at": earlier}})
+
+    redrive(id_, own.environment, tmp_path)
+
+    found = state(own, id_)
+    assert found is not None
+    assert (found.state, found.reason) == ("pending", None)
+
+
 def test_the_last_outcome_before_a_stop_is_kept(
     own: Place, start_worker: StartWorker, mongo_client: MongoClient
 ) -> None:

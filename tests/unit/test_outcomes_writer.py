@@ -11,7 +11,7 @@ import pytest
 from pymongo.errors import AutoReconnect
 
 from app.outcomes.observer import OutcomeObserver
-from app.outcomes.outcome import DISCARDED, Seen, State, user_in
+from app.outcomes.outcome import CLOCKS, DISCARDED, Seen, State, user_in
 from app.outcomes.writer import BATCH, ROOM, Refused, Writer
 from sqs_broker.rules import outcomes
 from sqs_broker.rules.facts import Facts, facts_of
@@ -215,6 +215,25 @@ def test_a_dead_letter_that_sqs_did_not_take_is_no_outcome(
     observer.settled(replace(message, id="1" * 40), end, None)
     assert observer.writer.flush(SECONDS)
     assert [each.id for each in database.stored] == ["1" * 40]
+
+
+def test_a_dead_letter_that_is_redriven_is_pending_before_the_command_ends(
+    observer: OutcomeObserver,
+    database: Database,
+    message: Facts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MONGO_URI", "mongodb://127.0.0.1:1/x")
+    observer.redriven([message, replace(message, id="plain-1")], NOW)
+    # An outcome of the redriven message itself, by another clock, is not older than the margin.
+    assert database.stored == [Seen(ID, State.PENDING, NOW, margin=CLOCKS)]
+
+
+def test_a_redrive_needs_no_mongodb(
+    observer: OutcomeObserver, database: Database, message: Facts
+) -> None:
+    observer.redriven([message], NOW)
+    assert database.calls == 0
 
 
 @pytest.mark.parametrize(

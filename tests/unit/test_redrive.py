@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.messages import decode_json
+from sqs_broker.observers.observer import Observer
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
+from sqs_broker.rules.facts import Facts
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import Call, Clock, FakeSqs, State
@@ -69,9 +72,11 @@ def bury(fake: FakeSqs, dead: str) -> Bury:
 def run(fake: FakeSqs, clock: Clock) -> Commands:
     """Runs a command a minute later; `queues` are the configured ones."""
 
-    def run(*arguments: str, queues: tuple[str, ...] = ("jobs",)) -> Result:
+    def run(
+        *arguments: str, queues: tuple[str, ...] = ("jobs",), observers: Sequence[Observer] = ()
+    ) -> Result:
         clock.advance(60)
-        options = options_for(fake, *queues)
+        options = options_for(fake, *queues) | {"observers": observers}
         conf = SimpleNamespace(
             broker_transport="sqs_broker:Transport", broker_transport_options=options
         )
@@ -79,6 +84,21 @@ def run(fake: FakeSqs, clock: Clock) -> Commands:
         return CliRunner().invoke(sqs, ["dlq", *arguments], obj=obj)
 
     return run
+
+
+class Noting(Observer):
+    """Keeps what it is told of a redrive."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Sequence[Facts], datetime]] = []
+
+    def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
+        self.told.append((messages, began_at))
+
+
+class Failing(Observer):
+    def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
+        raise KeyError
 
 
 def options_for(fake: FakeSqs, *queues: str) -> dict[str, Any]:
@@ -122,6 +142,26 @@ def test_messages_are_sent_before_they_are_deleted(
     assert actions(fake) == ["GetQueueAttributes", *turn, *turn, RECEIVE]
     assert len(waiting(fake, "jobs")) == len(lines) == 12
     assert fake.messages(dead) == []
+
+
+def test_observers_are_told_what_was_sent_and_when_the_send_began(
+    run: Commands, fake: FakeSqs, bury: Bury
+) -> None:
+    bury("m-0", "m-1", "m-1")
+    fake.fail(SEND, "Refused", entries=[0], sender_fault=True)
+    sent: list[datetime] = []
+    fake.on_call = lambda call: sent.append(datetime.now(UTC)) if call.action == SEND else None
+    noting, failing = Noting(), Failing()
+
+    assert redrive(run, "--dry-run", observers=[noting])[0].exit_code == 0
+    assert noting.told == []
+    _, lines = redrive(run, observers=[failing, noting])
+
+    assert ("m-1", "redriven") in became(lines)
+    ((messages, began_at),) = noting.told
+    assert [(message.id, message.task) for message in messages] == [("m-1", "registerUser")]
+    # A worker may have run it a moment after it was sent.
+    assert began_at <= sent[0]
 
 
 def test_a_message_that_was_not_sent_is_not_deleted(
