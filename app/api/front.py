@@ -23,6 +23,9 @@ TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 #: Seconds after which any request ends, also one whose client does not read the answer.
 LONGEST_REQUEST = 420.0
 
+#: The name in the state of a request of what says whether its connection is closed.
+IS_CLOSED = "is_closed"
+
 
 class Front:
     """Gives each request an id, and logs how it ended.
@@ -70,6 +73,7 @@ class _Exchange:
         if trace:
             self._headers.append((b"traceparent", traceparent))
         self.facts: dict[str, Any] = scope.setdefault("state", {})
+        self._is_closed: Callable[[], bool] = self.facts.get(IS_CLOSED, lambda: False)
         self.facts["request_id"] = id_.decode()
         self.facts["traceparent"] = traceparent.decode() if trace else None
 
@@ -81,7 +85,13 @@ class _Exchange:
             if self._is_closing():
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except RuntimeError:
+            # uvloop raises it until it has told uvicorn that the connection is closed:
+            # https://github.com/Kludex/uvicorn/issues/1251. From then on uvicorn sends nothing.
+            if not self._is_closed():
+                raise
 
     async def send_problem(self, problem: Problem) -> None:
         """Answer with a problem."""

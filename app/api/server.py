@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.api.front import IS_CLOSED
 from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
 from app.api.service import Service
 
@@ -59,6 +60,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][IS_CLOSED] = self.transport.is_closing
         if self._header_timer is None:
             self._await_headers()
 

@@ -46,6 +46,14 @@ class Api(Program):
         (line,) = self.log_lines("api.started")
         return int(line["message"].rstrip(".").rpartition(":")[2])
 
+    def connections(self) -> int:
+        """How many connections of clients the process has taken and not closed."""
+        table = Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
+        port, listens = f":{self.port:04X}", "0A"
+        rows = (row.split() for row in table)
+        # A connection that no process has any more has no inode.
+        return sum(r[1].endswith(port) and r[3] != listens and r[9] != "0" for r in rows)
+
     def connect(self) -> http.client.HTTPConnection:
         """A connection of the test's own."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)

@@ -156,7 +156,7 @@ def test_a_stop_cuts_off_no_request_and_sends_what_was_gathered(
         ]
         wait_until(lambda: faults.is_holding(SEND), 30, "a call")
         # All are in the process: the server has taken their connections.
-        wait_until(lambda: _connections(api) >= 41, 30, "all connections")
+        wait_until(lambda: api.connections() >= 41, 30, "all connections")
         stopping = clients.submit(api.stop, 60)
         wait_until(lambda: api.log_lines("api.stopping"), 10, "the stop")
         faults.let_go(SEND)
@@ -167,15 +167,6 @@ def test_a_stop_cuts_off_no_request_and_sends_what_was_gathered(
     ids = {body["id"] for body in drained(where)}
     assert {answer.json()["id"] for answer in answers} <= ids
     assert len(ids) == 540
-
-
-def _connections(api: Api) -> int:
-    """How many connections the process has taken."""
-    table = Path(f"/proc/{api.pid}/net/tcp").read_text().splitlines()[1:]
-    port = f"{api.port:04X}"
-    established = "01"
-    rows = (row.split() for row in table)
-    return sum(r[1].endswith(f":{port}") and r[3] == established and r[9] != "0" for r in rows)
 
 
 def test_while_it_drains_it_serves_and_is_not_ready(where: Place, start_api: StartApi) -> None:
