@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any, Self
 from urllib.parse import unquote_plus
 
+import pymongo
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
@@ -23,8 +24,29 @@ from pymongo.uri_parser import parse_userinfo, split_hosts, split_options
 from app.errors import SettingsError
 from app.settings import DEFAULT_DATABASE, HOW_TO_SET, Settings, get_settings
 
-Client = MongoClient[dict[str, Any]]
-AsyncClient = AsyncMongoClient[dict[str, Any]]
+#: Seconds for the close of a client. It tells MongoDB which sessions have ended. pymongo 4.20 sets
+#: no time limit for that call.
+CLOSE_TIMEOUT = 1.0
+
+
+class Client(MongoClient[dict[str, Any]]):
+    """pymongo's client, whose close ends soon although MongoDB does not answer. MongoDB then ends
+    its sessions itself, after half an hour."""
+
+    def close(self) -> None:
+        """Close it within CLOSE_TIMEOUT seconds."""
+        with pymongo.timeout(CLOSE_TIMEOUT):
+            super().close()
+
+
+class AsyncClient(AsyncMongoClient[dict[str, Any]]):
+    """The same for an event loop."""
+
+    async def close(self) -> None:
+        """Close it within CLOSE_TIMEOUT seconds."""
+        with pymongo.timeout(CLOSE_TIMEOUT):
+            await super().close()
+
 
 #: The options of every client, in place of those of the URI and of the server. A write is confirmed
 #: once a majority of the members has it on disk, so no failover can undo it. A read returns only
@@ -204,11 +226,11 @@ class Address:
         """A client with this program's options. Does not wait for the server. Raises pymongo's
         errors if the options contradict each other."""
         options = self.options if options is None else options
-        return MongoClient(self._uri(options), **_settings(options), **settings)
+        return Client(self._uri(options), **_settings(options), **settings)
 
     def async_client(self) -> AsyncClient:
         """The same client for the event loop that first uses it."""
-        return AsyncMongoClient(self.uri, **_settings(self.options))
+        return AsyncClient(self.uri, **_settings(self.options))
 
 
 def _settings(options: Mapping[str, str]) -> dict[str, Any]:

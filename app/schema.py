@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from app.counter import Counter, Increments
 from app.errors import SettingsError
 from app.models import User, make_index
-from app.mongo import Client
 from app.once import OnceRecord
 
 #: The collections that the tasks write.
@@ -81,7 +81,7 @@ def find_faults(
     return faults
 
 
-def require_replica_set(client: Client) -> None:
+def require_replica_set(client: MongoClient[dict[str, Any]]) -> None:
     """Raise SettingsError if this MongoDB is standalone."""
     hello = client.admin.command("hello")
     if "setName" not in hello and hello.get("msg") != "isdbgrid":

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pymongo
+from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from app.errors import SettingsError
-from app.mongo import Address, Client, address_of
+from app.mongo import Address, address_of
 from app.outcomes.record import OutcomeRecord
 from app.probe import try_writes
 from app.schema import Fault, find_faults, require_replica_set, subjects
@@ -64,7 +65,9 @@ def _options_text(address: Address) -> str:
     return f"{text}; not used from MONGO_URI: {', '.join(address.replaced)}"
 
 
-def _check(client: Client, database: Database[dict[str, Any]]) -> Iterator[Finding]:
+def _check(
+    client: MongoClient[dict[str, Any]], database: Database[dict[str, Any]]
+) -> Iterator[Finding]:
     version = client.server_info()["version"]
     yield REACHED.ok(f"version {version}")
     replica_set = _replica_set(client)
@@ -78,7 +81,7 @@ def _check(client: Client, database: Database[dict[str, Any]]) -> Iterator[Findi
         yield _writes(database, list(faults.values()))
 
 
-def _rights(client: Client, database: str) -> Iterator[Finding]:
+def _rights(client: MongoClient[dict[str, Any]], database: str) -> Iterator[Finding]:
     missing = Rights.of(client).missing(database, NEEDED)
     for collection, action in missing:
         fault = missing_right(action, database, collection)
@@ -88,7 +91,7 @@ def _rights(client: Client, database: str) -> Iterator[Finding]:
         yield Subject(MONGODB, "rights").ok("all that a worker needs")
 
 
-def _replica_set(client: Client) -> Finding:
+def _replica_set(client: MongoClient[dict[str, Any]]) -> Finding:
     check = Subject(MONGODB, "replica set")
     try:
         require_replica_set(client)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
+import pymongo
 from bson import ObjectId, Timestamp
 from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import ASCENDING, CursorType, MongoClient, ReadPreference, UpdateOne, WriteConcern
@@ -43,6 +44,9 @@ EXHAUST = 64
 #: Milliseconds after which MongoDB counts as unavailable. This replaces the URI's value: a reader
 #: must wait longer than AWAIT_MS, and a client of `inspect` not much longer than its own timeout.
 AWAY_MS = 5_000
+
+#: Seconds for the close of the client. It tells MongoDB which sessions have ended.
+CLOSE_TIMEOUT = 1.0
 
 #: Seconds until a refused preparation is tried again.
 TRY_AGAIN = 60.0
@@ -97,8 +101,9 @@ class Store:
         )
 
     def close(self) -> None:
-        """Close the client and all its cursors."""
-        self.client.close()
+        """Close the client and all its cursors, within CLOSE_TIMEOUT seconds."""
+        with pymongo.timeout(CLOSE_TIMEOUT):
+            self.client.close()
 
     # Broadcasts
 

@@ -1,7 +1,9 @@
 """Answers of one byte a second: each client of MongoDB gives up a call within its timeouts."""
 
+import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from time import monotonic
 from typing import Any
@@ -11,11 +13,12 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from app.commands.database import check_database
-from app.mongo import open_client
+from app.mongo import address_of, open_client
 from app.probe import PROBE_TIMEOUT, Probe
 from devstack.mongo import MongoServer
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.plane import Plane
+from sqs_broker.control.store import Store
 from sqs_broker.options import ControlOptions
 from sqs_broker.tools.checks import Level
 from tests.faults import tcp
@@ -58,6 +61,37 @@ def test_a_call_of_the_tasks_ends_at_its_timeout(faults: TcpProxy, uri: str) -> 
         faults.heal()
         numbers.insert_one({"n": 3})
         numbers.drop()
+
+
+@pytest.mark.parametrize("how", [TcpProxy.drip, TcpProxy.swallow])
+def test_a_client_closes_although_mongodb_does_not_answer(
+    faults: TcpProxy, uri: str, how: Callable[[TcpProxy], None]
+) -> None:
+    # pymongo tells MongoDB of sessions and cursors, if there is a connection left for it.
+    name = uri.rpartition("/")[2].partition("?")[0]
+    clients = open_client(uri), Store(ControlOptions(uri=uri, database=name))
+    for client in (clients[0], clients[1].client):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(client["test"].command, ["ping"] * 40))
+    how(faults)
+    for closing_one in clients:
+        began = monotonic()
+        closing_one.close()
+        assert monotonic() - began < 1 + 2
+
+
+def test_an_event_loop_s_client_closes_although_mongodb_does_not_answer(
+    faults: TcpProxy, uri: str
+) -> None:
+    async def close() -> float:
+        client = address_of(uri).async_client()
+        await asyncio.gather(*(client["test"].command("ping") for _ in range(8)))
+        faults.swallow()
+        began = monotonic()
+        await client.close()
+        return monotonic() - began
+
+    assert asyncio.run(close()) < 1 + 2
 
 
 def test_the_probe_ends_at_its_timeout(faults: TcpProxy, uri: str) -> None:
