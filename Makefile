@@ -9,12 +9,15 @@
 #   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
 #   make contract  acceptance tests on the real queue in the environment variables
 #   make lambda    dist/function-x86_64.zip and -arm64.zip, for AWS Lambda
+#   make deploy    deploy to AWS; STAGE=dev, and what docs/aws.md says; DRY_RUN=1 only shows the changes
+#   make destroy   take that away, except for the queues; STAGE=dev
 #   make lint      style and imports
 #   make types     mypy
 #
 # PYTHON=... is the interpreter for .venv, 3.11 or newer.
 # JOBS=... is the number of tests that run in parallel, 4 by default; 0: one after the other.
 # ARGS=... is passed to pytest, to the benchmark or to the chaos run.
+# CONSUMER=worker|function|none, NETWORK=1 and PARAMETERS='NAME=value ...' are passed to the deploy.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +37,7 @@ ANY_PYTHON = "$(or $(call first-new-enough,$(BIN)/python),$(PYTHON))"
 # Parallel, because most tests wait for servers and workers. The tests of one file share theirs, so
 # they run in one process.
 JOBS ?= 4
+STAGE ?=
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile
 # The exit status of pytest if ARGS select no test.
 NO_TESTS := 5
@@ -42,7 +46,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores, so the targets run one after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench soak chaos contract lambda lint types python services
+.PHONY: help run demo test verify bench soak chaos contract lambda deploy destroy lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,6 +78,13 @@ contract: services $(STAMP)
 
 lambda: $(STAMP)
 	@$(BIN)/python -m infra.function_zip $(ARGS)
+
+deploy: $(STAMP)
+	@$(BIN)/python -m infra.deploy deploy --stage "$(STAGE)" $(if $(CONSUMER),--consumer $(CONSUMER)) \
+	    $(if $(NETWORK),--network) $(if $(DRY_RUN),--dry-run) $(PARAMETERS)
+
+destroy: $(STAMP)
+	@$(BIN)/python -m infra.deploy destroy --stage "$(STAGE)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -122,6 +122,9 @@ def _check_dashboard(dashboard: Mapping[str, Any], _: Resources) -> Iterator[str
 def _check_alarm(alarm: Mapping[str, Any], _: Resources) -> Iterator[str]:
     if "AlarmActions" not in alarm and "AlarmDescription" not in alarm:
         yield "nobody would know of it"
+
+
+def _check_metrics(alarm: Mapping[str, Any], _: Resources) -> Iterator[str]:
     for metric in _metrics(alarm):
         namespace, name = metric["Namespace"], metric["MetricName"]
         if name not in EMITTED.get(namespace, ()):
@@ -182,6 +185,6 @@ CHECKS = {
     "AWS::Lambda::Function": (_check_function,),
     "AWS::ECS::TaskDefinition": (_check_task,),
     "AWS::CloudWatch::Dashboard": (_check_dashboard,),
-    "AWS::CloudWatch::Alarm": (_check_alarm,),
-    "AWS::ApplicationAutoScaling::ScalingPolicy": (_check_alarm,),
+    "AWS::CloudWatch::Alarm": (_check_alarm, _check_metrics),
+    "AWS::ApplicationAutoScaling::ScalingPolicy": (_check_metrics,),
 }

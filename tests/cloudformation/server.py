@@ -6,7 +6,7 @@ import threading
 
 from moto.server import ThreadedMotoServer
 
-from tests.cloudformation import moto_iam, moto_stacks, moto_types
+from tests.cloudformation import moto_iam, moto_service, moto_stacks, moto_types
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
     # SQS allows one purge a minute.
     os.environ["MOTO_SQS_ENFORCE_STRICT_QUEUE_PURGE_BEHAVIOUR"] = "false"
     moto_types.complete()
+    moto_service.complete()
     moto_iam.complete()
     moto_iam.add_owner()
     moto_stacks.complete()

@@ -1,0 +1,291 @@
+"""`make deploy` and `make destroy`, against a server that stands in for AWS."""
+
+import io
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import artifacts, deploy
+from tests.cloudformation.cloud import ACCOUNT, Cloud
+
+pytestmark = pytest.mark.slow
+
+REGION = "us-east-1"
+
+IMAGE = "registry.example.com/worker:1"
+
+Run = Callable[..., tuple[int, str]]
+
+#: Docker, as far as `deploy` uses it. It notes its arguments, and what comes on stdin. A push puts
+#: an image into the repository.
+DOCKER = """#!{python}
+import boto3, pathlib, sys
+MANIFEST = '{{"mediaType": "application/vnd.docker.distribution.manifest.v2+json"}}'
+said = sys.stdin.read() if "login" in sys.argv else ""
+with pathlib.Path({log!r}).open("a") as log:
+    print(*sys.argv[1:], said, file=log)
+if sys.argv[1] == "push":
+    name, tag = sys.argv[2].rpartition("/")[2].split(":")
+    ecr = boto3.client("ecr", "us-east-1")
+    ecr.put_image(repositoryName=name, imageTag=tag, imageManifest=MANIFEST)
+"""
+
+
+@pytest.fixture
+def stage() -> str:
+    return f"t{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def run(
+    cloud: Cloud, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs a command for this stage. Returns its status, and what it printed."""
+    for name, value in cloud.owner.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str, answer: str = "") -> tuple[int, str]:
+        command, *rest = arguments
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        status = deploy.main([command, "--stage", stage, *rest], pause=0.01)
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def secret(cloud: Cloud) -> str:
+    made = cloud.client("secretsmanager").create_secret(
+        Name=f"mongo-{uuid.uuid4().hex[:8]}", SecretString="mongodb://localhost/registrations"
+    )
+    return f"MongoSecretArn={made['ARN']}"
+
+
+@pytest.fixture
+def network(cloud: Cloud) -> list[str]:
+    """The parameters that name a network that exists."""
+    ec2 = cloud.client("ec2")
+    (vpc,) = ec2.describe_vpcs()["Vpcs"][:1]
+    of_it = [{"Name": "vpc-id", "Values": [vpc["VpcId"]]}]
+    subnets = [each["SubnetId"] for each in ec2.describe_subnets(Filters=of_it)["Subnets"]]
+    groups = [each["GroupId"] for each in ec2.describe_security_groups(Filters=of_it)[
+        "SecurityGroups"
+    ]]  # fmt: skip
+    return [
+        f"VpcId={vpc['VpcId']}",
+        f"TaskSubnetIds={','.join(subnets)}",
+        f"PublicSubnetIds={','.join(subnets)}",
+        f"TaskSecurityGroupIds={groups[0]}",
+    ]
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A docker on the PATH, and the file with what it was called with."""
+    log, program = tmp_path / "docker.log", tmp_path / "docker"
+    program.write_text(DOCKER.format(python=sys.executable, log=str(log)))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    log.touch()
+    return log
+
+
+def queue(cloud: Cloud, stage: str) -> tuple[Any, str]:
+    sqs = cloud.client("sqs")
+    return sqs, sqs.get_queue_url(QueueName=f"registrations-{stage}")["QueueUrl"]
+
+
+def stacks(cloud: Cloud, stage: str) -> dict[str, str]:
+    found = cloud.client("cloudformation").describe_stacks()["Stacks"]
+    return {
+        each["StackName"].rpartition("-")[2]: each["StackStatus"]
+        for each in found
+        if each["StackName"].startswith(f"registrations-{stage}-")
+        and each["StackStatus"] != "DELETE_COMPLETE"
+    }
+
+
+def test_one_command_makes_queue_network_and_worker(
+    run: Run, cloud: Cloud, stage: str, secret: str
+) -> None:
+    status, printed = run("deploy", "--network", f"ImageUri={IMAGE}", secret)
+    assert status == 0, printed
+    assert set(stacks(cloud, stage)) >= {"queue", "network", "service"}
+    assert "Add     Queue (AWS::SQS::Queue)" in printed
+    url = f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/registrations-{stage}"
+    assert f"QueueUrl={url}" in printed
+    cluster = f"registrations-{stage}-service"
+    (service,) = cloud.client("ecs").describe_services(cluster=cluster, services=["worker"])[
+        "services"
+    ]
+    described = cloud.client("ecs").describe_task_definition(
+        taskDefinition=service["taskDefinition"]
+    )
+    (container,) = described["taskDefinition"]["containerDefinitions"]
+    given = {each["name"]: each["value"] for each in container["environment"]}
+    assert container["image"] == IMAGE
+    assert given["AWS_SQS_QUEUE_URL"] == url
+
+
+def test_a_second_run_has_nothing_to_do_and_needs_no_parameters(
+    run: Run, cloud: Cloud, stage: str, secret: str, network: list[str]
+) -> None:
+    run("deploy", f"ImageUri={IMAGE}", secret, *network, "MaxTasks=7")
+    status, printed = run("deploy", f"ImageUri={IMAGE}")
+    assert status == 0, printed
+    assert printed.count("nothing to do.") == len(stacks(cloud, stage))
+    targets = cloud.client("application-autoscaling").describe_scalable_targets(
+        ServiceNamespace="ecs", ResourceIds=[f"service/registrations-{stage}-service/worker"]
+    )["ScalableTargets"]
+    assert [each["MaxCapacity"] for each in targets] == [7]
+    names = [f"registrations-{stage}-{name}" for name in stacks(cloud, stage)]
+    for name in names:
+        left = cloud.client("cloudformation").list_change_sets(StackName=name)["Summaries"]
+        assert all(each["ExecutionStatus"] != "UNAVAILABLE" for each in left)
+
+
+def test_a_change_is_shown_and_made(run: Run, cloud: Cloud, stage: str) -> None:
+    run("deploy", "--consumer", "none")
+    status, printed = run("deploy", "--consumer", "none", "WorkerVisibilityTimeout=90")
+    assert status == 0, printed
+    assert "Modify  Queue (AWS::SQS::Queue)" in printed
+    sqs, url = queue(cloud, stage)
+    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
+    assert found["Attributes"]["VisibilityTimeout"] == "90"
+
+
+def test_a_dry_run_shows_all_it_can_and_leaves_nothing(
+    run: Run, cloud: Cloud, stage: str, secret: str
+) -> None:
+    status, printed = run("deploy", "--dry-run", "--network", secret)
+    assert status == 0, printed
+    assert "Add     Queue (AWS::SQS::Queue)" in printed
+    assert "which needs Docker" in printed
+    assert f"registrations-{stage}-service: cannot be shown" in printed
+    assert stacks(cloud, stage) == {}
+    repositories = cloud.client("ecr").describe_repositories()["repositories"]
+    assert f"registrations-{stage}" not in {each["repositoryName"] for each in repositories}
+
+
+def test_a_dry_run_of_a_change_makes_none(run: Run, cloud: Cloud, stage: str) -> None:
+    run("deploy", "--consumer", "none")
+    status, printed = run("deploy", "--dry-run", "--consumer", "none", "WorkerVisibilityTimeout=90")
+    assert (status, "Modify  Queue" in printed) == (0, True)
+    sqs, url = queue(cloud, stage)
+    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
+    assert found["Attributes"]["VisibilityTimeout"] == "60"
+
+
+def test_a_missing_parameter_is_named_with_what_it_means(run: Run) -> None:
+    status, printed = run("deploy", "--network", f"ImageUri={IMAGE}")
+    assert status == 1
+    assert "MongoSecretArn: Secret with the URI of MongoDB." in printed
+
+
+def test_an_unknown_parameter_changes_nothing(run: Run, cloud: Cloud, stage: str) -> None:
+    status, printed = run("deploy", "--consumer", "none", "MaxTask=3")
+    assert (status, stacks(cloud, stage)) == (1, {})
+    assert "MaxTask" in printed
+
+
+def test_the_image_is_built_and_pushed_once(
+    run: Run, cloud: Cloud, stage: str, secret: str, network: list[str], docker: Path
+) -> None:
+    status, printed = run("deploy", secret, *network)
+    assert status == 0, printed
+    tag = f"x86_64-{artifacts.digest_of(artifacts.ROOT / each for each in artifacts.IMAGE_SOURCES)}"
+    host = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+    uri = f"{host}/registrations-{stage}:{tag}"
+    said = docker.read_text().splitlines()
+    assert [line.split()[0] for line in said] == ["version", "build", "login", "push"]
+    assert said[1].startswith(f"build --platform linux/amd64 --tag {uri} ")
+    assert said[2].startswith(f"login --username AWS --password-stdin {host} ")
+    (repository,) = cloud.client("ecr").describe_repositories(
+        repositoryNames=[f"registrations-{stage}"]
+    )["repositories"]
+    assert repository["imageTagMutability"] == "IMMUTABLE"
+    docker.write_text("")
+    status, printed = run("deploy")
+    assert (status, docker.read_text()) == (0, "")
+
+
+def test_without_docker_it_says_what_needs_it_before_the_service_is_touched(
+    run: Run,
+    cloud: Cloud,
+    stage: str,
+    secret: str,
+    network: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    status, printed = run("deploy", secret, *network)
+    assert status == 1
+    assert "needs a running Docker" in printed
+    assert "service" not in stacks(cloud, stage)
+
+
+def test_destroy_deletes_nothing_unless_the_stage_is_typed(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    run("deploy", "--consumer", "none")
+    for answer in ("", "yes\n", "other\n"):
+        status, printed = run("destroy", answer=answer)
+        assert (status, "Nothing was deleted." in printed) == (1, True)
+    assert "queue" in stacks(cloud, stage)
+
+
+def test_the_messages_survive_destroy_and_the_next_deploy_takes_them_back(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    run("deploy", "--consumer", "none")
+    sqs, url = queue(cloud, stage)
+    sqs.send_message(QueueUrl=url, MessageBody="kept")
+    status, printed = run("destroy", answer=f"{stage}\n")
+    assert status == 0, printed
+    assert "The queues and their messages stay" in printed
+    assert f"/{ACCOUNT}/registrations-{stage}: stays, with 1 messages." in printed
+    assert stacks(cloud, stage) == {}
+    status, printed = run("deploy", "--consumer", "none")
+    assert status == 0, printed
+    (message,) = sqs.receive_message(QueueUrl=url)["Messages"]
+    assert message["Body"] == "kept"
+
+
+def test_destroy_takes_bucket_and_images_away(
+    run: Run, cloud: Cloud, stage: str, secret: str, network: list[str], docker: Path
+) -> None:
+    run("deploy", secret, *network)
+    bucket = artifacts.Bucket(
+        cloud.client("s3"), f"registrations-{stage}-{ACCOUNT}-{REGION}", REGION
+    )
+    bucket.upload(docker)
+    status, printed = run("destroy", "--yes")
+    assert status == 0, printed
+    assert f"s3://{bucket.name}: deleted." in printed
+    assert f"image repository registrations-{stage}: deleted." in printed
+    assert run("destroy", "--yes")[0] == 0
+
+
+def test_a_file_is_uploaded_once_by_the_hash_of_its_content(
+    cloud: Cloud, stage: str, tmp_path: Path
+) -> None:
+    client = cloud.client("s3")
+    bucket = artifacts.Bucket(client, f"registrations-{stage}", "eu-central-1")
+    file = tmp_path / "function-arm64.zip"
+    keys = []
+    for content in (b"one", b"one", b"two"):
+        file.write_bytes(content)
+        bucket.upload(file)
+        keys.append(bucket.key_of(file))
+    assert keys[0] == keys[1] != keys[2]
+    stored = client.list_objects_v2(Bucket=bucket.name)["Contents"]
+    assert {each["Key"] for each in stored} == set(keys)
+    public = client.get_public_access_block(Bucket=bucket.name)["PublicAccessBlockConfiguration"]
+    assert set(public.values()) == {True}
