@@ -1,5 +1,6 @@
 """`python -m devstack`, which is what `make run` and `make demo` start."""
 
+import json
 import os
 import pty
 import random
@@ -42,6 +43,8 @@ NAMES = {
     "MONGO_URI",
     "FLOWER_URL",
     "FLOWER_BASIC_AUTH",
+    "API_URL",
+    "API_KEY",
 }
 
 
@@ -226,10 +229,10 @@ def test_flower_shows_the_queues_to_whoever_has_the_login_of_stack_env(serving: 
 
 def test_the_servers_listen_on_127_0_0_1_only(serving: Run) -> None:
     environment = serving.environment()
-    names = ("AWS_ENDPOINT_URL", "MONGO_URI", "FLOWER_URL")
+    names = ("AWS_ENDPOINT_URL", "MONGO_URI", "FLOWER_URL", "API_URL")
     addresses = " ".join(environment[name] for name in names)
     taken = [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", addresses)]
-    assert len(taken) == 3
+    assert len(taken) == 4
     for port in taken:
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
@@ -250,6 +253,23 @@ def test_the_commands_it_prints_register_more_users(serving: Run) -> None:
     assert listed.returncode == 0, listed.stderr
     assert "kim" in listed.stdout
     wait_until(lambda: len(users(serving.environment())) == before + 2, 20, "two more users")
+
+
+def test_the_curl_commands_of_the_readme_register_a_user(serving: Run, tmp_path: Path) -> None:
+    (tmp_path / ".local").symlink_to(serving.directory)
+    (commands,) = re.findall(r"```sh\n([^`]*curl [^`]*)```", (ROOT / "README.md").read_text())
+
+    ran = subprocess.run(
+        ["sh", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    answers = re.sub(r"\}\s*\{", "}\n{", ran.stdout).splitlines()
+    pending, registered = map(json.loads, answers)
+    assert (pending["state"], registered["state"]) == ("pending", "registered")
+    # The second command has the id that the first one answers.
+    assert pending["id"] == registered["id"]
+    assert registered["user"]["userId"] == "curl"
 
 
 def test_a_second_stack_in_the_same_directory_says_so_in_one_line(serving: Run) -> None:

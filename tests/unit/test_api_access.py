@@ -1,5 +1,6 @@
 """Who may do what, what is refused before the body is read, and what every answer has."""
 
+import asyncio
 import json
 import logging
 import re
@@ -8,8 +9,12 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Message
+from starlette.types import Scope as AsgiScope
 
 from app.api import bodies
+from app.api.front import IS_CLOSED, Front
 from app.api.keys import Rates, Scope, new_key, read_keys
 from app.errors import SettingsError
 from sqs_broker.testing import Clock, FakeSqs
@@ -302,6 +307,25 @@ def test_an_error_of_the_program_is_a_500_without_its_text(
     (line,) = (vars(r) for r in caplog.records if getattr(r, "event", "") == "http.failed")
     assert line["error"] == "KeyError"
     assert "kim" not in line["message"]
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_an_answer_to_a_client_that_is_gone_is_no_failure(
+    caplog: pytest.LogCaptureFixture, is_closed: bool
+) -> None:
+    async def send(_: Message) -> None:
+        # As uvloop does if it has not told the server yet that the connection is closed.
+        raise RuntimeError
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    front = Front(Response("kim"), lambda: False)
+    scope: AsgiScope = {"type": "http", "method": "GET", "path": "/count", "headers": []}
+    scope["state"] = {IS_CLOSED: lambda: is_closed}
+    asyncio.run(front(scope, receive, send))
+    events = [vars(record).get("event") for record in caplog.records]
+    assert events.count("http.failed") == (0 if is_closed else 1)
 
 
 def test_other_origins_may_call_only_if_they_are_named(fake: FakeSqs) -> None:
