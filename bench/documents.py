@@ -43,6 +43,7 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
             "publishing": table.publishing(results),
             "events": table.events(results),
             "depths": table.depths(results),
+            "api": table.api(results),
         },
         README: {"headline": _headline(results)},
     }
@@ -97,6 +98,7 @@ def markdown(results: Results) -> str:
         "Sending": table.publishing(results),
         "Events": table.events(results),
         "Depth of the queue": table.depths(results),
+        "The HTTP API": table.api(results),
     }
     told = "".join(f"\n## {name}\n\n{part}\n" for name, part in parts.items())
     return f"# Benchmark\n\n{origin(results)}\n{told}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench.api import API, DELAY, SEND_MESSAGE
 from bench.candidates import BARE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
 from bench.lab import VISIBILITY_TIMEOUT
 from bench.publishing import WAYS
@@ -24,7 +25,14 @@ class Goal:
 
 def goals(results: Results) -> list[Goal]:
     """Each figure that this run measured."""
-    return [*_rates(results), *_costs(results), *_quiet(results), *_recovered(results)]
+    return [
+        *_rates(results),
+        *_costs(results),
+        *_quiet(results),
+        *_recovered(results),
+        *_crowds(results),
+        *_single_requests(results),
+    ]
 
 
 def _at_least(what: str, wanted: float, measured: float | None, unit: str = "") -> Iterator[Goal]:
@@ -87,6 +95,31 @@ def _recovered(results: Results) -> Iterator[Goal]:
     for each in results.recovery:
         if each.config == OURS.name:
             yield from _at_most(what, 75, each.seconds, " s")
+
+
+def _crowds(results: Results) -> Iterator[Goal]:
+    """What the API takes where each client asks again at once."""
+    rows = {each.way: each for each in results.requests if each.rate is None}
+    if not (ours := rows.get(API)):
+        return
+    what = f"API, {ours.clients} clients, +{ours.added_ms:g} ms a call: "
+    yield from _at_most(f"{what}SQS calls a request", 0.15, ours.calls_a_request)
+    yield from _at_most(f"{what}CPU a request", 0.7, ours.cpu_ms, " ms")
+    yield from _at_most(f"{what}p99", 4 * ours.added_ms, ours.p99, " ms")
+    for way, times in ((SEND_MESSAGE, 5), (DELAY, 3)):
+        if other := rows.get(way):
+            ratio = ours.per_second / other.per_second
+            yield from _at_least(f"{what}requests/s, times {way}", times, ratio)
+
+
+def _single_requests(results: Results) -> Iterator[Goal]:
+    if lone := results.lone:
+        more = lone.request_ms - lone.call_ms
+        yield from _at_most("API, a lone request: more than one SQS call takes", 2, more, " ms")
+    if batch := results.batch:
+        what = f"API, a batch of {batch.items:,}: "
+        yield from _at_most(f"{what}SQS calls", batch.items / 10, batch.calls)
+        yield from _at_least(f"{what}SQS calls at the same time", 4, batch.most_open)
 
 
 def _middle(row: Throughput) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from bench.api import PROGRAMS
 from bench.candidates import (
     BARE,
     BARE_BULK,
@@ -25,6 +26,8 @@ from bench.throughput import Cell
 EVENTS = 500.0
 #: Shares of a consumer's throughput at which latency is measured.
 LOADS = (0.1, 0.8)
+#: Requests a second of all clients together, which each way of the API can carry.
+PACED = 200.0
 #: Messages a second at which it is measured for all alike, within what each can carry.
 SAME_RATE = 50.0
 
@@ -53,6 +56,12 @@ class Plan:
     """Messages by the way they are sent."""
     events: Sequence[tuple[Candidate, float]] = ()
     """Who, and for how long."""
+    requests: Sequence[tuple[str, float | None]] = ()
+    """Ways of `bench/api.py`, and requests a second; None: as many as there can be."""
+    request_seconds: float = 5
+    clients: int = 200
+    batch: int = 10_000
+    """Registrations of one request; 0: that and a lone request are not measured."""
 
 
 def _cells(task: str, delay_ms: float, candidates: Iterable[Candidate]) -> list[Cell]:
@@ -86,6 +95,7 @@ FULL = Plan(
     recovery=(OURS,),
     published={"many": 5_000, "each": 300},
     events=((OURS, 60), (OURS_WITHOUT_EVENTS, 20)),
+    requests=(*((way, None) for way in PROGRAMS), *((way, PACED) for way in PROGRAMS)),
 )
 
 QUICK = Plan(
@@ -109,4 +119,7 @@ QUICK = Plan(
     idle=(OURS, STOCK_BEST),
     idle_seconds=21,
     published={"many": 1_000},
+    requests=[(way, None) for way in PROGRAMS],
+    request_seconds=2,
+    batch=1_000,
 )

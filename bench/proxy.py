@@ -30,6 +30,9 @@ class Proxy:
     calls: list[Call] = field(default_factory=list)
     deleted: int = 0
     first_delete: float | None = None
+    open: int = 0
+    """Calls that wait for their answer."""
+    most_open: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection of a client, with a connection of its own to the server."""
@@ -53,17 +56,26 @@ class Proxy:
         if head.startswith(b"GET /"):
             writer.write(self._told(head.split(b" ", 2)[1]))
             return
-        if self.delay:
-            await asyncio.sleep(self.delay)
-        to_server.write(head + body)
-        answer_head, answer = await _read(from_server)
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            to_server.write(head + body)
+            answer_head, answer = await _read(from_server)
+        finally:
+            self.open -= 1
         self._note(_action(head), answer_head, answer)
         writer.write(answer_head + answer)
 
     def _told(self, path: bytes) -> bytes:
         told: object = self.calls
         if path == b"/progress":
-            told = {"first_delete": self.first_delete, "deleted": self.deleted}
+            told = {
+                "first_delete": self.first_delete,
+                "deleted": self.deleted,
+                "most_open": self.most_open,
+            }
         text = json.dumps(told).encode()
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
 

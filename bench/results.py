@@ -159,6 +159,52 @@ class Publishing:
 
 
 @dataclass(frozen=True)
+class Requests:
+    """Clients of an HTTP server that puts each registration on SQS before it answers."""
+
+    way: str
+    clients: int
+    added_ms: float
+    rate: float | None
+    """Requests a second that were asked; None: each client asked again at once."""
+    seconds: float
+    accepted: int
+    refused: int
+    p50: float
+    """Milliseconds, like p99."""
+    p99: float
+    calls_a_request: float
+    cpu_ms: float | None
+    """CPU milliseconds of the server's process for each request."""
+
+    @property
+    def per_second(self) -> float:
+        """Requests that were accepted each second."""
+        return self.accepted / self.seconds
+
+
+@dataclass(frozen=True)
+class Lone:
+    """One request after the other, and one call to SQS after the other. Medians in milliseconds."""
+
+    request_ms: float
+    call_ms: float
+    """`send_message` of boto3, through the same proxy."""
+
+
+@dataclass(frozen=True)
+class BatchSent:
+    """One request with many registrations."""
+
+    items: int
+    accepted: int
+    seconds: float
+    calls: int
+    most_open: int
+    """Most calls that were open at the same time."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """Of the proxy, with no delay, and of mongod."""
 
@@ -192,6 +238,9 @@ class Results:
     recovery: list[Recovery] = field(default_factory=list)
     publishing: list[Publishing] = field(default_factory=list)
     events: list[Events] = field(default_factory=list)
+    requests: list[Requests] = field(default_factory=list)
+    lone: Lone | None = None
+    batch: BatchSent | None = None
     skipped: list[str] = field(default_factory=list)
     """What was not measured, and why."""
     failed: list[str] = field(default_factory=list)

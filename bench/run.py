@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench import events, latency, limits, publishing, quiet, recovery, throughput
+from bench import api, events, latency, limits, publishing, quiet, recovery, throughput
 from bench.candidates import OURS, Candidate
 from bench.errors import BenchError
 from bench.lab import Lab
@@ -21,6 +21,9 @@ FILL = 5_000
 SPARE = 1_000
 #: Seconds that a recovery takes: a visibility timeout, and work on both sides of it.
 RECOVERY = 80.0
+
+#: Added to each call where the API is measured.
+DELAY_MS = 10.0
 
 Say = Callable[[str], None]
 
@@ -47,6 +50,7 @@ class Run:
         if not self.only:
             self.results.limits = limits.measure(self.lab)
         self._round(1)
+        self._api()
         self._publishing()
         self._latency()
         self._quiet("idle", self.plan.idle, self.plan.idle_seconds)
@@ -161,6 +165,36 @@ class Run:
                 return f"{measured.settled} of {measured.sent} tasks, {measured.heard} events heard"
 
             self._try("events", f"{candidate.name}, flow of events", seconds + AROUND, measure)
+
+    def _api(self) -> None:
+        for way, rate in self.plan.requests:
+
+            def measure(way: str = way, rate: float | None = rate) -> str:
+                plan = self.plan
+                measured = api.crowd(
+                    self.lab, way, plan.clients, DELAY_MS, plan.request_seconds, rate
+                )
+                self.results.requests.append(measured)
+                return (
+                    f"{measured.per_second:.0f} requests/s, p99 {measured.p99:.0f} ms, "
+                    f"{measured.calls_a_request:.2f} calls and {measured.cpu_ms or 0:.2f} ms CPU "
+                    "a request"
+                )
+
+            pace = f" at {rate:g}/s" if rate else ""
+            name = f"API, {way}, {self.plan.clients} clients{pace}"
+            self._try("API", name, self.plan.request_seconds + AROUND, measure)
+        if self.plan.batch:
+            self._try("API", "API, a lone request", AROUND, self._lone)
+            self._try("API", f"API, a batch of {self.plan.batch}", 2 * AROUND, self._batch)
+
+    def _lone(self) -> str:
+        self.results.lone = measured = api.lone(self.lab, DELAY_MS)
+        return f"{measured.request_ms:.1f} ms, a call to SQS {measured.call_ms:.1f} ms"
+
+    def _batch(self) -> str:
+        self.results.batch = measured = api.batch(self.lab, self.plan.batch, DELAY_MS)
+        return f"{measured.calls} calls, up to {measured.most_open} at a time"
 
     def _publishing(self) -> None:
         for way, messages in self.plan.published.items():

@@ -123,6 +123,33 @@ def events(results: Results) -> str:
     return _table(head, rows)
 
 
+def api(results: Results) -> str:
+    """The HTTP API and the endpoints beside it."""
+    rows = [
+        [
+            each.way, f"{each.clients}",
+            "as fast as they can" if each.rate is None else f"{each.rate:g}/s",
+            f"**{each.per_second:.0f}**", f"{each.p50:.0f}", f"{each.p99:.0f}",
+            f"{each.calls_a_request:.2f}", _number(each.cpu_ms, "{:.2f}"), f"{each.refused}",
+        ]
+        for each in results.requests
+    ]  # fmt: skip
+    head = ("way", "clients", "they ask", "accepted/s", "p50 ms", "p99 ms", "SQS calls/request",
+            "CPU ms/request", "refused")  # fmt: skip
+    told = [_table(head, rows)]
+    if lone := results.lone:
+        told.append(
+            f"One request after the other takes {lone.request_ms:.1f} ms, and one call of boto3's "
+            f"`send_message` {lone.call_ms:.1f} ms (medians)."
+        )
+    if batch := results.batch:
+        told.append(
+            f"A batch of {batch.items:,}: {batch.accepted:,} accepted within {batch.seconds:.1f} "
+            f"s by {batch.calls:,} calls, up to {batch.most_open} at the same time."
+        )
+    return "\n\n".join(told)
+
+
 def figures(results: Results) -> str:
     """What was wanted beside what was measured."""
     rows = [

@@ -25,6 +25,8 @@ class Progress:
     first_delete: float | None
     """Monotonic seconds; the clock is the machine's, so every process agrees on it."""
     deleted: int
+    most_open: int
+    """Most calls that were open at the same time."""
 
 
 @dataclass(frozen=True)

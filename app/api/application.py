@@ -19,6 +19,7 @@ from app.api.front import Front
 from app.api.problems import Kind, Problem, response_of
 from app.api.routes import Raw, Routes
 from app.api.service import Phase, Service
+from app.api.shortcut import Shortcut
 
 #: Seconds for which a browser remembers that an origin may call the API.
 CORS_SECONDS = 600
@@ -48,7 +49,7 @@ def application(
     described = inner.openapi
     # The documented way: https://fastapi.tiangolo.com/how-to/extending-openapi/
     inner.openapi = lambda: description.completed(described(), service.has_keys)  # type: ignore[method-assign]
-    outer: ASGIApp = Front(inner, lambda: service.is_draining)
+    outer: ASGIApp = Front(Shortcut(inner), lambda: service.is_draining)
     if origins:
         outer = CORSMiddleware(
             outer,

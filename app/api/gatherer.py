@@ -1,7 +1,8 @@
 """Gathers messages of many requests into few calls to SQS, without a timer.
 
 A lone message is sent at once. While CALLS calls are on their way, further messages wait, and fill
-the next call when one of these has ended.
+the next call when one of these has ended. A call that is full by then is sent at once, too, up to
+MOST_CALLS: it costs no more than later, and nobody waits for it.
 """
 
 import asyncio
@@ -25,8 +26,13 @@ from sqs_broker.sqs.requests import Outgoing, name_of
 
 logger = logging.getLogger(__name__)
 
-#: Most calls at the same time.
+#: Most calls at the same time that are not full.
 CALLS = 4
+
+#: Most calls at the same time. botocore keeps ten connections of a client, and makes a new one for
+#: each further call (`max_pool_connections`,
+#: https://botocore.amazonaws.com/v1/documentation/api/latest/reference/config.html).
+MOST_CALLS = 10
 
 #: Most bytes of all messages that wait, whatever their number.
 MOST_WAITING_BYTES = 64 * MOST_BYTES
@@ -110,7 +116,7 @@ class Gatherer:
         #: When each message fails. In order, because all have the same time.
         self._due: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="send")
+        self._pool = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="send")
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_stopped = False
@@ -161,12 +167,18 @@ class Gatherer:
 
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._calls < CALLS and (pack := self._next()):
+        while self._may_call() and (pack := self._next()):
             self._calls += 1
             self.counts.calls += 1
             call = loop.run_in_executor(self._pool, self._call, [entry.message for entry in pack])
             call.add_done_callback(partial(self._answered, pack, self.counts.calls))
         self._mark_idle()
+
+    def _may_call(self) -> bool:
+        if self._calls < CALLS:
+            return True
+        is_full = len(self._waiting) >= BATCH or self._waiting_bytes >= self._most_bytes
+        return is_full and self._calls < MOST_CALLS
 
     def _mark_idle(self) -> None:
         if self._waiting or self._again or self._calls:

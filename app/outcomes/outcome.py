@@ -52,6 +52,7 @@ class State(StrEnum):
 
 #: The states that a new attempt replaces.
 NOT_FOR_EVER = (State.CONFLICT, State.FAILED, State.EXPIRED)
+_NOT_FOR_EVER = [state.value for state in NOT_FOR_EVER]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Seen:
         if self.state is State.REGISTERED:
             return {"$ne": [current, State.REGISTERED.value]}
         older = {"$lt": ["$at", self.at - self.margin]}
-        replaced = {"$and": [{"$in": [current, [*map(str, NOT_FOR_EVER)]]}, older]}
+        replaced = {"$and": [{"$in": [current, _NOT_FOR_EVER]}, older]}
         absent_or_waiting = ["", State.PENDING.value] if self.state is not State.PENDING else [""]
         return {"$or": [{"$in": [current, absent_or_waiting]}, replaced]}
 

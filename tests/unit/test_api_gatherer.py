@@ -54,11 +54,40 @@ def test_while_four_calls_are_out_messages_fill_the_next(fake: FakeSqs) -> None:
     async def test() -> None:
         made = gatherer(fake)
         fake.hold(SEND)
-        sends = [asyncio.create_task(made.send(Outgoing(str(n)))) for n in range(24)]
+        sends = [asyncio.create_task(made.send(Outgoing(str(n)))) for n in range(CALLS + 9)]
         await until(lambda: made.counts.calls == CALLS)
         fake.release(SEND)
-        assert await results(sends) == [None] * 24
-        assert sizes(fake) == [1, 1, 1, 1, BATCH, BATCH]
+        assert await results(sends) == [None] * (CALLS + 9)
+        assert sizes(fake) == [1, 1, 1, 1, 9]
+        await made.close()
+
+    run(test())
+
+
+def test_a_full_call_is_sent_at_once_as_long_as_there_are_connections(fake: FakeSqs) -> None:
+    async def test() -> None:
+        made = gatherer(fake)
+        fake.hold(SEND)
+        sends = [asyncio.create_task(made.send(Outgoing(str(n)))) for n in range(CALLS + 70)]
+        await until(lambda: len(fake.asked(SEND)) == 10)
+        assert made.counts.calls == 10
+        fake.release(SEND)
+        assert await results(sends) == [None] * (CALLS + 70)
+        assert sizes(fake) == [1] * CALLS + [BATCH] * 7
+        await made.close()
+
+    run(test())
+
+
+def test_a_call_that_is_full_by_its_bytes_is_sent_at_once(fake: FakeSqs) -> None:
+    async def test() -> None:
+        made = gatherer(fake, most_bytes=1_000)
+        fake.hold(SEND)
+        sends = [asyncio.create_task(made.send(Outgoing("x" * 500))) for _ in range(CALLS + 2)]
+        await until(lambda: made.counts.calls == CALLS + 1)
+        fake.release(SEND)
+        assert await results(sends) == [None] * (CALLS + 2)
+        assert sizes(fake) == [1, 1, 1, 1, 2]
         await made.close()
 
     run(test())
@@ -169,7 +198,7 @@ def test_what_was_gathered_is_sent_before_the_end_and_nothing_after(fake: FakeSq
         made = gatherer(fake)
         fake.hold(SEND)
         sends = [asyncio.create_task(made.send(Outgoing(str(n)))) for n in range(30)]
-        await until(lambda: made.counts.calls == CALLS)
+        await until(lambda: made.counts.calls == CALLS + 2)
         closing = asyncio.create_task(made.close())
         await asyncio.sleep(0)
         with pytest.raises(Stopped):

@@ -304,7 +304,7 @@ def test_above_the_bound_a_request_is_refused_at_once(fake: FakeSqs) -> None:
     async def test(made: Running) -> None:
         fake.hold(SEND)
         sends = [
-            asyncio.create_task(made.client.post("/produce", {"input": n})) for n in range(4 + 10)
+            asyncio.create_task(made.client.post("/produce", {"input": n})) for n in range(4 + 5)
         ]
         gatherer = made.service.gatherers["increment"]
         await until(lambda: gatherer.counts.calls >= 4)
@@ -313,4 +313,4 @@ def test_above_the_bound_a_request_is_refused_at_once(fake: FakeSqs) -> None:
         fake.release(SEND)
         assert {answer.status for answer in await asyncio.gather(*sends)} == {202}
 
-    api(fake, test, most_waiting=10)
+    api(fake, test, most_waiting=5)

@@ -47,7 +47,8 @@ def test_a_document_that_lost_a_marker_is_refused(text: str) -> None:
         (
             "docs/bench.md",
             [
-                "machine", "figures", "throughput", "latency", "quiet", "recovery", "publishing",
+                "machine", "figures", "throughput", "latency", "quiet", "recovery", "api",
+                "publishing",
                 "events", "depths", "soak",
             ],
         ),
