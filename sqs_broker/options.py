@@ -1,12 +1,13 @@
 """Reads `broker_transport_options` once, into a typed and checked object.
 
 The options that stock kombu also has (`region`, `predefined_queues`, `visibility_timeout`,
-`wait_time_seconds`; kombu 5.7 transport/SQS) have the same meaning as there.
+`wait_time_seconds`, `client-config`, `sts_role_arn`, `sts_token_timeout`, `sts_token_buffer_time`;
+kombu 5.7 transport/SQS) have the same meaning as there. Any other option is refused by name.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cache, cached_property
 from math import inf
@@ -18,6 +19,7 @@ from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.policy import Policy
+from sqs_broker.rules.stock_options import OF_QUEUE, OF_TRANSPORT, check_names
 
 #: Longest life of a message, in seconds: in its queue, in the dead-letter queue, and in its queue
 #: again after a redrive, plus three days.
@@ -102,11 +104,26 @@ class ControlOptions:
 
 
 @dataclass(frozen=True)
+class Role:
+    """A role that is assumed through STS. Its credentials are renewed before they expire."""
+
+    arn: str
+    seconds: int = 900
+    """How long its credentials are valid."""
+    early: int = 0
+    """They are renewed so many seconds earlier than otherwise."""
+
+
+@dataclass(frozen=True)
 class QueueAddress:
-    """The URLs of a queue and of its dead-letter queue."""
+    """The URLs of a queue and of its dead-letter queue, and what both need if it differs from that
+    of the other queues."""
 
     url: str
     dead_letter_url: str | None = None
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Credential arguments of boto3; if empty, those of the options."""
+    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,9 @@ class Options:
     endpoint_url: str | None = None
     credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Credential arguments of boto3; if empty, boto3 uses its own credential chain."""
+    role: Role | None = None
+    client_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Arguments of botocore's Config: the project's own."""
     wait_time_seconds: int = 20
     receive_pause_max: float = 20.0
     """Longest pause between receive calls that fail, in seconds."""
@@ -157,8 +177,10 @@ class Options:
 
     @classmethod
     def read(cls, given: Mapping[str, Any], *, accepts_fifo: bool = False) -> Self:
-        """Read Celery's `broker_transport_options`. Raises ConfigurationError with the name of the
-        option. FIFO queues are refused, unless the caller keeps their order."""
+        """Read Celery's `broker_transport_options`. Raises ConfigurationError with the name of an
+        option that is unknown, missing or wrong. FIFO queues are refused, unless the caller keeps
+        their order."""
+        check_names(given, NAMES, "broker_transport_options", OF_TRANSPORT)
         if not given.get("region"):
             raise ConfigurationError("broker_transport_options has no `region`. Add it.")
         from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
@@ -168,7 +190,9 @@ class Options:
             region=given["region"],
             queues=_queues(given.get("predefined_queues") or {}, accepts_fifo),
             endpoint_url=given.get("endpoint_url"),
-            credentials=given.get("credentials") or {},
+            credentials=_credentials(given.get("credentials") or {}),
+            role=_role(given),
+            client_config=_client_config(given.get("client-config") or {}),
             wait_time_seconds=given.get("wait_time_seconds", cls.wait_time_seconds),
             receive_pause_max=given.get("receive_pause_max", cls.receive_pause_max),
             shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
@@ -192,6 +216,20 @@ class Options:
     def control_options(self) -> ControlOptions:
         """Where the control plane is stored. Raises ConfigurationError."""
         return self.control if isinstance(self.control, ControlOptions) else self.control()
+
+    def of_queue(self, url: str) -> Self:
+        """These options with the region and the credentials of the queue with this URL, which may
+        be that of a dead-letter queue."""
+        own = (queue for queue in self.queues.values() if url == queue.url)
+        dead = (queue for queue in self.queues.values() if url == queue.dead_letter_url)
+        queue = next(own, None) or next(dead, None)
+        if queue is None or not (queue.credentials or queue.region):
+            return self
+        return replace(
+            self,
+            region=queue.region or self.region,
+            credentials=queue.credentials or self.credentials,
+        )
 
     def queue(self, name: str) -> QueueAddress:
         """The address of a configured queue. Raises UnknownQueue."""
@@ -227,15 +265,114 @@ def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:
     return float(seconds)
 
 
+#: The options that are not a field of `Options` with the same name.
+_ELSEWHERE = {
+    "client-config",
+    "predefined_queues",
+    "sts_role_arn",
+    "sts_token_buffer_time",
+    "sts_token_timeout",
+}
+
+#: All options.
+NAMES = frozenset(
+    {f.name for cls in (Options, Policy, Canvas) for f in fields(cls)}
+    - {"queues", "policy", "canvas", "role", "client_config"}
+    | _ELSEWHERE
+)
+
+#: By option of a queue, the argument of boto3.
+QUEUE_CREDENTIALS = {
+    "access_key_id": "aws_access_key_id",
+    "secret_access_key": "aws_secret_access_key",
+    "session_token": "aws_session_token",
+}
+
+#: The keys of a queue in `predefined_queues`.
+QUEUE_NAMES = frozenset({"url", "dead_letter_url", "region", *QUEUE_CREDENTIALS})
+
+#: The keys of `credentials`: arguments of boto3.session.Session.
+CREDENTIALS = frozenset(
+    {
+        "aws_access_key_id",
+        "aws_account_id",
+        "aws_secret_access_key",
+        "aws_session_token",
+        "botocore_session",
+        "profile_name",
+    }
+)
+
+#: The arguments of botocore's Config that the broker sets itself: its deadlines depend on them.
+OWN_CLIENT_CONFIG = frozenset(
+    {
+        "connect_timeout",
+        "parameter_validation",
+        "read_timeout",
+        "region_name",
+        "retries",
+        "tcp_keepalive",
+        "user_agent",
+    }
+)
+
+
+def _credentials(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    check_names(given, CREDENTIALS, "broker_transport_options: `credentials`")
+    return given
+
+
+def _role(given: Mapping[str, Any]) -> Role | None:
+    if not given.get("sts_role_arn"):
+        for name in ("sts_token_timeout", "sts_token_buffer_time"):
+            if given.get(name):
+                raise ConfigurationError(
+                    f"broker_transport_options: `{name}` needs `sts_role_arn`. Add it, or remove "
+                    f"`{name}`."
+                )
+        return None
+    seconds = int(_seconds(given, "sts_token_timeout", Role.seconds))
+    early = given.get("sts_token_buffer_time") or Role.early
+    if not isinstance(early, int) or not 0 <= early < seconds:
+        raise ConfigurationError(
+            "broker_transport_options: `sts_token_buffer_time` must be a whole number of seconds "
+            "below `sts_token_timeout`."
+        )
+    return Role(given["sts_role_arn"], seconds, early)
+
+
+def _client_config(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in given:
+        if name in OWN_CLIENT_CONFIG:
+            raise ConfigurationError(
+                f"broker_transport_options: in `client-config`, {name!r} is not supported: the "
+                "broker sets it itself. Remove it."
+            )
+    return given
+
+
 def _queues(given: Mapping[str, Mapping[str, str]], accepts_fifo: bool) -> dict[str, QueueAddress]:
     if not given:
         raise ConfigurationError("broker_transport_options has no `predefined_queues`. Add one.")
     for name, address in given.items():
-        if name.endswith(".fifo") and not accepts_fifo:
-            raise ConfigurationError(f"Queue {name!r} is FIFO; only standard queues are supported.")
+        where = f"predefined_queues: queue {name!r}"
+        check_names(address, QUEUE_NAMES, where, OF_QUEUE)
         if not address.get("url"):
             raise ConfigurationError(f"predefined_queues has no `url` for queue {name!r}. Add it.")
+        addresses = (name, address["url"], address.get("dead_letter_url") or "")
+        if not accepts_fifo and any(a.endswith(".fifo") for a in addresses):
+            raise ConfigurationError(f"Queue {name!r} is FIFO; only standard queues are supported.")
+        if bool(address.get("access_key_id")) != bool(address.get("secret_access_key")):
+            raise ConfigurationError(
+                f"{where}: `access_key_id` and `secret_access_key` belong together. Set both or "
+                "none."
+            )
     return {
-        name: QueueAddress(address["url"], address.get("dead_letter_url"))
+        name: QueueAddress(
+            address["url"],
+            address.get("dead_letter_url"),
+            {to: address[of] for of, to in QUEUE_CREDENTIALS.items() if address.get(of)},
+            address.get("region"),
+        )
         for name, address in given.items()
     }

@@ -73,6 +73,7 @@ def _delivery(record: Mapping[str, Any], place: int, received_at: float, now: fl
     attributes = {
         name: _attribute(value) for name, value in (record.get("messageAttributes") or {}).items()
     }
+    is_fifo = queue.endswith(FIFO)
     return Delivery(
         tag=str(place),
         queue=queue,
@@ -86,8 +87,8 @@ def _delivery(record: Mapping[str, Any], place: int, received_at: float, now: fl
         waited=LONGEST_WINDOW,
         first_received_at=first,
         age=age_of(attributes, first, now),
-        # A standard queue may have groups too ("fair queues"); they have no order.
-        group=_text(system, "MessageGroupId") if queue.endswith(FIFO) else None,
+        group=_text(system, "MessageGroupId") if is_fifo else None,
+        fair_group=None if is_fifo else system.get("MessageGroupId"),
     )
 
 

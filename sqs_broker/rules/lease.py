@@ -55,6 +55,8 @@ class Delivery:
     first message."""
     group: str | None = None
     """The message group whose order must be kept; None in a standard queue."""
+    fair_group: str | None = None
+    """The message group in a standard queue, which has no order. Copies keep it."""
 
     @cached_property
     def carried(self) -> Carried:

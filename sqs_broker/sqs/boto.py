@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, CredentialResolver, RefreshableCredentials
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -34,11 +35,12 @@ from botocore.exceptions import (
     UnknownCredentialError,
 )
 from botocore.parsers import ResponseParserError
+from botocore.session import get_session
 
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.calls import Calls, Full, Overdue
 from sqs_broker.machine.seldom import Seldom
-from sqs_broker.options import Options
+from sqs_broker.options import Options, Role
 from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, SECONDS, TRIES, with_known_errors
 from sqs_broker.sqs.errors import HANGING, OVERDUE, NoCredentials, SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request, date_in
@@ -79,6 +81,13 @@ NO_CREDENTIALS = (
 #: For other services of AWS, which only give additional information.
 QUICK = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
 
+#: The name that CloudTrail shows for calls in an assumed role.
+ROLE_SESSION = "celery-sqs-broker"
+
+#: Seconds before the credentials of a role expire: from when on they are renewed while others use
+#: them still, and from when on nobody may use them.
+RENEWED_EARLY, RENEWED_LATEST = 300, 60
+
 #: Seconds for one whole call of such a service.
 QUICK_SECONDS = 10
 
@@ -106,9 +115,9 @@ class Boto:
         seconds: float = SECONDS,
         is_checked: bool = False,
     ) -> None:
-        self._options = options
         self._seconds = seconds
-        self._config = Config(
+        self._config = _config(
+            options,
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=read_timeout,
             retries={"mode": "standard", "total_max_attempts": tries},
@@ -121,23 +130,33 @@ class Boto:
         )
         self._pid = os.getpid()
         self._calls = Calls()
-        self._client = _Client(options, self._config)
+        #: The options of the queues that have credentials or a region of their own, by URL.
+        self._own = {
+            url: own
+            for queue in options.queues.values()
+            for url in (queue.url, queue.dead_letter_url)
+            if url is not None and (own := options.of_queue(url)) is not options
+        }
+        self._options = options
+        self._clients = self._new_clients()
 
     @property
     def endpoint(self) -> str | None:
-        """The URL that calls go to; None before the first one."""
-        return self._client.endpoint
+        """The URL that calls go to; None before the first one. Of a queue with a region of its own
+        it is another one."""
+        return self._clients[None].endpoint
 
     def open(self) -> None:
-        """Create the client. Raises ConfigurationError with the setting that boto3 cannot use, and
+        """Create the clients. Raises ConfigurationError with the setting that boto3 cannot use, and
         SqsError."""
-        client = self._own_client()
-        if not client.is_open:
-            self._within("open", self._seconds, client, client.open)
+        for url in (None, *self._own):
+            client = self._client_for(url)
+            if not client.is_open:
+                self._within("open", self._seconds, client, client.open)
 
     def carry(self, request: Request[Any]) -> Answer:
         """Send a request to SQS. Raises SqsError, and ConfigurationError as `open` does."""
-        client = self._own_client()
+        client = self._client_for(request.parameters.get("QueueUrl"))
 
         def late(answer: Answer) -> None:
             if request.on_late is not None:
@@ -153,16 +172,29 @@ class Boto:
     def close(self) -> None:
         """Close the connections."""
         if self._pid == os.getpid():
-            self._client.close()
-            self._client = _Client(self._options, self._config)
+            for client in self._clients.values():
+                client.close()
+            self._clients = self._new_clients()
 
-    def _own_client(self) -> "_Client":
+    def _new_clients(self) -> dict[str | None, "_Client"]:
+        """The clients of the queues in `_own`, by URL, and under None that of all others."""
+        clients: dict[str | None, _Client] = {None: _Client(self._options, self._config)}
+        shared: list[tuple[Options, _Client]] = []
+        for url, own in self._own.items():
+            client = next((c for options, c in shared if options == own), None)
+            if client is None:
+                client = _Client(own, self._config)
+                shared.append((own, client))
+            clients[url] = client
+        return clients
+
+    def _client_for(self, url: str | None) -> "_Client":
         pid = os.getpid()
         if self._pid != pid:
             # A thread of the parent may have held one of its locks at the fork.
-            self._client = _Client(self._options, self._config)
+            self._clients = self._new_clients()
             self._pid = pid
-        return self._client
+        return self._clients.get(url) or self._clients[None]
 
     def _within(
         self,
@@ -175,13 +207,18 @@ class Boto:
         try:
             return self._calls.run(partial(with_known_errors, call), seconds, on_late)
         except Overdue:
-            if self._client is client:
-                self._client = _Client(self._options, self._config)
-                client.close()
+            self._replace(client)
             _log_overdue(action, seconds)
             raise Unreached(OVERDUE) from None
         except Full:
             raise Unreached(HANGING) from None
+
+    def _replace(self, hanging: "_Client") -> None:
+        places = [url for url, client in self._clients.items() if client is hanging]
+        if places:
+            new = hanging.fresh()
+            self._clients |= dict.fromkeys(places, new)
+            hanging.close()
 
 
 class _Client:
@@ -194,6 +231,10 @@ class _Client:
         self._client: SQSClient | None = None
         #: The methods of the client, by SQS's action.
         self._methods: dict[str, Callable[..., Any]] = {}
+
+    def fresh(self) -> "_Client":
+        """Another client with the same options."""
+        return _Client(self._options, self._config)
 
     @property
     def is_open(self) -> bool:
@@ -255,8 +296,10 @@ def invoke(call: Callable[..., T], **parameters: Any) -> T:
 
 def new_session(options: Options) -> boto3.session.Session:
     """A session that creates clients of any AWS service. Use it in one thread at a time: sessions
-    are not thread-safe, but clients are."""
-    return boto3.session.Session(region_name=options.region, **options.credentials)
+    are not thread-safe, but clients are. With the option `sts_role_arn` it has the credentials of
+    that role. Then it calls STS, and raises SqsError."""
+    session = boto3.session.Session(region_name=options.region, **options.credentials)
+    return session if options.role is None else _in_role(session, options.role, options.region)
 
 
 def quick_client(options: Options, service: str) -> Any:
@@ -275,6 +318,67 @@ def read_secret(options: Options, arn: str) -> str | None:
     finally:
         client.close()
     return text
+
+
+class _RoleProvider(CredentialProvider):
+    """Gives botocore the credentials of a role, and renews them."""
+
+    METHOD = "sts-assume-role"
+
+    def __init__(self, session: boto3.session.Session, role: Role) -> None:
+        super().__init__()
+        self._session = session
+        self._role = role
+
+    def load(self) -> RefreshableCredentials:
+        # botocore's own times for a renewal are those of longer sessions: with the 15 minutes of
+        # kombu's default it would renew before each call.
+        return RefreshableCredentials.create_from_metadata(
+            self._assume(),
+            refresh_using=self._assume,
+            method=self.METHOD,
+            advisory_timeout=RENEWED_EARLY + self._role.early,
+            mandatory_timeout=RENEWED_LATEST + self._role.early,
+        )
+
+    def _assume(self) -> dict[str, str]:
+        client = self._session.client("sts", config=QUICK)
+        try:
+            answer = client.assume_role(
+                RoleArn=self._role.arn,
+                RoleSessionName=ROLE_SESSION,
+                DurationSeconds=self._role.seconds,
+            )
+        except ClientError as exc:
+            code = _refusal(exc).code
+            raise NoCredentials(f"AssumeRole: {code}", str(exc)) from exc
+        finally:
+            client.close()
+        given = answer["Credentials"]
+        return {
+            "access_key": given["AccessKeyId"],
+            "secret_key": given["SecretAccessKey"],
+            "token": given["SessionToken"],
+            "expiry_time": given["Expiration"].isoformat(),
+        }
+
+
+def _in_role(session: boto3.session.Session, role: Role, region: str) -> boto3.session.Session:
+    core = get_session()
+    provider = CredentialResolver([_RoleProvider(session, role)])
+    core.register_component("credential_provider", provider)
+    return boto3.session.Session(botocore_session=core, region_name=region)
+
+
+def _config(options: Options, **own: Any) -> Config:
+    try:
+        return Config(**options.client_config, **own)
+    except (TypeError, BotoCoreError):
+        # Without the cause, whose text may have the value.
+        raise ConfigurationError(
+            "broker_transport_options: `client-config` has a name or a value that botocore's "
+            "Config does not take. Correct it."
+        ) from None
 
 
 class UnreadableAnswer(BotoCoreError):

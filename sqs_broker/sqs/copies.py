@@ -60,11 +60,13 @@ class Copies:
         limit = self._options.max_message_bytes
         if isinstance(outcome, Postponed):
             own = _postponed(delivery, outcome, limit, time.time())
-            return address.url, Outgoing(delivery.body, own, min(outcome.delay, LONGEST_DELAY))
+            delay = min(outcome.delay, LONGEST_DELAY)
+            return address.url, Outgoing(delivery.body, own, delay, delivery.fair_group)
         attributes = dead_letter.attributes_of(delivery, outcome, message.task, message.id, limit)
         # The dead-letter queue of a FIFO queue is FIFO too.
         id_ = None if delivery.group is None else delivery.message_id
-        copy = Outgoing(delivery.body, attributes, group=delivery.group, deduplication_id=id_)
+        group = delivery.group or delivery.fair_group
+        copy = Outgoing(delivery.body, attributes, group=group, deduplication_id=id_)
         return address.dead_letter_url or "", copy
 
 

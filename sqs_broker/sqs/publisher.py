@@ -3,10 +3,12 @@
 If SQS would refuse a message, the caller gets the error at once.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from kombu.utils.json import dumps, loads
@@ -19,6 +21,17 @@ from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.flight import CALLS, Flight
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Pack
+
+#: A group of messages.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+GROUP_ID = re.compile("[!-~]{1,128}")
+
+#: The properties that have no meaning in a standard queue, and what to do instead.
+NOT_IN_SQS = {
+    "priority": "Send urgent messages to a queue of their own.",
+    "expiration": "Use `expires`.",
+    "MessageDeduplicationId": "Use `task_id`, and a task that runs once for each id.",
+}
 
 #: Messages between two updates of the progress.
 PROGRESS_EVERY = 1_000
@@ -129,16 +142,22 @@ def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -
     """The SQS message for a kombu message. It has no base64; a stock worker can read it too.
 
     A message with an `eta` (Celery turns a countdown into one) waits in SQS, not in a worker.
-    Raises PublishError if SQS would refuse the message, and EtaTooFar if its `eta` is more than
-    `eta_max` seconds from now.
+    `DelaySeconds` and `MessageGroupId` among its properties are those of SQS.
+
+    Raises PublishError if SQS would refuse the message or has nothing for one of its properties,
+    and EtaTooFar if its `eta` is more than `eta_max` seconds from now.
     """
+    properties = message["properties"]
+    _refuse_properties(message["headers"], properties)
     due_in = seconds_until_due(message["headers"])
     # Rounded up, and the sender's own clock measured it a moment before.
     if due_in > eta_max + CLOCK_TOLERANCE:
         raise EtaTooFar(eta_max)
-    attributes = message["properties"].pop("message_attributes", {})
+    delay = max(min(due_in, LONGEST_DELAY), _delay(properties))
+    group = _group(properties)
+    attributes = properties.pop("message_attributes", {})
     body = _body(message, attributes, limit)
-    return Outgoing(body, attributes, min(due_in, LONGEST_DELAY))
+    return Outgoing(body, attributes, delay, group)
 
 
 def check_arguments(message: Mapping[str, Any], schemas: Mapping[str, Callable[..., Any]]) -> None:
@@ -156,6 +175,44 @@ def check_arguments(message: Mapping[str, Any], schemas: Mapping[str, Callable[.
         raise InvalidArguments(
             f"{headers['task']}: the schema refuses the arguments ({label(exc)})."
         ) from exc
+
+
+def _refuse_properties(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> None:
+    """Raise PublishError for what SQS has nothing for. In a message that a running task sends it
+    has no effect: it may come with a callback, and an error would fail that task, although its work
+    may be done."""
+    if headers.get("parent_id"):
+        return
+    for name, instead in NOT_IN_SQS.items():
+        # kombu gives each message the priority 0.
+        if properties.get(name):
+            raise PublishError(f"SQS has no `{name}` for a message of a standard queue. {instead}")
+
+
+def _delay(properties: Mapping[str, Any]) -> int:
+    """The delay that the caller asked SQS for, in seconds. Both spellings are kombu's."""
+    for name in ("delay_seconds", "DelaySeconds"):
+        delay: Any = properties.get(name)
+        if delay is None:
+            continue
+        is_number = isinstance(delay, int | float) and not isinstance(delay, bool)
+        if not is_number or not 0 <= delay <= LONGEST_DELAY:
+            raise PublishError(
+                f"`{name}` must be a number of seconds from 0 to {LONGEST_DELAY}. For a longer "
+                "time, use `countdown`."
+            )
+        return ceil(delay)
+    return 0
+
+
+def _group(properties: Mapping[str, Any]) -> str | None:
+    group = properties.get("MessageGroupId")
+    if group is not None and not (isinstance(group, str) and GROUP_ID.fullmatch(group)):
+        raise PublishError(
+            "`MessageGroupId` must be a text of 1 to 128 letters, digits and punctuation marks of "
+            "ASCII."
+        )
+    return group
 
 
 def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) -> str:

@@ -343,4 +343,5 @@ def delivery_of(
         record=record,
         first_received_at=first,
         age=age_of(message.attributes, first, answered),
+        fair_group=message.group,
     )

@@ -20,6 +20,7 @@ COUNT_AND_TIME = (
     "ApproximateReceiveCount",
     "SentTimestamp",
     "ApproximateFirstReceiveTimestamp",
+    "MessageGroupId",
 )
 
 #: The name that stands for all attributes of a message or a queue.
@@ -74,6 +75,11 @@ class Received(NamedTuple):
     """When SQS answered, by its own clock, in whole seconds; None if the answer has no date."""
 
     @property
+    def group(self) -> str | None:
+        """The message group; None if the message has none."""
+        return self.system.get("MessageGroupId")
+
+    @property
     def first_received_at(self) -> datetime:
         """When SQS first delivered the message. A server that does not say: when it was sent."""
         first = self.system.get("ApproximateFirstReceiveTimestamp")
@@ -89,7 +95,7 @@ class Outgoing:
     delay: int | None = None
     """Seconds; None for the delay of the queue."""
     group: str | None = None
-    """The message group; None for a standard queue."""
+    """The message group. In a standard queue it has no order ("fair queues")."""
     deduplication_id: str | None = None
     """Of two messages with the same id within 5 minutes, a FIFO queue keeps one."""
 

@@ -87,6 +87,8 @@ class Message:
     """How often it was received, including in the queue from which SQS moved it."""
     visible_in: float
     """Seconds until it can be received; 0 if it can."""
+    group: str | None = None
+    """The message group."""
 
 
 @dataclass(eq=False)
@@ -102,6 +104,7 @@ class _Stored:
     handle: str | None = None
     received_at: float = 0.0
     source_arn: str | None = None
+    group: str | None = None
 
 
 @dataclass
@@ -283,16 +286,18 @@ class FakeSqs:
         delay: int = 0,
         receives: int = 0,
         source_arn: str | None = None,
+        group: str | None = None,
     ) -> str:
         """Put a message into a queue, as another program would: it is not in `calls`. Returns its
         MessageId.
 
         `receives` is how often it was received before. `source_arn` is the queue from which SQS has
-        moved it.
+        moved it. `group` is its message group.
         """
         with self._changed:
             stored = self._store(self._queues[url], body, attributes or {}, delay)
             stored.receives, stored.source_arn = receives, source_arn
+            stored.group = group
             return stored.id
 
     def messages(self, url: str) -> list[Message]:
@@ -636,7 +641,9 @@ class FakeSqs:
         _check(0 <= delay <= LONGEST_DELAY)
         _check(len(attributes) <= MOST_ATTRIBUTES)
         _check(size(body, attributes) <= int(queue.attributes["MaximumMessageSize"]))
-        return {"MessageId": self._store(queue, body, attributes, delay).id}
+        stored = self._store(queue, body, attributes, delay)
+        stored.group = given.get("MessageGroupId")
+        return {"MessageId": stored.id}
 
     def _store(
         self, queue: _Queue, body: str, attributes: Mapping[str, Mapping[str, Any]], delay: int
@@ -703,7 +710,9 @@ class FakeSqs:
         else:
             state = State.IN_FLIGHT if stored.handle else State.DELAYED
         left = max(0.0, stored.visible_at - now)
-        return Message(stored.id, stored.body, stored.attributes, state, stored.receives, left)
+        return Message(
+            stored.id, stored.body, stored.attributes, state, stored.receives, left, stored.group
+        )
 
 
 def _check(is_valid: bool) -> None:
@@ -722,6 +731,8 @@ def _as_received(stored: _Stored, asked: Mapping[str, Any]) -> dict[str, Any]:
         system["ApproximateFirstReceiveTimestamp"] = str(int(first * 1000))
     if stored.source_arn is not None:
         system["DeadLetterQueueSourceArn"] = stored.source_arn
+    if stored.group is not None:
+        system["MessageGroupId"] = stored.group
     names = asked.get("MessageSystemAttributeNames", ())
     message: dict[str, Any] = {
         "MessageId": stored.id,

@@ -104,7 +104,9 @@ class Redrive:
         for batch.place, message in enumerate(messages):
             assert message.queue is not None
             queue = Queue(self.options.queue(message.queue).url, self.driver)
-            outgoing = Outgoing(message.delivery.body, restored(message.delivery.attributes))
+            delivery = message.delivery
+            own = restored(delivery.attributes)
+            outgoing = Outgoing(delivery.body, own, group=delivery.fair_group)
             batch.add(queue, outgoing, self.options.max_message_bytes)
         batch.flush()
         return published.failed

@@ -1,12 +1,16 @@
-"""The part of a Celery app that sends task messages: how many calls may send at the same time."""
+"""The part of a Celery app that sends task messages: how many calls may send at the same time, and
+which destinations a call may name."""
 
 import os
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import kombu
 from celery.app import amqp
 from kombu.pools import ProducerPool
 
+from sqs_broker.errors import PublishError
 from sqs_broker.worker.defaults import is_sqs
 from sqs_broker.worker.transport import Transport
 
@@ -50,3 +54,42 @@ class AMQP(amqp.AMQP):
             self._lent = ProducerPool(connection.Pool(CALLS), limit=CALLS)
             self._pool_of = os.getpid()
         return self._lent
+
+    @cached_property
+    def send_task_message(self) -> Callable[..., Any]:
+        """Celery's function that sends a task message. Raises PublishError for an `exchange` or a
+        `routing_key` that Celery would ignore."""
+        send: Callable[..., Any] = super().send_task_message
+
+        def checked(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if isinstance(producer.connection.transport, Transport):
+                self._refuse_destination(options)
+            return send(producer, name, message, **options)
+
+        return checked
+
+    def _refuse_destination(self, options: dict[str, Any]) -> None:
+        """With a direct exchange Celery uses the name of the queue, unless a call has both of the
+        other two (celery 5.7 app/amqp.py)."""
+        exchange, key = options.get("exchange"), options.get("routing_key")
+        if (exchange and key) or not (exchange or key):
+            return
+        queue = options.get("queue")
+        if queue is None and exchange is None:
+            queue = self.default_queue
+        queue = self.queues[queue] if isinstance(queue, str) else queue
+        known = getattr(queue, "exchange", None)
+        if (options.get("exchange_type") or getattr(known, "type", "direct")) != "direct":
+            return
+        own = (getattr(known, "name", ""), getattr(queue, "name", ""))
+        if getattr(exchange, "name", exchange) == own[0] or key in (own[1], _key_of(queue)):
+            return
+        what = "exchange" if exchange else "routing_key"
+        raise PublishError(
+            f"`{what}` names no queue: a message goes to the queue {own[1]!r} in any case. Name "
+            "another one with `queue`, in the call or in task_routes."
+        )
+
+
+def _key_of(queue: Any) -> Any:
+    return getattr(queue, "routing_key", None)

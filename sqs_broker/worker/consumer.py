@@ -58,6 +58,7 @@ class Consumer(CeleryConsumer):
                 "Use --pool=prefork, threads or solo."
             )
         refuse(self.app.tasks.values())
+        _refuse_time_limits(controller, self.app.conf)
         options = Options.read(self.app.conf.broker_transport_options)
         check_driver(options.control_options())
         self._canvas = options.canvas
@@ -223,3 +224,19 @@ def _freeze_garbage_collector() -> None:
     to scan them would stop every thread for a tenth of a second."""
     gc.collect()
     gc.freeze()
+
+
+def _refuse_time_limits(controller: Any, conf: Any) -> None:
+    """Raise ConfigurationError if the command line sets a time limit. Celery gives it to the pool,
+    and gives each job the limit of its task, which is that of the settings (celery 5.7
+    worker/request.py). So it would have no effect, and the length of a lease would not fit."""
+    for option, setting in (
+        ("--time-limit", "task_time_limit"),
+        ("--soft-time-limit", "task_soft_time_limit"),
+    ):
+        given = getattr(controller, setting.removeprefix("task_"), None)
+        if given != getattr(conf, setting):
+            raise ConfigurationError(
+                f"{option}: the time limits of tasks and the leases of messages are settings, so "
+                f"that they fit together. Set {setting} instead."
+            )

@@ -14,6 +14,7 @@ from kombu.transport import virtual
 
 from sqs_broker.control.connection import ControlConnection
 from sqs_broker.control.planes import attempts_for
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.observer import Observers
@@ -21,6 +22,7 @@ from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.outcomes import Happened, NotStarted
+from sqs_broker.rules.stock_options import RETRY_POLICY
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.sqs.sender import Sender, sender_for
@@ -28,6 +30,9 @@ from sqs_broker.worker.channel import Channel, Message
 
 logger = logging.getLogger(__name__)
 
+
+#: The hosts in a `broker_url` that name none: of `install`, and of kombu for `sqs://`.
+NO_HOSTS = (None, "", "amazon", "localhost")
 
 #: Seconds between two heartbeats of the event loop.
 BEAT = 1.0
@@ -53,7 +58,9 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        self.options = Options.read(client.transport_options)
+        _check_url(client)
+        given = client.transport_options
+        self.options = Options.read({n: v for n, v in given.items() if n not in RETRY_POLICY})
         self.observers = Observers([MessageLog(), *self.options.observers])
         self.sqs = driver_for(self.options)
         self.control = ControlConnection(self.options, lambda: self.inbox)
@@ -150,3 +157,18 @@ class Transport(virtual.Transport):
     def _end(self, tag: str, happened: Happened) -> None:
         for channel in self.channels:
             channel.deliveries.end_unstarted(tag, happened)
+
+
+def _check_url(client: Any) -> None:
+    """Raise ConfigurationError if `broker_url` has what kombu's SQS transport takes from it. This
+    one takes it from the options."""
+    if client.userid or client.password:
+        raise ConfigurationError(
+            "broker_url has credentials. Set `credentials` in broker_transport_options instead, "
+            'and broker_url = "sqs://".'
+        )
+    if client.port or client.hostname not in NO_HOSTS:
+        raise ConfigurationError(
+            "broker_url names a host. Set `endpoint_url` in broker_transport_options instead, and "
+            'broker_url = "sqs://".'
+        )

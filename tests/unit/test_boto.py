@@ -1,12 +1,16 @@
 """boto3 as a driver: its exceptions become SqsError, and no client crosses a fork."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -36,8 +40,11 @@ class Script(BaseHTTPRequestHandler):
     #: Seconds before each byte of the next answers; of others there are none.
     drips: ClassVar[list[float]] = []
 
+    #: The bodies that were sent.
+    bodies: ClassVar[list[str]] = []
+
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.asked.append(dict(self.headers))
         self.ports.append(self.client_address[1])
         status, headers, body = self.answers.pop(0)
@@ -60,6 +67,7 @@ class Script(BaseHTTPRequestHandler):
 def endpoint() -> Iterator[str]:
     """A server of this machine that answers as a script says."""
     Script.answers, Script.asked, Script.ports, Script.drips = [], [], [], []
+    Script.bodies = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -292,3 +300,133 @@ def test_the_options_name_the_driver(fake: FakeSqs) -> None:
         "seconds": 20,
         "is_checked": False,
     }
+
+
+# Credentials of a queue, and of a role ---------------------------------------------------------
+
+ROLE = "arn:aws:iam::123456789012:role/worker"
+
+
+def asked_with() -> list[tuple[str, str, str]]:
+    """The key, region and service that each request was signed for."""
+    signed = [
+        re.search(r"Credential=(\w+)/\d+/([\w-]+)/(\w+)", a["Authorization"]) for a in Script.asked
+    ]
+    return [match.groups() for match in signed if match]  # type: ignore[misc]
+
+
+def role_answer(key: str, seconds: float) -> None:
+    """STS's answer: credentials that expire in so many seconds."""
+    until = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    answer(
+        "<AssumeRoleResponse xmlns='https://sts.amazonaws.com/doc/2011-06-15/'><AssumeRoleResult>"
+        f"<Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+        f"<SessionToken>t</SessionToken><Expiration>{until}</Expiration></Credentials>"
+        "</AssumeRoleResult></AssumeRoleResponse>"
+    )
+
+
+def read(endpoint: str, **given: Any) -> Options:
+    """The options of two queues, one of which has credentials and a region of its own."""
+    own = {"access_key_id": "AKIAOWN", "secret_access_key": "s", "region": "eu-west-1"}
+    urls = {"url": f"{endpoint}/1/own", "dead_letter_url": f"{endpoint}/1/own-dlq"}
+    queues = {"jobs": {"url": f"{endpoint}/1/jobs"}, "own": urls | own}
+    key = {"aws_access_key_id": "AKIAALL", "aws_secret_access_key": "s"}
+    return Options.read(
+        {
+            "region": "us-east-1",
+            "endpoint_url": endpoint,
+            "credentials": key,
+            "predefined_queues": queues,
+        }
+        | given
+    )
+
+
+def test_a_queue_is_called_with_its_own_credentials_and_region(endpoint: str) -> None:
+    options = read(endpoint)
+    with closing(driver_for(options, tries=1)) as driver:
+        driver.open()
+        for name in ("jobs", "own", "own-dlq", "own"):
+            answer("{}")
+            Queue(f"{endpoint}/1/{name}", driver).attributes("All")
+    own = ("AKIAOWN", "eu-west-1", "sqs")
+    assert asked_with() == [("AKIAALL", "us-east-1", "sqs"), own, own, own]
+
+
+@pytest.fixture
+def sts(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An endpoint that is also that of STS."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", endpoint)
+    return endpoint
+
+
+def test_a_role_is_assumed_and_its_credentials_are_used(sts: str) -> None:
+    options = read(sts, sts_role_arn=ROLE, sts_token_timeout=1_800)
+    role_answer("ASIAROLE", 1_800)
+    with closing(driver_for(options, tries=1)) as driver:
+        for _ in range(2):
+            answer("{}")
+            Queue(f"{sts}/1/jobs", driver).attributes("All")
+    calls = asked_with()
+    assert calls == [("AKIAALL", "us-east-1", "sts"), *[("ASIAROLE", "us-east-1", "sqs")] * 2]
+    assert f"RoleArn={quote_plus(ROLE)}" in Script.bodies[0]
+    assert "DurationSeconds=1800" in Script.bodies[0]
+
+
+def test_a_role_of_fifteen_minutes_is_not_assumed_for_each_call(sts: str) -> None:
+    options = read(sts, sts_role_arn=ROLE)
+    role_answer("ASIAROLE", 900)
+    with closing(driver_for(options, tries=1)) as driver:
+        for _ in range(3):
+            answer("{}")
+            Queue(f"{sts}/1/jobs", driver).attributes("All")
+    assert [service for _, _, service in asked_with()] == ["sts", "sqs", "sqs", "sqs"]
+
+
+@pytest.mark.parametrize(("early", "is_renewed"), [(0, False), (500, True)])
+def test_the_credentials_of_a_role_are_renewed_before_they_expire(
+    sts: str, early: int, is_renewed: bool
+) -> None:
+    options = read(sts, sts_role_arn=ROLE, sts_token_buffer_time=early)
+    role_answer("ASIAFIRST", 400)
+    if is_renewed:
+        role_answer("ASIASECOND", 900)
+    answer("{}")
+    with closing(driver_for(options, tries=1)) as driver:
+        Queue(f"{sts}/1/jobs", driver).attributes("All")
+    assert asked_with()[-1][0] == ("ASIASECOND" if is_renewed else "ASIAFIRST")
+
+
+def test_a_queue_s_own_credentials_assume_the_role(sts: str) -> None:
+    options = read(sts, sts_role_arn=ROLE)
+    role_answer("ASIAROLE", 900)
+    answer("{}")
+    with closing(driver_for(options, tries=1)) as driver:
+        Queue(f"{sts}/1/own", driver).attributes("All")
+    assert asked_with() == [("AKIAOWN", "eu-west-1", "sts"), ("ASIAROLE", "eu-west-1", "sqs")]
+
+
+def test_a_role_that_sts_refuses_is_named(sts: str) -> None:
+    options = read(sts, sts_role_arn=ROLE)
+    answer("<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>", 403)
+    with closing(driver_for(options, tries=1)) as driver:
+        error = error_of(Queue(f"{sts}/1/jobs", driver))
+    assert (error.code, error.has_no_credentials) == ("AssumeRole: AccessDenied", True)
+
+
+def test_the_project_s_client_config_is_used(endpoint: str) -> None:
+    options = read(endpoint, **{"client-config": {"user_agent_extra": "shop/7"}})
+    with closing(driver_for(options, tries=1)) as driver:
+        answer("{}")
+        Queue(f"{endpoint}/1/jobs", driver).attributes("All")
+    assert "shop/7" in Script.asked[0]["User-Agent"]
+
+
+@pytest.mark.parametrize("given", [{"proxis": 1}, {"s3": {"addressing_style": "x"}}])
+def test_a_client_config_that_botocore_does_not_take_is_named(
+    endpoint: str, given: dict[str, Any]
+) -> None:
+    options = read(endpoint, **{"client-config": given})
+    with pytest.raises(ConfigurationError, match="`client-config` has a name or a value"):
+        driver_for(options, tries=1)

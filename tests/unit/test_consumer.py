@@ -22,6 +22,7 @@ from kombu.transport import virtual
 
 from app.messages import Registration
 from sqs_broker.control.worker import log_revoked
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.outcomes import Failed, Happened, NotTaken, Refused, UnknownTask
 from sqs_broker.rules.policy import Policy
@@ -89,7 +90,7 @@ def celery_app() -> Celery:
     return app
 
 
-MakeWorker = Callable[[str], WorkController]
+MakeWorker = Callable[..., WorkController]
 
 
 @pytest.fixture
@@ -97,8 +98,8 @@ def make_worker(celery_app: Celery) -> Iterator[MakeWorker]:
     """Makes workers, with their parts, that are not started."""
     made: list[WorkController] = []
 
-    def make(pool: str) -> WorkController:
-        made.append(celery_app.WorkController(pool_cls=pool, concurrency=1))
+    def make(pool: str, **options: Any) -> WorkController:
+        made.append(celery_app.WorkController(pool_cls=pool, concurrency=1, **options))
         return made[-1]
 
     # A pool of processes forbids its process to wait for results, for good.
@@ -438,6 +439,22 @@ def test_a_task_that_lost_its_lease_is_cancelled_where_that_is_wanted_and_possib
     assert (running.cancelled, other.cancelled) == (cancelled, [])
     for request in (running, other):
         state.task_ready(request)
+
+
+@pytest.mark.parametrize("option", ["time_limit", "soft_time_limit"])
+def test_a_time_limit_of_the_command_line_is_refused_by_name(
+    make_worker: MakeWorker, option: str
+) -> None:
+    named = f"--{option.replace('_', '-')}: .* Set task_{option} instead"
+    with pytest.raises(ConfigurationError, match=named):
+        make_worker("solo", **{option: 5})
+
+
+def test_the_time_limits_of_the_settings_may_be_repeated(
+    celery_app: Celery, make_worker: MakeWorker
+) -> None:
+    celery_app.conf.update(task_time_limit=30, task_soft_time_limit=25)
+    make_worker("solo", time_limit=30, soft_time_limit=25)
 
 
 @pytest.mark.parametrize(("pool", "has_processes"), [("prefork", True), ("threads", False)])

@@ -159,7 +159,7 @@ def transport_of(app: Celery) -> Any:
     return app.connection_for_write().get_transport_cls()
 
 
-@pytest.mark.parametrize("url", [None, "sqs://", "sqs://key:secret@", "sqs://localhost:9324"])
+@pytest.mark.parametrize("url", [None, "sqs://", "sqs://localhost"])
 def test_a_url_of_sqs_and_none_are_this_broker(make_app: MakeApp, url: str | None) -> None:
     app = make_app(**({"broker_url": url} if url else {}))
     assert transport_of(app) is Transport

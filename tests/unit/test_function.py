@@ -778,6 +778,18 @@ def test_fifo_attributes_of_a_standard_queue_mean_no_order(
     assert made.invoke(event) == ids[:1]
 
 
+def test_a_dead_letter_of_a_standard_queue_keeps_its_group(
+    made: Made, fake: FakeSqs, url: str
+) -> None:
+    fake.put(url, "nonsense")
+    event = made.trigger.event()
+    event["Records"][0]["attributes"] |= {"MessageGroupId": "g"}
+    assert made.invoke(event) == []
+    (sent,) = fake.asked("SendMessage")
+    assert sent["MessageGroupId"] == "g"
+    assert "MessageDeduplicationId" not in sent
+
+
 # FIFO -------------------------------------------------------------------------------------------
 
 

@@ -159,3 +159,49 @@ def test_an_eta_becomes_a_delay_of_sqs_up_to_its_maximum(due_in: int, delay: int
     assert sent.delay == delay
     # What SQS cannot wait for, the worker does: it needs the time.
     assert json.loads(sent.body)["headers"]["eta"] == eta
+
+
+# What a caller asks of SQS
+
+
+@pytest.mark.parametrize("name", ["DelaySeconds", "delay_seconds"])
+@pytest.mark.parametrize(("asked", "delay"), [(0, 0), (7, 7), (0.5, 1), (900, 900), (None, 0)])
+def test_a_delay_is_that_of_sqs(name: str, asked: Any, delay: int) -> None:
+    assert message_for(message(**{name: asked}), LIMIT).delay == delay
+
+
+@pytest.mark.parametrize(("asked", "delay"), [(30, 60), (90, 90)])
+def test_of_a_delay_and_an_eta_the_longer_one_counts(asked: int, delay: int) -> None:
+    eta = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
+    assert message_for(message(eta=eta, DelaySeconds=asked), LIMIT).delay == delay
+
+
+@pytest.mark.parametrize("delay", [-1, 901, float("nan"), float("inf"), True, "7", {}])
+def test_a_delay_that_sqs_does_not_have_is_refused(delay: Any) -> None:
+    with pytest.raises(PublishError, match=r"`DelaySeconds` must be a number .* from 0 to 900"):
+        message_for(message(DelaySeconds=delay), LIMIT)
+
+
+@pytest.mark.parametrize("group", ["g", "a" * 128, "shop-7:!~"])
+def test_a_message_group_is_sent(group: str) -> None:
+    assert message_for(message(MessageGroupId=group), LIMIT).group == group
+
+
+@pytest.mark.parametrize("group", ["", "a" * 129, "a b", "정보", 7])
+def test_a_message_group_that_sqs_would_refuse_is_refused(group: Any) -> None:
+    with pytest.raises(PublishError, match="`MessageGroupId` must be a text"):
+        message_for(message(MessageGroupId=group), LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("priority", 5), ("expiration", "4000"), ("MessageDeduplicationId", "d")]
+)
+def test_what_a_standard_queue_does_not_have_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(PublishError, match=f"SQS has no `{name}`"):
+        message_for(message(**{name: value}), LIMIT)
+
+
+def test_in_a_message_of_a_running_task_a_priority_has_no_effect() -> None:
+    callback = message(priority=5)
+    callback["headers"]["parent_id"] = "2"
+    assert message_for(callback, LIMIT).delay == 0

@@ -10,16 +10,23 @@ from pydantic_settings import BaseSettings
 
 from app.settings import ApiSettings, FlowerSettings, FunctionSettings, Settings
 from sqs_broker.function.metrics import UNITS
-from sqs_broker.options import Options
+from sqs_broker.options import Options, Role
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
 OPTIONS = (ROOT / "docs" / "options.md").read_text()
 #: Options whose field has another name.
-OPTION = {"queues": "predefined_queues", "uri": "database_uri"}
+OPTION = {
+    "queues": "predefined_queues",
+    "uri": "database_uri",
+    "client_config": "client-config",
+    "arn": "sts_role_arn",
+    "seconds": "sts_token_timeout",
+    "early": "sts_token_buffer_time",
+}
 #: Fields that hold several options.
-GROUPS = ("policy", "canvas", "control")
+GROUPS = ("policy", "canvas", "control", "role")
 
 
 def shown(options: Any) -> dict[str, str]:
@@ -74,7 +81,7 @@ def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: 
 
 def test_the_page_of_options_has_each_option_with_its_default() -> None:
     options, control = (
-        dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", table, re.MULTILINE))
+        dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \| .* \|$", table, re.MULTILINE))
         for table in OPTIONS.split("\n## ")[1:3]
     )
 
@@ -83,6 +90,8 @@ def test_the_page_of_options_has_each_option_with_its_default() -> None:
         **{OPTION.get(k, k): v for k, v in shown(told).items() if k not in GROUPS},
         **shown(told.policy),
         **shown(told.canvas),
+        **{OPTION[k]: v for k, v in shown(Role("")).items()},
+        "sts_role_arn": "`None`",
         "region": "",
         "predefined_queues": "",
         "control": "`{}`",

@@ -146,6 +146,7 @@ def test_it_asks_as_sqs_wants_to_be_asked(start: Start, fake: FakeSqs, url: str)
                 "ApproximateReceiveCount",
                 "SentTimestamp",
                 "ApproximateFirstReceiveTimestamp",
+                "MessageGroupId",
             ],
         }
     ]

@@ -164,6 +164,13 @@ def test_observers_are_told_what_was_sent_and_when_the_send_began(
     assert began_at <= sent[0]
 
 
+def test_a_redriven_message_keeps_its_group(run: Commands, fake: FakeSqs, dead: str) -> None:
+    fake.put(dead, "{}", group="shop-7")
+    redrive(run)
+    [entry] = fake.asked(SEND)[0]["Entries"]
+    assert entry["MessageGroupId"] == "shop-7"
+
+
 def test_a_message_that_was_not_sent_is_not_deleted(
     run: Commands, fake: FakeSqs, dead: str, bury: Bury
 ) -> None:

@@ -148,6 +148,18 @@ def test_a_message_that_is_not_due_is_sent_on_before_it_is_deleted(
     assert (copy.state, copy.visible_in) == (State.DELAYED, 900)
 
 
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(900)], ids=["dead letter", "postponed"])
+@pytest.mark.parametrize("group", ["shop-7", None])
+def test_a_copy_keeps_the_group_of_its_message(
+    tell: Told, fake: FakeSqs, receive: Receive, outcome: Outcome, group: str | None
+) -> None:
+    tell(receive("original", group=group), outcome)
+    (call,) = fake.asked("SendMessage")
+    assert call.get("MessageGroupId") == group
+    # A standard queue has no deduplication.
+    assert "MessageDeduplicationId" not in call
+
+
 def test_a_message_that_is_sent_on_again_and_again_carries_when_it_was_first_sent(
     tell: Told, fake: FakeSqs, options: Options, receive: Receive, clock: Clock
 ) -> None:

@@ -83,6 +83,12 @@ def test_no_lease_lasts_longer_than_twelve_hours(
     assert codes(jobs.change_visibility(changes)) == ["InvalidParameterValue", None]
 
 
+def test_a_message_of_a_standard_queue_may_have_a_group(jobs: Queue) -> None:
+    jobs.send(Outgoing("{}", group="shop-7"))
+    jobs.send(Outgoing("{}"))
+    assert [message.group for message in jobs.receive(10, 0)] == ["shop-7", None]
+
+
 # What is refused
 
 
