@@ -201,7 +201,8 @@ def _delay(properties: Mapping[str, Any]) -> int:
                 f"`{name}` must be a number of seconds from 0 to {LONGEST_DELAY}. For a longer "
                 "time, use `countdown`."
             )
-        return ceil(delay)
+        seconds: int = ceil(delay)
+        return seconds
     return 0
 
 
