@@ -65,7 +65,11 @@ app = Registrations(
     loader="app.loader:Loader",
     set_as_current=False,
 )
-install(app, commands=["app.commands.send:command"], checks=["app.commands.doctor:check"])
+install(
+    app,
+    commands=["app.commands.send:command", "app.commands.provision:command"],
+    checks=["app.commands.doctor:check"],
+)
 app.config_from_object(Proxy(celeryconfig))
 # The application's own checks include these, and name its variables.
 app.steps["worker"].discard("sqs_broker.tools.startup:StartChecks")

@@ -189,9 +189,22 @@ def _detaching(delete: Any) -> Any:
     return deleted
 
 
+def _keeping_policy(set_attributes: Any) -> Any:
+    def changed(self: Any, attributes: Any, now: Any = None) -> None:
+        policy = getattr(self, "policy", None)
+        set_attributes(self, attributes, now)
+        if "Policy" not in attributes:
+            self.policy = policy
+
+    return changed
+
+
 def complete() -> None:
     """Make moto keep what it drops, know `Fn::Cidr`, export what a change set has made, let a
     new stack take over queues that exist, and delete roles that have policies."""
+    # A change of another attribute would delete the policy.
+    queue: Any = Queue
+    queue._set_attributes = _keeping_policy(queue._set_attributes)
     responses: Any = CloudFormationResponse
     responses.create_change_set = _noting_import(responses.create_change_set)
     backend: Any = CloudFormationBackend
