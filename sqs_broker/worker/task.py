@@ -30,6 +30,10 @@ from sqs_broker.worker.failures import give_verdict, invalid_arguments
 FINAL = "the task has used the retries that its call allows; it failed most recently with {}"
 
 
+class RetryMisused(TypeError):
+    """The task calls `retry` with what the same message cannot express. It would in each run."""
+
+
 class Task(CeleryTask):
     """A task that retries unexpected failures with backoff, and dead-letters permanent ones.
 
@@ -205,18 +209,21 @@ class Task(CeleryTask):
         `countdown` is in seconds and `eta` is a time; without them the policy's backoff is used.
         After `max_retries` retries, raises `exc`, or MaxRetriesExceededError if that is None, and
         the message is dead-lettered. `max_retries` cannot exceed the queue's `max_attempts` minus
-        one. Raises EtaTooFar if the option `eta_max` does not allow the time. Raises TypeError for
-        what the same message cannot express: other arguments or options, or `throw=False`.
+        one. Raises EtaTooFar if the option `eta_max` does not allow the time. Raises RetryMisused,
+        a TypeError, for what the same message cannot express: other arguments or options, or
+        `throw=False`. If the task does not catch it, the message is dead-lettered at once.
         """
         if self.request.called_directly or self.request.is_eager or is_elsewhere(self.app):
             return super().retry(
                 args, kwargs, exc, throw, eta, countdown, max_retries=max_retries, **options
             )
         if args is not None or kwargs is not None or options or not throw:
-            raise TypeError(
+            raise RetryMisused(
                 f"Task {self.name}: a retry delivers the same message again, so retry() takes no "
                 "args, kwargs, throw=False or options of apply_async. Send a new task instead."
             )
+        if isinstance(exc, RetryMisused):
+            raise exc  # Of a call of `retry` that Celery's `autoretry_for` has caught.
         if not self.acks_late:
             raise TypeError(
                 f"Task {self.name}: with acks_late=False its message is deleted before it runs, so "
@@ -297,6 +304,9 @@ class Task(CeleryTask):
         can."""
         if (invalid := invalid_arguments(exc)) is not None:
             return invalid
+        if isinstance(exc, RetryMisused):
+            # Its text is ours. A further run would do the same, or end as if all were well.
+            return str(exc)
         return FINAL.format(label(exc)) if self._is_final(exc) else None
 
     def _is_final(self, exc: Exception) -> bool:

@@ -65,6 +65,19 @@ def test_a_failure_is_retried_until_the_last_attempt(celery_app: Celery) -> None
     assert last.error == "KeyError"
 
 
+def test_a_task_that_misuses_retry_never_succeeds_with_the_old_arguments(
+    celery_app: Celery,
+) -> None:
+    @celery_app.task(shared=False, name="again", model=Increment, bind=True)
+    def again(self: Any, message: Increment, provenance: Any) -> None:
+        if not self.request.retries:
+            raise self.retry(kwargs={"input": 3})
+
+    outcome = handle(celery_app, message(2) | {"action": "again"}).outcome
+    assert isinstance(outcome, DeadLetter)
+    assert "a retry delivers the same message again" in outcome.reason
+
+
 @pytest.mark.parametrize("body", ["nonsense", message("two")])
 def test_what_can_never_run_is_dead_lettered(celery_app: Celery, body: Any) -> None:
     assert isinstance(handle(celery_app, body).outcome, DeadLetter)

@@ -171,10 +171,48 @@ def test_the_backoff_is_that_of_the_delivery(
 def test_what_the_same_message_cannot_express_raises_at_the_call(
     define: Define, options: dict[str, Any]
 ) -> None:
-    task = define(lambda self: self.retry(**options), dead_letter_on=(TypeError,))
-    with pytest.raises(TypeError, match="takes no args, kwargs, throw=False or options"):
-        task()
-    assert type(told_by(task)) is Rejected
+    def body(self: Any) -> None:
+        with pytest.raises(TypeError, match="takes no args, kwargs, throw=False or options"):
+            self.retry(**options)
+        ran.append(1)
+
+    ran: list[int] = []
+    define(body)()
+    assert ran
+
+
+@pytest.mark.parametrize("is_raised", [True, False])
+@pytest.mark.parametrize("options", [{"kwargs": {"a": 1}}, {"args": (1,)}, {"throw": False}])
+def test_a_misuse_of_retry_is_dead_lettered_in_its_first_run_and_says_so(
+    define: Define, options: dict[str, Any], is_raised: bool
+) -> None:
+    def body(self: Any) -> None:
+        asked = self.retry(**options)
+        if is_raised:
+            raise asked
+
+    rejected = told_by(define(body))
+    assert isinstance(rejected, Rejected)
+    assert not rejected.requeue
+    assert rejected.error == "RetryMisused"
+    assert "takes no args, kwargs, throw=False or options of apply_async" in rejected.reason
+
+
+def test_celery_s_own_retries_do_not_hide_a_misuse_of_retry(define: Define) -> None:
+    task = define(lambda self: self.retry(kwargs={"a": 1}), autoretry_for=(Exception,))
+    assert isinstance(told_by(task), Rejected)
+
+
+def test_a_misuse_of_retry_while_a_failure_is_handled_is_dead_lettered_too(define: Define) -> None:
+    def body(self: Any) -> None:
+        try:
+            raise KeyError("Kim-1f9c")
+        except KeyError as exc:
+            raise self.retry(exc=exc, kwargs={"a": 1}) from exc
+
+    rejected = told_by(define(body))
+    assert isinstance(rejected, Rejected)
+    assert "Kim-1f9c" not in rejected.reason
 
 
 def asks(**how: Any) -> Callable[[Any], None]:
