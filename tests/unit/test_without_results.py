@@ -1,23 +1,22 @@
-"""Nobody waits for a result here, so what needs one says so at the call."""
+"""Without a result backend: what needs a result says so at the call, as docs/retries.md tells."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery, chord
+from celery.exceptions import TimeoutError
 
 from sqs_broker import install
+from sqs_broker.testing import FakeSqs
 
 
 @pytest.fixture
-def celery_app() -> Celery:
-    """An app on this broker, with a server that nobody reaches."""
+def celery_app(fake: FakeSqs) -> Celery:
+    """An app on this broker."""
     app = Celery("tests", set_as_current=False)
     install(app)
-    app.conf.broker_transport_options = {
-        "region": "us-east-1",
-        "predefined_queues": {"jobs": {"url": "http://127.0.0.1:1/jobs"}},
-    }
+    app.conf.update(broker_transport_options=fake.transport_options(), task_default_queue="jobs")
     return app
 
 
@@ -26,8 +25,9 @@ def celery_app() -> Celery:
     [
         lambda app, task: chord([task.si(), task.si()], task.si(), app=app)(),
         lambda app, task: app.AsyncResult("id-1").get(),
+        lambda app, task: task.delay().get(),
     ],
-    ids=["chord", "get"],
+    ids=["chord", "get by id", "get"],
 )
 def test_what_needs_a_result_backend_raises(
     celery_app: Celery, call: Callable[[Celery, Any], Any]
@@ -38,3 +38,28 @@ def test_what_needs_a_result_backend_raises(
 
     with pytest.raises(NotImplementedError, match="result backend"):
         call(celery_app, task)
+
+
+def test_a_call_whose_result_is_ignored_has_none_at_once(celery_app: Celery) -> None:
+    celery_app.conf.task_ignore_result = True
+
+    @celery_app.task(shared=False, name="job")
+    def task() -> None:
+        """Does nothing."""
+
+    assert task.delay().get() is None
+    with pytest.raises(NotImplementedError, match="result backend"):
+        celery_app.AsyncResult("id-1").get()
+
+
+def test_with_a_backend_too_an_ignored_result_is_never_there(celery_app: Celery) -> None:
+    celery_app.conf.update(task_ignore_result=True, result_backend="cache+memory://")
+
+    @celery_app.task(shared=False, name="job")
+    def task() -> None:
+        """Does nothing."""
+
+    result = task.delay()
+    assert result.get() is None
+    with pytest.raises(TimeoutError):
+        celery_app.AsyncResult(result.id).get(timeout=0.01, interval=0.01)
