@@ -9,27 +9,27 @@
         "predefined_queues": {"jobs": {"url": "https://…", "dead_letter_url": "https://…"}},
     }
 
-The import loads neither Celery nor boto3: Celery imports each module when it needs it.
+The import loads neither Celery nor boto3: Celery imports each module when it needs it. `sqs-health`
+(sqs_broker/tools/health.py) needs nothing of it at all, so each name is imported when it is used.
 """
 
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sqs_broker.errors import (
-    ConfigurationError,
-    EtaTooFar,
-    InvalidArguments,
-    MessageTooLarge,
-    PublishError,
-    Undecodable,
-    UnknownQueue,
-)
-from sqs_broker.rules.foreign import ForeignMessage
-from sqs_broker.sqs.errors import SqsError
-
 if TYPE_CHECKING:
+    from sqs_broker.errors import (
+        ConfigurationError,
+        EtaTooFar,
+        InvalidArguments,
+        MessageTooLarge,
+        PublishError,
+        Undecodable,
+        UnknownQueue,
+    )
+    from sqs_broker.rules.foreign import ForeignMessage
     from sqs_broker.sqs.batching import batching
+    from sqs_broker.sqs.errors import SqsError
     from sqs_broker.sqs.publisher import Published, publish_many
     from sqs_broker.sqs.sender import BatchError, SendError
     from sqs_broker.worker.transport import Transport
@@ -56,9 +56,18 @@ __all__ = [
 #: The module of each name that is imported only when it is used.
 LATE = {
     "BatchError": "sqs_broker.sqs.sender",
+    "ConfigurationError": "sqs_broker.errors",
+    "EtaTooFar": "sqs_broker.errors",
+    "ForeignMessage": "sqs_broker.rules.foreign",
+    "InvalidArguments": "sqs_broker.errors",
+    "MessageTooLarge": "sqs_broker.errors",
+    "PublishError": "sqs_broker.errors",
     "Published": "sqs_broker.sqs.publisher",
     "SendError": "sqs_broker.sqs.sender",
+    "SqsError": "sqs_broker.sqs.errors",
     "Transport": "sqs_broker.worker.transport",
+    "Undecodable": "sqs_broker.errors",
+    "UnknownQueue": "sqs_broker.errors",
     "batching": "sqs_broker.sqs.batching",
     "publish_many": "sqs_broker.sqs.publisher",
 }

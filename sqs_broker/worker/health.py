@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -24,6 +24,7 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
 from sqs_broker.machine import files, threads
+from sqs_broker.machine.health_file import Report
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import LIMIT_MARGIN
 from sqs_broker.rules.policy import LONGEST_WAIT
@@ -37,9 +38,6 @@ EVERY = 5.0
 #: The exit status of a worker that was unhealthy for too long (EX_TEMPFAIL of sysexits.h). A worker
 #: ends with it for no other reason.
 EXIT_STATUS = 75
-
-#: Seconds after which a file without a new write is not valid any more.
-STALE = 30.0
 
 #: Seconds that receiving may stand still before it is a fault.
 STALL = 60.0
@@ -74,14 +72,6 @@ class Vitals:
     """Tasks that have started since the worker started."""
     pauses: Sequence[str] = ()
     """Why receiving is paused on purpose."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Whether a worker is healthy, and the reason in one line."""
-
-    healthy: bool
-    text: str
 
 
 class Judge:
@@ -275,7 +265,7 @@ class Health(bootsteps.StartStopStep):
 
 def write(path: Path, report: Report, vitals: Vitals) -> None:
     """Replace the file in one step: a reader sees the old content or the new one."""
-    content = asdict(report) | {
+    content = report._asdict() | {
         "pid": os.getpid(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         # The same clock for all processes of a machine (Linux, macOS), and never set back.
@@ -284,34 +274,3 @@ def write(path: Path, report: Report, vitals: Vitals) -> None:
         "held": vitals.held,
     }
     files.replace(path, json.dumps(content) + "\n", files.PUBLIC)
-
-
-def read(path: Path) -> Report:
-    """The report in the file; not healthy if its worker no longer writes it."""
-    try:
-        content = json.loads(path.read_text())
-        age, pid, report = monotonic() - content["monotonic"], content["pid"], _report(content)
-    except FileNotFoundError:
-        return Report(False, f"no worker writes {path}")
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        return Report(False, f"{path} cannot be read ({type(exc).__name__})")
-    if not _is_alive(pid):
-        return Report(False, f"the worker (process {pid}) is gone; last report: {report.text}")
-    if not 0 <= age <= STALE:
-        since = f"the worker has reported nothing since {content['at']}"
-        return Report(False, f"{since}; last report: {report.text}")
-    return report
-
-
-def _report(content: Any) -> Report:
-    return Report(content["healthy"] is True, str(content["text"]))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # The process exists and belongs to another user.
-    return True

@@ -64,13 +64,15 @@ def test_the_application_s_wheel_is_its_package_with_the_two_files_of_settings(
     assert contents(wheels.application) == sources("app") | settings
 
 
-def test_only_the_broker_has_the_group_of_commands(wheels: Wheels) -> None:
+def test_only_the_broker_has_commands(wheels: Wheels) -> None:
     groups = {}
     for wheel in (wheels.broker, wheels.application):
         with zipfile.ZipFile(wheel) as opened:
             (points,) = [n for n in opened.namelist() if n.endswith("entry_points.txt")] or [None]
             groups[wheel] = opened.read(points).decode().split("\n") if points else []
     assert [line for line in groups[wheels.broker] if line] == [
+        "[console_scripts]",
+        "sqs-health = sqs_broker.tools.health:main",
         "[celery.commands]",
         "sqs = sqs_broker.tools.commands:sqs",
     ]

@@ -14,19 +14,10 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
+from sqs_broker.machine.health_file import STALE, Report, read
 from sqs_broker.rules.policy import LONGEST_WAIT
 from sqs_broker.tools.commands.health import command
-from sqs_broker.worker.health import (
-    STALE,
-    STALL,
-    STUCK,
-    Judge,
-    Patience,
-    Report,
-    Vitals,
-    read,
-    write,
-)
+from sqs_broker.worker.health import STALL, STUCK, Judge, Patience, Vitals, write
 
 POLLING = Vitals(is_polling=True)
 BUSY = Vitals(running=["job", "job"], held=22)

@@ -1,0 +1,209 @@
+"""`sqs-health` says what `sqs health` says, and costs next to nothing; the examples of
+docs/health.md run it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sqs_broker.machine.health_file import Report
+from sqs_broker.worker.health import Vitals, write
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "health.md").read_text()
+SCRIPTS = tomllib.loads((ROOT / "sqs_broker" / "pyproject.toml").read_text())["project"]["scripts"]
+
+#: What pip makes of a console script (https://packaging.python.org/specifications/entry-points).
+SCRIPT = """#!{python}
+import sys
+sys.path.insert(0, {root!r})
+from {module} import {function}
+sys.exit({function}())
+"""
+
+#: Seconds of CPU time that one check may need.
+CPU = 0.1
+
+#: What a check must not load.
+HEAVY = (
+    "asyncio",
+    "billiard",
+    "boto3",
+    "botocore",
+    "celery",
+    "click",
+    "kombu",
+    "logging",
+    "pymongo",
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The health file of a worker."""
+    path = tmp_path / "health.json"
+    write(path, Report(True, "polling"), Vitals())
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the broker is installed, and nothing else is set."""
+    module, function = SCRIPTS["sqs-health"].split(":")
+    script = tmp_path / "bin" / "sqs-health"
+    script.parent.mkdir()
+    script.write_text(
+        SCRIPT.format(python=sys.executable, root=str(ROOT), module=module, function=function)
+    )
+    script.chmod(0o755)
+    return {"PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """Runs a command in that environment."""
+
+    def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        # Found by the PATH of the environment, and not by that of the test.
+        program = shutil.which(command[0], path=environment["PATH"]) or command[0]
+        return subprocess.run(
+            [program, *command[1:]],
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "line"),
+    [
+        (Report(True, "polling"), 0, "healthy: polling"),
+        (Report(False, "it \x1b[31mhangs"), 1, "not healthy: it ?[31mhangs"),
+        (None, 1, "not healthy: no worker writes {path}"),
+    ],
+)
+def test_it_says_in_one_line_and_by_its_exit_status_whether_a_worker_is_healthy(
+    run: Run, path: Path, report: Report | None, status: int, line: str
+) -> None:
+    if report is None:
+        path.unlink()
+    else:
+        write(path, report, Vitals())
+    for told in (run("sqs-health", str(path)), run("sqs-health", WORKER_HEALTH_FILE=str(path))):
+        assert (told.returncode, told.stdout) == (status, line.format(path=path) + "\n")
+        assert told.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--file",)])
+def test_without_a_file_it_says_how_to_name_one(run: Run, arguments: tuple[str, ...]) -> None:
+    told = run("sqs-health", *arguments)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "sqs-health [FILE]" in told.stderr
+    assert "WORKER_HEALTH_FILE" in told.stderr
+
+
+def test_it_needs_less_than_a_tenth_of_a_second_of_cpu_time(
+    environment: dict[str, str], path: Path
+) -> None:
+    script = shutil.which("sqs-health", path=environment["PATH"]) or ""
+
+    def cost() -> float:
+        pid = os.posix_spawn(
+            script,
+            [script, str(path)],
+            environment,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+        )
+        _, status, usage = os.wait4(pid, 0)
+        assert status == 0
+        return usage.ru_utime + usage.ru_stime
+
+    # What else the machine does makes single runs dearer.
+    assert min(cost() for _ in range(5)) < CPU
+
+
+def test_it_loads_next_to_nothing() -> None:
+    module = SCRIPTS["sqs-health"].partition(":")[0]
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        # Isolated, so that no other distribution of the environment adds to it.
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert [name for name in HEAVY if name in loaded] == []
+    assert {name for name in loaded if name.startswith("sqs_broker")} == {
+        "sqs_broker",
+        "sqs_broker.machine",
+        "sqs_broker.machine.health_file",
+        "sqs_broker.tools",
+        "sqs_broker.tools.health",
+    }
+
+
+# The examples
+
+
+def example(language: str) -> str:
+    [found] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def probes() -> list[list[str]]:
+    """The commands of the probes on the page."""
+    [kubernetes] = yaml.safe_load(example("yaml"))["containers"]
+    ecs = json.loads(example("json"))
+    kind, *command = ecs["healthCheck"]["command"]
+    assert kind == "CMD"
+    of_kubernetes = [kubernetes[f"{n}Probe"]["exec"]["command"] for n in ("startup", "liveness")]
+    written = [kubernetes["env"][0]["value"], ecs["environment"][0]["value"]]
+    assert {tuple(c) for c in [*of_kubernetes, command]} == {("sqs-health", f) for f in written}
+    return [*of_kubernetes, command]
+
+
+@pytest.mark.parametrize("command", probes(), ids=["startup", "liveness", "ecs"])
+def test_a_probe_of_the_page_passes_for_a_healthy_worker_only(
+    run: Run, path: Path, command: list[str]
+) -> None:
+    here = [str(path) if word.endswith(".json") else word for word in command]
+    assert run(*here).returncode == 0
+    path.unlink()
+    assert run(*here).returncode == 1
+
+
+def test_the_unit_of_the_page_is_one_of_systemd(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is missing")
+    unit = tmp_path / "worker.service"
+    unit.write_text(example("ini").replace("/srv/shop/.venv/bin/celery", sys.executable))
+    verified = subprocess.run(
+        [analyze, "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=30
+    )
+    told = [line for line in verified.stderr.splitlines() if "worker.service" in line]
+    assert told == []
+
+
+@pytest.mark.parametrize("setting", ["KillMode=mixed", "TimeoutStopSec=120", "Restart=on-failure"])
+def test_the_unit_of_the_page_lets_tasks_finish_and_starts_the_worker_again(setting: str) -> None:
+    assert setting in example("ini").splitlines()
