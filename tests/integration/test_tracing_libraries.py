@@ -56,3 +56,14 @@ def test_sentry_sees_a_transaction_for_each_message_of_a_shared_job_and_one_erro
     assert [one["status"] for one in transactions] == ["ok", "internal_error", "ok"]
     assert ["write" in one["spans"] for one in transactions] == [True, False, False]
     assert [one["errors"] for one in seen if one["kind"] == "event"] == [["KeyError"]]
+
+
+def test_opentelemetry_sees_a_permanent_failure_as_an_error() -> None:
+    (task,) = seen_by("opentelemetry", "permanent")
+    assert (task["state"], task["status"]) == ("FAILURE", "ERROR")
+
+
+def test_sentry_sees_a_permanent_failure_as_one_error() -> None:
+    seen = seen_by("sentry", "permanent")
+    assert [one["errors"] for one in seen if one["kind"] == "event"] == [["KeyError"]]
+    assert [one["status"] for one in seen if one["kind"] == "transaction"] == ["internal_error"]

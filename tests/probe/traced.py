@@ -1,8 +1,9 @@
 """Runs one job under a tracing library, as it is installed from the index, and prints what it saw.
 
-    python traced.py opentelemetry|sentry alone|shared
+    python traced.py opentelemetry|sentry alone|shared|permanent
 
-A line for each span or event, as JSON. Of three messages that share a job the second one fails.
+A line for each span or event, as JSON. Of three messages that share a job the second one fails. A
+permanent failure is that of a task whose class is the project's.
 """
 
 import json
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import celery.app.trace
-from celery import Celery
+from celery import Celery, Task
 
+from sqs_broker import install
 from sqs_broker.worker.batch import Job, run
 
 Seen = Iterator[dict[str, Any]]
@@ -43,6 +45,7 @@ def opentelemetry() -> tuple[Callable[[], None], Callable[[], Seen]]:
                 "message": messages[span.context.span_id],
                 "parent": span.parent and messages[span.parent.span_id],
                 "state": span.attributes.get("celery.state"),
+                "status": span.status.status_code.name,
             }
 
     return write, seen
@@ -85,9 +88,9 @@ def sentry() -> tuple[Callable[[], None], Callable[[], Seen]]:
 
 def main(library: str, how: str) -> None:
     write, seen = {"opentelemetry": opentelemetry, "sentry": sentry}[library]()
-    app = Celery("traced", task_cls="sqs_broker.worker.task:Task")
+    app = Celery("traced")
+    install(app)
     app.conf.update(
-        task_acks_late=True,
         task_ignore_result=True,
         broker_transport_options={
             "region": "us-east-1",
@@ -103,9 +106,14 @@ def main(library: str, how: str) -> None:
     def job(number: int) -> None:
         write()
 
+    @app.task(name="permanent", base=type("Base", (Task,), {}), dead_letter_on=(KeyError,))
+    def permanent(number: int) -> None:
+        raise KeyError
+
     app.finalize()
     app.set_current()
-    tracer = celery.app.trace.build_tracer("job", app.tasks["job"], app=app)
+    name = "permanent" if how == "permanent" else "job"
+    tracer = celery.app.trace.build_tracer(name, app.tasks[name], app=app)
 
     def trace(name: str, id_: str, request: Any, body: Any, *_: Any) -> Any:
         traced = tracer(id_, body[0], body[1], request)
@@ -113,10 +121,10 @@ def main(library: str, how: str) -> None:
 
     def request(number: int) -> dict[str, Any]:
         where = {"delivery_info": {"routing_key": "jobs"}, "hostname": "worker", "retries": 5}
-        return where | {"task": "job", "id": str(number)}
+        return where | {"task": name, "id": str(number)}
 
-    if how == "alone":
-        trace("job", "0", request(0), ([0], {}, {}))
+    if how != "shared":
+        trace(name, "0", request(0), ([0], {}, {}))
     else:
         run(trace, "job", [Job(str(n), request(n), [n], {}, {}) for n in range(3)])
     for line in seen():

@@ -1,0 +1,217 @@
+"""Other people's projects on this broker: Django, Flask, and classes of tasks from libraries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from devstack.process import Process
+from tests.services import Queues, wait_until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Seconds that a worker, or a command, may take.
+PATIENCE = 60
+
+
+class Project:
+    """One of tests/projects, on the queues of a test."""
+
+    def __init__(self, name: str, home: Path, queues: Queues) -> None:
+        self.home, self.queues = home, queues
+        self._directory = ROOT / "tests" / "projects" / name
+        address = {"url": queues.url, "dead_letter_url": queues.dead_letter_url}
+        options = {
+            "region": queues.region,
+            "endpoint_url": queues.endpoint_url,
+            "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
+            "predefined_queues": {"jobs": address},
+            "wait_time_seconds": 1,
+            "backoff_base": 0.01,
+        }
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "PYTHONPATH": os.pathsep.join([str(self._directory), str(ROOT)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "BROKER_OPTIONS": json.dumps(options),
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run this Python with these arguments."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.home,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    def celery(self, app: str, *arguments: str) -> Process:
+        """A command of Celery, stopped (SIGTERM) at the end of the block."""
+        return Process(
+            arguments[0],
+            [sys.executable, "-m", "celery", "-A", app, *arguments, "-l", "INFO"],
+            log=self.home / f"{arguments[0]}.log",
+            grace=PATIENCE,
+            environment=self._environment,
+            directory=self.home,
+        )
+
+    def python(self, program: str) -> str:
+        """Run a program, which must succeed; what it prints."""
+        ran = self.run("-c", program)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    def said(self) -> list[str]:
+        """What the tasks said."""
+        file = self.home / "said"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def reasons(self) -> list[str]:
+        """The reasons of all dead letters."""
+        return sorted(
+            json.loads(letter["MessageAttributes"]["dead-letter"]["StringValue"])["reason"]
+            for letter in self.queues.dead_letters()
+        )
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest, tmp_path: Path, queues: Queues) -> Project:
+    """The project that the parameter names."""
+    return Project(request.param, tmp_path, queues)
+
+
+SEND = """
+from shop import abortable, based, based_forbidden, once, registered, singleton
+for task in (abortable, based, based_forbidden, registered):
+    task.delay()
+for task in (once, singleton):
+    for how in ("forbidden", "well"):
+        task.delay(how)
+print(once.delay("well").state, singleton.delay("well").id == singleton.delay("well").id)
+"""
+
+SEND_AGAIN = """
+from shop import once, singleton
+for task in (once, singleton):
+    for how in ("forbidden", "well"):
+        task.delay(how)
+"""
+
+
+@pytest.mark.parametrize("project", ["classes"], indirect=True)
+def test_a_task_of_any_class_has_every_promise(project: Project) -> None:
+    assert project.python(SEND).split() == ["REJECTED", "True"]
+    with project.celery("shop", "worker", "-c", "2") as worker:
+        wait_until(lambda: len(project.said()) >= 17, PATIENCE, f"all runs: {worker.log}")
+        wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
+        said = project.said()
+        # Their hooks have freed the locks, also after a permanent failure: so they run again.
+        project.python(SEND_AGAIN)
+        wait_until(lambda: len(project.said()) >= 21, PATIENCE, f"more runs: {worker.log}")
+        wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
+    assert sorted(said) == sorted(
+        [
+            "abortable run False",
+            "based run 0",
+            "based on_retry KeyError",
+            "based run 1",
+            "based after_return SUCCESS",
+            "based_forbidden run",
+            "based_forbidden on_failure Forbidden",
+            "based_forbidden after_return FAILURE",
+            "registered run 0",
+            "registered on_retry KeyError",
+            "registered run 1",
+            "registered on_failure KeyError",
+            "registered after_return FAILURE",
+            "once run forbidden",
+            "once run well",
+            "singleton run forbidden",
+            "singleton run well",
+        ]
+    )
+    assert sorted(project.said()[17:]) == sorted(
+        one for one in said if " run " in one and (one.startswith(("once", "singleton")))
+    )
+    reasons = project.reasons()
+    assert reasons.count("this can never work") == 5
+    assert "in the last attempt with KeyError" in " ".join(reasons)
+    assert len(reasons) == 6
+
+
+@pytest.mark.parametrize("project", ["classes"], indirect=True)
+def test_a_task_that_cannot_be_mixed_stops_its_worker_by_name(project: Project) -> None:
+    ran = project.run("-m", "celery", "-A", "refused", "worker", "--pool", "solo")
+    assert ran.returncode == 1
+    *_, line = ran.stderr.strip().splitlines()
+    assert "refused.job (its class OwnRetry has its own `retry`)" in line
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("project", ["flask_site"], indirect=True)
+def test_flasks_factory_runs_each_task_in_its_context(project: Project) -> None:
+    project.python("from site_app import add_together; add_together.delay(1, 2)")
+    with project.celery("site_app:celery_app", "worker", "-c", "1") as worker:
+        wait_until(project.said, PATIENCE, f"the run: {worker.log}")
+        wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
+    assert project.said() == ["hello 3"]
+    assert project.reasons() == []
+
+
+DJANGO = "import site1, django; django.setup(); from blog.tasks import hello\n"
+
+CALLS = (
+    DJANGO
+    + """
+from django.db import transaction
+print(hello.delay("now").id)
+with transaction.atomic():
+    hello.delay_on_commit("after the commit")
+try:
+    with transaction.atomic():
+        hello.delay_on_commit("never")
+        raise KeyError
+except KeyError:
+    pass
+"""
+)
+
+SCHEDULE = (
+    DJANGO
+    + """
+import json
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+every, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
+PeriodicTask.objects.create(
+    interval=every, name="scheduled", task="blog.tasks.hello", args=json.dumps(["beat"])
+)
+"""
+)
+
+RESULT = DJANGO + "print(hello.AsyncResult({id_!r}).get(timeout=20))"
+
+
+@pytest.mark.parametrize("project", ["django_site"], indirect=True)
+def test_a_django_project_runs_its_tasks_and_its_schedule(project: Project) -> None:
+    django = "import site1; from django.core.management import execute_from_command_line as run\n"
+    project.python(f"{django}run(['manage.py', 'migrate', '-v', '0'])")
+    id_ = project.python(CALLS).strip()
+    project.python(SCHEDULE)
+    with project.celery("site1", "worker", "-c", "1") as worker:
+        wait_until(lambda: len(project.said()) >= 2, PATIENCE, f"both runs: {worker.log}")
+        assert sorted(project.said()) == ["hello after the commit", "hello now"]
+        assert project.python(RESULT.format(id_=id_)).strip() == "hello now"
+        with project.celery("site1", "beat") as beat:
+            wait_until(lambda: "hello beat" in project.said(), PATIENCE, f"a turn: {beat.log}")
+        wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
+    assert "hello never" not in project.said()
+    assert project.reasons() == []
