@@ -7,6 +7,7 @@
 #   make bench     speed and cost compared with others: under 30 minutes, ARGS=--quick under 3
 #   make soak      one worker under a steady load for MINUTES=10; fails if memory grows or speed changes
 #   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
+#   make suites    Celery's own integration tests on this broker: half an hour; needs redis-server
 #   make contract  acceptance tests on the real queue in the environment variables
 #   make lambda    dist/function-x86_64.zip and -arm64.zip, for AWS Lambda
 #   make deploy    deploy to AWS; STAGE=dev, and what docs/aws.md says; DRY_RUN=1 only shows the changes
@@ -46,7 +47,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores, so the targets run one after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench soak chaos contract lambda deploy destroy lint types python services
+.PHONY: help run demo test verify bench soak chaos suites contract lambda deploy destroy lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -72,6 +73,9 @@ soak: services $(BENCH_STAMP)
 
 chaos: services $(STAMP)
 	@exec $(BIN)/python -m tests.chaos $(or $(ARGS),--stock --report docs/chaos.md)
+
+suites: services $(STAMP)
+	@exec $(BIN)/python -m tests.suites $(ARGS)
 
 contract: services $(STAMP)
 	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)

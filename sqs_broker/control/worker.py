@@ -24,7 +24,12 @@ def attach(consumer: Any) -> None:
     check_names(consumer.app.conf, control.options)
     signals.task_revoked.connect(log_revoked)
     if control.options.uri is None:
-        logger.info("No control plane is configured.", extra={"event": "control.none"})
+        logger.info(
+            "No control plane is configured. Task messages need none. There are no events, inspect "
+            "and control; no revoke reaches this worker; and the deliveries that SQS counts stand "
+            "for the runs that failed.",
+            extra={"event": "control.none"},
+        )
         return
     store = plane_for(control.options).store
     from sqs_broker.control.faults import reason_of  # A worker may lack pymongo, which this needs.

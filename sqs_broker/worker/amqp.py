@@ -11,7 +11,7 @@ from celery.app import amqp
 from kombu.pools import ProducerPool
 
 from sqs_broker.errors import PublishError
-from sqs_broker.worker.defaults import is_sqs
+from sqs_broker.worker.defaults import TRANSPORT, is_sqs
 from sqs_broker.worker.transport import Transport
 
 #: Calls of one process that may send at the same time.
@@ -25,7 +25,8 @@ class Connection(kombu.Connection):
         self, hostname: Any = "localhost", *args: Any, transport: Any = None, **kwargs: Any
     ) -> None:
         if not transport and is_sqs(hostname):
-            transport = Transport
+            # By name, as kombu keeps it: `inspect stats` shows it.
+            transport = TRANSPORT
         super().__init__(hostname, *args, transport=transport, **kwargs)
 
 

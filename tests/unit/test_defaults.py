@@ -1,5 +1,6 @@
 """What `install` gives an app, and what the app's own choice takes its place."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -166,6 +167,10 @@ def test_a_url_of_sqs_and_none_are_this_broker(make_app: MakeApp, url: str | Non
     assert app.connection_for_write().clone().get_transport_cls() is Transport
     assert uses_sqs(app)
     assert not is_elsewhere(app)
+
+
+def test_inspect_can_show_the_connection(make_app: MakeApp) -> None:
+    assert json.dumps(make_app().connection_for_read().info())
 
 
 @pytest.mark.parametrize("way", WAYS)
