@@ -61,7 +61,7 @@ PARAMETERS: dict[str, Schema] = {
             # Not `""`, which is empty. Spaces at both ends are not part of a header's value.
             "pattern": '^(?!""$)[!-~]([ -~]*[!-~])?$',
         },
-        "example": "b1946ac9-2492",
+        # No example: /docs would send it, and every user of the page would have the same key.
     },
     "id": {
         "name": "id",
@@ -140,6 +140,7 @@ def _operation(
     summary: str,
     text: str,
     *,
+    tag: str,
     answer: Schema,
     status: int = 200,
     scopes: Iterable[Scope] | None = (),
@@ -170,6 +171,8 @@ def _operation(
         response["headers"] = {**REQUEST_ID, **response.get("headers", {})}
     return {
         "operation_id": name,
+        # Generators of clients name classes and modules by it.
+        "tags": [tag],
         "summary": summary,
         "description": text,
         "status_code": status,
@@ -233,6 +236,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "Register a user",
             "The message is on the queue when the answer comes. A repeat of the request has the "
             "same id.",
+            tag="registrations",
             scopes=[Scope.REGISTER],
             parameters=["Idempotency-Key"],
             body=_json("Registration", REGISTRATION),
@@ -248,6 +252,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "At most 10,000 registrations: a line of at most 1 MiB for each, together at most 64 "
             "MiB; or a JSON array of at most 1 MiB. The answer comes after the last one. It is 202 "
             "if any was accepted.",
+            tag="registrations",
             scopes=[Scope.REGISTER],
             parameters=["Idempotency-Key"],
             body=BATCH_BODY,
@@ -261,6 +266,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "getRegistration",
             "What became of a registration",
             "A key without the scope `read` sees only what it has sent itself, without the user.",
+            tag="registrations",
             scopes=[Scope.REGISTER, Scope.READ],
             parameters=["id", "wait"],
             answer=_json(
@@ -273,6 +279,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "listUsers",
             "The users of a stock",
             "In a stable order, by pages.",
+            tag="users",
             scopes=[Scope.READ],
             parameters=["stock", "limit", "after"],
             answer=_json("Users", {"users": [USER], "next": None}),
@@ -282,6 +289,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "getUser",
             "One user",
             "A slash in an id is written as `%2F`.",
+            tag="users",
             scopes=[Scope.READ],
             parameters=["stockId", "userId"],
             answer=_json("User", USER),
@@ -291,6 +299,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "listQueues",
             "How many messages each queue has",
             "As SQS counts them: approximately.",
+            tag="queues",
             scopes=[Scope.OPERATE],
             answer=_json("Queues", {"queues": [QUEUE]}),
             problems=[Kind.UNAVAILABLE],
@@ -299,6 +308,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "produce",
             "Add one to the running count",
             "Queues the task `increment`. Without an Idempotency-Key each request counts.",
+            tag="count",
             scopes=[Scope.REGISTER],
             parameters=["Idempotency-Key"],
             body=_json("Increment", {"input": 41}),
@@ -310,6 +320,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "getCount",
             "The running count",
             "How many increments were applied.",
+            tag="count",
             answer=_json("Count", {"count": 7}),
             problems=[Kind.UNAVAILABLE],
         ),
@@ -317,6 +328,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "isAlive",
             "Whether the process runs",
             "Always 200.",
+            tag="health",
             scopes=None,
             answer=_json("Health", {"status": "ok"}),
         ),
@@ -325,6 +337,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "Whether the process takes requests",
             "It fails only while the process starts or stops. A dependency that is away is "
             "`degraded`.",
+            tag="health",
             scopes=None,
             answer=_json("Readiness", READY),
         ),

@@ -50,6 +50,11 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            # uvicorn forgets this timer only if the connection ended without an error. Until then
+            # it would hold the last request: many clients that reset connections would fill memory.
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
