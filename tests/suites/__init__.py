@@ -1,4 +1,4 @@
-"""Runs Celery's own integration tests on this broker, and compares with the list of expected failures.
+"""Runs Celery's own integration tests on this broker, and compares with the expected failures.
 
     python -m tests.suites [arguments for pytest]
 
