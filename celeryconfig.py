@@ -15,6 +15,7 @@ broker_transport_options = {
     "region": _settings.aws_region,
     "endpoint_url": _settings.aws_endpoint_url,
     "credentials": _settings.credentials,
+    "client": _settings.sqs_client,
     "predefined_queues": {
         name: {"url": queue.url, "dead_letter_url": queue.dead_letter_url}
         for name, queue in _settings.queues.items()

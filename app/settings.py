@@ -246,6 +246,11 @@ class Settings(BaseSettings):
     sqs_max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
         1_048_576, description="`MaximumMessageSize` of the queue, in bytes."
     )
+    sqs_client: Literal["curl", "boto3"] | None = Field(
+        None,
+        description="What calls SQS: `curl` (libcurl, which takes less of a CPU) or `boto3`. "
+        "Default: `curl` if this machine has a libcurl that can sign calls.",
+    )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_capitals)
     ] = Field("INFO", description="Log level of the worker.")

@@ -28,6 +28,11 @@ LONGEST_LIFE = 3 * LONGEST_RETENTION + 3 * 86_400
 #: https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
 DATABASE_NAME = re.compile(r'[^/\\. "$*<>:|?\0]+')
 
+#: What can call SQS.
+CURL = "curl"
+BOTO3 = "boto3"
+CLIENTS = (CURL, BOTO3)
+
 
 class Kind(Enum):
     """What an exchange of the control plane carries."""
@@ -166,8 +171,11 @@ class Options:
     brackets: tuple[Any, ...] = ()
     """Context managers around each run of a task (sqs_broker/observers/bracket.py)."""
     driver: Callable[..., Any] | None = None
-    """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/queue.py); if None, boto3's.
-    """
+    """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/driver.py); if None, `client`
+    says which."""
+    client: str | None = None
+    """What calls SQS if there is no `driver`: "curl" or "boto3". None: libcurl if this machine has
+    one that can (sqs_broker/sqs/drivers.py)."""
     most_in_flight: int = 60_000
     """From so many messages of a queue in flight on, retries wait as delayed copies."""
     policy: Policy = field(default_factory=Policy)
@@ -207,6 +215,7 @@ class Options:
             observers=tuple(map(symbol_by_name, given.get("observers") or ())),
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
             driver=symbol_by_name(driver) if driver else None,
+            client=_client(given.get("client")),
             most_in_flight=given.get("most_in_flight", cls.most_in_flight),
             control=_control(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),
@@ -254,6 +263,15 @@ def _control(given: Any) -> ControlOptions | Callable[[], ControlOptions]:
         return ControlOptions.read(symbol_by_name(given)())
 
     return read
+
+
+def _client(given: Any) -> str | None:
+    if given not in (None, *CLIENTS):
+        raise ConfigurationError(
+            f"broker_transport_options: `client` must be one of {', '.join(map(repr, CLIENTS))}."
+        )
+    client: str | None = given
+    return client
 
 
 def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:

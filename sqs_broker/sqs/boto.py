@@ -1,14 +1,12 @@
 """The driver that uses boto3. No other file knows boto3 and its exceptions."""
 
 import json
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -41,14 +39,19 @@ from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.calls import Calls, Full, Overdue
 from sqs_broker.machine.seldom import Seldom
 from sqs_broker.options import Options, Role
-from sqs_broker.sqs.driver import CONNECT_TIMEOUT, READ_TIMEOUT, SECONDS, TRIES, with_known_errors
+from sqs_broker.sqs.driver import (
+    CONNECT_TIMEOUT,
+    READ_TIMEOUT,
+    SECONDS,
+    TRIES,
+    log_overdue,
+    with_known_errors,
+)
 from sqs_broker.sqs.errors import HANGING, OVERDUE, NoCredentials, SqsError, Unreached
 from sqs_broker.sqs.requests import Answer, Request, date_in
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -208,7 +211,7 @@ class Boto:
             return self._calls.run(partial(with_known_errors, call), seconds, on_late)
         except Overdue:
             self._replace(client)
-            _log_overdue(action, seconds)
+            log_overdue(_seldom, action, seconds)
             raise Unreached(OVERDUE) from None
         except Full:
             raise Unreached(HANGING) from None
@@ -262,16 +265,6 @@ class _Client:
         """Close the connections that no call uses. It can still be used."""
         if self._client is not None:
             self._client.close()
-
-
-def _log_overdue(action: str, seconds: float) -> None:
-    if _seldom.allows(action, monotonic()):
-        logger.warning(
-            "A call to SQS (%s) had no whole answer after %g s; it is given up.",
-            action,
-            seconds,
-            extra={"event": "sqs.overdue", "reason": action, "seconds": seconds},
-        )
 
 
 def ask(call: Callable[..., T], *, seconds: float = QUICK_SECONDS, **parameters: Any) -> T:
@@ -394,11 +387,20 @@ def _new_client(options: Options, config: Config) -> "SQSClient":
 
 
 def _client(options: Options, service: str, **how: Any) -> Any:
-    try:
-        # botocore reads the port at the first call only.
-        _ = urlsplit(options.endpoint_url or "").port
+    def create() -> Any:
         session: Any = new_session(options)  # The stubs accept literal names only.
         return session.client(service, **how)
+
+    return created(create, options.endpoint_url)
+
+
+def created(create: Callable[[], T], endpoint_url: str | None) -> T:
+    """Create a client for this URL. Raises NoCredentials, and ConfigurationError with the setting
+    that boto3 cannot use."""
+    try:
+        # botocore reads the port at the first call only.
+        _ = urlsplit(endpoint_url or "").port
+        return create()
     except NO_CREDENTIALS as exc:
         raise NoCredentials(type(exc).__name__, str(exc)) from exc
     except (BotoCoreError, ValueError, OSError) as exc:

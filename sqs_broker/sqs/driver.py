@@ -1,11 +1,16 @@
-"""Drivers send requests to SQS: the one that uses boto3, or the one that the options name."""
+"""Drivers send requests to SQS: with libcurl, with boto3, or the one that the options name."""
 
+import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from sqs_broker.errors import ConfigurationError
+from sqs_broker.machine.seldom import Seldom
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.requests import Answer, Request
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -59,3 +64,14 @@ def with_known_errors(call: Callable[[], T]) -> T:
     except Exception as exc:
         # Broad on purpose: a library does not catch each exception of those that it uses.
         raise SqsError.of(exc) from exc
+
+
+def log_overdue(seldom: Seldom, action: str, seconds: float) -> None:
+    """Log that a call was given up at its deadline; once a minute for each action."""
+    if seldom.allows(action, monotonic()):
+        logger.warning(
+            "A call to SQS (%s) had no whole answer after %g s; it is given up.",
+            action,
+            seconds,
+            extra={"event": "sqs.overdue", "reason": action, "seconds": seconds},
+        )

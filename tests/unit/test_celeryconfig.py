@@ -83,6 +83,7 @@ def test_the_broker_is_told_what_it_needs(name: str, value: object) -> None:
         ("SQS_MAX_RECEIVE_COUNT", "max_receive_count", 11),
         ("SQS_WAIT_TIME", "wait_time_seconds", 4),
         ("SQS_MAX_MESSAGE_BYTES", "max_message_bytes", 262_144),
+        ("SQS_CLIENT", "client", "boto3"),
         ("SQS_BACKOFF_BASE", "backoff_base", 9.0),
         ("SQS_BACKOFF_MAX", "backoff_max", 99),
         ("SQS_UNKNOWN_TASK_GRACE", "unknown_task_grace", 66),

@@ -18,6 +18,12 @@ APPLICATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(
 #: What comes with a dependency and is imported beside it.
 COMES_WITH = {"billiard": "celery", "click": "celery", "botocore": "boto3", "bson": "pymongo"}
 
+#: The sources that need an extra of the broker.
+OF_EXTRAS = {
+    "mongodb": set((ROOT / "sqs_broker/control").rglob("*.py")),
+    "fast": {ROOT / "sqs_broker/sqs/handle.py"},
+}
+
 
 def contents(wheel: Path) -> set[str]:
     """The files of a wheel, without what describes it."""
@@ -85,8 +91,8 @@ def test_both_have_one_version_and_the_application_asks_for_just_that() -> None:
         r for r in map(Requirement, APPLICATION["dependencies"]) if r.name == BROKER["name"]
     )
     assert str(asked.specifier) == f"=={BROKER['version']}"
-    # It has a control plane, and so has its worker.
-    assert asked.extras == {"mongodb"}
+    # It has a control plane, and so has its worker. celery[sqs] brings pycurl in any case.
+    assert asked.extras == {"mongodb", "fast"}
 
 
 def test_both_are_built_for_the_same_python_and_celery() -> None:
@@ -100,17 +106,21 @@ def test_both_are_built_for_the_same_python_and_celery() -> None:
 
 
 def test_the_broker_names_what_it_imports_and_nothing_else() -> None:
-    own = {COMES_WITH.get(p, p) for file in sources_without("control") for p in imported(file)}
+    own = {COMES_WITH.get(p, p) for file in sources_without_extras() for p in imported(file)}
     assert own == names(BROKER["dependencies"])
-    control = (ROOT / "sqs_broker/control").rglob("*.py")
-    own |= {COMES_WITH.get(p, p) for file in control for p in imported(file)}
+
+
+def test_each_extra_of_the_broker_names_what_its_sources_import() -> None:
     extras = BROKER["optional-dependencies"]
-    assert own == names(BROKER["dependencies"]) | names(extras["mongodb"])
+    assert extras.keys() == OF_EXTRAS.keys()
+    for extra, sources in OF_EXTRAS.items():
+        own = {COMES_WITH.get(p, p) for file in sources for p in imported(file)}
+        assert own - names(BROKER["dependencies"]) == names(extras[extra])
 
 
-def sources_without(folder: str) -> list[Path]:
-    files = (ROOT / "sqs_broker").rglob("*.py")
-    return [file for file in files if folder not in file.relative_to(ROOT).parts]
+def sources_without_extras() -> set[Path]:
+    of_extras = {file for sources in OF_EXTRAS.values() for file in sources}
+    return set((ROOT / "sqs_broker").rglob("*.py")) - of_extras
 
 
 def test_the_extra_of_the_api_names_what_the_api_imports_and_what_it_is_served_with() -> None:

@@ -1,0 +1,360 @@
+"""What each driver promises, of libcurl's and of boto3's: errors, deadlines, forks, connections."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from devstack.waiting import wait_until
+from sqs_broker.errors import ConfigurationError
+from sqs_broker.options import BOTO3, CURL
+from sqs_broker.sqs import requests
+from sqs_broker.sqs.boto import Boto
+from sqs_broker.sqs.curl import Curl
+from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.drivers import driver_for
+from sqs_broker.sqs.errors import OVERDUE, SqsError, Unreached
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.requests import Outgoing, Received
+from sqs_broker.testing import FakeSqs
+from tests.unit import scripted
+from tests.unit.scripted import MESSAGE, Script
+
+#: Makes a driver for the scripted server.
+Make = Callable[..., Driver]
+
+THIRTY = '{"Attributes": {"VisibilityTimeout": "30"}}'
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    with scripted.running() as script:
+        yield script
+
+
+@pytest.fixture(params=[CURL, BOTO3])
+def make(request: pytest.FixtureRequest, script: Script) -> Iterator[Make]:
+    """Makes drivers of each kind, which are closed in the end."""
+    made: list[Driver] = []
+
+    def make(endpoint: str = script.url, **how: Any) -> Driver:
+        options = script.options(endpoint_url=endpoint, client=request.param)
+        made.append(driver_for(options, **{"tries": 1, **how}))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        driver.close()
+
+
+@pytest.fixture
+def queue(script: Script, make: Make) -> Queue:
+    return Queue(script.queue_url, make(read_timeout=5))
+
+
+def error_of(queue: Queue) -> SqsError:
+    with pytest.raises(SqsError) as raised:
+        queue.attributes("All")
+    return raised.value
+
+
+# Errors
+
+
+def test_what_sqs_refuses_has_its_code_and_the_time_of_its_answer(
+    queue: Queue, script: Script
+) -> None:
+    script.answer('{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "none"}', 400)
+    error = error_of(queue)
+    assert (error.code, error.is_no_queue, error.has_reached) == ("QueueDoesNotExist", True, True)
+    assert "calling the GetQueueAttributes operation" in str(error)
+    assert str(error).endswith(": none")
+    assert error.at is not None
+    assert error.at.year == 2026
+
+
+def test_the_code_of_the_older_protocol_has_no_service_before_it(
+    queue: Queue, script: Script
+) -> None:
+    script.answer(
+        '{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "none"}',
+        400,
+        **{"x-amzn-query-error": "AWS.SimpleQueueService.NonExistentQueue;Sender"},
+    )
+    assert error_of(queue).code == "NonExistentQueue"
+    assert script.asked[0].headers["x-amzn-query-mode"] == "true"
+
+
+def test_an_error_of_the_key_of_a_queue_is_one(queue: Queue, script: Script) -> None:
+    script.answer('{"__type": "KMS.AccessDeniedException"}', 400)
+    error = error_of(queue)
+    assert (error.is_of_key, error.is_denied) == (True, True)
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "502 Bad Gateway"])
+def test_a_fault_of_a_server_on_the_way_is_an_error(
+    queue: Queue, script: Script, body: str
+) -> None:
+    script.answer(body, 502)
+    error = error_of(queue)
+    assert (error.code, error.has_reached) == ("502", True)
+    assert not error.is_final
+    assert not error.is_denied
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ('{"Attributes": ', {}),
+        ("<html></html>", {}),
+        ('{"Attributes"', {"Content-Length": "90", "Connection": "close"}),
+        ("[]", {}),
+        ('{"Attributes": []}', {}),
+    ],
+    ids=["half of JSON", "no JSON", "cut off", "a list", "of another shape"],
+)
+def test_an_answer_that_cannot_be_read_did_not_reach_us(
+    queue: Queue, script: Script, body: str, headers: dict[str, str]
+) -> None:
+    script.answer(body, **headers)
+    assert not error_of(queue).has_reached
+
+
+def test_if_nobody_listens_sqs_is_not_reached(make: Make) -> None:
+    nobody = "http://127.0.0.1:9"
+    error = error_of(Queue(f"{nobody}/1/jobs", make(nobody)))
+    assert (error.code, error.has_reached) == ("EndpointConnectionError", False)
+    assert not error.may_have_been_done
+    assert nobody in str(error)
+
+
+def test_a_connection_that_sqs_closes_without_an_answer_may_have_done_the_call(
+    make: Make, script: Script
+) -> None:
+    # The server's thread ends with an exception, as it has no answer.
+    error = error_of(Queue(script.queue_url, make()))
+    assert (error.code, error.may_have_been_done) == ("ConnectionClosedError", True)
+
+
+def test_an_endpoint_that_is_no_url_is_said_before_the_first_request(make: Make) -> None:
+    for endpoint in ("nowhere", "http://127.0.0.1:port"):
+        with pytest.raises(ConfigurationError, match="`endpoint_url`"):
+            make(endpoint).open()
+
+
+def test_an_exception_of_another_library_did_not_reach_sqs(queue: Queue) -> None:
+    unsendable: Any = object()
+    with pytest.raises(Unreached, match="TypeError") as raised:
+        queue.send(Outgoing(unsendable))
+    assert isinstance(raised.value.__cause__, TypeError)
+
+
+def test_parameters_of_another_type_are_not_sent_if_they_are_checked(
+    make: Make, script: Script
+) -> None:
+    wrong: Any = {"n": {"DataType": "Number", "StringValue": 5}}
+    with pytest.raises(Unreached) as raised:
+        Queue(script.queue_url, make(is_checked=True)).send(Outgoing("{}", wrong))
+    assert (raised.value.code, raised.value.is_temporary) == ("ParamValidationError", False)
+    assert script.asked == []
+
+
+# Answers
+
+
+def test_an_answer_is_read_with_its_time(queue: Queue, script: Script) -> None:
+    script.answer(THIRTY)
+    attributes = queue.attributes("All")
+    assert attributes.values == {"VisibilityTimeout": "30"}
+    assert attributes.at is not None
+
+
+def test_members_without_a_value_are_left_out(queue: Queue, script: Script) -> None:
+    script.answer('{"Messages": null}')
+    assert queue.receive(10, 0) == []
+    attribute = '{"DataType": "Binary", "BinaryValue": "AP8=", "StringValue": null}'
+    script.answer(MESSAGE.replace('"Body"', f'"MessageAttributes": {{"a": {attribute}}}, "Body"'))
+    (message,) = queue.receive(10, 0)
+    assert message.attributes == {"a": {"DataType": "Binary", "BinaryValue": b"\x00\xff"}}
+
+
+def test_the_user_agent_is_the_package_s(queue: Queue, script: Script) -> None:
+    script.answer()
+    queue.attributes("All")
+    assert script.asked[0].headers["User-Agent"].startswith("celery-sqs-broker ")
+
+
+# Tries
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_call_that_fails_for_a_moment_is_tried_again(
+    make: Make, script: Script, status: int
+) -> None:
+    script.answer("", status)
+    script.answer(THIRTY)
+    assert Queue(script.queue_url, make(tries=3)).attributes("All").values
+    assert len(script.asked) == 2
+
+
+def test_a_call_is_tried_no_more_often_than_asked_for(make: Make, script: Script) -> None:
+    for _ in range(4):
+        script.answer("", 500)
+    assert error_of(Queue(script.queue_url, make(tries=3))).code == "500"
+    assert len(script.asked) == 3
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "QueueDoesNotExist"])
+def test_what_cannot_be_better_is_not_tried_again(make: Make, script: Script, code: str) -> None:
+    script.answer(f'{{"__type": "{code}"}}', 400)
+    assert error_of(Queue(script.queue_url, make(tries=3))).code == code
+    assert len(script.asked) == 1
+
+
+def test_an_answer_that_cannot_be_read_is_not_asked_for_again(make: Make, script: Script) -> None:
+    script.answer("{")
+    assert error_of(Queue(script.queue_url, make(tries=3))).code == "UnreadableAnswer"
+    assert len(script.asked) == 1
+
+
+# Connections
+
+
+def test_calls_share_a_connection(queue: Queue, script: Script) -> None:
+    for _ in range(3):
+        script.answer()
+        queue.attributes("All")
+    assert len(set(script.ports)) == 1
+
+
+def test_a_driver_is_used_again_after_it_was_closed(make: Make, script: Script) -> None:
+    driver = make()
+    for _ in range(2):
+        script.answer()
+        Queue(script.queue_url, driver).attributes("All")
+        driver.close()
+
+
+def test_a_forked_child_has_a_connection_of_its_own(queue: Queue, script: Script) -> None:
+    # On one that it shared, each would read the other's answers.
+    for _ in range(3):
+        script.answer()
+    queue.attributes("All")
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # It ends this process if it never sends.
+        try:
+            queue.attributes("All")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    queue.attributes("All")
+    first, childs, third = script.ports
+    assert childs != first == third
+
+
+# Deadlines
+
+
+def test_a_call_ends_at_its_deadline_though_the_answer_comes_byte_by_byte(
+    make: Make, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = make(seconds=2)
+    script.answer(THIRTY, drip=1)
+    began = time.monotonic()
+    error = error_of(Queue(script.queue_url, driver))
+    assert script.asked
+    assert time.monotonic() - began < 10
+    assert (error.code, error.has_reached) == (OVERDUE, False)
+    assert [getattr(record, "event", None) for record in caplog.records] == ["sqs.overdue"]
+
+
+def test_a_request_can_have_a_deadline_of_its_own(make: Make, script: Script) -> None:
+    driver = make(seconds=600)
+    driver.open()
+    script.answer(THIRTY, drip=0.1)
+    with pytest.raises(Unreached, match=OVERDUE):
+        driver.carry(replace(requests.attributes(script.queue_url, "All"), seconds=1))
+
+
+def test_a_try_ends_if_nothing_arrives_for_its_time(make: Make, script: Script) -> None:
+    driver = make(read_timeout=0.2, seconds=60)
+    script.answer(THIRTY, drip=30)
+    began = time.monotonic()
+    error = error_of(Queue(script.queue_url, driver))
+    assert (error.code, error.may_have_been_done) == ("ReadTimeoutError", True)
+    assert time.monotonic() - began < 20
+
+
+def test_the_call_after_one_that_is_overdue_succeeds_at_once(make: Make, script: Script) -> None:
+    # Enough for a new client.
+    driver = make(seconds=2)
+    queue = Queue(script.queue_url, driver)
+    script.answer(THIRTY, drip=1)
+    assert error_of(queue).code == OVERDUE
+    script.answer('{"Attributes": {"VisibilityTimeout": "31"}}')
+    assert queue.attributes("All").values == {"VisibilityTimeout": "31"}
+    assert len(set(script.ports)) == 2
+
+
+def test_a_long_poll_has_its_own_time_in_addition(make: Make, script: Script) -> None:
+    driver = make(seconds=0.5)
+    script.answer()
+    driver.carry(replace(requests.attributes(script.queue_url, "All"), seconds=20))
+    script.answer('{"Messages": []}', drip=0.05)
+    assert Queue(script.queue_url, driver).receive(10, 5) == []
+
+
+def test_what_an_overdue_receive_brings_is_passed_on_late(make: Make, script: Script) -> None:
+    driver = make(seconds=0.5)
+    script.answer()
+    driver.carry(replace(requests.attributes(script.queue_url, "All"), seconds=20))
+    come: list[Received] = []
+    script.answer(MESSAGE, drip=0.01)
+    with pytest.raises(Unreached):
+        Queue(script.queue_url, driver).receive(10, 0, on_late=come.extend)
+    wait_until(lambda: come, 10, "the late message")
+    assert [message.receipt_handle for message in come] == ["r"]
+
+
+def test_an_exception_of_a_signal_handler_ends_the_call(make: Make, script: Script) -> None:
+    # As Celery's soft time limit does.
+    class Limit(Exception):
+        pass
+
+    def raise_limit(*_: object) -> None:
+        raise Limit
+
+    driver = make()
+    driver.open()
+    script.answer(THIRTY, drip=1)
+    before = signal.signal(signal.SIGALRM, raise_limit)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        began = time.monotonic()
+        with pytest.raises(Limit):
+            driver.carry(replace(requests.attributes(script.queue_url, "All"), seconds=60))
+        assert time.monotonic() - began < 5
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    script.answer(THIRTY)
+    assert Queue(script.queue_url, driver).attributes("All").values
+
+
+# The choice
+
+
+def test_the_options_name_the_driver(fake: FakeSqs, script: Script) -> None:
+    assert isinstance(driver_for(script.options(client=BOTO3)), Boto)
+    assert isinstance(driver_for(script.options(client=CURL)), Curl)
+    assert driver_for(fake.options(), tries=7) is fake
+    assert fake.drivers[-1] == {
+        "read_timeout": 10,
+        "tries": 7,
+        "seconds": 20,
+        "is_checked": False,
+    }
