@@ -169,6 +169,8 @@ class Handle:
             code = "ProxyConnectionError"
         elif code in BEFORE_THE_CALL and self._has_sent():
             code = "ConnectionClosedError"
+        elif self._route.proxy and code == "EndpointConnectionError":
+            code = "ProxyConnectionError"
         return Unreached(code, f'{text}. The endpoint URL is "{self._route.url}"')
 
     # What libcurl asks for

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-m
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
+from http.client import responses
 from typing import Any
 
 from sqs_broker.sqs.errors import SqsError, Unreached
@@ -115,19 +116,26 @@ def headers_of(lines: Iterable[bytes]) -> tuple[Headers, bool]:
 
 def refusal(action: str, status: int, headers: Headers, body: bytes) -> SqsError:
     """The error in an answer that has an HTTP status of 300 or more."""
-    content = _fault(body)
-    code = str(content.get("__type") or status)
-    code = code.partition(":")[0].rpartition("#")[2]
-    # What the older protocol calls it; "code;whose fault".
-    older, is_given, _ = headers.get("x-amzn-query-error", "").partition(";")
-    if older and is_given:
-        code = older
-    text = content.get("message") or content.get("Message") or ""
+    code, text = _fault(status, headers, body)
     told = f"An error occurred ({code}) when calling the {action} operation: {text}"
     return SqsError(code, told, at=date_in(headers.get("date")))
 
 
-def _fault(body: bytes) -> dict[str, Any]:
+def _fault(status: int, headers: Headers, body: bytes) -> tuple[str, str]:
+    """The code and the text of an error."""
+    if status >= 500 and (not body or body.strip().startswith(b"<html>")):
+        # Of a server on the way, not of SQS.
+        return str(status), responses.get(status, "")
+    content = _read_fault(body)
+    code = str(content.get("__type", status)).partition(":")[0].rpartition("#")[2]
+    # What the older protocol calls it, and whose fault it is.
+    older = headers.get("x-amzn-query-error", "").split(";")
+    if len(older) == 2 and older[0]:
+        code = older[0]
+    return code, str(content.get("message", content.get("Message", "")))
+
+
+def _read_fault(body: bytes) -> dict[str, Any]:
     text = body.decode(errors="replace")
     try:
         content = json.loads(text or "{}")

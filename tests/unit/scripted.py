@@ -1,11 +1,13 @@
 """A server of this machine that answers as a script says."""
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sqs_broker.options import Options
@@ -89,13 +91,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running() -> Iterator[Script]:
-    """A server on a free port of 127.0.0.1, until the end of the block."""
+def running(certificate: Path | None = None) -> Iterator[Script]:
+    """A server on a free port of 127.0.0.1, until the end of the block. With a certificate and its
+    key it speaks TLS."""
     script = Script()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"script": script}))
     # A call that a client has left may still drip.
     server.block_on_close = False
-    script.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        # Of a client that does not trust it. Else it would print the error.
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    script.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +25,7 @@ from sqs_broker.sqs.errors import OVERDUE, SqsError, Unreached
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, Received
 from sqs_broker.testing import FakeSqs
+from tests.deployments.certificates import Certificates
 from tests.unit import scripted
 from tests.unit.scripted import MESSAGE, Script
 
@@ -41,8 +46,10 @@ def make(request: pytest.FixtureRequest, script: Script) -> Iterator[Make]:
     """Makes drivers of each kind, which are closed in the end."""
     made: list[Driver] = []
 
-    def make(endpoint: str = script.url, **how: Any) -> Driver:
+    def make(endpoint: str = script.url, credentials: Any = None, **how: Any) -> Driver:
         options = script.options(endpoint_url=endpoint, client=request.param)
+        if credentials is not None:
+            options = replace(options, credentials=credentials)
         made.append(driver_for(options, **{"tries": 1, **how}))
         return made[-1]
 
@@ -257,19 +264,160 @@ def test_a_forked_child_has_a_connection_of_its_own(queue: Queue, script: Script
     assert childs != first == third
 
 
+def test_a_connection_that_sqs_has_closed_is_made_again(queue: Queue, script: Script) -> None:
+    for _ in range(2):
+        script.answer(THIRTY, Connection="close")
+        assert queue.attributes("All").values
+    assert len(set(script.ports)) == 2
+
+
+# Credentials
+
+
+def expiring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials that a program makes, each time others, and that end in five minutes: boto3
+    renews them from the fifteenth minute on."""
+    end = datetime.now(UTC) + timedelta(minutes=5)
+    program = tmp_path / "credentials"
+    program.write_text(
+        f"""#!/bin/sh
+echo >> "$0.runs"
+n=$(wc -l < "$0.runs" | tr -d " ")
+echo '{{"Version": 1, "AccessKeyId": "KEY'$n'", "SecretAccessKey": "s", \
+"SessionToken": "token'$n'", "Expiration": "{end:%Y-%m-%dT%H:%M:%SZ}"}}'
+"""
+    )
+    program.chmod(0o700)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+
+
+def test_credentials_are_renewed_between_two_calls_with_their_token(
+    make: Make, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expiring(tmp_path, monkeypatch)
+    queue = Queue(script.queue_url, make(credentials={}))
+    for _ in range(3):
+        script.answer()
+        queue.attributes("All")
+    used = [
+        (
+            asked.headers["Authorization"].partition("Credential=")[2].partition("/")[0],
+            asked.headers["X-Amz-Security-Token"],
+        )
+        for asked in script.asked
+    ]
+    numbers = [int(key.removeprefix("KEY")) for key, _ in used]
+    assert used == [(f"KEY{n}", f"token{n}") for n in numbers]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_call_without_credentials_was_not_made(make: Make, script: Script) -> None:
+    error = error_of(Queue(script.queue_url, make(credentials={})))
+    assert (error.code, error.has_no_credentials) == ("NoCredentialsError", True)
+    assert not error.may_have_been_done
+    assert script.asked == []
+
+
+# Proxies and certificates
+
+
+def test_a_call_goes_through_the_proxy_of_the_environment(
+    make: Make, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", script.url)
+    script.answer(THIRTY)
+    queue = Queue("http://sqs.test/1/jobs", make("http://sqs.test"))
+    assert queue.attributes("All").values
+    (asked,) = script.asked
+    assert (asked.path, asked.headers["Host"]) == ("http://sqs.test/", "sqs.test")
+
+
+def test_a_call_to_a_host_without_a_proxy_goes_there(
+    make: Make, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "sqs.test,127.0.0.1")
+    script.answer(THIRTY)
+    assert Queue(script.queue_url, make()).attributes("All").values
+    assert script.asked[0].path == "/"
+
+
+def test_a_proxy_that_is_not_there_got_no_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    error = error_of(Queue("https://sqs.test/1/jobs", make("https://sqs.test")))
+    assert (error.code, error.may_have_been_done) == ("ProxyConnectionError", False)
+
+
+def test_a_proxy_of_tls_sees_neither_the_call_nor_its_token(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bytes] = []
+
+    def refuse(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            seen.append(connection.recv(65_536))
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread = threading.Thread(target=refuse, args=(listener,))
+        thread.start()
+        token = {
+            "aws_access_key_id": "AKID",
+            "aws_secret_access_key": "b",
+            "aws_session_token": "token",
+        }
+        driver = make("https://sqs.test", credentials=token)
+        error = error_of(Queue("https://sqs.test/1/jobs", driver))
+        thread.join()
+    assert (error.code, error.may_have_been_done) == ("ProxyConnectionError", False)
+    assert seen[0].startswith(b"CONNECT sqs.test:443 ")
+    assert b"token" not in seen[0].lower()
+    assert b"AKID" not in seen[0]
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates.made_in(tmp_path)
+
+
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+def test_a_server_is_trusted_by_the_certificates_of_the_environment(
+    make: Make, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(certificates.authority))
+    with scripted.running(certificates.server) as script:
+        script.answer(THIRTY)
+        assert Queue(script.queue_url, make(script.url)).attributes("All").values
+
+
+def test_a_server_that_nobody_vouches_for_gets_no_call(
+    make: Make, certificates: Certificates
+) -> None:
+    with scripted.running(certificates.server) as script:
+        error = error_of(Queue(script.queue_url, make(script.url)))
+        assert (error.code, error.may_have_been_done) == ("SSLError", False)
+        assert script.asked == []
+
+
 # Deadlines
 
 
 def test_a_call_ends_at_its_deadline_though_the_answer_comes_byte_by_byte(
     make: Make, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
-    driver = make(seconds=2)
+    driver = make()
+    driver.open()
     script.answer(THIRTY, drip=1)
     began = time.monotonic()
-    error = error_of(Queue(script.queue_url, driver))
+    with pytest.raises(Unreached) as raised:
+        driver.carry(replace(requests.attributes(script.queue_url, "All"), seconds=1))
     assert script.asked
     assert time.monotonic() - began < 10
-    assert (error.code, error.has_reached) == (OVERDUE, False)
+    assert (raised.value.code, raised.value.may_have_been_done) == (OVERDUE, True)
     assert [getattr(record, "event", None) for record in caplog.records] == ["sqs.overdue"]
 
 
