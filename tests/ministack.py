@@ -59,9 +59,10 @@ def python() -> Path:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Ministack]:
+def running(directory: Path, *, checks_signatures: bool = False) -> Iterator[Ministack]:
     """A server on a free port of 127.0.0.1, until the end of the block. It runs functions in the
-    Python of this process, whatever their runtime is."""
+    Python of this process, whatever their runtime is. With `checks_signatures` it
+    refuses wrong ones of users and sessions; `ACCESS_KEY` may do all."""
     port = ports.preferred_or_any(None)
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -73,6 +74,9 @@ def running(directory: Path) -> Iterator[Ministack]:
         "GATEWAY_PORT": str(port),
         "SERVICES": SERVICES,
         "AWS_ENDPOINT_URL": f"http://{ports.HOST}:{port}",
+        "AUTH": str(checks_signatures).lower(),
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": ACCESS_KEY,
     }
     log = directory / "ministack.log"
     with Process(

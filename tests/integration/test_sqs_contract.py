@@ -50,10 +50,20 @@ class Server:
         return wait_until(lambda: self.received(1), DEADLINE, "a message")[0]
 
 
-@pytest.fixture(params=["fake", "roto", "moto"])
+@pytest.fixture(
+    params=[
+        "fake",
+        "roto-curl",
+        pytest.param("roto-boto3", marks=pytest.mark.slow),
+        "moto-curl",
+        "moto-boto3",
+    ]
+)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A queue on each of the servers: of each lease 30 s, of each message two receives."""
-    if request.param == "fake":
+    """A queue on each of the servers, by each of the clients: of each lease 30 s, of each message
+    two receives."""
+    name, _, library = request.param.partition("-")
+    if name == "fake":
         clock = Clock()
         fake = FakeSqs(clock)
         url = fake.create_queue("jobs", dead_letters="jobs-dlq", max_receive_count=2)
@@ -61,20 +71,20 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             Queue(url, fake), Queue(f"{url}-dlq", fake), Queue(f"{url}-no", fake), clock.advance
         )
         return
-    if request.param == "roto":
+    if name == "roto":
         server: SqsServer = request.getfixturevalue("sqs_server")
         endpoint = server.endpoint_url
     else:
         endpoint = request.getfixturevalue("moto_url")
-    yield from on_server(endpoint)
+    yield from on_server(endpoint, library)
 
 
-def on_server(endpoint: str) -> Iterator[Server]:
+def on_server(endpoint: str, library: str) -> Iterator[Server]:
     client = sqs.client_for(endpoint)
     name = f"contract-{uuid.uuid4().hex}"
     pair = sqs.create_queues(client, name, visibility_timeout=30, max_receive_count=2)
     key = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-    driver = driver_for(Options(sqs.REGION, {}, endpoint, key))
+    driver = driver_for(Options(sqs.REGION, {}, endpoint, key, client=library))
     yield Server(
         Queue(pair.url, driver),
         Queue(pair.dead_letter_url, driver),
