@@ -274,15 +274,16 @@ def test_a_connection_that_sqs_has_closed_is_made_again(queue: Queue, script: Sc
 # Credentials
 
 
-def expiring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def expiring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: int = 0) -> None:
     """Credentials that a program makes, each time others, and that end in five minutes: boto3
-    renews them from the fifteenth minute on."""
+    renews them from the fifteenth minute on. The program takes long the `hangs`-th time."""
     end = datetime.now(UTC) + timedelta(minutes=5)
     program = tmp_path / "credentials"
     program.write_text(
         f"""#!/bin/sh
 echo >> "$0.runs"
 n=$(wc -l < "$0.runs" | tr -d " ")
+test $n = {hangs} && sleep 5
 echo '{{"Version": 1, "AccessKeyId": "KEY'$n'", "SecretAccessKey": "s", \
 "SessionToken": "token'$n'", "Expiration": "{end:%Y-%m-%dT%H:%M:%SZ}"}}'
 """
@@ -311,6 +312,20 @@ def test_credentials_are_renewed_between_two_calls_with_their_token(
     numbers = [int(key.removeprefix("KEY")) for key, _ in used]
     assert used == [(f"KEY{n}", f"token{n}") for n in numbers]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_call_ends_in_time_although_its_credentials_are_not_renewed(
+    make: Make, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expiring(tmp_path, monkeypatch, hangs=2)
+    driver = make(credentials={})
+    driver.open()
+    began = time.monotonic()
+    with pytest.raises(Unreached, match=OVERDUE):
+        driver.carry(replace(requests.attributes(script.queue_url, "All"), seconds=1))
+    assert time.monotonic() - began < 4
+    script.answer(THIRTY)
+    assert Queue(script.queue_url, driver).attributes("All").values
 
 
 def test_a_call_without_credentials_was_not_made(make: Make, script: Script) -> None:
