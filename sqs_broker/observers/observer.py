@@ -60,6 +60,10 @@ class Observers(Observer):
         self._observers = tuple(observers)
         self._seldom = Seldom()
 
+    def add(self, observer: Observer) -> None:
+        """Call this one too, from now on, as the last."""
+        self._observers = (*self._observers, observer)
+
     def received(self, message: Facts) -> None:
         self._tell("received", message)
 

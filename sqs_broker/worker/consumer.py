@@ -27,6 +27,7 @@ from sqs_broker.worker.channel import Message
 from sqs_broker.worker.defaults import is_elsewhere
 from sqs_broker.worker.loop import Hub
 from sqs_broker.worker.mixing import refuse
+from sqs_broker.worker.refusals import Refusals
 from sqs_broker.worker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,9 @@ class Consumer(CeleryConsumer):
         self._shutdown.listen()
         if self.connection is not None:
             control_plane.attach(self)
+            self.connection.transport.observers.add(
+                Refusals(lambda: self.event_dispatcher, self.hub.call_soon)
+            )
         super().on_ready()
         if not self._was_ready:
             self._was_ready = True
