@@ -4,27 +4,24 @@ Lambda imports this module while it starts a sandbox, so that is when the client
 other process the import opens nothing. docs/lambda.md describes the function.
 """
 
-import json
-from contextlib import suppress
 from time import time
 
 import pymongo
 
 from app.celery import app
 from app.errors import SettingsError
+from app.function_secrets import read_mongo_uri
 from app.logs import log_to_stdout
 from app.models import connect, disconnect
 from app.mongo import address_of, control_options
 from app.outcomes.observer import observer
 from app.probe import Probe
 from app.schema import find_faults, make_indexes, require_replica_set
-from app.settings import get_function_settings, get_settings, is_function, use_mongo_uri
+from app.settings import get_settings, is_function, use_mongo_uri
 from sqs_broker.control.attempts import MongoAttempts
 from sqs_broker.control.store import Store
 from sqs_broker.function import Function
-from sqs_broker.options import ControlOptions, Options
-from sqs_broker.sqs.boto import read_secret
-from sqs_broker.sqs.errors import SqsError
+from sqs_broker.options import ControlOptions
 
 #: Seconds for all calls to MongoDB at the start of a sandbox. Lambda allows 10 s for the start:
 #: https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html
@@ -38,11 +35,6 @@ DEAD_CONNECTIONS = 15
 
 #: How the probe reports that MongoDB refuses the user and password: MongoDB's code, and Atlas'.
 REFUSED_LOGINS = ("OperationFailure(18)", "OperationFailure(8000)")
-
-PLAIN = (
-    "MONGO_URI holds a password, and everybody who may see the function can read its variables. "
-    "Put the URI into a secret of Secrets Manager, and set MONGO_SECRET_ARN instead."
-)
 
 
 class MongoDb:
@@ -103,7 +95,7 @@ class MongoDb:
 
     def _read_uri(self) -> None:
         """Read the URI of MongoDB. If it is another one than before, close the clients."""
-        uri = _uri()
+        uri = read_mongo_uri()
         if uri == self._uri:
             return
         use_mongo_uri(uri)
@@ -117,38 +109,6 @@ class MongoDb:
             self._control.close()
             self._control = None
         self._uri = uri
-
-
-def _uri() -> str:
-    """The URI of MongoDB: from the secret, or from the variable if it holds no password."""
-    arn = get_function_settings().mongo_secret_arn
-    if arn is not None:
-        options = Options.read(app.conf.broker_transport_options, accepts_fifo=True)
-        try:
-            return _uri_in(read_secret(options, arn))
-        except SqsError as exc:
-            raise SettingsError(
-                f"MONGO_SECRET_ARN: the secret cannot be read ({exc.code}). Check the ARN, and the "
-                "permission secretsmanager:GetSecretValue of the function's role."
-            ) from None
-    uri = get_settings().require_mongo_uri()
-    if is_function() and ":" in address_of(uri).base.partition("://")[2].rpartition("@")[0]:
-        raise SettingsError(PLAIN)
-    return uri
-
-
-def _uri_in(secret: str | None) -> str:
-    uri: object = secret
-    with suppress(ValueError):
-        uri = json.loads(secret or "")
-    if isinstance(uri, dict):
-        uri = uri.get("MONGO_URI")
-    if not isinstance(uri, str) or not uri:
-        raise SettingsError(
-            "MONGO_SECRET_ARN: the secret is neither a URI nor a JSON object with MONGO_URI."
-        )
-    address_of(uri)
-    return uri
 
 
 mongodb = MongoDb()

@@ -102,6 +102,7 @@ def _fault(text: str) -> PydanticCustomError:
 Region = Annotated[str, AfterValidator(_region)]
 Url = Annotated[str, AfterValidator(_url)]
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
+Arn = Annotated[str, StringConstraints(pattern=r"^arn:[^\s:]+(:[^\s:]*){4,}$")]
 
 
 class QueueSettings(BaseModel):
@@ -447,12 +448,15 @@ class FunctionSettings(BaseSettings):
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    mongo_secret_arn: (
-        Annotated[str, StringConstraints(pattern=r"^arn:[^\s:]+(:[^\s:]*){4,}$")] | None
-    ) = Field(
+    mongo_secret_arn: Arn | None = Field(
         None,
         description="ARN of the secret in Secrets Manager that holds the URI of MongoDB: as its "
         "text, or as `MONGO_URI` in a JSON object.",
+    )
+    api_keys_secret_arn: Arn | None = Field(
+        None,
+        description="ARN of the secret that holds the keys of the HTTP API: as its text, or as "
+        "`API_KEYS` in a JSON object. For the function that is the API.",
     )
 
 

@@ -24,14 +24,22 @@ from app.api.shortcut import Shortcut
 #: Seconds for which a browser remembers that an origin may call the API.
 CORS_SECONDS = 600
 
+#: Longest time that an answer is held until the state is final, in seconds.
+LONGEST_WAIT = 60
+
 #: Where the files of Swagger UI are, which FastAPI would load from another host.
 ASSETS = "/docs/static"
 
 
 def application(
-    service: Service, *, send_timeout: float, origins: Sequence[str] = ()
+    service: Service,
+    *,
+    send_timeout: float,
+    origins: Sequence[str] = (),
+    longest_wait: int = LONGEST_WAIT,
 ) -> tuple[ASGIApp, FastAPI]:
-    """The whole application, and the FastAPI application inside."""
+    """The whole application, and the FastAPI application inside. `longest_wait`: seconds that an
+    answer may be held until the state is final."""
     inner = FastAPI(
         title=description.TITLE,
         version=description.VERSION,
@@ -42,13 +50,13 @@ def application(
         lifespan=partial(_lifespan, service=service),
     )
     inner.router.route_class = Raw
-    _add_routes(inner, Routes(service, send_timeout))
+    _add_routes(inner, Routes(service, send_timeout, longest_wait))
     _add_docs(inner)
     inner.add_exception_handler(HTTPException, _refused)
     inner.add_exception_handler(Exception, _failed)
     described = inner.openapi
     # The documented way: https://fastapi.tiangolo.com/how-to/extending-openapi/
-    inner.openapi = lambda: description.completed(described(), service.has_keys)  # type: ignore[method-assign]
+    inner.openapi = lambda: description.completed(described(), service.has_keys, longest_wait)  # type: ignore[method-assign]
     outer: ASGIApp = Front(Shortcut(inner), lambda: service.is_draining)
     if origins:
         outer = CORSMiddleware(

@@ -351,8 +351,15 @@ _ready["503"] = {
 }
 
 
-def completed(document: dict[str, Any], has_keys: bool) -> dict[str, Any]:
-    """FastAPI's document with the schemas and the way to pass a key, if there are keys."""
+def completed(document: dict[str, Any], has_keys: bool, longest_wait: int) -> dict[str, Any]:
+    """FastAPI's document with the schemas, the longest `wait` in seconds, and the way to pass a
+    key, if there are keys."""
+    for operations in document["paths"].values():
+        for described in operations.values():
+            described["parameters"] = [
+                _up_to(longest_wait, each) if each["name"] == "wait" else each
+                for each in described.get("parameters", ())
+            ]
     components = document.setdefault("components", {})
     components["schemas"] = SCHEMAS
     if has_keys:
@@ -364,3 +371,7 @@ def completed(document: dict[str, Any], has_keys: bool) -> dict[str, Any]:
             for kind in (Kind.UNKNOWN_KEY, Kind.FORBIDDEN):
                 described["responses"].pop(str(kind.status), None)
     return document
+
+
+def _up_to(most: int, parameter: Schema) -> Schema:
+    return {**parameter, "schema": {**parameter["schema"], "maximum": most}}

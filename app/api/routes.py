@@ -41,9 +41,6 @@ from app.registration_ids import (
 )
 from sqs_broker.sqs.requests import Outgoing
 
-#: Longest time that an answer is held until the state is final, in seconds.
-LONGEST_WAIT = 60
-
 #: Seconds after which an unknown id is looked up again: another process may have taken the
 #: registration, and not stored yet that it did.
 SECOND_LOOK = 0.2
@@ -117,9 +114,10 @@ class Parts(Response):
 class Routes:
     """The functions of the routes."""
 
-    def __init__(self, service: Service, send_timeout: float) -> None:
+    def __init__(self, service: Service, send_timeout: float, longest_wait: int) -> None:
         self._service = service
         self._send_timeout = send_timeout
+        self._longest_wait = longest_wait
 
     # Sending ----------------------------------------------------------------------------------
 
@@ -187,7 +185,7 @@ class Routes:
     async def registration(self, request: Request) -> Response:
         """GET /registrations/{id}"""
         client = self._service.admit(request, Scope.REGISTER, Scope.READ)
-        seconds = _number(request, "wait", 0, LONGEST_WAIT, 0)
+        seconds = _number(request, "wait", 0, self._longest_wait, 0)
         id_ = request.path_params["id"]
         if not _may_ask(client, id_):
             raise Problem(Kind.NOT_FOUND)

@@ -18,6 +18,9 @@ from sqs_broker.sqs.requests import Outgoing
 #: Most calls of `OutcomeStore.accepted` at the same time. Of more, the ids are not stored.
 MOST_RECORDINGS = 200
 
+#: Seconds to wait for these calls when the process stops, or a function returns.
+RECORDING_SECONDS = 5.0
+
 LONGEST_KEY = 128
 
 #: A string of a structured field (RFC 9651).
@@ -72,12 +75,16 @@ class Service:
         self.phase = Phase.DRAINING
         self.stopping.set()
 
+    async def recorded(self) -> None:
+        """Wait until it is stored that SQS took what it took, for a bounded time."""
+        if self._recordings:
+            await asyncio.wait(self._recordings, timeout=RECORDING_SECONDS)
+
     async def close(self) -> None:
         """Send what was gathered, store what was accepted, and close the connections."""
         for gatherer in set(self.gatherers.values()):
             await gatherer.close()
-        if self._recordings:
-            await asyncio.wait(self._recordings, timeout=5)
+        await self.recorded()
         await self.outcomes.close()
 
     # Who asks ---------------------------------------------------------------------------------

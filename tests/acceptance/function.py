@@ -167,6 +167,7 @@ def sandbox(
     root: Path,
     python: Sequence[str | Path] = (sys.executable,),
     timeout: float = 30.0,
+    handler: str = HANDLER,
 ) -> Iterator[Sandbox]:
     """A sandbox of the function whose code is in `root`, until the end of the block. `environment`
     is all that it gets, beside what Lambda sets."""
@@ -178,7 +179,7 @@ def sandbox(
     of_lambda = OF_LAMBDA | {"AWS_LAMBDA_RUNTIME_API": f"{HOST}:{server.server_address[1]}"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*python, "-m", "awslambdaric", HANDLER],
+            [*python, "-m", "awslambdaric", handler],
             cwd=root,
             env={"LAMBDA_TASK_ROOT": str(root), **of_lambda, **environment},
             stdin=subprocess.DEVNULL,

@@ -175,8 +175,8 @@ class Stack:
         return {
             each["LogicalResourceId"]: each["PhysicalResourceId"]
             for each in found["StackResources"]
-            # moto lists those that do not exist, too, without a name.
-            if "LogicalResourceId" in each
+            # moto lists those that do not exist, too, without a name, and gives some none.
+            if "LogicalResourceId" in each and "PhysicalResourceId" in each
         }
 
     def document(self, policy: str) -> dict[str, Any]:

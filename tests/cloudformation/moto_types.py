@@ -225,9 +225,11 @@ class Stage(_HttpApi, CloudFormationModel):
 # What moto drops of types that it has ------------------------------------------------------------
 
 
-def _with_managed_policies(make: Any) -> Any:
+def _with_policies(make: Any) -> Any:
     def create(cls: Any, name: str, given: Properties, account: str, region: str, **kw: Any) -> Any:
         role = make(cls, name, given, account, region, **kw)
+        for policy, document in role.policies.items():
+            role.policies[policy] = json.dumps(document)
         for arn in given["Properties"].get("ManagedPolicyArns", ()):
             client("iam", region).attach_role_policy(RoleName=role.name, PolicyArn=arn)
         return role
@@ -320,7 +322,7 @@ def _with_enabled(make: Any) -> Any:
 def complete() -> None:
     """Make moto keep what it drops."""
     models: list[tuple[Any, str, Any]] = [
-        (Role, "create_from_cloudformation_json", _with_managed_policies),
+        (Role, "create_from_cloudformation_json", _with_policies),
         (Key, "create_from_cloudformation_json", _with_policy_as_text),
         (Queue, "create_from_cloudformation_json", _with_allow_policy),
         (Queue, "update_from_cloudformation_json", _with_all_attributes),

@@ -15,15 +15,17 @@ ROOT = Path(__file__).parents[2]
 #: Packages that are not imported here, and why they are in the zip.
 ONLY_SOMETIMES = {"dnspython"}  # For a MONGO_URI that begins with mongodb+srv://.
 
-#: Imports the function and opens what it opens in Lambda, but for connections. The given modules
+#: Imports a handler and opens what it opens in Lambda, but for connections. The given modules
 #: cannot be imported.
 PROGRAM = """
-import json, sys
+import importlib, json, sys
 
 for module in json.loads(sys.argv[1]):
     sys.modules[module] = None
 sys.path.insert(0, sys.argv[2])
-import app.lambda_handler
+handler = importlib.import_module(sys.argv[3])
+if sys.argv[3] == "app.api_handler":
+    handler.handler.open()
 from app.celery import app
 from sqs_broker.options import Options
 from sqs_broker.sqs.boto import Boto, quick_client
@@ -52,11 +54,21 @@ def modules() -> dict[str, set[str]]:
 @pytest.fixture(scope="module")
 def imported(modules: dict[str, set[str]]) -> set[str]:
     """The modules that the function imports if it has only the packages of the list."""
+    return modules_of("app.lambda_handler", modules)
+
+
+@pytest.fixture(scope="module")
+def imported_by_api(modules: dict[str, set[str]]) -> set[str]:
+    """The modules that the HTTP API as a function imports."""
+    return modules_of("app.api_handler", modules)
+
+
+def modules_of(handler: str, modules: dict[str, set[str]]) -> set[str]:
     listed = {"app", "sqs_broker"}.union(*modules.values())
     others = sorted(packages_distributions().keys() - listed)
     assert "flower" in others
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(others), str(ROOT)],
+        [sys.executable, "-c", PROGRAM, json.dumps(others), str(ROOT), handler],
         env={
             "AWS_REGION": "us-east-1",
             "AWS_SQS_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/jobs",
@@ -64,6 +76,7 @@ def imported(modules: dict[str, set[str]]) -> set[str]:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "MONGO_URI": "mongodb://127.0.0.1:1/test",
+            "API_KEYS": f"name:{'0' * 64}",
         },
         capture_output=True,
         text=True,
@@ -73,19 +86,25 @@ def imported(modules: dict[str, set[str]]) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_the_function_needs_no_package_that_is_not_in_the_list(imported: set[str]) -> None:
+def test_the_functions_need_no_package_that_is_not_in_the_list(
+    imported: set[str], imported_by_api: set[str]
+) -> None:
     assert "app.tasks" in imported
+    assert "app.api.routes" in imported_by_api
 
 
 def test_each_package_of_the_list_is_imported(
-    imported: set[str], modules: dict[str, set[str]]
+    imported: set[str], imported_by_api: set[str], modules: dict[str, set[str]]
 ) -> None:
-    unused = {name for name, names in modules.items() if not names & imported}
+    used = imported | imported_by_api
+    unused = {name for name, names in modules.items() if not names & used}
     assert unused == ONLY_SOMETIMES
 
 
 def test_the_function_imports_nothing_of_a_worker_that_it_does_not_need(imported: set[str]) -> None:
     heavy = {
+        "app.api",
+        "fastapi",
         "app.startup",
         "app.flower",
         "celery.bin",

@@ -1,12 +1,15 @@
 """The templates of infra/: what cfn-lint does not find, and what must agree with the settings."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from app.settings import Settings
+from app.api_handler import LONGEST_WAIT, RESERVE
+from app.settings import FunctionSettings, Settings
+from infra.function_zip import PYTHON
 from sqs_broker.limits import LONGEST_RETENTION
 from sqs_broker.rules.policy import SPARE_DELIVERIES
 from tests.cloudformation.rules import faults
@@ -122,9 +125,61 @@ def test_the_queue_agrees_with_the_default_settings() -> None:
     assert queue["MaximumMessageSize"] == settings.sqs_max_message_bytes
 
 
-def test_the_fewest_deliveries_leave_room_for_the_fewest_attempts() -> None:
-    parameter = read("queue.yaml")["Parameters"]["MaxReceiveCount"]
-    assert parameter["MinValue"] == 1 + SPARE_DELIVERIES
+@pytest.mark.parametrize("name", ["queue.yaml", "function.yaml"])
+def test_the_fewest_deliveries_leave_room_for_the_attempts_of_the_default_settings(
+    name: str,
+) -> None:
+    parameter = read(name)["Parameters"]["MaxReceiveCount"]
+    assert parameter["MinValue"] == Settings().sqs_max_attempts + SPARE_DELIVERIES
+    assert parameter["Default"] == Settings().sqs_max_receive_count
+
+
+def function(**parameters: str) -> Mapping[str, Any]:
+    return fold(read("function.yaml"), parameters)
+
+
+@pytest.mark.parametrize("window", [str(seconds) for seconds in range(31)])
+def test_the_visibility_timeout_is_six_timeouts_and_the_window(window: str) -> None:
+    queue, _ = queues(Consumer="function")
+    resources = function(BatchingWindow=window)
+    mapping, timeout = resources["Mapping"]["Properties"], resources["Function"]["Properties"]
+    least = 6 * timeout["Timeout"] + int(mapping["MaximumBatchingWindowInSeconds"])
+    assert least <= int(queue["VisibilityTimeout"])
+
+
+@pytest.mark.parametrize("window", ["31", "40", "300", "-1", "1.5", "x"])
+def test_a_longer_window_is_refused(window: str) -> None:
+    pattern = read("function.yaml")["Parameters"]["BatchingWindow"]["AllowedPattern"]
+    assert not re.fullmatch(pattern, window)
+
+
+def test_the_window_is_30_seconds_but_none_with_the_api() -> None:
+    alone, with_api = function(), function(ApiKeysSecretArn="arn")
+    assert alone["Mapping"]["Properties"]["MaximumBatchingWindowInSeconds"] == 30
+    assert with_api["Mapping"]["Properties"]["MaximumBatchingWindowInSeconds"] == 0
+
+
+def test_the_functions_get_only_variables_that_are_settings() -> None:
+    known = {name.upper() for model in (Settings, FunctionSettings) for name in model.model_fields}
+    resources = function(ApiKeysSecretArn="arn")
+    for name in ("Function", "ApiFunction"):
+        assert set(resources[name]["Properties"]["Environment"]["Variables"]) <= known
+
+
+@pytest.mark.parametrize("name", ["Function", "ApiFunction"])
+def test_a_handler_exists(name: str) -> None:
+    properties = function(ApiKeysSecretArn="arn")[name]["Properties"]
+    module, _, handler = properties["Handler"].rpartition(".")
+    path = INFRA.parent.joinpath(*module.split(".")).with_suffix(".py")
+    assert f"\n{handler} = " in path.read_text()
+    assert properties["Runtime"] == f"python{PYTHON}"
+
+
+def test_api_gateway_waits_longer_than_the_api_holds_an_answer() -> None:
+    resources = function(ApiKeysSecretArn="arn")
+    timeout = resources["ApiFunction"]["Properties"]["Timeout"]
+    integration = resources["ApiIntegration"]["Properties"]
+    assert LONGEST_WAIT + RESERVE < timeout <= integration["TimeoutInMillis"] / 1000 <= 30
 
 
 def test_the_dead_letter_queue_keeps_messages_as_long_as_sqs_can() -> None:
