@@ -14,6 +14,7 @@ from app.celery import app as celery_app
 from app.errors import SettingsError
 from app.loader import is_loopback
 from app.logs import set_up
+from app.outcomes.reader import Outcomes
 from app.settings import ApiSettings, get_api_settings, get_settings
 from sqs_broker.options import Options
 from sqs_broker.sqs.driver import Driver
