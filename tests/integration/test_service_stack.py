@@ -101,7 +101,7 @@ def test_the_scaling_policies_are_those_of_a_service_from_zero(
             "ScalingPolicies"
         ]
     }
-    assert set(policies) == {"backlog-per-task", "wake"}
+    assert set(policies) == {"backlog-per-task", "flow-per-task", "wake"}
     tracking = policies["backlog-per-task"]["TargetTrackingScalingPolicyConfiguration"]
     metrics = {each["Id"]: each for each in tracking["CustomizedMetricSpecification"]["Metrics"]}
     dimensions = metrics["inflight"]["MetricStat"]["Metric"]["Dimensions"]
@@ -169,7 +169,7 @@ def test_without_hosts_there_is_only_the_worker(cloud: Cloud, queue: Stack) -> N
     )
     assert set(bare.resources) == {
         "Cluster", "WorkerLogs", "ExecutionRole", "WorkerRole", "WorkerTask", "Worker",
-        "ScalableTarget", "BacklogPolicy",
+        "ScalableTarget", "BacklogPolicy", "FlowPolicy",
     }  # fmt: skip
     assert bare.deploy() == []
     assert bare.deploy(MaxTasks="20") == ["ScalableTarget"]

@@ -1,0 +1,125 @@
+"""docs/aws.md: its figures follow from measurements and prices, its names are those of the code."""
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.deploy import FOR_CONSUMER, ORDER
+from infra.scaling import simulate, task_hours
+from infra.templates import path_of, read
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "aws.md").read_text()
+BENCH = (DOCS / "bench.md").read_text()
+
+#: Of the task that the page calculates with.
+VCPUS, GIGABYTES = 0.5, 1.0
+
+#: A month of AWS's price pages, in hours.
+MONTH = 730
+
+
+def row(name: str, page: str = PAGE) -> list[str]:
+    """The cells of the first row that begins so."""
+    found = re.search(rf"^\| {re.escape(name)} \| (.*) \|$", page, re.MULTILINE)
+    assert found is not None, name
+    return found[1].split(" | ")
+
+
+def price(name: str) -> float:
+    return float(row(name)[0])
+
+
+def task_hour() -> float:
+    vcpu, gigabyte = price("an hour of a vCPU on Fargate"), price("an hour of a GB on Fargate")
+    return VCPUS * vcpu + GIGABYTES * gigabyte
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("consumer", ["this project", "stock Celery, best settings"])
+def test_the_cost_of_a_million_follows_from_the_measurements_and_the_prices(consumer: str) -> None:
+    measured = row(consumer, BENCH)
+    speed = float(re.sub(r"\D.*", "", measured[0].lstrip("*")))
+    # The columns after the name: speed, times stock, two parts, calls, receive, delete, CPU.
+    calls, cpu = float(measured[4]), float(measured[7])
+    seconds = max(cpu * 1000 / VCPUS, 1e6 / speed)
+    sqs = calls * price("a million calls of SQS")
+    fargate = seconds / 3600 * task_hour()
+    assert row(consumer) == [
+        f"{calls * 1e6:,.0f}",
+        f"${sqs:.2f}",
+        f"{seconds:,.0f}",
+        f"${fargate:.2f}",
+        f"${sqs + fargate:.2f}",
+    ]
+
+
+def test_the_cost_of_lambda_follows_from_the_prices() -> None:
+    requests = price("a million requests of Lambda") * 0.1
+    each = price("a GB second of Lambda") * 100_000 * 0.1 * 0.5
+    text = " ".join(PAGE.split())
+    assert f"costs ${requests:.2f} for 100,000 requests" in text
+    assert f"Each 100 ms of an invocation at 512 MB adds ${each:.2f}" in text
+
+
+def test_the_cost_of_a_month_and_of_the_simulated_days_follows_from_the_prices() -> None:
+    assert f"a worker that always runs ${task_hour() * MONTH:.2f}" in PAGE
+    for name, minutes in {
+        "minimum 1 (the default)": simulate(1),
+        "minimum 0": simulate(0),
+        "8 tasks, always": simulate(8, 8),
+        "minimum 1, by the backlog alone": simulate(1, has_flow=False),
+    }.items():
+        day = round(task_hours(minutes)) * task_hour()
+        assert row(name)[-1] == f"${day:.2f}"
+
+
+def test_the_parameters_of_scaling_have_the_defaults_of_the_template() -> None:
+    parameters = read("service")["Parameters"]
+    for name in ("BacklogPerTask", "FlowPerTask"):
+        assert row(f"`{name}`")[0] == str(parameters[name]["Default"])
+    for name, default in (("MinTasks", 1), ("MaxTasks", 10)):
+        assert f"`{name}` ({default})" in PAGE
+        assert parameters[name]["Default"] == default
+
+
+def test_the_parameters_that_the_page_names_exist() -> None:
+    known = {name for each in ORDER if path_of(each).exists() for name in read(each)["Parameters"]}
+    named = {
+        name
+        for command in re.findall(r'PARAMETERS="([^"]*)"', PAGE)
+        for name in re.findall(r"(\w+)=", command)
+    }
+    assert named - {"Name", "Email"} <= known
+
+
+def test_the_page_names_every_consumer() -> None:
+    (cell,) = re.findall(r"^\| `CONSUMER=worker` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert set(FOR_CONSUMER) - {"worker"} == set(re.findall(r"`(\w+)`:", cell))
+
+
+def test_the_systemd_unit_gives_the_worker_its_time() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # names with capitals
+    unit.read_string(block("ini"))
+    service = unit["Service"]
+    assert (service["KillMode"], service["Restart"]) == ("mixed", "on-failure")
+    assert int(service["TimeoutStopSec"]) >= 115
+    assert service["ExecStart"].endswith(" -A app worker")
+
+
+def test_the_lines_for_the_serverless_framework_use_an_output_of_the_queue() -> None:
+    (function,) = yaml.safe_load(block("yaml"))["functions"].values()
+    (event,) = function["events"]
+    (stack, output) = re.findall(r"\$\{cf:([\w-]+)\.(\w+)\}", event["sqs"]["arn"])[0]
+    assert stack == "registrations-prod-queue"
+    assert output in read("queue")["Outputs"]
+    assert event["sqs"]["functionResponseType"] == "ReportBatchItemFailures"
