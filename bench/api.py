@@ -62,7 +62,7 @@ def crowd(
 ) -> Requests:
     """Let so many clients register users for so long: each asks again at once, or all together
     `rate` times a second. Raises BenchError if none is accepted."""
-    with lab.stage(OURS, "register", delay_ms, workers=0) as stage, _serving(stage, way) as server:
+    with lab.stage(OURS, "register", delay_ms, workers=0) as stage, serving(stage, way) as server:
         load = Load(server.port, PATH, _body(USER), clients, seconds, rate=rate)
         before = server.cpu()
         answers = _ask(load)
@@ -91,7 +91,7 @@ def lone(lab: Lab, delay_ms: float) -> Lone:
     meet the same machine."""
     with (
         lab.stage(OURS, "register", delay_ms, workers=0) as stage,
-        _serving(stage, API) as server,
+        serving(stage, API) as server,
         closing(http.client.HTTPConnection(ports.HOST, server.port, timeout=10)) as connection,
         closing(sqs.client_for(stage.place.sqs_endpoint)) as client,
     ):
@@ -111,7 +111,7 @@ def batch(lab: Lab, items: int, delay_ms: float) -> BatchSent:
     lines = "".join(f"{_body(user_id())}\n" for _ in range(items))
     with (
         lab.stage(OURS, "register", delay_ms, workers=0) as stage,
-        _serving(stage, API) as server,
+        serving(stage, API) as server,
         closing(http.client.HTTPConnection(ports.HOST, server.port, timeout=120)) as connection,
     ):
         began = time.perf_counter()
@@ -150,7 +150,9 @@ def _body(user: str) -> str:
 
 
 @contextmanager
-def _serving(stage: Stage, way: str) -> Iterator[Server]:
+def serving(stage: Stage, way: str) -> Iterator[Server]:
+    """The server of a way until the end of the block, with the queue and the database of a
+    stage."""
     port = ports.preferred_or_any(None)
     command = [sys.executable, "-m", *PROGRAMS[way]]
     if way != API:

@@ -14,6 +14,7 @@ TASKS = {
     "register": "registerUser",
     "wait": "bench.wait",
     "long": "bench.long",
+    "delayed": "bench.delayed",
 }
 
 #: The body of the message for one user id.

@@ -40,6 +40,8 @@ class Candidate:
     """Of its command line."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What it has in place of its defaults."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables for its tasks."""
     slots: int | None = None
     """Tasks at a time; None where nobody said."""
     door: str | None = None
@@ -69,6 +71,7 @@ class Candidate:
             "AWS_SQS_DLQ_URL": place.queues.dead_letter_url,
             "MONGO_URI": place.mongo_uri,
             "BENCH_TASK": task,
+            **self.variables,
         }
 
 
@@ -83,6 +86,13 @@ class Ours(Candidate):
 
     def environment(self, place: Place, task: str) -> dict[str, str]:
         return super().environment(place, task) | dict(self.settings)
+
+
+class Alone(Ours):
+    """The broker of this project in another project."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "celery", "-A", "bench.alone", "worker", *self.arguments]
 
 
 class Stock(Candidate):
@@ -165,6 +175,7 @@ STOCK_PRODUCER = Stock(
     "a stock producer", settings={"task_time_limit": 30, "task_soft_time_limit": 25}
 )
 OURS_WITHOUT_EVENTS = Ours("this project, events off", settings={"BENCH_EVENTS": "off"})
+ALONE_8 = Alone("this project's broker, 8 processes", ("-c", "8"), slots=8)
 #: The yardstick of the ratios.
 STOCK_BEST = Stock("stock Celery, best settings", ("-c", "8", *_QUIET), _BEST, slots=8)
 STOCK_THREADS = Stock("stock Celery, 8 threads", (*_THREADS, *_QUIET), _BEST, slots=8)

@@ -105,7 +105,15 @@ class Lab:
 
     @contextmanager
     def stage(
-        self, candidate: Candidate, task: str, delay_ms: float, *, size: int = 0, workers: int = 1
+        self,
+        candidate: Candidate,
+        task: str,
+        delay_ms: float,
+        *,
+        size: int = 0,
+        workers: int = 1,
+        visibility_timeout: int = VISIBILITY_TIMEOUT,
+        max_receive_count: int = 10,
     ) -> Iterator[Stage]:
         """A queue with `size` messages and so many workers that have just been started."""
         name = f"bench-{next(self._numbers)}"
@@ -113,7 +121,10 @@ class Lab:
         with ExitStack() as stack:
             stack.callback(client.close)
             queues = sqs.create_queues(
-                client, name, visibility_timeout=VISIBILITY_TIMEOUT, max_receive_count=10
+                client,
+                name,
+                visibility_timeout=visibility_timeout,
+                max_receive_count=max_receive_count,
             )
             stack.callback(client.delete_queue, QueueUrl=queues.url)
             stack.callback(client.delete_queue, QueueUrl=queues.dead_letter_url)
@@ -189,9 +200,10 @@ class Lab:
 
 
 @contextmanager
-def running(logs: Path) -> Iterator[Lab]:
-    """A lab, until the end of the block. Raises StackError if a server does not start."""
-    why_no_node = node.missing()
+def running(logs: Path, *, with_node: bool = True) -> Iterator[Lab]:
+    """A lab, until the end of the block. Without Node, nothing is installed, and the SQS server is
+    that of the stack. Raises StackError if a server does not start."""
+    why_no_node = node.missing() if with_node else "not wanted"
     with (
         servers.running(logs / "sqs.log", why_no_node) as server,
         mongo.running(data=logs / "mongod", log=logs / "mongod.log") as database,

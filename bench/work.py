@@ -12,6 +12,7 @@ from typing import Any
 
 from pymongo import MongoClient, UpdateOne
 from pymongo.collection import Collection
+from pymongo.database import Database
 
 #: Seconds of a task that waits, and of one that fills a worker for long.
 WAIT = 0.05
@@ -41,7 +42,19 @@ def long(stock_id: str, user_id: str, user_info: dict[str, str]) -> None:
     time.sleep(LONG)
 
 
-WORKS: dict[str, Work] = {"noop": noop, "register": register, "wait": wait, "long": long}
+def delayed(stock_id: str, user_id: str, user_info: dict[str, str]) -> None:
+    """Stores that it runs, then waits for BENCH_DELAY seconds."""
+    _database()["runs"].insert_one({"user_id": user_id})
+    time.sleep(float(os.environ["BENCH_DELAY"]))
+
+
+WORKS: dict[str, Work] = {
+    "noop": noop,
+    "register": register,
+    "wait": wait,
+    "long": long,
+    "delayed": delayed,
+}
 
 
 def register_many(users: Iterable[dict[str, Any]]) -> None:
@@ -64,8 +77,12 @@ def _upsert(
     return {"_id": f"{stock_id}:{user_id}"}, {"$setOnInsert": user}
 
 
-@cache
 def _users() -> Collection[dict[str, Any]]:
+    return _database()["users"]
+
+
+@cache
+def _database() -> Database[dict[str, Any]]:
     # Made at the first task, so in the pool's process and never before a fork.
     client = MongoClient[dict[str, Any]](os.environ["MONGO_URI"])
-    return client.get_default_database()["users"]
+    return client.get_default_database()

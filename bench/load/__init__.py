@@ -1,0 +1,1 @@
+"""A load test: HTTP requests at an open arrival rate, until each user is stored."""
