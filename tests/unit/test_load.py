@@ -58,12 +58,13 @@ def test_the_script_reads_each_number_of_a_shape_and_has_the_same_defaults() -> 
 def test_the_script_has_the_same_stages_as_a_shape() -> None:
     stages = re.findall(r"\{ duration: (.+?), target: (\w+) \}", SCRIPT)
 
-    seconds = {"RAMP": SHAPE.ramp, "STEADY": SHAPE.steady, "SPIKE": SHAPE.spike, "REST": SHAPE.rest}
+    lengths = {"RAMP": SHAPE.ramp, "STEADY": SHAPE.steady, "SPIKE": SHAPE.spike, "REST": SHAPE.rest}
     rates = {"rate": SHAPE.rate, "spikeRate": SHAPE.spike_rate}
-    in_script = [
-        (seconds[named[1]] if (named := re.search(r"'(\w+)', ", text)) else 1, rates[target])
-        for text, target in stages
-    ]
+    in_script = []
+    for text, target in stages:
+        named, plain = re.search(r"'(\w+)', ", text), re.fullmatch(r"'(\d+)s'", text)
+        seconds = int(plain[1]) if plain else lengths[named[1]] if named else None
+        in_script.append((seconds, rates[target]))
     assert in_script == SHAPE.stages
 
 
