@@ -25,6 +25,9 @@ API_PORT = 8000
 QUEUE = "sdc-sqs"
 DATABASE = "registrations"
 WORKER_START_SECONDS = 60
+#: The node name of the worker, beside Celery's default `celery@%h`.
+WORKER_NODE = "first@%h"
+
 #: Seconds after WORKER_SHUTDOWN_TIMEOUT until a worker that still runs is killed.
 WORKER_STOP_MARGIN = 25
 #: Defaults for one machine and one person; the environment overrides them. The long poll is short,
@@ -191,7 +194,8 @@ def _worker(directory: Directory, environment: Mapping[str, str], lock: int) -> 
     timeout = _shutdown_timeout()
     with Process(
         "the worker",
-        [sys.executable, "-m", "celery", "-A", "app", "worker"],
+        # Named, so that a second worker with Celery's own name is another node.
+        [sys.executable, "-m", "celery", "-A", "app", "worker", "-n", WORKER_NODE],
         log=directory.log("worker"),
         grace=timeout + WORKER_STOP_MARGIN,
         # Celery logs its ready line, which is awaited below, at this level.

@@ -27,6 +27,9 @@ from sqs_broker.tools.broker import driver_of, options_of
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_json, print_note, printable
 
+#: What the command needs.
+GIVE = "Give one MESSAGE, or --file, or JSON lines on stdin."
+
 #: Most faults that are shown one by one. Of more, only the number is shown.
 MOST_SHOWN = 20
 
@@ -81,6 +84,8 @@ def command(
     if unfit:
         _print_faults(unfit)
         raise click.ClickException(f"Nothing was sent: invalid lines: {len(unfit)}.")
+    if not fit:
+        raise click.UsageError("There is no message: the input is empty. " + GIVE)
     with deferred() as is_interrupted:
         sent, failed = send(driver_of(options), options, fit, is_interrupted)
     for line in sent:
@@ -183,7 +188,7 @@ def send(
 
 def _given(message: str | None, lines: IO[str] | None) -> Iterator[tuple[int, str]]:
     if (message is None) == (lines is None) and (message or sys.stdin.isatty()):
-        raise click.UsageError("Give one MESSAGE, or --file, or JSON lines on stdin.")
+        raise click.UsageError(GIVE)
     source = [message] if message is not None else lines or sys.stdin
     return ((n, text.strip()) for n, text in enumerate(source, 1) if text.strip())
 

@@ -21,6 +21,7 @@ REFUSED = frozenset(
     {
         "EmptyBatchRequest",
         "InvalidParameterValue",
+        "MessageNotInflight",
         "ReadCountOutOfRange",
         "ReceiptHandleIsInvalid",
     }

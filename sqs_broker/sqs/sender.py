@@ -76,8 +76,16 @@ class SendError(PublishError, OperationalError):
             outcome = "was not sent"
         return (
             f"Queue {self.queue!r} at {self.endpoint}: {self.code}. Message {self.message_id} "
-            f"{outcome}."
+            f"{outcome}.{self._way_out()}"
         )
+
+    def _way_out(self) -> str:
+        error = SqsError(self.code)
+        if error.is_no_queue:
+            return " There is no such queue: check its URL and its region, or create it."
+        if error.is_denied:
+            return " Allow sqs:SendMessage on it for the role of these credentials."
+        return ""
 
 
 class BatchError(PublishError, OperationalError):

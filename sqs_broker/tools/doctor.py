@@ -36,7 +36,7 @@ from sqs_broker.tools.permissions import (
 SETTINGS = "settings"
 
 #: The fix for a fault of the configuration. The text of the fault says what to change.
-CORRECT_IT = "Correct it: no worker starts with this setting."
+CORRECT_IT = "Change this setting, then run this command again. Until then no worker starts."
 
 #: The check that fails if nothing else of a queue can be checked.
 REACHED = "reached"
@@ -107,10 +107,11 @@ def check_regions(options: Options) -> Iterator[Finding]:
     In another region, SQS answers that the queue does not exist.
     """
     for name, address in options.queues.items():
+        region = address.region or options.region
         for url in filter(None, (address.url, address.dead_letter_url)):
-            if (found := AWS_URL.match(url)) and found[1] != options.region:
+            if (found := AWS_URL.match(url)) and found[1] != region:
                 yield Subject(name, "region").fault(
-                    f"{url} is in {found[1]}, but `region` is {options.region}",
+                    f"{url} is in {found[1]}, but `region` is {region}",
                     "Make them equal.",
                 )
 

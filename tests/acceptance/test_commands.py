@@ -175,7 +175,7 @@ def test_a_dead_letter_of_a_worker_is_listed_shown_redriven_and_done(
     assert (listed["id"], listed["task"], listed["error"]) == ("m-2", "registerUser", "Conflict")
     assert listed["queue"] == service.queues.name
     assert "kim" not in json.dumps(listed)
-    assert shown["body"] == registration("m-2", "kim")
+    assert shown["body"] == json.loads(registration("m-2", "kim"))
 
     service.database["users"].delete_one({"stock_id": "s1"})
     # Messages of the second in which it starts are not redriven.

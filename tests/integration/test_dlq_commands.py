@@ -35,7 +35,9 @@ def test_a_message_is_listed_without_its_body_and_shown_with_it(either: Queues, 
     assert "m-1" in table
     assert "MongoDB is away" in table
     assert "kim" not in table + json.dumps(listed)
-    assert json.loads(shown.stdout)["body"] == body("m-1", nickname="kim")
+    assert json.loads(shown.stdout)["body"] == json.loads(body("m-1", nickname="kim"))
+    raw = run(either, "dlq", "show", "m-1", "--raw").stdout
+    assert json.loads(raw)["body"] == body("m-1", nickname="kim")
     assert json.loads(shown.stdout)["attributes"] == TRACE
 
 

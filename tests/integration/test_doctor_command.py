@@ -259,6 +259,8 @@ def test_the_region_of_a_url_on_aws_is_that_of_the_settings() -> None:
     assert found("eu-central-1", there) == []
     assert [text.split()[-1] for text in found("us-east-1", there)] == ["us-east-1"] * 2
     assert found("us-east-1", "http://localhost:9324/000000000000/jobs") == []
+    own = QueueAddress(there, f"{there}-dlq", region="eu-central-1")
+    assert list(check_regions(Options("us-east-1", {"jobs": own}))) == []
 
 
 def test_the_credentials_are_named(moto_url: str, queues: Queues) -> None:

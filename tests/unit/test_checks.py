@@ -183,6 +183,7 @@ def test_a_key_of_kms_comes_with_what_it_takes() -> None:
         (SqsError("AccessDenied"), Level.FAULT),
         (SqsError("AccessDeniedException"), Level.FAULT),
         (SqsError("ReceiptHandleIsInvalid"), Level.OK),
+        (SqsError("AWS.SimpleQueueService.MessageNotInflight"), Level.OK),
         (SqsError("EmptyBatchRequest"), Level.OK),
         (SqsError("InvalidParameterValue"), Level.OK),
         (None, Level.OK),

@@ -246,6 +246,10 @@ def test_ours_run_under_an_init() -> None:
     assert [name for name in OURS if not SERVICES[name]["init"]] == []
 
 
+def test_the_check_of_the_worker_reads_the_file_that_the_worker_writes() -> None:
+    assert health_check("worker") == ["sqs-health", WORKER["environment"]["WORKER_HEALTH_FILE"]]
+
+
 def test_every_service_has_a_health_check() -> None:
     assert [name for name in SERVICES if not health_check(name)] == []
 

@@ -103,6 +103,7 @@ def test_a_task_that_cannot_be_configured_is_a_fault(
 
     monkeypatch.setattr("celery.loaders.base.BaseLoader.import_default_modules", fail)
     assert found(doctor("--json"), "fault") == [("settings", "tasks")]
+    assert "→ Change this setting, then run this command again." in doctor().stdout
 
 
 def test_a_queue_without_a_dead_letter_url_is_a_fault(doctor: Doctor, fake: FakeSqs) -> None:

@@ -195,7 +195,7 @@ def test_nothing_costs_no_call(queue: Queue, fake: FakeSqs) -> None:
         ("AWS.SimpleQueueService.NonExistentQueue", {"is_no_queue"}),
         ("ReceiptHandleIsInvalid", {"is_lost_lease", "is_final", "is_refusal"}),
         ("InvalidParameterValue", {"is_lost_lease", "is_final", "is_refusal"}),
-        ("AWS.SimpleQueueService.MessageNotInflight", {"is_lost_lease", "is_final"}),
+        ("AWS.SimpleQueueService.MessageNotInflight", {"is_lost_lease", "is_final", "is_refusal"}),
         ("AWS.SimpleQueueService.EmptyBatchRequest", {"is_refusal"}),
         ("KMS.DisabledException", {"is_of_key"}),
         ("InternalError", set()),

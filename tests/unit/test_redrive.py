@@ -1,5 +1,6 @@
 """`sqs dlq` under faults: a message is sent before it is deleted, and none is lost."""
 
+import base64
 import json
 import os
 import signal
@@ -73,7 +74,10 @@ def run(fake: FakeSqs, clock: Clock) -> Commands:
     """Runs a command a minute later; `queues` are the configured ones."""
 
     def run(
-        *arguments: str, queues: tuple[str, ...] = ("jobs",), observers: Sequence[Observer] = ()
+        *arguments: str,
+        queues: tuple[str, ...] = ("jobs",),
+        observers: Sequence[Observer] = (),
+        typed: str = "",
     ) -> Result:
         clock.advance(60)
         options = options_for(fake, *queues) | {"observers": observers}
@@ -81,7 +85,7 @@ def run(fake: FakeSqs, clock: Clock) -> Commands:
             broker_transport="sqs_broker:Transport", broker_transport_options=options
         )
         obj = SimpleNamespace(app=SimpleNamespace(conf=conf))
-        return CliRunner().invoke(sqs, ["dlq", *arguments], obj=obj)
+        return CliRunner().invoke(sqs, ["dlq", *arguments], input=typed, obj=obj)
 
     return run
 
@@ -426,3 +430,90 @@ def test_a_denied_receive_is_one_line_that_names_it(
 def test_notes_are_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     print_note("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+# What it asks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        ([], "Redrive about 11 dead letters?"),
+        (["--limit", "3"], "Redrive up to 3 of about 11 dead letters?"),
+        (["--id", "m-7"], "Redrive 1 of about 11 dead letters?"),
+        (["--reason", "FAILED"], "Redrive 11 of about 11 dead letters?"),
+        (["--reason", "failed", "--limit", "3"], "Redrive up to 3 of 11 of about 11 dead letters?"),
+    ],
+    ids=" ".join,
+)
+def test_the_question_has_the_number_of_those_that_match(
+    run: Commands, fake: FakeSqs, dead: str, bury: Bury, arguments: list[str], question: str
+) -> None:
+    bury(*(f"m-{n}" for n in range(11)))
+    asked = run("redrive", *arguments, typed="n\n")
+    assert question in asked.stderr
+    assert asked.exit_code == 1
+    # After a no, all of them can be read again.
+    assert visible(fake, dead) == 11
+
+
+def test_after_a_yes_it_redrives_those_that_match(
+    run: Commands, fake: FakeSqs, dead: str, bury: Bury
+) -> None:
+    bury(*(f"m-{n}" for n in range(11)))
+    assert run("redrive", "--id", "m-7", typed="y\n").exit_code == 0
+    assert [json.loads(body)["id"] for body in waiting(fake, "jobs")] == ["m-7"]
+    assert visible(fake, dead) == 10
+
+
+def test_if_none_matches_it_does_not_ask(run: Commands, fake: FakeSqs, bury: Bury) -> None:
+    bury(*(f"m-{n}" for n in range(11)))
+    ran = run("redrive", "--task", "nope")
+    assert (ran.exit_code, ran.stdout) == (0, "")
+    assert ran.stderr == "There was nothing to redrive.\n"
+    assert waiting(fake, "jobs") == []
+
+
+def test_the_question_counts_those_of_the_queue_that_is_named(run: Commands, bury: Bury) -> None:
+    bury("m-1", "m-2", note={"reason": "r", "source_queue": "jobs"})
+    bury("m-3", note={"reason": "r", "source_queue": "mail"})
+    asked = run("redrive", "--queue", "mail", queues=("jobs", "mail"), typed="n\n")
+    assert "Redrive 1 of about 3 dead letters?" in asked.stderr
+
+
+# What is shown of a body
+
+ENVELOPE = {"headers": {"id": "c-1"}, "properties": {}, "content-type": "application/json"}
+ARGUMENTS = [[], {"nickname": "정보"}, {"callbacks": None}]
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (ENVELOPE | {"body": json.dumps(ARGUMENTS)}, ENVELOPE | {"body": ARGUMENTS}),
+        (ENVELOPE | {"body": encoded(json.dumps(ARGUMENTS))}, ENVELOPE | {"body": ARGUMENTS}),
+        (encoded(json.dumps(ENVELOPE | {"body": encoded("[]")})), ENVELOPE | {"body": []}),
+        ({"Type": "Notification", "Message": '{"id": "1"}'},
+         {"Type": "Notification", "Message": {"id": "1"}}),
+        ({"body": "12", "Message": "true"}, {"body": "12", "Message": "true"}),
+        ({"body": {"a": "{}"}}, {"body": {"a": "{}"}}),
+        ("no JSON", "no JSON"),
+        ("abcd", "abcd"),
+        ("[" * 5_000, "[" * 5_000),
+    ],
+    ids=["celery", "base64 in it", "all base64", "sns", "no object", "nested", "text",
+         "like base64", "too deep"],
+)  # fmt: skip
+def test_a_body_is_shown_decoded(
+    run: Commands, fake: FakeSqs, dead: str, body: Any, shown: Any
+) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+    id_ = fake.put(dead, text)
+    ran = run("show", id_)
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["body"] == shown
+    assert json.loads(run("show", id_, "--raw").stdout)["body"] == text

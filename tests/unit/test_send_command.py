@@ -162,3 +162,15 @@ def test_a_message_goes_to_the_queue_of_its_task_or_to_the_one_that_is_named(
 
 def test_a_message_and_a_file_at_once_are_refused(run: Run) -> None:
     assert run(line(), "--file", "-").exit_code == 2
+
+
+@pytest.mark.parametrize("stdin", ["", "\n \n"])
+@pytest.mark.parametrize("arguments", [(), ("--file", "-")])
+def test_without_a_message_it_says_how_to_give_one(
+    run: Run, fake: FakeSqs, arguments: tuple[str, ...], stdin: str
+) -> None:
+    ran = run(*arguments, stdin=stdin)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert "There is no message: the input is empty. Give one MESSAGE, or --file" in ran.stderr
+    assert "0 sent" not in ran.stderr
+    assert fake.calls == []

@@ -63,6 +63,22 @@ def job(number: int = 0) -> None:
     """The task."""
 
 
+@pytest.mark.parametrize(
+    ("code", "way_out"),
+    [
+        ("AWS.SimpleQueueService.NonExistentQueue", "There is no such queue: check its URL"),
+        ("QueueDoesNotExist", "There is no such queue: check its URL"),
+        ("AccessDenied", "Allow sqs:SendMessage on it"),
+    ],
+)
+def test_what_the_project_can_mend_has_a_way_out(
+    make_task: Make, fake: FakeSqs, code: str, way_out: str
+) -> None:
+    fake.fail(SEND, code)
+    with pytest.raises(SendError, match=f"Queue 'jobs' at .* was not sent. {way_out}"):
+        make_task().delay()
+
+
 def sent_ids(fake: FakeSqs) -> list[str]:
     return [json.loads(call["MessageBody"])["headers"]["id"] for call in fake.asked(SEND)]
 

@@ -1,6 +1,7 @@
 """`sqs dlq list|show`: shows dead letters and their reasons."""
 
 import base64
+import json
 from itertools import islice
 from typing import Any
 
@@ -63,11 +64,13 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **criteria: Any) -> 
 
 @command.command("show", epilog="Example: celery -A app sqs dlq show 7f0c")
 @click.argument("id_", metavar="ID")
+@click.option("--raw", is_flag=True, help="Show the body as the text that SQS has.")
 @click.pass_context
-def show(ctx: click.Context, id_: str) -> None:
+def show(ctx: click.Context, id_: str, raw: bool) -> None:
     """Show one dead letter with its body, as JSON.
 
-    ID is the message id that `list` prints, or SQS's MessageId. The body may hold personal data.
+    JSON and base64 in the body are shown decoded, unless `--raw` is given. ID is the message id
+    that `list` prints, or SQS's MessageId. The body may hold personal data.
 
     Exits with status 1 if there is no such message.
     """
@@ -77,7 +80,7 @@ def show(ctx: click.Context, id_: str) -> None:
             with queues.reading(queue, is_interrupted) as reader:
                 for message in matching(reader, Filter(ids=(id_,))):
                     found += 1
-                    print_json(summary(message) | _contents(message), indent=2)
+                    print_json(summary(message) | _contents(message, raw), indent=2)
     if not found:
         raise click.ClickException(f"No dead letter has the id {id_}.")
 
@@ -96,12 +99,39 @@ def _row(message: DeadLetterMessage) -> tuple[object, ...]:
     return message.id, message.task, message.deliveries, message.at, reason
 
 
-def _contents(message: DeadLetterMessage) -> dict[str, Any]:
+def _contents(message: DeadLetterMessage, raw: bool) -> dict[str, Any]:
     attributes = {
         name: {k: _as_text(v) for k, v in value.items()}
         for name, value in restored(message.delivery.attributes).items()
     }
-    return {"attributes": attributes, "body": message.delivery.body}
+    body = message.delivery.body
+    return {"attributes": attributes, "body": body if raw else readable(body)}
+
+
+def readable(text: str) -> Any:
+    """A body with the JSON and the base64 in it decoded: that of kombu, and that of SNS."""
+    content = _decoded(text)
+    if isinstance(content, dict):
+        # kombu's envelope has the arguments here, and an SNS notification the message.
+        for name in ("body", "Message"):
+            if isinstance(inner := content.get(name), str):
+                content[name] = readable(inner)
+    return content
+
+
+def _decoded(text: str) -> Any:
+    for decode in (str, _from_base64):
+        try:
+            content = json.loads(decode(text))
+        except (ValueError, RecursionError):
+            continue
+        # A text or a number is not what base64 was made of.
+        return content if isinstance(content, dict | list) else text
+    return text
+
+
+def _from_base64(text: str) -> str:
+    return base64.b64decode(text, validate=True).decode()
 
 
 def _as_text(value: Any) -> Any:

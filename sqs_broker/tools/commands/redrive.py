@@ -1,7 +1,7 @@
 """`sqs dlq redrive`: sends dead letters back to their queue."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqs_broker.tools.commands.dead_letter_queues import (
     DeadLetterQueues,
     Filter,
     filters,
+    matching,
 )
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import NOTHING, print_json, print_note, printable
@@ -54,10 +55,11 @@ def command(
     """
     queues, filter_ = DeadLetterQueues(ctx.obj.app), Filter(**criteria)
     selected = queues.select(filter_.queue)
-    if not (dry_run or yes):
-        _confirm(selected, filter_, limit)
     counted: Counter[Result] = Counter()
     with deferred() as is_interrupted:
+        if not (dry_run or yes or _is_confirmed(queues, selected, filter_, limit, is_interrupted)):
+            print_note("There was nothing to redrive.")
+            ctx.exit(1 if is_interrupted() else 0)
         for queue in selected:
             left = None if limit is None else limit - counted.total()
             if left == 0:
@@ -71,11 +73,27 @@ def command(
     ctx.exit(0 if set(counted) <= GONE and not is_interrupted() else 1)
 
 
-def _confirm(queues: Sequence[DeadLetterQueue], filter_: Filter, limit: int | None) -> None:
-    about = sum(queue.counts.visible for queue in queues)
-    most = "" if limit is None else f" up to {limit} of"
-    which = ", those that match" if filter_.is_narrow else ""
-    click.confirm(f"Redrive{most} about {about} dead letters{which}?", err=True, abort=True)
+def _is_confirmed(
+    queues: DeadLetterQueues,
+    selected: Sequence[DeadLetterQueue],
+    filter_: Filter,
+    limit: int | None,
+    is_interrupted: Callable[[], bool],
+) -> bool:
+    """Ask. False if no dead letter matches. Raises click.Abort if the answer is no."""
+    about, which = sum(queue.counts.visible for queue in selected), "about {} dead letters"
+    if filter_.is_narrow or filter_.queue is not None:
+        # SQS cannot count those that match, so they are read, and made visible again.
+        matched = 0
+        for queue in selected:
+            with queues.reading(queue, is_interrupted) as reader:
+                matched += sum(1 for _ in matching(reader, filter_))
+        if not matched or is_interrupted():
+            return False
+        about, which = matched, f"{{}} of about {about} dead letters"
+    most = "" if limit is None or limit >= about else f"up to {limit} of "
+    click.confirm(f"Redrive {most}{which.format(about)}?", err=True, abort=True)
+    return True
 
 
 def _redriven(
