@@ -15,12 +15,12 @@ from celery.exceptions import TimeLimitExceeded
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.function.event import MalformedEvent, Unreadable
 from sqs_broker.function.message import Message, message_of
-from sqs_broker.function.metrics import Metrics
 from sqs_broker.function.report import Report
 from sqs_broker.function.sandbox import Sandbox
 from sqs_broker.function.service import ServiceAway
 from sqs_broker.function.time_limit import HardLimit, Limits, Watch
 from sqs_broker.limits import BATCH
+from sqs_broker.observers.metrics import Metrics
 from sqs_broker.rules.happened import Suspected, happened
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import (

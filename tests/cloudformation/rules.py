@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sqs_broker.function.metrics import DIMENSION, NAMESPACE, UNITS
+from sqs_broker.observers.metrics import DIMENSION, NAMESPACE, UNITS
 
 Resources = Mapping[str, Any]
 

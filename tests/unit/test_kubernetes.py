@@ -1,4 +1,4 @@
-"""deploy/kubernetes/: valid manifests that agree with the settings and with the stop of a worker."""
+"""deploy/kubernetes/: valid manifests that agree with the settings and a worker's stop."""
 
 import json
 from pathlib import Path

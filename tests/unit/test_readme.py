@@ -9,7 +9,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from app.settings import ApiSettings, FlowerSettings, FunctionSettings, Settings
-from sqs_broker.function.metrics import UNITS
+from sqs_broker.observers.metrics import UNITS
 from sqs_broker.options import Options, Role
 
 ROOT = Path(__file__).parents[2]
