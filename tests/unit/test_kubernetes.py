@@ -1,4 +1,4 @@
-"""deploy/kubernetes/: valid manifests that agree with the settings and a worker's stop."""
+"""deploy/kubernetes/: valid manifests that agree with the settings and the stop of a worker."""
 
 import json
 from pathlib import Path
