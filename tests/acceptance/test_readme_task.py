@@ -1,4 +1,5 @@
-"""README.md, "Add a task": the code as it stands there, run through all three doors."""
+"""README.md, "Add a task": what it says is typed, then linted, tested and run through all three
+doors."""
 
 import json
 import re
@@ -16,22 +17,31 @@ from tests.acceptance.worker import StartWorker
 from tests.services import Queues, wait_until
 
 ROOT = Path(__file__).parents[2]
-CODE = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
+#: How the name of a file ends if the block replaces one of its lines.
+REPLACES = ", in place of its import of app.messages"
+CODE = re.compile(rf"```python\n# (\S+(?:{re.escape(REPLACES)})?)\n(.*?)```", re.DOTALL)
 USER = {"stockId": "s1", "userId": "u1"}
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The tree with the README's task added, each block at the end of the file it names."""
+    """The tree with the README's task added: each block at the end of the file it names, or in
+    place of the import that it replaces."""
     checkout = tmp_path / "checkout"
     for package in ("app", "sqs_broker"):
         shutil.copytree(ROOT / package, checkout / package)
-    shutil.copy(ROOT / "celeryconfig.py", checkout)
+    for name in ("celeryconfig.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
     for name, code in CODE.findall((ROOT / "README.md").read_text()):
-        path = checkout / name
+        path = checkout / name.removesuffix(REPLACES)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(code)
+        text = path.read_text() if path.exists() else ""
+        if name.endswith(REPLACES):
+            [imported] = re.findall(r"^from app\.messages import .*\n", text, re.MULTILINE)
+            path.write_text(text.replace(imported, code))
+        else:
+            # Two empty lines between definitions, as everywhere.
+            path.write_text(text + ("\n\n" if text else "") + code)
     return checkout
 
 
@@ -47,9 +57,21 @@ def test_a_task_is_added_in_twenty_lines() -> None:
     assert [name for name, _ in blocks] == [
         "app/messages.py",
         "app/tasks.py",
+        f"app/tasks.py{REPLACES}",
         "tests/unit/test_activity.py",
     ]
     assert len(lines) <= 20
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_it_passes_lint(checkout: Path, command: list[str]) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--no-cache", "app", "tests"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_its_test_passes(checkout: Path, environment: dict[str, str]) -> None:

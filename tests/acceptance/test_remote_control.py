@@ -196,7 +196,7 @@ ASKED: list[tuple[str, dict[str, Any], Callable[[Any], bool]]] = [
     ("reserved", {}, lambda answer: answer == []),
     ("scheduled", {}, lambda answer: answer == []),
     ("revoked", {}, lambda answer: isinstance(answer, list)),
-    ("registered", {}, lambda answer: answer == ["increment", "registerUser"]),
+    ("registered", {}, lambda answer: {"increment", "registerUser"} <= set(answer)),
     ("stats", {}, lambda answer: answer["pool"]["max-concurrency"] == 2),
     ("active_queues", {}, lambda answer: len(answer) == 2),
     ("report", {}, lambda answer: "transport:sqs_broker:Transport" in answer["ok"]),
