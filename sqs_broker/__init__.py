@@ -87,6 +87,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     """
     from celery.app.task import Task as CeleryTask
 
+    from sqs_broker.flower import serve_pages
     from sqs_broker.worker.defaults import give_defaults
     from sqs_broker.worker.mixing import adopt
 
@@ -106,6 +107,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     celery_app.sqs_commands = tuple(commands)
     celery_app.sqs_checks = tuple(checks)
     give_defaults(celery_app)
+    serve_pages()
     celery_app.steps["worker"].add("sqs_broker.tools.startup:StartChecks")
     celery_app.steps["consumer"].add("sqs_broker.worker.health:Health")
 

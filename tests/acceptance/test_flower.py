@@ -116,13 +116,14 @@ def test_half_a_login_is_refused_in_one_line_that_does_not_show_it(
     assert "hunter2" not in said
 
 
-def test_another_configuration_must_not_open_the_metrics(where: Place, tmp_path: Path) -> None:
+def test_another_configuration_does_not_open_the_metrics(where: Place, tmp_path: Path) -> None:
     other = tmp_path / "other.py"
-    other.write_text("address = '127.0.0.1'")
+    other.write_text(f"address = '127.0.0.1'\nbasic_auth = ['{LOGIN}']")
 
-    said = refusal(dict(where.environment), tmp_path, f"--conf={other}")
-
-    assert "app.flower import install" in said
+    with started(dict(where.environment), tmp_path, f"--conf={other}") as flower:
+        flower.wait_until_listening()
+        assert flower.get("/metrics").status == 200
+        assert flower.get("/metrics", login=None).status == 401
 
 
 def test_a_place_where_its_state_cannot_be_kept_is_named(where: Place, tmp_path: Path) -> None:

@@ -85,6 +85,18 @@ def test_what_flower_has_saved_outlives_its_being_killed(
         assert state(flower, before) == "SUCCESS"
 
 
+def test_a_dead_letter_that_never_became_a_task_is_a_failed_one(
+    where: Place, worker: Worker, tmp_path: Path
+) -> None:
+    environment = dict(where.environment) | {"FLOWER_DB": str(tmp_path / "flower.db")}
+    with flowering(environment, tmp_path) as flower:
+        flower.wait_until_it_sees("one@test")
+        sent = where.queues.client.send_message(QueueUrl=where.queues.url, MessageBody="not JSON")
+        flower.wait_for(
+            lambda: state(flower, sent["MessageId"]) == "FAILURE", DONE_SECONDS, "a failed task"
+        )
+
+
 def saved_at(directory: Path) -> int:
     times = [0]
     for file in directory.glob("flower.db*"):

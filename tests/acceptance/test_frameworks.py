@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from requests import get
 
+from devstack import ports
 from devstack.process import Process
 from tests.services import Queues, wait_until
 
@@ -26,7 +29,7 @@ class Project:
         self.home, self.queues = home, queues
         self._directory = ROOT / "tests" / "projects" / name
         address = {"url": queues.url, "dead_letter_url": queues.dead_letter_url}
-        options = {
+        self.options: dict[str, Any] = {
             "region": queues.region,
             "endpoint_url": queues.endpoint_url,
             "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
@@ -34,12 +37,16 @@ class Project:
             "wait_time_seconds": 1,
             "backoff_base": 0.01,
         }
-        self._environment = {
+        self._home = str(home)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
             "PATH": os.environ["PATH"],
-            "HOME": str(home),
+            "HOME": self._home,
             "PYTHONPATH": os.pathsep.join([str(self._directory), str(ROOT)]),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "BROKER_OPTIONS": json.dumps(options),
+            "BROKER_OPTIONS": json.dumps(self.options),
         }
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +64,7 @@ class Project:
         """A command of Celery, stopped (SIGTERM) at the end of the block."""
         return Process(
             arguments[0],
-            [sys.executable, "-m", "celery", "-A", app, *arguments, "-l", "INFO"],
+            [sys.executable, "-m", "celery", "-A", app, *arguments],
             log=self.home / f"{arguments[0]}.log",
             grace=PATIENCE,
             environment=self._environment,
@@ -110,7 +117,7 @@ for task in (once, singleton):
 @pytest.mark.parametrize("project", ["classes"], indirect=True)
 def test_a_task_of_any_class_has_every_promise(project: Project) -> None:
     assert project.python(SEND).split() == ["REJECTED", "True"]
-    with project.celery("shop", "worker", "-c", "2") as worker:
+    with project.celery("shop", "worker", "-l", "INFO", "-c", "2") as worker:
         wait_until(lambda: len(project.said()) >= 17, PATIENCE, f"all runs: {worker.log}")
         wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
         said = project.said()
@@ -157,10 +164,26 @@ def test_a_task_that_cannot_be_mixed_stops_its_worker_by_name(project: Project) 
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("project", ["classes"], indirect=True)
+def test_flower_of_any_project_has_the_pages_of_the_broker(
+    project: Project, mongo_uri: str
+) -> None:
+    project.options["control"] = {"database_uri": mongo_uri}
+    port = ports.preferred_or_any(None)
+    arguments = (f"--port={port}", f"--address={ports.HOST}", "--basic_auth=kim:secret")
+    with project.celery("shop", "flower", *arguments) as flower:
+        flower.wait_until_listening(port, PATIENCE)
+        page = f"http://kim:secret@{ports.HOST}:{port}"
+        assert get(f"{page}/broker").status_code == 200
+        assert "dead letters of jobs" in get(f"{page}/broker").text
+        assert [queue["name"] for queue in get(f"{page}/api/queues/length").json()["active_queues"]]
+        assert get(f"http://{ports.HOST}:{port}/metrics").status_code == 401
+
+
 @pytest.mark.parametrize("project", ["flask_site"], indirect=True)
 def test_flasks_factory_runs_each_task_in_its_context(project: Project) -> None:
     project.python("from site_app import add_together; add_together.delay(1, 2)")
-    with project.celery("site_app:celery_app", "worker", "-c", "1") as worker:
+    with project.celery("site_app:celery_app", "worker", "-l", "INFO", "-c", "1") as worker:
         wait_until(project.said, PATIENCE, f"the run: {worker.log}")
         wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
     assert project.said() == ["hello 3"]
@@ -206,7 +229,7 @@ def test_a_django_project_runs_its_tasks_and_its_schedule(project: Project) -> N
     project.python(f"{django}run(['manage.py', 'migrate', '-v', '0'])")
     id_ = project.python(CALLS).strip()
     project.python(SCHEDULE)
-    with project.celery("site1", "worker", "-c", "1") as worker:
+    with project.celery("site1", "worker", "-l", "INFO", "-c", "1") as worker:
         wait_until(lambda: len(project.said()) >= 2, PATIENCE, f"both runs: {worker.log}")
         assert sorted(project.said()) == ["hello after the commit", "hello now"]
         assert project.python(RESULT.format(id_=id_)).strip() == "hello now"

@@ -98,7 +98,7 @@ def test_the_parameters_that_the_page_names_exist() -> None:
         for command in re.findall(r'PARAMETERS="([^"]*)"', PAGE)
         for name in re.findall(r"(\w+)=", command)
     }
-    assert named - {"Name", "Email"} <= known
+    assert named - {"Name"} <= known
 
 
 def test_the_page_names_every_consumer() -> None:

@@ -16,12 +16,14 @@ BROKER: dict[str, Any] = tomllib.loads((ROOT / "sqs_broker/pyproject.toml").read
 APPLICATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: What comes with a dependency and is imported beside it.
-COMES_WITH = {"billiard": "celery", "click": "celery", "botocore": "boto3", "bson": "pymongo"}
+COMES_WITH = {"billiard": "celery", "click": "celery", "botocore": "boto3", "bson": "pymongo",
+              "tornado": "flower"}  # fmt: skip
 
 #: The sources that need an extra of the broker.
 OF_EXTRAS = {
     "mongodb": set((ROOT / "sqs_broker/control").rglob("*.py")),
     "fast": {ROOT / "sqs_broker/sqs/handle.py"},
+    "flower": set((ROOT / "sqs_broker/flower").rglob("*.py")),
 }
 
 
@@ -59,14 +61,15 @@ def names(requirements: list[str]) -> set[str]:
     return {Requirement(each).name for each in requirements}
 
 
-def test_the_broker_s_wheel_is_its_package_and_nothing_else(wheels: Wheels) -> None:
-    assert contents(wheels.broker) == sources("sqs_broker")
+def test_the_broker_s_wheel_is_its_package_with_a_page_and_nothing_else(wheels: Wheels) -> None:
+    page = {"sqs_broker/flower/broker.html"}
+    assert contents(wheels.broker) == sources("sqs_broker") | page
 
 
 def test_the_application_s_wheel_is_its_package_with_the_two_files_of_settings(
     wheels: Wheels,
 ) -> None:
-    settings = {"app/celeryconfig.py", "app/flowerconfig.py", "app/flower.html"}
+    settings = {"app/celeryconfig.py", "app/flowerconfig.py"}
     assert contents(wheels.application) == sources("app") | settings
 
 
