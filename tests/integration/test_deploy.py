@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from infra import artifacts, deploy
-from tests.cloudformation.cloud import ACCOUNT, Cloud
+from tests.cloudformation.cloud import Cloud
 
 pytestmark = pytest.mark.slow
 
 REGION = "us-east-1"
+
+#: The account of the server.
+ACCOUNT = "123456789012"
 
 IMAGE = "registry.example.com/worker:1"
 
@@ -151,14 +154,18 @@ def test_a_second_run_has_nothing_to_do_and_needs_no_parameters(
         assert all(each["ExecutionStatus"] != "UNAVAILABLE" for each in left)
 
 
-def test_a_change_is_shown_and_made(run: Run, cloud: Cloud, stage: str) -> None:
+def test_a_change_is_shown_and_then_made_but_not_by_a_dry_run(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    change = ("--consumer", "none", "WorkerVisibilityTimeout=90")
     run("deploy", "--consumer", "none")
-    status, printed = run("deploy", "--consumer", "none", "WorkerVisibilityTimeout=90")
-    assert status == 0, printed
-    assert "Modify  Queue (AWS::SQS::Queue)" in printed
     sqs, url = queue(cloud, stage)
-    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
-    assert found["Attributes"]["VisibilityTimeout"] == "90"
+    for more, after in ((["--dry-run"], "60"), ([], "90")):
+        status, printed = run("deploy", *more, *change)
+        assert status == 0, printed
+        assert "Modify  Queue (AWS::SQS::Queue)" in printed
+        found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
+        assert found["Attributes"]["VisibilityTimeout"] == after
 
 
 def test_a_dry_run_shows_all_it_can_and_leaves_nothing(
@@ -174,15 +181,6 @@ def test_a_dry_run_shows_all_it_can_and_leaves_nothing(
     assert f"registrations-{stage}" not in {each["repositoryName"] for each in repositories}
 
 
-def test_a_dry_run_of_a_change_makes_none(run: Run, cloud: Cloud, stage: str) -> None:
-    run("deploy", "--consumer", "none")
-    status, printed = run("deploy", "--dry-run", "--consumer", "none", "WorkerVisibilityTimeout=90")
-    assert (status, "Modify  Queue" in printed) == (0, True)
-    sqs, url = queue(cloud, stage)
-    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
-    assert found["Attributes"]["VisibilityTimeout"] == "60"
-
-
 def test_a_missing_parameter_is_named_with_what_it_means(run: Run) -> None:
     status, printed = run("deploy", "--network", f"ImageUri={IMAGE}")
     assert status == 1
@@ -195,7 +193,7 @@ def test_an_unknown_parameter_changes_nothing(run: Run, cloud: Cloud, stage: str
     assert "MaxTask" in printed
 
 
-def test_the_image_is_built_and_pushed_once(
+def test_the_image_is_built_and_pushed_once_and_destroy_takes_it_and_the_bucket_away(
     run: Run, cloud: Cloud, stage: str, secret: str, network: list[str], docker: Path
 ) -> None:
     status, printed = run("deploy", secret, *network)
@@ -214,6 +212,13 @@ def test_the_image_is_built_and_pushed_once(
     docker.write_text("")
     status, printed = run("deploy")
     assert (status, docker.read_text()) == (0, "")
+    bucket = f"registrations-{stage}-{ACCOUNT}-{REGION}"
+    artifacts.Bucket(cloud.client("s3"), bucket, REGION).upload(docker)
+    status, printed = run("destroy", "--yes")
+    assert status == 0, printed
+    assert f"s3://{bucket}: deleted." in printed
+    assert f"image repository registrations-{stage}: deleted." in printed
+    assert run("destroy", "--yes")[0] == 0
 
 
 def test_without_docker_it_says_what_needs_it_before_the_service_is_touched(
@@ -231,22 +236,16 @@ def test_without_docker_it_says_what_needs_it_before_the_service_is_touched(
     assert "service" not in stacks(cloud, stage)
 
 
-def test_destroy_deletes_nothing_unless_the_stage_is_typed(
-    run: Run, cloud: Cloud, stage: str
-) -> None:
-    run("deploy", "--consumer", "none")
-    for answer in ("", "yes\n", "other\n"):
-        status, printed = run("destroy", answer=answer)
-        assert (status, "Nothing was deleted." in printed) == (1, True)
-    assert "queue" in stacks(cloud, stage)
-
-
-def test_the_messages_survive_destroy_and_the_next_deploy_takes_them_back(
+def test_destroy_asks_leaves_the_messages_and_the_next_deploy_takes_them_back(
     run: Run, cloud: Cloud, stage: str
 ) -> None:
     run("deploy", "--consumer", "none")
     sqs, url = queue(cloud, stage)
     sqs.send_message(QueueUrl=url, MessageBody="kept")
+    for answer in ("", "yes\n", "other\n"):
+        status, printed = run("destroy", answer=answer)
+        assert (status, "Nothing was deleted." in printed) == (1, True)
+        assert "queue" in stacks(cloud, stage)
     status, printed = run("destroy", answer=f"{stage}\n")
     assert status == 0, printed
     assert "The queues and their messages stay" in printed
@@ -256,21 +255,6 @@ def test_the_messages_survive_destroy_and_the_next_deploy_takes_them_back(
     assert status == 0, printed
     (message,) = sqs.receive_message(QueueUrl=url)["Messages"]
     assert message["Body"] == "kept"
-
-
-def test_destroy_takes_bucket_and_images_away(
-    run: Run, cloud: Cloud, stage: str, secret: str, network: list[str], docker: Path
-) -> None:
-    run("deploy", secret, *network)
-    bucket = artifacts.Bucket(
-        cloud.client("s3"), f"registrations-{stage}-{ACCOUNT}-{REGION}", REGION
-    )
-    bucket.upload(docker)
-    status, printed = run("destroy", "--yes")
-    assert status == 0, printed
-    assert f"s3://{bucket.name}: deleted." in printed
-    assert f"image repository registrations-{stage}: deleted." in printed
-    assert run("destroy", "--yes")[0] == 0
 
 
 def test_a_file_is_uploaded_once_by_the_hash_of_its_content(

@@ -8,6 +8,7 @@ import pytest
 from sqs_broker.function.metrics import DIMENSION, NAMESPACE, UNITS
 
 from infra.templates import read
+from sqs_broker.observers.metrics import DIMENSION, NAMESPACE, UNITS
 from tests.cloudformation.rules import EMITTED
 
 BODY, NAMES = read("dashboard")["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
