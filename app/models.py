@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import mongoengine as me
 from bson import ObjectId
-from pymongo import MongoClient
+from pymongo import IndexModel, MongoClient
 from pymongo.collection import Collection
 
 from app.messages import Source
@@ -95,7 +95,10 @@ class User(me.Document):
 def make_index(collection: Collection[dict[str, Any]], declared: Mapping[str, Any]) -> None:
     """Create an index as a document's `meta` declares it. Raises pymongo's errors."""
     options = {name: value for name, value in declared.items() if name != "fields"}
-    collection.create_index([(name, 1) for name in declared["fields"]], **options)
+    index = IndexModel([(name, 1) for name in declared["fields"]], **options)
+    # Otherwise MongoDB waits for every member that votes, also for one that is down:
+    # https://www.mongodb.com/docs/manual/reference/command/createIndexes/
+    collection.create_indexes([index], commitQuorum="majority")
 
 
 def id_of(stock_id: str, user_id: str) -> ObjectId:
