@@ -87,6 +87,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     """
     from celery.app.task import Task as CeleryTask
 
+    from sqs_broker.errors import ConfigurationError
     from sqs_broker.flower import serve_pages
     from sqs_broker.worker.defaults import give_defaults
     from sqs_broker.worker.mixing import adopt

@@ -159,13 +159,25 @@ class Curl:
             else:
                 response = None
         except BaseException:
-            handle.close()
+            self._drop(handle)
             raise
         if response is None:
             self._leave(handle, request)
             raise Unreached(OVERDUE)
         self._handles.append(handle)
         return response
+
+    def _drop(self, handle: Handle) -> None:
+        """Close a handle whose call has failed, on another thread if that may take long."""
+        if not handle.is_slow:
+            handle.close()
+            return
+        try:
+            self._late.run(handle.close, 0.0)
+        except Overdue:
+            return
+        except Full:
+            handle.close()
 
     def _leave(self, handle: Handle, request: Request[Any]) -> None:
         """Let another thread wait for the answer of a call that is over its deadline."""

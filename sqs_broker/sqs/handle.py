@@ -47,6 +47,10 @@ BEFORE_THE_CALL = frozenset(
 )
 
 
+#: CURLOPT_QUICK_EXIT of curl/curl.h, since libcurl 7.87. pycurl has no name for it.
+QUICK_EXIT = 322
+
+
 class Response(NamedTuple):
     """A whole answer."""
 
@@ -133,6 +137,11 @@ class Handle:
         code = "ReadTimeoutError" if self._has_sent() else "ConnectTimeoutError"
         return Unreached(code, f'No answer from "{self._route.url}" in time')
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether `close` may take long: libcurl waits for the answer of DNS if it has asked."""
+        return not self._easy.getinfo(pycurl.NAMELOOKUP_TIME)
+
     def close(self) -> None:
         """Close the connection, and with it an open call."""
         if self._is_running:
@@ -214,6 +223,8 @@ def _new_easy(route: Route, user_agent: str) -> pycurl.Curl:
     easy.setopt(pycurl.TCP_KEEPALIVE, 1)
     # Each new connection asks for the address again: SQS's changes.
     easy.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
+    # The end of a call does not wait for an answer of DNS, before libcurl 8.20 (see `is_slow`).
+    easy.setopt(QUICK_EXIT, 1)
     # An empty one, so that libcurl does not read the environment itself.
     easy.setopt(pycurl.PROXY, route.proxy or "")
     easy.setopt(pycurl.NOPROXY, "")

@@ -12,8 +12,8 @@ from app.settings import get_settings
 from app.startup import check_queues
 from sqs_broker import install
 from sqs_broker.errors import ConfigurationError
-from sqs_broker.options import Options, QueueAddress
-from sqs_broker.sqs.boto import Boto
+from sqs_broker.options import CLIENTS, Options, QueueAddress
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.publisher import publish_many
 from sqs_broker.sqs.queue import Queue
@@ -26,6 +26,13 @@ QUEUE = f"{ENDPOINT}/1/jobs"
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 JUNK = ["\r", " ", "\n", "\x1b[0m", "\u200b", "\u00a0"]
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> str:
+    """What calls SQS."""
+    name: str = request.param
+    return name
 
 
 def aws(**changes: object) -> Options:
@@ -120,20 +127,20 @@ def test_a_worker_of_further_queues_alone_needs_no_default_queue(
     ],
 )
 def test_a_setting_that_boto3_cannot_use_is_named_before_the_first_request(
-    monkeypatch: pytest.MonkeyPatch, no_config: str, variable: str, told: str
+    monkeypatch: pytest.MonkeyPatch, no_config: str, variable: str, told: str, client: str
 ) -> None:
     monkeypatch.setenv(variable, no_config)
     with pytest.raises(ConfigurationError) as raised:
-        Boto(aws()).open()
+        driver_for(aws(client=client)).open()
     assert told in line_of(raised)
     assert "Correct" in raised.value.message
     # A traceback would print the cause, whose text has the value.
     assert raised.value.__suppress_context__
 
 
-def test_a_region_of_a_project_of_its_own_is_named() -> None:
+def test_a_region_of_a_project_of_its_own_is_named(client: str) -> None:
     with pytest.raises(ConfigurationError, match="`region` is not the name of a region"):
-        Boto(aws(region="us-east-1\r")).open()
+        driver_for(aws(region="us-east-1\r", client=client)).open()
 
 
 @pytest.fixture
@@ -168,9 +175,10 @@ def test_a_producer_of_many_messages_gets_it_too(producer: Celery) -> None:
 # Credentials
 
 
-def without_credentials() -> SqsError:
+def without_credentials(client: str) -> SqsError:
+    driver = driver_for(aws(credentials={}, client=client), tries=1)
     with pytest.raises(SqsError) as raised:
-        Queue(QUEUE, Boto(aws(credentials={}), tries=1)).attributes("All")
+        Queue(QUEUE, driver).attributes("All")
     return raised.value
 
 
@@ -183,11 +191,11 @@ def without_credentials() -> SqsError:
     ],
 )
 def test_missing_credentials_are_called_so(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], code: str
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], code: str, client: str
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    error = without_credentials()
+    error = without_credentials(client)
     assert (error.code, error.has_no_credentials, error.has_reached) == (code, True, False)
     told = refusal(error, "GetQueueAttributes", QUEUE)
     assert "no credentials" in told

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pytest
-from sqs_broker.function.metrics import DIMENSION, NAMESPACE, UNITS
 
 from infra.templates import read
 from sqs_broker.observers.metrics import DIMENSION, NAMESPACE, UNITS

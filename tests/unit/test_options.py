@@ -26,6 +26,7 @@ def test_region_and_a_queue_are_enough() -> None:
         ("credentials", {"aws_access_key_id": "k"}),
         ("wait_time_seconds", 0),
         ("max_message_bytes", 1_024),
+        ("client", "boto3"),
     ],
 )
 def test_an_option_arrives_under_its_name(name: str, value: Any) -> None:
@@ -58,6 +59,7 @@ def test_the_decoder_is_found_by_its_name() -> None:
         ({}, "region"),
         (LEAST | {"region": ""}, "region"),
         ({"region": "us-east-1"}, "predefined_queues"),
+        (LEAST | {"client": "wget"}, "`client` must be one of 'curl', 'boto3'"),
         (LEAST | {"predefined_queues": {}}, "predefined_queues"),
         (LEAST | {"predefined_queues": {"jobs": {}}}, "no `url` for queue 'jobs'"),
         (LEAST | {"predefined_queues": {"jobs": {"url": ""}}}, "no `url` for queue 'jobs'"),

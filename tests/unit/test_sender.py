@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from sqs_broker import PublishError, SendError, SqsError, install
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.offloading import THREADS
-from sqs_broker.options import Options
+from sqs_broker.options import CLIENTS, Options
 from sqs_broker.sqs.errors import OVERDUE, NoCredentials, Unreached
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.sqs.sender import sender_for
@@ -272,11 +272,18 @@ def test_an_exception_of_a_signal_handler_ends_the_call(fake: FakeSqs, make_task
     assert fake.counts[SEND] == 1
 
 
-# With boto3
+# With a client
 
 
-def over_boto(endpoint: str, publish_timeout: float = SHORT) -> Any:
-    """A task whose messages boto3 sends to this server."""
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> str:
+    """What calls SQS."""
+    name: str = request.param
+    return name
+
+
+def task_over(client: str, endpoint: str, publish_timeout: float = SHORT) -> Any:
+    """A task whose messages this client sends to this server."""
     app = Celery("tests", set_as_current=False)
     install(app)
     app.conf.update(
@@ -287,6 +294,7 @@ def over_boto(endpoint: str, publish_timeout: float = SHORT) -> Any:
             "credentials": {"aws_access_key_id": "k", "aws_secret_access_key": "s"},
             "predefined_queues": {JOBS: {"url": f"{endpoint}/1/jobs"}},
             "publish_timeout": publish_timeout,
+            "client": client,
         },
     )
     return app.task(shared=False, name="job")(job)
@@ -303,14 +311,14 @@ def url_of(server: socket.socket) -> str:
     return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_a_call_to_a_silent_server_ends_in_time(server: socket.socket) -> None:
+def test_a_call_to_a_silent_server_ends_in_time(server: socket.socket, client: str) -> None:
     with pytest.raises(SendError, match="may have been sent") as raised:
-        over_boto(url_of(server)).delay()
+        task_over(client, url_of(server)).delay()
     assert raised.value.endpoint == url_of(server)
 
 
 def test_a_call_to_a_server_that_sends_a_byte_at_a_time_ends_in_time(
-    server: socket.socket,
+    server: socket.socket, client: str
 ) -> None:
     ended = threading.Event()
 
@@ -325,17 +333,17 @@ def test_a_call_to_a_server_that_sends_a_byte_at_a_time_ends_in_time(
     thread.start()
     try:
         with pytest.raises(SendError, match=f"{OVERDUE}.*may have been sent"):
-            over_boto(url_of(server)).delay()
+            task_over(client, url_of(server)).delay()
     finally:
         ended.set()
         thread.join()
 
 
-def test_a_call_to_nobody_sends_nothing_and_says_so(server: socket.socket) -> None:
+def test_a_call_to_nobody_sends_nothing_and_says_so(server: socket.socket, client: str) -> None:
     endpoint = url_of(server)
     server.close()
     with pytest.raises(SendError, match=f"at {endpoint}: EndpointConnectionError.*was not sent"):
-        over_boto(endpoint).delay()
+        task_over(client, endpoint).delay()
 
 
 # Coroutines
