@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devstack.waiting import wait_until
-from sqs_broker.options import CURL
+from sqs_broker.options import CURL, Options
 from sqs_broker.sqs.access import Key, Route, access_for
 from sqs_broker.sqs.curl import Curl
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.handle import Handle
 from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.requests import Outgoing
 from tests.deployments.certificates import Certificates
 from tests.unit import scripted
 from tests.unit.scripted import Asked, Script
@@ -222,6 +224,37 @@ def test_a_wrong_clock_is_logged(
         assert "ahead of that of SQS" in record.getMessage()
 
 
+# Answers and bodies
+
+
+def test_an_answer_whose_headers_are_cut_off_cannot_be_read() -> None:
+    # libcurl takes it for a whole one.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConte")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        key = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        driver = Curl(Options("us-east-1", {}, url, key), tries=1)
+        error = error_of(Queue(f"{url}/1/jobs", driver))
+        thread.join()
+    assert (error.code, error.may_have_been_done) == ("UnreadableAnswer", True)
+
+
+def test_a_long_body_is_sent_without_a_question_before_it(queue: Queue, script: Script) -> None:
+    script.answer()
+    queue.send(Outgoing("x" * 2_000_000))
+    (asked,) = script.asked
+    assert "Expect" not in asked.headers
+    assert len(asked.body) > 2_000_000
+
+
 # Threads and connections
 
 
@@ -291,6 +324,7 @@ import gc, os, sys
 from sqs_broker.options import Options
 from sqs_broker.sqs.curl import Curl
 from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.requests import Outgoing
 
 key = {"aws_access_key_id": "k", "aws_secret_access_key": "s"}
 url = sys.argv[1]

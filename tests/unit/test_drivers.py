@@ -147,6 +147,35 @@ def test_a_connection_that_sqs_closes_without_an_answer_may_have_done_the_call(
     assert (error.code, error.may_have_been_done) == ("ConnectionClosedError", True)
 
 
+def answering(listener: socket.socket, *answers: bytes) -> threading.Thread:
+    """A server that gives these answers on one connection, and then closes all that it has."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with listener, connection:
+            for answer in answers:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def test_a_call_on_a_connection_that_ends_may_have_been_done_though_sqs_is_away_then(
+    make: Make,
+) -> None:
+    # libcurl sends it again, on a new connection, which is refused.
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    queue = Queue(f"{url}/1/jobs", make(url))
+    thread = answering(listener, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"")
+    queue.attributes("All")
+    error = error_of(queue)
+    thread.join()
+    assert (error.code, error.may_have_been_done) == ("ConnectionClosedError", True)
+
+
 def test_an_endpoint_that_is_no_url_is_said_before_the_first_request(make: Make) -> None:
     for endpoint in ("nowhere", "http://127.0.0.1:port"):
         with pytest.raises(ConfigurationError, match="`endpoint_url`"):
@@ -198,11 +227,14 @@ def test_the_user_agent_is_the_package_s(queue: Queue, script: Script) -> None:
 # Tries
 
 
-@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(500, ""), (503, ""), (500, '{"__type": "Odd"}'), (400, '{"__type": "ThrottlingException"}')],
+)
 def test_a_call_that_fails_for_a_moment_is_tried_again(
-    make: Make, script: Script, status: int
+    make: Make, script: Script, status: int, body: str
 ) -> None:
-    script.answer("", status)
+    script.answer(body, status)
     script.answer(THIRTY)
     assert Queue(script.queue_url, make(tries=3)).attributes("All").values
     assert len(script.asked) == 2
