@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
@@ -72,10 +72,11 @@ class Access:
         self._model: Any = None
         self._route: Route | None = None
         self._credentials: Any = None
-        #: Seconds by which SQS's clock is ahead of this machine's, if SQS refused calls for that.
-        self._ahead = 0.0
-        #: Whether a search for the route or credentials did not end in time, and may hold the lock.
+        self.ahead = 0.0
+        """Seconds by which SQS's clock is ahead of this machine's, if SQS refused calls for that.
+        """
         self.hangs = False
+        """Whether a search for the route or credentials did not end in time. It may hold a lock."""
 
     @property
     def opened(self) -> Route | None:
@@ -104,29 +105,17 @@ class Access:
 
     # The clock
 
-    def signs_at(self) -> str | None:
-        """The time to sign with, as SigV4 writes it; None for that of this machine's clock."""
-        if not self._ahead:
-            return None
-        return f"{datetime.now(UTC) + timedelta(seconds=self._ahead):%Y%m%dT%H%M%SZ}"
-
-    def correct_clock(self, at: datetime | None) -> bool:
-        """SQS refused a signature at this time of its own clock. Returns whether the next one
-        will have another time."""
+    def correct_clock(self, at: datetime | None, ahead: float) -> bool:
+        """SQS refused a signature at this time of its own clock. `ahead`: what was added to the
+        time that was signed. Returns whether the next signature will have another time."""
         if at is None:
             return False
-        ahead = (at - datetime.now(UTC)).total_seconds()
-        if abs(ahead - self._ahead) < SKEW:
+        now_ahead = (at - datetime.now(UTC)).total_seconds()
+        if abs(now_ahead - ahead) < SKEW:
             return False
-        self._ahead = 0.0 if abs(ahead) < SKEW else ahead
-        if self._ahead and _seldom.allows("clock", monotonic()):
-            logger.warning(
-                "The clock of this machine is %g s %s that of SQS, which refused a call; calls are "
-                "signed with SQS's time. Correct the clock, by NTP for example.",
-                abs(round(ahead)),
-                "behind" if ahead > 0 else "ahead of",
-                extra={"event": "sqs.clock", "seconds": round(ahead)},
-            )
+        self.ahead = 0.0 if abs(now_ahead) < SKEW else now_ahead
+        if self.ahead and _seldom.allows("clock", monotonic()):
+            _log_clock(round(self.ahead))
         return True
 
     # What boto3 does for it
@@ -153,6 +142,8 @@ class Access:
         return invoke(_key, credentials=self._credentials)
 
     def _within(self, call: Callable[[], T], seconds: float) -> T:
+        if seconds <= 0:
+            raise Unreached(OVERDUE)
         try:
             return self._calls.run(partial(with_known_errors, call), seconds)
         except Overdue:
@@ -161,6 +152,16 @@ class Access:
             raise Unreached(OVERDUE) from None
         except Full:
             raise Unreached(HANGING) from None
+
+
+def _log_clock(ahead: int) -> None:
+    logger.warning(
+        "The clock of this machine is %d s %s that of SQS, which refused a call; calls are signed "
+        "with SQS's time. Correct the clock, by NTP for example.",
+        abs(ahead),
+        "behind" if ahead > 0 else "ahead of",
+        extra={"event": "sqs.clock", "seconds": ahead},
+    )
 
 
 def access_for(options: Options) -> Access:

@@ -3,6 +3,8 @@
 import os
 import random
 import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -110,8 +112,9 @@ class Curl:
     def close(self) -> None:
         """Close the connections."""
         if self._pid == os.getpid():
-            while self._handles:
-                self._handles.pop().close()
+            with suppress(IndexError):
+                while True:
+                    self._handles.pop().close()
 
     # No exception but those of the used libraries is caught below, because any other one is a
     # signal handler's: this is the caller's thread.
@@ -135,9 +138,11 @@ class Curl:
 
     def _answer(self, access: Access, request: Request[Any], body: bytes, ends_at: float) -> Answer:
         """Make a try, and another one if SQS refused it for its time. Raises _Failed."""
+        ahead = access.ahead
         try:
             response = self._exchange(access, request, body, ends_at)
-            if _is_of_the_clock(request, response, access):
+            error = None if response.status < ERRORS_FROM else _refusal(request, response)
+            if error and error.code in OF_THE_CLOCK and access.correct_clock(error.at, ahead):
                 response = self._exchange(access, request, body, ends_at)
         except Unreached as error:
             raise _Failed(error) from None
@@ -147,9 +152,9 @@ class Curl:
         self, access: Access, request: Request[Any], body: bytes, ends_at: float
     ) -> Response:
         key = access.key(ends_at - monotonic())
-        handle = self._handles.pop() if self._handles else self._new_handle(access, ends_at)
+        handle = self._handle(access, ends_at)
         try:
-            handle.start(key, _headers(request, key, access.signs_at()), body)
+            handle.start(key, _headers(request, key, access.ahead), body)
             if handle.wait(ends_at, self._read_timeout):
                 response = handle.result()
             elif monotonic() < ends_at:
@@ -199,8 +204,12 @@ class Curl:
             handle.close()
         return request.read(_read(request, response))
 
-    def _new_handle(self, access: Access, ends_at: float) -> Handle:
-        return Handle(access.open(ends_at - monotonic()), USER_AGENT)
+    def _handle(self, access: Access, ends_at: float) -> Handle:
+        """A handle that no other call uses."""
+        try:
+            return self._handles.pop()
+        except IndexError:
+            return Handle(access.open(ends_at - monotonic()), USER_AGENT)
 
     def _own_access(self) -> Access:
         pid = os.getpid()
@@ -240,7 +249,7 @@ def _encoded(request: Request[Any]) -> bytes:
         raise SqsError.of(exc) from exc
 
 
-def _headers(request: Request[Any], key: Key, signs_at: str | None) -> list[str]:
+def _headers(request: Request[Any], key: Key, ahead: float) -> list[str]:
     headers = [
         f"Content-Type: {CONTENT_TYPE}",
         f"X-Amz-Target: {TARGET}{request.action}",
@@ -251,17 +260,11 @@ def _headers(request: Request[Any], key: Key, signs_at: str | None) -> list[str]
     ]
     if key.token:
         headers.append(f"X-Amz-Security-Token: {key.token}")
-    if signs_at:
-        headers.append(f"X-Amz-Date: {signs_at}")
+    if ahead:
+        # Otherwise libcurl signs the time of this machine.
+        at = datetime.now(UTC) + timedelta(seconds=ahead)
+        headers.append(f"X-Amz-Date: {at:%Y%m%dT%H%M%SZ}")
     return headers
-
-
-def _is_of_the_clock(request: Request[Any], response: Response, access: Access) -> bool:
-    """Whether SQS refused a call for the time in its signature, and the next one has another."""
-    if response.status < ERRORS_FROM:
-        return False
-    error = _refusal(request, response)
-    return error.code in OF_THE_CLOCK and access.correct_clock(error.at)
 
 
 def _read(request: Request[Any], response: Response) -> Answer:

@@ -197,6 +197,16 @@ def test_a_clock_that_is_right_again_is_used_again(queue: Queue, script: Script)
     assert is_about(signed_at(script.asked[-1]), now)
 
 
+def test_a_call_that_was_signed_before_another_one_corrected_the_clock_is_signed_again(
+    script: Script,
+) -> None:
+    access = access_for(script.options())
+    theirs, before = datetime.now(UTC) + timedelta(hours=1), access.ahead
+    assert access.correct_clock(theirs, before)
+    assert access.correct_clock(theirs, before)
+    assert not access.correct_clock(theirs, access.ahead)
+
+
 def test_a_wrong_key_is_refused_once(queue: Queue, script: Script) -> None:
     script.answer(REFUSED, 403, Date=format_datetime(datetime.now(UTC), usegmt=True))
     assert error_of(queue).code == "InvalidSignatureException"
