@@ -152,9 +152,11 @@ def answering(listener: socket.socket, *answers: bytes) -> threading.Thread:
 
     def serve() -> None:
         connection, _ = listener.accept()
-        with listener, connection:
+        with listener, connection, connection.makefile("rb") as requests_:
             for answer in answers:
-                connection.recv(65_536)
+                lines = iter(requests_.readline, b"\r\n")
+                lengths = [line for line in lines if line.lower().startswith(b"content-length:")]
+                requests_.read(int(lengths[0].partition(b":")[2]))
                 connection.sendall(answer)
 
     thread = threading.Thread(target=serve)
