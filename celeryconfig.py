@@ -7,8 +7,13 @@ come from app/settings.py.
 from kombu import Exchange, Queue
 
 from app.loader import required_settings
+from app.settings import is_function
 
 _settings = required_settings()
+
+# A function writes its own metric lines.
+_has_metrics = _settings.worker_metrics_seconds > 0 and not is_function()
+_metrics = ["app.metrics:observer"] if _has_metrics else []
 
 # The queues. They are used by name, and none is created at run time.
 broker_transport_options = {
@@ -23,7 +28,7 @@ broker_transport_options = {
     "decode_json": "app.messages:decode_json",
     # The first keeps what became of the registrations that the HTTP API sent. The second does
     # nothing unless ECS_SCALE_IN_PROTECTION is set.
-    "observers": ["app.outcomes.observer:observer", "app.scale_in:observer"],
+    "observers": ["app.outcomes.observer:observer", "app.scale_in:observer", *_metrics],
     "wait_time_seconds": _settings.sqs_wait_time,
     # An option of this broker: Celery's own stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,

@@ -74,7 +74,11 @@ app.config_from_object(Proxy(celeryconfig))
 # The application's own checks include these, and name its variables.
 app.steps["worker"].discard("sqs_broker.tools.startup:StartChecks")
 # By name: a producer needs neither them nor MongoDB's driver, which they load.
-app.steps["worker"] |= {"app.startup:StartChecks", "app.outcomes.flush:OutcomeFlush"}
+app.steps["worker"] |= {
+    "app.startup:StartChecks",
+    "app.outcomes.flush:OutcomeFlush",
+    "app.metrics:MetricsFlush",
+}
 app.steps["consumer"].add("app.outage:OutageWatch")
 use_json_lines()
 point_flower_home()

@@ -13,6 +13,9 @@ settings and ids, but never user input.
 
 from sqs_broker.errors import ConfigurationError
 
+#: Why a worker does not receive while MongoDB is down or accepts no writes.
+AWAY = "MongoDB is unavailable"
+
 
 class AppError(Exception):
     """An error that this application knows and handles."""

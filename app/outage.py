@@ -28,6 +28,7 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
 )
 
+from app.errors import AWAY
 from app.probe import Probe
 from app.settings import get_settings
 from sqs_broker.machine import threads
@@ -47,9 +48,6 @@ SUSPECT_ON = (PyMongoError, SoftTimeLimitExceeded, TimeLimitExceeded)
 #: Errors of calls that did not reach MongoDB. They also occur if another thread has replaced the
 #: client meanwhile, or if a connection has become unusable (app/once.py).
 UNREACHABLE = (AutoReconnect, ConfigurationError, InvalidOperation, WaitQueueTimeoutError)
-
-#: The reason of the pause.
-AWAY = "MongoDB is unavailable"
 
 #: Seconds between two checks of the collections while there is no outage.
 CHECK_EVERY = 10.0

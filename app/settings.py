@@ -193,6 +193,11 @@ class Settings(BaseSettings):
         description="Time after which a worker that is not healthy ends with exit status 75, so "
         "that its supervisor starts another, in seconds. 0: never.",
     )
+    worker_metrics_seconds: Annotated[int, Field(ge=0, le=300)] = Field(
+        0,
+        description="Period of the metric lines that the worker writes to stdout for CloudWatch, "
+        "in seconds. 0: no lines.",
+    )
     worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
         90,
         description="Time that running tasks have to finish after the stop signal, in seconds. "

@@ -1,4 +1,5 @@
-"""The metric line of an invocation, in CloudWatch's embedded metric format.
+"""The metric line of a queue: for an invocation of a function, or a period of a worker. It is in
+CloudWatch's embedded metric format.
 
 CloudWatch makes metrics of a log line that is such a JSON object, so there is no call for them.
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
@@ -50,17 +51,18 @@ UNITS: Mapping[str, str] = {
 
 
 class Metrics:
-    """The figures of one invocation. docs/lambda.md says what each counts."""
+    """The figures of one line. docs/lambda.md says what each counts."""
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
         self._counts: Counter[str] = Counter(dict.fromkeys(UNITS, 0))
-        self._ages: list[float] = []
+        self._oldest: float | None = None
         self._times: list[float] = []
 
     def received(self, message: Facts, now: float) -> None:
         """Note how old a message is. `now`: seconds since 1970."""
-        self._ages.append(max(now - message.delivery.enqueued_at.timestamp(), 0.0))
+        age = now - message.delivery.enqueued_at.timestamp()
+        self._oldest = max(age, self._oldest or 0.0, 0.0)
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome, now: float) -> None:
         """Count a delivery that ended."""
@@ -74,7 +76,7 @@ class Metrics:
             self._counts["Failed"] += 1
             is_end = isinstance(outcome, Done)
             self._counts["LateFailures"] += message.delivery.attempt >= LATE and not is_end
-        if isinstance(outcome, Done):
+        if isinstance(outcome, Done) and len(self._times) < MOST_VALUES:
             sent_at = message.delivery.enqueued_at.timestamp()
             self._times.append(max(now - sent_at, 0.0) * 1000)
 
@@ -82,14 +84,16 @@ class Metrics:
         """Count something that is no outcome."""
         self._counts[name] += number
 
+    def has(self, name: str) -> bool:
+        """Whether something was counted under this name."""
+        return self._counts[name] > 0
+
     def line(self, now: float) -> str:
         """The line, without a line end. `now`: seconds since 1970."""
         values: dict[str, Any] = {name: self._counts[name] for name in UNITS}
-        values["Age"] = round(max(self._ages, default=0.0), 3)
-        values["SentToDone"] = [round(time) for time in self._times[:MOST_VALUES]]
-        values = {name: value for name, value in values.items() if value != []}
-        if not self._ages:
-            del values["Age"]
+        values["Age"] = None if self._oldest is None else round(self._oldest, 3)
+        values["SentToDone"] = [round(time) for time in self._times] or None
+        values = {name: value for name, value in values.items() if value is not None}
         metrics = [{"Name": name, "Unit": UNITS[name]} for name in values]
         directive = {"Namespace": NAMESPACE, "Dimensions": [[DIMENSION]], "Metrics": metrics}
         return json.dumps(

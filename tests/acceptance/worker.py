@@ -116,7 +116,8 @@ class Program:
             with suppress(json.JSONDecodeError):
                 if isinstance(content := json.loads(line), dict):
                     parsed.append(content)
-        return [line for line in parsed if event in (None, line["event"])]
+        # The metric lines have no event.
+        return [line for line in parsed if event in (None, line.get("event"))]
 
 
 class Worker(Program):
