@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from devstack import ports
 from tests.acceptance.load import load
 from tests.acceptance.worker import READY_SECONDS, ROOT, living
 from tests.probe.project import PATIENCE, MakeProject, ProbeProject
@@ -18,6 +20,9 @@ from tests.services import wait_until
 
 #: Seconds of a task that runs while its worker is stopped.
 LONG = 3
+
+#: Seconds after which honcho kills what is left, once a line has ended (honcho 2.0 manager.py).
+KILL_WAIT = 5
 
 WORKER = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-l", "INFO", "-c", "2"]
 
@@ -136,6 +141,13 @@ class HonchoWithFlower(Honcho):
     beside = "flower: sleep 1000\n"
 
 
+class HonchoBeside(Honcho):
+    """Flower ends after the worker, as in our own Procfile."""
+
+    # By its file, because the probe project has an `app` of its own.
+    beside = f"flower: {sys.executable} -P {ROOT}/app/beside.py sleep 1000\n"
+
+
 def script(name: str) -> str:
     """A program that is installed beside this interpreter."""
     return str(Path(sys.executable).with_name(name))
@@ -239,6 +251,59 @@ def test_beside_a_program_that_ends_at_once_honcho_leaves_three_seconds(
 
     assert "sending SIGKILL" not in project.worker_log()
     assert project.queues.counts() == (2, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("supervise", [HonchoBeside], indirect=True)
+def test_a_program_of_the_procfile_that_ends_after_the_worker_leaves_it_its_time(
+    make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
+) -> None:
+    project = make_project(transport={"max_attempts": 1})
+    supervisor = supervise(project)
+    supervisor.start()
+    sent = [project.send("work", KILL_WAIT + 3) for _ in range(2)]
+    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
+
+    supervisor.stop()
+
+    assert_each_ran_once(project, sent)
+    assert "sending SIGKILL" not in project.worker_log()
+    assert project.queues.counts() == (0, 0, 0)
+
+
+@pytest.mark.slow
+def test_honcho_stops_the_whole_procfile(environment: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "honcho.log"
+    port = str(ports.preferred_or_any(None))
+    ours = {"FLOWER_PORT": port, "FLOWER_ADDRESS": ports.HOST, "API_PORT": "0"}
+    with log.open("wb") as stream:
+        honcho = subprocess.Popen(
+            [script("honcho"), "start", "-f", str(ROOT / "Procfile"), "-d", str(tmp_path)],
+            env=environment | ours | {"WORKER_CONCURRENCY": "2", "SQS_WAIT_TIME": "1"},
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        said = (" ready.", "api.started", "Visit me at")
+        wait_until(
+            lambda: all(each in log.read_text() for each in said), READY_SECONDS, f"ready: {log}"
+        )
+        # A signal while honcho prints a line would break its own handler, which prints too.
+        wait_until(lambda: time.time() - log.stat().st_mtime > 1, PATIENCE, f"silence: {log}")
+        os.killpg(honcho.pid, signal.SIGTERM)
+        assert honcho.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert [pid for pid, *_ in living() if is_in(pid, tmp_path)] == []
+    finally:
+        for pid in [pid for pid, *_ in living() if is_in(pid, tmp_path)]:
+            os.kill(pid, signal.SIGKILL)
+        honcho.wait(PATIENCE)
+    text = log.read_text()
+    assert "sending SIGKILL" not in text
+    stopped = [line for line in text.splitlines() if "stopped (rc=" in line]
+    assert ["worker.1" in line for line in stopped] == [True, False, False]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

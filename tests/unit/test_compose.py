@@ -143,7 +143,10 @@ def test_the_processes_are_the_same_everywhere() -> None:
     commands = {
         name: shlex.split(command) for name, _, command in (s.partition(": ") for s in lines)
     }
-    assert {name: SERVICES[name]["command"] for name in OURS} == commands
+    # A container runs one of them, so none is beside another.
+    prefix = ["python", "-m", "app.beside"]
+    alone = {n: c[3:] if c[:3] == prefix else c for n, c in commands.items()}
+    assert {name: SERVICES[name]["command"] for name in OURS} == alone
     assert instructions("CMD") == [json.dumps(commands["worker"])]
 
 

@@ -32,7 +32,7 @@ def test_without_its_environment_a_process_says_in_one_line_what_to_do(
         # In an empty directory, for a developer's .env would be read.
         [Path(sys.executable).with_name(program), *arguments],
         cwd=tmp_path,
-        env={"PATH": os.defpath, "PYTHONPATH": str(ROOT)},
+        env={"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
