@@ -42,6 +42,9 @@ LOOP_HANGS = "the event loop hangs"
 #: The reason of the pause while no task can start, because others do not end.
 POOL_HANGS = "each process of the pool runs a task past its hard time limit"
 
+#: The reasons of pauses that begin here, and not with a call of `pause`.
+OWN_PAUSES = frozenset({LOOP_HANGS, POOL_HANGS})
+
 
 class Taken(Protocol):
     """A message that the worker has accepted, and what has happened to it so far."""
@@ -404,7 +407,7 @@ class Deliveries:
     def resume(self, reason: str) -> None:
         """End the pause for this reason."""
         self._report_pauses(self._leases.resume(reason))
-        if not self._leases.pauses:
+        if self._leases.pauses <= OWN_PAUSES:
             self._release_after = 0
 
     def _on_beat(self) -> None:
