@@ -90,15 +90,25 @@ class Deliveries:
         #: one did.
         self.on_suspicion: Callable[[Suspicion], None] = Suspicion.dismiss
         self._on_lease_lost: Callable[[str], None] = lambda tag: None
+        self._on_given_up: Callable[[str, Happened], None] = lambda tag, happened: None
         self._pool_has_processes = False
         self._release_after = 0
 
-    def attach(self, *, pool_has_processes: bool, on_lease_lost: Callable[[str], None]) -> None:
+    def attach(
+        self,
+        *,
+        pool_has_processes: bool,
+        on_lease_lost: Callable[[str], None],
+        on_given_up: Callable[[str, Happened], None] = lambda tag, happened: None,
+    ) -> None:
         """Connect the worker. `pool_has_processes`: whether its pool hands a task to another
         process; nothing can prevent that process from starting it. `on_lease_lost`: called, on the
-        heartbeat's thread, with the tag of a delivery whose lease was lost."""
+        heartbeat's thread, with the tag of a delivery whose lease was lost, or that has ended while
+        its task hangs. `on_given_up`: called before that, on any thread, for the latter, with what
+        has happened."""
         self._pool_has_processes = pool_has_processes
         self._on_lease_lost = on_lease_lost
+        self._on_given_up = on_given_up
 
     # State
 
@@ -372,6 +382,7 @@ class Deliveries:
     def _end_hung(self, tag: str, message: Taken, what: Happened) -> None:
         if (lease := self._leases.take_hung(tag)) is not None:
             self._conclude(lease, what, message.headers, message.policy)
+            self._on_given_up(tag, what)
             self._on_lease_lost(tag)
 
     def _on_lost(self, lease: Lease, why: str) -> None:

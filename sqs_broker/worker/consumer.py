@@ -89,6 +89,7 @@ class Consumer(CeleryConsumer):
             # Only a pool of processes uses a semaphore (celery 5.7 concurrency/base.py).
             pool_has_processes=self.pool.uses_semaphore,
             on_lease_lost=self._on_lease_lost,
+            on_given_up=partial(self.hub.call_soon, self._give_up_run),
         )
         self._shutdown.listen()
         if self.connection is not None:
@@ -193,6 +194,11 @@ class Consumer(CeleryConsumer):
         # Only a pool of processes can end a task (celery 5.7 concurrency/base.py).
         if self.pool.uses_semaphore:
             self.hub.call_soon(self._cancel_if_wanted, tag)
+
+    def _give_up_run(self, tag: str, happened: Happened) -> None:
+        for request in tuple(state.active_requests):
+            if request.message.delivery_tag == tag:
+                request.given_up(happened)
 
     def _cancel_if_wanted(self, tag: str) -> None:
         # Found by tag, not by id: the redelivery has the same id and may be here already.

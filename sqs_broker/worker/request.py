@@ -65,6 +65,8 @@ class Request(CeleryRequest):
     #: threads and in solo.
     _started_on: int | None = None
     _is_suspected = False
+    #: Whether the delivery has ended while the task hangs.
+    _is_given_up = False
 
     def __init__(self, message: Message, **options: Any) -> None:
         eta = message.headers.get("eta")
@@ -166,6 +168,15 @@ class Request(CeleryRequest):
             message.delivery_tag, untaken(exc), message.headers, self.task.policy
         ):
             self._forget()
+
+    def given_up(self, what: Happened) -> None:
+        """Send the event of a run that hangs, whose delivery has ended with what happened. No event
+        tells what the task still does: it has no effect on the message."""
+        is_final = isinstance(what, Failed) and not self._will_run_again(what)
+        self._error = what.error if isinstance(what, Failed | Interrupted | RetryAsked) else None
+        event = "task-failed" if is_final else "task-retried"
+        self.send_event(event, exception=self._error or "", traceback="")
+        self._is_given_up = True
 
     def _forget(self) -> None:
         """Remove the request from Celery's state: its delivery has ended without Celery."""
@@ -321,6 +332,8 @@ class Request(CeleryRequest):
         return dict(super().info(safe=True))
 
     def _send(self, type: str, **fields: Any) -> None:
+        if self._is_given_up:
+            return
         try:
             super().send_event(type, **fields)
         except Exception as broken:

@@ -838,8 +838,12 @@ def test_a_task_that_hangs_is_a_failed_attempt_and_its_end_settles_nothing_more(
     caplog.set_level(logging.INFO)
     id_ = sqs.bring(task(1))
     worker = Worker(connection, "jobs")
-    lost: list[str] = []
-    worker.channel.deliveries.attach(pool_has_processes=False, on_lease_lost=lost.append)
+    lost: list[Any] = []
+    worker.channel.deliveries.attach(
+        pool_has_processes=False,
+        on_lease_lost=lost.append,
+        on_given_up=lambda *given_up: lost.append(given_up),
+    )
     message = hang(worker, clock)
     # The backoff, and no extension.
     wait_until(lambda: 1 <= sqs.visible.get(id_, inf) <= 2, DEADLINE, "the retry")
@@ -850,7 +854,7 @@ def test_a_task_that_hangs_is_a_failed_attempt_and_its_end_settles_nothing_more(
         message.reject(requeue=True)
     worker.close(sqs)
     assert (sqs.deleted, sqs.sent, sqs.visible[id_] <= 2) == ([], [], True)
-    assert lost == [message.delivery_tag]
+    assert lost == [(message.delivery_tag, HUNG), message.delivery_tag]
     assert ends(caplog) == [("message.retry", "TimeLimitExceeded")]
 
 

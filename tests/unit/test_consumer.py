@@ -24,7 +24,7 @@ from app.messages import Registration
 from sqs_broker.control.worker import log_revoked
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.rules.decoding import decode
-from sqs_broker.rules.outcomes import Failed, Happened, NotTaken, Refused, UnknownTask
+from sqs_broker.rules.outcomes import HUNG, Failed, Happened, NotTaken, Refused, UnknownTask
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.consumer import Consumer
@@ -379,8 +379,15 @@ class Deliveries:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def attach(self, *, pool_has_processes: bool, on_lease_lost: Callable[[str], None]) -> None:
+    def attach(
+        self,
+        *,
+        pool_has_processes: bool,
+        on_lease_lost: Callable[[str], None],
+        on_given_up: Callable[[str, Happened], None],
+    ) -> None:
         self.pool_has_processes, self.on_lease_lost = pool_has_processes, on_lease_lost
+        self.on_given_up = on_given_up
 
     def on_empty(self, callback: Any) -> None: ...
 
@@ -404,11 +411,17 @@ def become_ready(worker: WorkController) -> Deliveries:
 class Running:
     """A task that runs, and notes how it is cancelled."""
 
+    name = "job"
+
     def __init__(self, tag: str, *, cancel_on_lease_loss: bool) -> None:
         self.id = f"id of {tag}"
         self.message = SimpleNamespace(delivery_tag=tag)
         self.task = SimpleNamespace(policy=Policy(cancel_on_lease_loss=cancel_on_lease_loss))
         self.cancelled: list[dict[str, Any]] = []
+        self.given_up_with: list[Happened] = []
+
+    def given_up(self, happened: Happened) -> None:
+        self.given_up_with.append(happened)
 
     def cancel(self, pool: Any, **how: Any) -> None:
         self.cancelled.append(how)
@@ -455,6 +468,23 @@ def test_the_time_limits_of_the_settings_may_be_repeated(
 ) -> None:
     celery_app.conf.update(task_time_limit=30, task_soft_time_limit=25)
     make_worker("solo", time_limit=30, soft_time_limit=25)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_the_request_of_a_task_that_hangs_is_told_on_the_loop(
+    make_worker: MakeWorker, pool: str
+) -> None:
+    worker = make_worker(pool)
+    deliveries = become_ready(worker)
+    running, other = (Running(tag, cancel_on_lease_loss=False) for tag in ("tag-1", "tag-2"))
+    for request in (running, other):
+        state.task_accepted(request)
+    deliveries.on_given_up("tag-1", HUNG)
+    assert running.given_up_with == []
+    next(EventLoop(worker.hub))
+    assert (running.given_up_with, other.given_up_with) == ([HUNG], [])
+    for request in (running, other):
+        state.task_ready(request)
 
 
 @pytest.mark.parametrize(("pool", "has_processes"), [("prefork", True), ("threads", False)])

@@ -31,6 +31,7 @@ from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.happened import happened as happened_of
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import (
+    HUNG,
     Discarded,
     Failed,
     Happened,
@@ -767,6 +768,24 @@ def test_a_task_is_past_its_hard_limit_from_its_start_on(make_run: MakeRun) -> N
     run.request.on_accepted(1, monotonic())
     run.message.channel.lease.started_at -= 20
     assert run.request.overrun() == pytest.approx(13, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "what", "event"),
+    [
+        (1, HUNG, ("task-retried", "TimeLimitExceeded")),
+        (3, HUNG, ("task-failed", "TimeLimitExceeded")),
+        (3, Interrupted("TimeLimitExceeded", 7), ("task-retried", "TimeLimitExceeded")),
+    ],
+)
+def test_of_a_task_that_hangs_one_event_is_sent_and_none_of_its_end(
+    make_run: MakeRun, deliveries: int, what: Happened, event: tuple[str, str]
+) -> None:
+    run = make_run(deliveries)
+    run.request.on_accepted(1, monotonic())
+    run.request.given_up(what)
+    run.request.on_success((False, "result", 0.1))
+    assert run.told == [("task-started", None), event]
 
 
 # Pools without processes
