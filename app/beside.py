@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from os import _exit as leave_at_once
 from pathlib import Path
 
 #: The variable in which honcho names the line of the Procfile (honcho 2.0 environ.py).
@@ -48,7 +49,7 @@ def _hold_back() -> None:
         try:
             _watch(program)
         finally:
-            os._exit(0)
+            leave_at_once(0)
 
 
 def _watch(program: int) -> None:
