@@ -408,7 +408,10 @@ def test_what_a_user_typed_is_in_no_log_line(service: Service) -> None:
 def test_the_worker_lives_on_without_a_traceback(service: Service) -> None:
     assert service.worker.is_running
     assert "Traceback" not in service.worker.log_text()
-    assert [line for line in service.worker.log_lines() if "stack" in line] == []
+    # A task that refuses its arguments has failed, as any task that fails.
+    failed = [line for line in service.worker.log_lines() if "stack" in line]
+    assert {line["event"] for line in failed} == {"task.failed"}
+    assert {line["error"] for line in failed} == {"InvalidMessage", "PermanentError"}
 
 
 def test_a_message_that_has_expired_is_done_and_its_id_can_be_used_again(service: Service) -> None:
