@@ -49,6 +49,9 @@ PASSED_ON = (
 #: Headers that Celery reads.
 CELERYS = HEADERS.names
 
+#: Headers that are not the producer's own.
+NOT_CUSTOM = {*CELERYS, "lang", "argsrepr", "kwargsrepr"}
+
 #: The arguments of a task: args, kwargs, embed.
 Payload = list[Any]
 
@@ -244,6 +247,10 @@ def _payload(
     provenance: Provenance,
     properties: Mapping[str, Any],
 ) -> dict[str, Any]:
+    if headers.get("headers") is None:
+        # Otherwise Celery takes for the producer's own headers all that it does not know: also what
+        # this broker adds (celery 5.7 app/task.py, `_get_custom_headers`).
+        headers["headers"] = {k: v for k, v in headers.items() if k not in NOT_CUSTOM}
     headers["retries"] = delivery.attempt - 1
     headers["delivery"] = provenance
     return {

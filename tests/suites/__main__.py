@@ -126,6 +126,8 @@ def servers(home: Path) -> Iterator[dict[str, str]]:
                 },
                 "wait_time_seconds": 1,
                 "backoff_base": 0.01,
+                # As many retries as Celery allows by default.
+                "max_attempts": 4,
                 # With the task of Celery's own tests that says whether a worker runs.
                 "built_in_tasks": [*BUILT_IN, "celery.ping"],
                 "control": {"database_uri": database.uri("control"), "database": "control"},
@@ -170,13 +172,11 @@ def read(report: Path) -> Results:
 
 def compare(results: Results, *, is_whole: bool) -> int:
     """Print the results beside what is expected. The status is 0 if they agree."""
-    expected: dict[str, str] = {
-        name: reason
-        for reason, names in tomllib.loads(EXPECTED.read_text()).items()
-        for name in names["tests"]
-    }
+    lists: dict[str, Any] = tomllib.loads(EXPECTED.read_text())
+    expected = {name: why for why, names in lists.items() for name in names["tests"]}
     new = sorted(results.failed - expected.keys())
-    gone = sorted((expected.keys() & results.passed) if is_whole else ())
+    may_pass = {n for names in lists.values() if names.get("may_pass") for n in names["tests"]}
+    gone = sorted(((expected.keys() - may_pass) & results.passed) if is_whole else ())
     print(
         f"{len(results.passed)} passed, {len(results.failed)} failed, "
         f"{len(results.skipped)} skipped; {len(expected)} failures are expected."

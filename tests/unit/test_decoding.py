@@ -590,6 +590,23 @@ def test_a_header_cannot_say_what_the_request_says(decoded: Decoded, name: str) 
     assert name not in decoded(with_headers(**{name: "of the wire"}))["headers"]
 
 
+@pytest.mark.parametrize(
+    ("body", "own"),
+    [
+        (with_headers(traceparent="00-1", argsrepr="()"), {"traceparent": "00-1"}),
+        (with_headers(headers={"x": "1"}, traceparent="00-1"), {"x": "1"}),
+        (envelope(), {}),
+    ],
+    ids=["flat", "nested", "none"],
+)
+def test_a_task_finds_the_headers_of_its_producer_and_nothing_of_the_brokers(
+    decoded: Decoded, body: dict[str, Any], own: dict[str, Any]
+) -> None:
+    # A task may send them on, so they must be JSON.
+    headers = Context(decoded(body)["headers"]).headers
+    assert json.loads(json.dumps(headers)) == own
+
+
 @pytest.mark.parametrize("name", ["retries", "delivery", "called_directly", "is_eager", "id"])
 def test_the_embed_cannot_say_what_the_request_says(decoded: Decoded, name: str) -> None:
     # Celery updates the request with all that the embed holds (celery 5.7 app/trace.py).

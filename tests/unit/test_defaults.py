@@ -203,12 +203,13 @@ def test_on_another_broker_a_worker_has_celerys_consumer(make_app: MakeApp) -> N
     assert not isinstance(worker.consumer, Consumer)
 
 
+@pytest.mark.parametrize("acks_late", [True, False])
 def test_on_another_broker_a_task_fails_and_is_retried_as_celery_has_it(
-    make_app: MakeApp,
+    make_app: MakeApp, acks_late: bool
 ) -> None:
-    app = make_app(broker_url="memory://", broker_transport_options={})
+    app = make_app(broker_url="memory://", broker_transport_options={}, task_acks_late=acks_late)
 
-    @app.task(shared=False, bind=True, name="job", max_retries=99, dead_letter_on=(KeyError,))
+    @app.task(shared=False, bind=True, name="job", max_retries=99)
     def job(self: Any, error: str) -> None:
         if error == "retry":
             self.retry(args=("other",), countdown=0)

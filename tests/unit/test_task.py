@@ -548,8 +548,9 @@ def test_other_failures_are_what_they_are(define: Define, error: Exception) -> N
 
 def test_a_permanent_error_that_an_outage_caused_is_permanent(define: Define) -> None:
     options = {"suspect_on": (OSError,), "dead_letter_on": (Permanent,)}
-    told = told_by(define(cause(Permanent("no"), by=TimeoutError()), **options))
-    assert type(told) is Rejected
+    task = define(cause(Permanent("no"), by=TimeoutError()), **options)
+    assert type(raised_by(task)) is Permanent
+    assert type(told_by(task)) is Rejected
 
 
 def test_an_error_that_was_dealt_with_means_nothing(define: Define) -> None:
