@@ -40,4 +40,6 @@ def test_a_message_of_a_backlog_costs_at_most_a_fifth_of_a_call(
 
     # The last poll finds nothing, and the batches at the two ends are not full.
     assert sum(calls.values()) <= 0.22 * MESSAGES + 4, calls
+    # One call checks the queue at the start of the worker.
+    assert calls.pop("GetQueueAttributes") == 1
     assert calls.keys() == {"ReceiveMessage", "DeleteMessageBatch"}
