@@ -118,7 +118,9 @@ def _single_requests(results: Results) -> Iterator[Goal]:
         yield from _at_most("API, a lone request: more than one SQS call takes", 2, more, " ms")
     if batch := results.batch:
         what = f"API, a batch of {batch.items:,}: "
-        yield from _at_most(f"{what}SQS calls", batch.items / 10, batch.calls)
+        most = batch.items // 10
+        told = f"{batch.calls:,}"
+        yield Goal(f"{what}SQS calls", f"at most {most:,}", told, batch.calls <= most)
         yield from _at_least(f"{what}SQS calls at the same time", 4, batch.most_open)
 
 

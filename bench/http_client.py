@@ -90,7 +90,9 @@ class _Client(asyncio.Protocol):
         now = perf_counter()
         self._received, self._size = b"", 0
         self._answers.all += status < 400
-        if self._began >= self._counts_from:
+        # At a rate, those that were due within the time; otherwise those that were answered.
+        at = self._began if self._interval else now
+        if self._counts_from <= at < self._end:
             self._answers.statuses[status] += 1
             if status < 400:
                 self._answers.latencies.append((now - self._began) * 1000)
@@ -98,7 +100,7 @@ class _Client(asyncio.Protocol):
 
     def _next(self) -> None:
         now = perf_counter()
-        if now >= self._end:
+        if max(now, self._due if self._interval else now) >= self._end:
             self.ended.set_result(None)
             self._transport.close()
         elif not self._interval:

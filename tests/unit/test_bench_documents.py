@@ -10,13 +10,13 @@ import pytest
 from kombu.transport import virtual
 
 from app.messages import Registration, decode_json
-from bench import bodies, documents, table
+from bench import api, bodies, documents, table
 from bench.candidates import BARE, EVERYONE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
 from bench.doors import DOORS, MIXED, USER, copies, in_turn
 from bench.errors import BenchError
 from bench.goals import goals
 from bench.plan import FULL, QUICK
-from bench.results import Publishing, Quiet, Recovery, Throughput
+from bench.results import BatchSent, Lone, Publishing, Quiet, Recovery, Requests, Throughput
 from sqs_broker.rules.decoding import decode
 from tests.unit.conftest import MakeDelivery
 from tests.unit.measured import round_of, row_of, run_of
@@ -252,3 +252,56 @@ def test_each_measured_message_has_an_id_of_its_own() -> None:
     body = bodies.celery("noop", "bench-1")
 
     assert json.loads(body("u1"))["headers"]["id"] != json.loads(body("u1"))["headers"]["id"]
+
+
+def requests_of(way: str, per_second: float, **changes: Any) -> Requests:
+    fields: dict[str, Any] = {
+        "clients": 200,
+        "added_ms": 10.0,
+        "rate": None,
+        "seconds": 2.0,
+        "accepted": int(2 * per_second),
+        "refused": 0,
+        "p50": 20.0,
+        "p99": 39.0,
+        "calls_a_request": 0.1,
+        "cpu_ms": 0.5,
+    }
+    return Requests(way=way, **fields | changes)
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_the_api_is_compared_with_its_own_figures_where_clients_ask_again_at_once(
+    is_reached: bool,
+) -> None:
+    run = run_of()
+    figures = {} if is_reached else {"p99": 41.0, "calls_a_request": 0.16, "cpu_ms": 0.71}
+    run.requests = [
+        requests_of(api.API, 1_000 if is_reached else 900, **figures),
+        requests_of(api.SEND_MESSAGE, 200),
+        requests_of(api.DELAY, 320),
+        requests_of(api.API, 1, rate=1.0),
+    ]
+    run.lone = Lone(13.0 if is_reached else 13.5, 11.2)
+    run.batch = BatchSent(10_000, 10_000, 3.0, 1_000 + (not is_reached), 4 - (not is_reached))
+
+    found = goals(run)
+
+    assert [goal.is_reached for goal in found] == [is_reached] * 8
+    assert ("at most 1,000", "1,000" if is_reached else "1,001") == (
+        found[6].wanted,
+        found[6].measured,
+    )
+
+
+def test_the_table_of_the_api_has_a_row_for_each_way_and_the_single_requests() -> None:
+    run = run_of()
+    run.requests = [requests_of(api.API, 1_000), requests_of(api.DELAY, 300, rate=200.0)]
+    run.lone, run.batch = Lone(13.0, 11.2), BatchSent(10_000, 9_999, 3.0, 1_000, 8)
+
+    told = table.api(run)
+
+    assert "| this project's API | 200 | as fast as they can | **1000** | 20 | 39 |" in told
+    assert "| 200/s | **300** |" in told
+    assert "13.0 ms" in told
+    assert "9,999 accepted within 3.0 s by 1,000 calls, up to 8" in told
