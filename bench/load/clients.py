@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.load.shape import Shape
+from sqs_broker.machine import files
 
 #: Seconds until a request without an answer is given up.
 TIMEOUT = 15
@@ -102,7 +103,7 @@ def main() -> None:
     numbers = {name: int(os.environ[name]) for name in names}
     shape = Shape(**{name.lower(): number for name, number in numbers.items()})
     lines = asyncio.run(send(shape, os.environ["API_URL"], os.environ["RUN"]))
-    Path(sys.argv[1]).write_text("".join(f"{line}\n" for line in lines))
+    files.replace(Path(sys.argv[1]), "".join(f"{line}\n" for line in lines), files.PRIVATE)
 
 
 if __name__ == "__main__":

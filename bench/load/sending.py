@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.errors import BenchError
 from bench.load.shape import Shape
 from bench.traffic import ROOT
+from sqs_broker.machine import files
 
 SCRIPT = Path(__file__).with_name("registrations.js")
 #: Seconds after the last request in which the sender ends.
@@ -58,13 +59,13 @@ def k6() -> str | None:
 def send(shape: Shape, url: str, run: str, directory: Path, program: str | None) -> list[Sent]:
     """Send them, with this k6 or without one. Raises BenchError if that fails."""
     log, output = directory / "requests.jsonl", directory / "sender.log"
-    log.write_bytes(b"")
+    files.replace(log, b"", files.PRIVATE)
     if program is None:
         command = [sys.executable, "-m", "bench.load.clients", str(log)]
     else:
         command = [program, "run", "--quiet", "--no-usage-report", "--address", "127.0.0.1:0"]
         command += ["--log-format", "raw", "--console-output", str(log), str(SCRIPT)]
-    with output.open("wb") as out:
+    with files.create(output, files.PRIVATE) as out:
         try:
             done = subprocess.run(
                 command,
