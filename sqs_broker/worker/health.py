@@ -265,7 +265,9 @@ class Health(bootsteps.StartStopStep):
 
 def write(path: Path, report: Report, vitals: Vitals) -> None:
     """Replace the file in one step: a reader sees the old content or the new one."""
-    content = report._asdict() | {
+    content = {
+        "healthy": report.healthy,
+        "text": report.text,
         "pid": os.getpid(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         # The same clock for all processes of a machine (Linux, macOS), and never set back.
