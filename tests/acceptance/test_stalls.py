@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sqs_broker.machine.health_file import STALE, Report, read
 from sqs_broker.rules.lease import LIMIT_MARGIN
-from sqs_broker.worker.health import EVERY, EXIT_STATUS, STALE, STALL, Report, read
+from sqs_broker.worker.health import EVERY, EXIT_STATUS, STALL
 from sqs_broker.worker.shutdown import LAST_RESORT
 from tests.acceptance.worker import living
 from tests.probe.project import MakeProject, ProbeProject
