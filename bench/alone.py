@@ -25,8 +25,8 @@ app.conf.update(
         "visibility_timeout": _visibility,
         "wait_time_seconds": min(20, _visibility // 3),
         "max_receive_count": int(os.environ["BENCH_RECEIVES"]),
-        # Two deliveries are spare: those of workers that stop.
-        "max_attempts": max(1, int(os.environ["BENCH_RECEIVES"]) - 2),
+        # Three deliveries are spare: those of workers that stop.
+        "max_attempts": max(1, int(os.environ["BENCH_RECEIVES"]) - 3),
         "predefined_queues": {
             _queue: {"url": _url, "dead_letter_url": os.environ["AWS_SQS_DLQ_URL"]}
         },

@@ -17,7 +17,7 @@ from bench.sender import user_id
 
 #: Messages on each side, and receives until SQS moves a message to the dead-letter queue.
 MESSAGES = 8
-RECEIVES = 3
+RECEIVES = 4
 #: Bounds, in seconds.
 MOST_DELAY, LEAST_VISIBILITY, MOST_VISIBILITY = 60, 3, 120
 #: Seconds for the workers to start, and between two looks.

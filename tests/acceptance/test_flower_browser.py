@@ -298,7 +298,7 @@ def test_the_page_of_a_task_tells_its_state_its_retries_and_its_exception(story:
     scene.open(f"/task/{story.failed}")
     expect(page).to_contain_text(re.compile(r"Status\s+FAILURE"))
     expect(page).to_contain_text(
-        re.compile(r"Exception\s+Conflict: the user is registered already")
+        re.compile(r"Exception\s+Conflict\('the user is registered already")
     )
     scene.picture("task-failed", TRACEBACK)
 

@@ -156,7 +156,9 @@ def test_killed_20_times_at_random_flower_and_workers_leave_nothing(
     assert len(ended) == KILLS + 2
     assert [program.processes() for program in ended if program.processes()] == []
     assert queue_urls(where) == queues
-    assert where.queues.dead_letters() == []
+    # Another test of this file sends that on purpose.
+    dead = [each for each in where.queues.dead_letters() if each["Body"] != "not JSON"]
+    assert dead == []
     leave_no_cursor(mongo_client, cursors)
     leave_no_document(mongo_client, where)
 

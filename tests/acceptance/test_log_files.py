@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sqs_broker.worker import health
+from sqs_broker.machine import health_file
 from tests.acceptance.worker import (
     FOR_TESTS,
     READY_SECONDS,
@@ -286,7 +286,7 @@ def test_the_health_of_a_worker_whose_log_nobody_reads_is_known_and_a_forced_sto
     wait_until(queues.is_empty, 2 * SETTLE_SECONDS, "an empty queue")
 
     def says(text: str) -> bool:
-        report = health.read(worker.health)
+        report = health_file.read(worker.health)
         return report.healthy and text in report.text
 
     wait_until(lambda: says("polling"), SETTLE_SECONDS, "a healthy worker")

@@ -46,6 +46,9 @@ def test_the_worker_is_healthy_once_it_has_started_and_stops_when_told(
         )
     kind, *check = worker["healthcheck"]["test"]
     assert kind == "CMD"
+    in_the_container = worker["environment"]["WORKER_HEALTH_FILE"]
+    assert in_the_container in check
+    check = [variables["WORKER_HEALTH_FILE"] if w == in_the_container else w for w in check]
 
     def is_healthy() -> bool:
         return (
