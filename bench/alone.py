@@ -38,6 +38,9 @@ app.conf.update(
     task_create_missing_queues=False,
     task_acks_late=True,
     task_reject_on_worker_lost=True,
+    # Longer than the lease, which is extended meanwhile: that is what is compared.
+    task_time_limit=120,
+    task_soft_time_limit=110,
     task_acks_on_failure=False,
     task_acks_on_timeout=False,
     task_ignore_result=True,
