@@ -178,7 +178,8 @@ def test_a_run_that_a_sigterm_from_outside_has_ended_is_no_failure(
 @pytest.mark.slow
 def test_what_runs_finishes_in_a_pool_of_spawned_processes(make_project: MakeProject) -> None:
     project = make_project(celery={"worker_pool_start_method": "spawn"})
-    worker = project.start()
+    # One process, which runs: another one may still be starting when the signal comes.
+    worker = project.start("-c", "1")
     id_ = project.send("work", 3)
     wait_until(lambda: project.events(id_, "start"), PATIENCE, "a task that runs")
 
