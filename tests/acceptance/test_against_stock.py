@@ -139,6 +139,7 @@ FLOWS = "receives again as soon as one task ends"
     "with many short tasks and default settings, the worker",
     stock=STALLS,
     ours=FLOWS,
+    celery={"worker_prefetch_multiplier": 1},
     stock_transport={"polling_interval": 1},
 )
 def full_window(run: Run) -> str:
