@@ -184,6 +184,9 @@ def _refuse_properties(headers: Mapping[str, Any], properties: Mapping[str, Any]
     if headers.get("parent_id"):
         return
     for name, instead in NOT_IN_SQS.items():
+        # Celery itself sets it beside `expires`, which a worker reads (celery 5.7 app/base.py).
+        if name == "expiration" and headers.get("expires"):
+            continue
         # kombu gives each message the priority 0.
         if properties.get(name):
             raise PublishError(f"SQS has no `{name}` for a message of a standard queue. {instead}")
