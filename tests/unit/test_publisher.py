@@ -201,6 +201,12 @@ def test_what_a_standard_queue_does_not_have_is_refused_by_name(name: str, value
         message_for(message(**{name: value}), LIMIT)
 
 
+def test_what_celery_sets_beside_expires_is_not_refused() -> None:
+    expiring = message(expiration=4)
+    expiring["headers"]["expires"] = "2999-01-02T03:04:05Z"
+    assert message_for(expiring, LIMIT).delay == 0
+
+
 def test_in_a_message_of_a_running_task_a_priority_has_no_effect() -> None:
     callback = message(priority=5)
     callback["headers"]["parent_id"] = "2"
