@@ -354,8 +354,12 @@ class Deliveries:
         message = self._message_of(tag)
         if message is None or not self._is_hung(lease) or not self._leases.claim_hung(tag):
             return
+        if message.happened is not None:
+            # The run has ended, but the event loop, which reports that, does not respond.
+            self.end(tag, message.happened, message.headers, message.policy)
+            return
         if not message.is_suspect:
-            self._end_hung(tag, message, message.happened or outcomes.HUNG)
+            self._end_hung(tag, message, outcomes.HUNG)
             return
         assert lease.started_at is not None
         self.on_suspicion(

@@ -88,6 +88,9 @@ class Request(CeleryRequest):
         success, with an ExceptionInfo as its result (celery 5.7 concurrency/base.py)."""
         if isinstance(traced, ExceptionInfo):
             return self.on_failure(traced)
+        if not traced[0]:
+            # Noted at once: Celery acknowledges on the event loop, which may hang.
+            self._note(Succeeded())
         return on_success(traced, **kwargs)
 
     def shares(self, job: Any) -> None:

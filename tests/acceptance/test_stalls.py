@@ -112,7 +112,7 @@ def test_an_event_loop_that_hangs_is_seen_and_so_is_its_recovery(
     project: ProbeProject, look: Look
 ) -> None:
     worker = project.start("-P", "threads")
-    project.send("hang_the_loop", STALL + 20)
+    id_ = project.send("hang_the_loop", STALL + 20)
     wait_for(look, "the event loop has not responded", STALL + PATIENCE)
     wait_for(look, "polling", STALL + PATIENCE, healthy=True)
     log = project.worker_log()
@@ -121,6 +121,9 @@ def test_an_event_loop_that_hangs_is_seen_and_so_is_its_recovery(
         1,
     )
     assert project.stop(worker) == 0
+    # The task itself had ended at once.
+    assert log.count(f"hang_the_loop[{id_}] received") == 1
+    assert "TimeLimitExceeded" not in log
 
 
 @pytest.mark.slow

@@ -26,7 +26,15 @@ from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.foreign import ForeignMessage
 from sqs_broker.rules.lease import LIMIT_MARGIN
-from sqs_broker.rules.outcomes import HUNG, Happened, Interrupted, Outcome, Refused, RetryAsked
+from sqs_broker.rules.outcomes import (
+    HUNG,
+    Happened,
+    Interrupted,
+    Outcome,
+    Refused,
+    RetryAsked,
+    Succeeded,
+)
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.sqs.leases import AHEAD, MOST_AHEAD, MOST_UNREPORTED
@@ -891,6 +899,36 @@ def test_a_task_that_ends_just_before_it_is_found_to_hang_has_ended(
     clock.advance(2)
     worker.close(sqs)
     assert sqs.deleted == [id_]
+    assert ends(caplog) == [("message.done", None)]
+
+
+@pytest.mark.usefixtures("_beats_fast")
+@pytest.mark.parametrize("is_suspect", [False, True])
+def test_a_task_that_has_ended_does_not_hang_although_the_loop_does(
+    connection: Connection,
+    sqs: Sqs,
+    clock: Ahead,
+    caplog: pytest.LogCaptureFixture,
+    is_suspect: bool,
+) -> None:
+    caplog.set_level(logging.INFO)
+    id_ = sqs.bring(task(1))
+    worker = Worker(connection, "jobs")
+    given_up: list[Any] = []
+    worker.channel.deliveries.attach(
+        pool_has_processes=False,
+        on_lease_lost=given_up.append,
+        on_given_up=lambda *what: given_up.append(what),
+    )
+    message = worker.get()
+    message.is_suspect = is_suspect
+    worker.channel.deliveries.started(message.delivery_tag, LIMIT)
+    message.note(Succeeded())
+    clock.advance(LIMIT + LIMIT_MARGIN + 1)
+    wait_until(lambda: sqs.deleted == [id_], DEADLINE, "the delete")
+    message.ack()
+    worker.close(sqs)
+    assert given_up == []
     assert ends(caplog) == [("message.done", None)]
 
 

@@ -791,6 +791,18 @@ def test_of_a_task_that_hangs_one_event_is_sent_and_none_of_its_end(
 # Pools without processes
 
 
+def test_the_success_of_a_run_is_known_before_the_event_loop_acknowledges(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    run.request.on_accepted(1, 0.0)
+    seen: list[Any] = []
+    acknowledge = run.request.acknowledge
+    run.request.acknowledge = lambda: (seen.append(run.message.happened), acknowledge())
+    run.request.on_success((False, "result", 0.1))
+    assert seen == [Succeeded()]
+
+
 def test_a_run_that_ended_its_thread_has_failed(make_run: MakeRun) -> None:
     # Celery reports it as a success, whose result is this (celery 5.7 concurrency/base.py).
     run = make_run()
