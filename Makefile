@@ -25,6 +25,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+RUN_STAMP := $(VENV)/run-installed
 BENCH_STAMP := $(VENV)/bench-installed
 # Programs that read the API's description, in an environment of their own.
 TOOLS := .tools
@@ -55,13 +56,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@sed -n 's/^#   //p' Makefile
 
-run: services $(STAMP)
+run: services $(RUN_STAMP)
 	@exec $(BIN)/python -m devstack --with-parent
 
-demo: services $(STAMP)
+demo: services $(RUN_STAMP)
 	@exec $(BIN)/python -m devstack --with-parent --demo
 
 test: services $(STAMP)
+	@echo "The tests take up to five minutes on two cores. Each dot is a test." >&2
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
 
 verify: services $(STAMP) $(TOOLS_STAMP)
@@ -105,14 +107,18 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# After an interrupted installation pip may not run. Then .venv is created again.
-$(STAMP): pyproject.toml sqs_broker/pyproject.toml constraints.txt | python
-	@echo "Setting up $(VENV): a minute or two, once."
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -c constraints.txt --upgrade pip
-	@$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
-	    --group dev -e ./sqs_broker -e '.[api]'
-	@touch $(STAMP)
+INSTALL = @"$(PYTHON)" devstack/install.py $(VENV)
+OURS := -e ./sqs_broker -e '.[api]'
+MANIFESTS := pyproject.toml sqs_broker/pyproject.toml constraints.txt devstack/install.py
+
+# All that the tests and checks need. It includes what `make run` needs.
+$(STAMP): $(MANIFESTS) | python
+	$(INSTALL) --group dev $(OURS)
+	@touch $(RUN_STAMP) $(STAMP)
+
+$(RUN_STAMP): $(MANIFESTS) | python
+	$(INSTALL) --group devstack $(OURS)
+	@touch $(RUN_STAMP)
 
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group bench

@@ -143,16 +143,17 @@ def test_the_broker_s_licence_is_that_of_the_repository() -> None:
 @pytest.mark.parametrize("file", ["Makefile", "Dockerfile"])
 def test_whoever_installs_the_application_builds_the_broker_from_the_checkout(file: str) -> None:
     lines = (ROOT / file).read_text().replace("\\\n", " ").splitlines()
-    words = [line.split() for line in lines if " pip " in line or line.startswith("RUN pip")]
+    begins = ("RUN pip", "OURS :=")
+    words = [line.split() for line in lines if " pip " in line or line.startswith(begins)]
     installing = [each for each in words if {".", "'.[api]'"} & set(each)]
     assert installing
     assert [each for each in installing if "./sqs_broker" not in each] == []
 
 
-def test_a_changed_dependency_of_either_makes_the_environment_anew() -> None:
-    (rule,) = (
-        line
-        for line in (ROOT / "Makefile").read_text().splitlines()
-        if line.startswith("$(STAMP):")
-    )
-    assert {"pyproject.toml", "sqs_broker/pyproject.toml", "constraints.txt"} <= set(rule.split())
+@pytest.mark.parametrize("stamp", ["STAMP", "RUN_STAMP"])
+def test_a_changed_dependency_of_either_makes_the_environment_anew(stamp: str) -> None:
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    (rule,) = (line for line in lines if line.startswith(f"$({stamp}):"))
+    assert "$(MANIFESTS)" in rule.split()
+    (files,) = (line for line in lines if line.startswith("MANIFESTS :="))
+    assert {"pyproject.toml", "sqs_broker/pyproject.toml", "constraints.txt"} <= set(files.split())

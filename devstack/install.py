@@ -1,0 +1,118 @@
+"""Makes `.venv` and installs into it, and says what happens meanwhile.
+
+Uses only the standard library, because the system's Python runs it:
+
+    python install.py .venv --group devstack -e ./sqs_broker -e '.[api]'
+
+The arguments after the directory are those of `pip install`. uv installs them if this machine has
+it, which is several times as fast; otherwise, or if uv fails, pip does.
+"""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CONSTRAINTS = "constraints.txt"
+
+#: Seconds between two lines that say that it goes on. A terminal gets one line, which changes.
+EVERY = 1.0 if sys.stderr.isatty() else 10.0
+
+#: Lines of an installer's output that are shown if it fails.
+SHOWN = 20
+
+
+class Failed(Exception):
+    """An installer failed. The text is the end of its output."""
+
+
+def main() -> int:
+    venv, wanted = Path(sys.argv[1]), sys.argv[2:]
+    began = time.monotonic()
+    try:
+        create(venv)
+        install(venv, wanted)
+    except Failed as exc:
+        say(f"{exc}\nThe installation failed: see above.")
+        return 1
+    say(f"{venv} is ready after {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+def create(venv: Path) -> None:
+    """Make a virtual environment, unless a usable one is there: after an interrupted installation
+    pip may not run."""
+    python = venv / "bin" / "python"
+    has_pip = [str(python), "-m", "pip", "--version"]
+    if python.exists() and subprocess.run(has_pip, capture_output=True).returncode == 0:
+        return
+    run(f"creating {venv}", [sys.executable, "-m", "venv", "--clear", str(venv)])
+
+
+def install(venv: Path, wanted: Sequence[str]) -> None:
+    """Install with uv, or else with pip."""
+    python = str(venv / "bin" / "python")
+    uv = shutil.which("uv")
+    if uv is not None:
+        command = [uv, "pip", "install", "--python", python, "-c", CONSTRAINTS, "-b", CONSTRAINTS]
+        try:
+            run("installing packages with uv (about 10 s)", [*command, *wanted])
+        except Failed as exc:
+            say(f"{exc}\nuv failed; pip installs instead.")
+        else:
+            return
+    pip = [python, "-m", "pip", "install", "-c", CONSTRAINTS]
+    run("updating pip", [*pip, "--upgrade", "pip"])
+    what = "installing packages with pip (half a minute to two)"
+    run(what, [*pip, "--build-constraint", CONSTRAINTS, *wanted])
+
+
+def run(what: str, command: Sequence[str]) -> None:
+    """Run a command and say how long it has taken, and what it does last. Raises Failed."""
+    last: deque[str] = deque(maxlen=SHOWN)
+    with saying(what, last):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        assert process.stdout is not None
+        last.extend(line.rstrip() for line in process.stdout)
+        status = process.wait()
+    if status:
+        raise Failed("\n".join(last))
+
+
+@contextmanager
+def saying(what: str, last: deque[str]) -> Iterator[None]:
+    """Says at once what is done, and from time to time that it goes on."""
+    began, done = time.monotonic(), threading.Event()
+    say(f"{what} …")
+
+    def go_on() -> None:
+        while not done.wait(EVERY):
+            now = f"  {time.monotonic() - began:3.0f} s  {last[-1] if last else ''}"[:79]
+            sys.stderr.write(f"\r{now:<79}" if sys.stderr.isatty() else f"{now}\n")
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{'':<79}\r")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
