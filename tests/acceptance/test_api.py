@@ -158,7 +158,7 @@ def test_a_stop_cuts_off_no_request_and_sends_what_was_gathered(
         # All are in the process: the server has taken their connections.
         wait_until(lambda: api.connections() >= 41, 30, "all connections")
         stopping = clients.submit(api.stop, 60)
-        wait_until(lambda: api.log_lines("api.stopping"), 10, "the stop")
+        wait_until(lambda: api.log_lines("api.stopping"), 30, "the stop")
         faults.let_go(SEND)
         answers = [single.result(60) for single in singles]
         assert [answer.status for answer in answers] == [202] * 40
@@ -174,7 +174,7 @@ def test_while_it_drains_it_serves_and_is_not_ready(where: Place, start_api: Sta
     assert api.get("/readyz").status == 200
     with ThreadPoolExecutor(1) as clients:
         stopping = clients.submit(api.stop, 60)
-        wait_until(lambda: api.log_lines("api.stopping"), 10, "the stop")
+        wait_until(lambda: api.log_lines("api.stopping"), 30, "the stop")
         ready = api.get("/readyz")
         assert (ready.status, ready.json()["status"]) == (503, "draining")
         assert ready.headers["connection"] == "close"

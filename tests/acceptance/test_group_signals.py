@@ -139,7 +139,7 @@ def test_the_processes_that_a_task_starts_still_end_by_sigterm(make_project: Mak
     project = make_project()
     project.start("-c", "1")
     id_ = project.send("end_others")
-    project.wait_for_end(id_, 10)
+    project.wait_for_end(id_)
 
     (end,) = project.events(id_, "end")
     assert end["program"] == -signal.SIGTERM

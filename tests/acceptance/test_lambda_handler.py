@@ -233,7 +233,7 @@ def test_a_failure_comes_again_after_its_backoff(
     id_ = send(registration("u1"))
     refuse_one_write(environment["MONGO_URI"])
     assert function.invoke(event_of(queues)).returned == [id_]
-    wait_until(lambda: visible_at_once(queues) == 1, 5, "the message after its backoff")
+    wait_until(lambda: visible_at_once(queues) == 1, 30, "the message after its backoff")
     assert function.invoke(event_of(queues)).returned == []
 
 
@@ -283,10 +283,10 @@ def test_while_mongodb_is_away_the_invocation_fails_and_nothing_is_lost(
     assert answer.content["errorType"] == "ServiceAway"
     assert queues.counts()[:2] == (0, 3)
     assert len(reasons(queues)) == 1
-    wait_until(lambda: visible_at_once(queues) == 3, 10, "the messages after the first delay")
+    wait_until(lambda: visible_at_once(queues) == 3, 30, "the messages after the first delay")
     assert function.invoke(event_of(queues)).kind == "error"
     proxy.heal()
-    wait_until(lambda: visible_at_once(queues) == 3, 15, "the messages after the second delay")
+    wait_until(lambda: visible_at_once(queues) == 3, 30, "the messages after the second delay")
     assert function.invoke(event_of(queues)).returned == []
     assert users(mongo_client, mongo_uri) == ["u1", "u2", "u3", "u4"]
     assert queues.is_empty()
@@ -313,7 +313,7 @@ def test_if_mongodb_does_not_answer_the_invocation_ends_before_the_timeout(
     assert queues.counts()[:2] == (0, 2)
     assert len(reasons(queues)) == 1
     proxy.heal()
-    wait_until(lambda: visible_at_once(queues) == 2, 10, "the messages after their delay")
+    wait_until(lambda: visible_at_once(queues) == 2, 30, "the messages after their delay")
     event = event_of(queues)
     while (answer := function.invoke(event)).kind == "error":
         wait_until(lambda: visible_at_once(queues) == 2, 20, "the messages after their delay")
@@ -334,7 +334,7 @@ def test_a_sandbox_that_starts_while_mongodb_is_away_hands_its_messages_back(
     send(registration("u1"))
     assert function.invoke(event_of(queues)).kind == "error"
     proxy.heal()
-    wait_until(lambda: visible_at_once(queues) == 1, 10, "the message after its delay")
+    wait_until(lambda: visible_at_once(queues) == 1, 30, "the message after its delay")
     assert function.invoke(event_of(queues)).returned == []
 
 
@@ -352,13 +352,13 @@ def test_a_sandbox_that_was_frozen_while_its_connections_were_cut_works_again(
     assert function.invoke(event_of(queues)).returned == []
     function.freeze()
     proxy.refuse()
-    wait_until(lambda: heals(proxy), 5, "the port to be free")
+    wait_until(lambda: heals(proxy), 30, "the port to be free")
     function.thaw()
     send(registration("u2"))
     event = event_of(queues)
     while (answer := function.invoke(event)).returned:
         # A connection that looked open was dead. The message is delivered again.
-        wait_until(lambda: visible_at_once(queues) == 1, 10, "the message")
+        wait_until(lambda: visible_at_once(queues) == 1, 30, "the message")
         event = event_of(queues)
     assert answer.kind == "response"
     assert users(mongo_client, mongo_uri) == ["u1", "u2"]

@@ -233,7 +233,7 @@ def test_a_process_that_cannot_start_is_tried_again_and_what_runs_runs_once(
     wait_until(lambda: refused.stat().st_size >= 16, PATIENCE, "two tries more")
     assert descriptors(worker) == used
     full.unlink()
-    wait_until(lambda: len(children(worker)) == 2, 5, "a whole pool")
+    wait_until(lambda: len(children(worker)) == 2, 30, "a whole pool")
 
     # Both processes work, at the same time.
     second = project.send("work")

@@ -35,7 +35,7 @@ def test_both_read_what_either_has_sent_in_the_change_and_on_the_way_back(
             wait_until(lambda: log.read_text().count("succeeded") == 2, 30, f"both: {log}")
             for sender in ("before", "after"):
                 assert f"shop.add[{sender}-{time}] succeeded" in log.read_text()
-        wait_until(queues.is_empty, 10, "an empty queue")
+        wait_until(queues.is_empty, 30, "an empty queue")
     assert queues.dead_letters() == []
 
 

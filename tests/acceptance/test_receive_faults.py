@@ -246,7 +246,7 @@ def examine(
     before = first_footprint[patient.worker.pid]
     now = settled(patient, before)
     with suppress(TimeoutError):
-        wait_until(lambda: is_told(patient.project.worker_log()[logged:]), 10, "the recovery")
+        wait_until(lambda: is_told(patient.project.worker_log()[logged:]), 30, "the recovery")
     log = patient.project.worker_log()[logged:]
     return Seen(
         exit_status=patient.worker.poll(),
@@ -272,7 +272,7 @@ def settled(patient: Patient, before: tuple[int, int]) -> tuple[int, int]:
         return threads <= before[0] and descriptors <= before[1] + KEPT
 
     with suppress(TimeoutError):
-        wait_until(is_no_more, 5, "the footprint of before")
+        wait_until(is_no_more, 30, "the footprint of before")
     return patient.footprint()
 
 

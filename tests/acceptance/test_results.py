@@ -63,5 +63,5 @@ def test_results_come_back(client: Celery, queues: Queues) -> None:
     total = client.signature("shop.total")
     assert chord([add(n, n) for n in range(5)], total, app=client)().get(timeout=SECONDS) == 20
 
-    wait_until(queues.is_empty, 10, "an empty queue")
+    wait_until(queues.is_empty, 30, "an empty queue")
     assert len(queues.dead_letters()) == 1

@@ -179,9 +179,8 @@ class Fleet:
 
     def _start(self, slot: Slot) -> None:
         command, environment = self.command(slot.number, slot.release)
-        slot.starts += 1
         slot.runs = slot.release
-        slot.log = self.directory / f"worker-{slot.number}-{slot.starts}.log"
+        slot.log = self.directory / f"worker-{slot.number}-{slot.starts + 1}.log"
         home = self.directory / f"home-{slot.number}"
         home.mkdir(exist_ok=True)
         with files.create(slot.log, files.PRIVATE) as output:
@@ -195,6 +194,8 @@ class Fleet:
                 start_new_session=True,
             )
         slot.is_expected_to_end = False
+        # Last, because others wait for it and then look at the rest.
+        slot.starts += 1
 
     def _supervise(self) -> None:
         again: dict[int, float] = {}

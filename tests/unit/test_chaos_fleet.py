@@ -21,7 +21,7 @@ signal.signal(signal.SIGTERM, lambda *_: print(f"asked {os.getpid()}", flush=Tru
 signal.signal(signal.SIGCONT, lambda *_: print("is told the rest", flush=True))
 print(" ready.", flush=True)
 while True:
-    time.sleep(60)
+    time.sleep(0.1)
 """
 
 #: One that ends.

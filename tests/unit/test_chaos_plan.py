@@ -150,7 +150,7 @@ def test_a_message_of_the_new_task_is_early_until_every_worker_has_the_task(
     sent: list[str] = []
     traffic = Traffic([lambda task, id_, fields: sent.append(task)], 0, 1.0, 3)
     traffic.start_new(2, lambda: is_known)
-    wait_until(lambda: len(sent) >= 2, 10, "two messages")
+    wait_until(lambda: len(sent) >= 2, 30, "two messages")
     assert traffic.wait(10)
     assert {*sent} == {"later"}
     assert traffic.landed[EARLY] == early

@@ -31,7 +31,7 @@ def test_a_busy_port_gets_another(host: str) -> None:
 
 def test_waiting_gives_the_value_waited_for() -> None:
     values = iter([None, "", "there"])
-    assert wait_until(lambda: next(values), 10, "a value") == "there"
+    assert wait_until(lambda: next(values), 30, "a value") == "there"
 
 
 def test_waiting_ends_at_its_deadline_and_says_for_what() -> None:

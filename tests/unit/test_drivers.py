@@ -515,7 +515,7 @@ def test_what_an_overdue_receive_brings_is_passed_on_late(make: Make, script: Sc
     script.answer(MESSAGE, drip=0.01)
     with pytest.raises(Unreached):
         Queue(script.queue_url, driver).receive(10, 0, on_late=come.extend)
-    wait_until(lambda: come, 10, "the late message")
+    wait_until(lambda: come, 30, "the late message")
     assert [message.receipt_handle for message in come] == ["r"]
 
 

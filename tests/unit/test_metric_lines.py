@@ -100,13 +100,13 @@ def test_each_queue_has_a_line_and_the_next_period_begins_at_zero(
     observer = written.observer(period=0.02)
     observer.ended(message(), Succeeded(), Done())
     observer.ended(message(queue="mail"), failed(), DeadLetter("no", "ValueError"))
-    wait_until(lambda: len(written.lines) == 2, 10, "the lines")
+    wait_until(lambda: len(written.lines) == 2, 30, "the lines")
     assert sorted((line["Queue"], line["DeadLettered"]) for line in written.lines) == [
         ("jobs", 0),
         ("mail", 1),
     ]
     observer.ended(message(), failed(), Retry(5, "ValueError"))
-    wait_until(lambda: len(written.lines) == 3, 10, "the line")
+    wait_until(lambda: len(written.lines) == 3, 30, "the line")
     assert (written.lines[2]["Ended"], written.lines[2]["Failed"]) == (1, 1)
 
 
@@ -128,11 +128,11 @@ def test_a_third_failure_is_a_late_one(written: Written, message: Callable[..., 
 def test_an_outage_is_in_each_line_of_each_queue_until_it_is_over(written: Written) -> None:
     observer = written.observer(period=0.02, queues=["jobs", "mail"], away=["away"])
     observer.paused(frozenset({"away", "stop"}))
-    wait_until(lambda: len(written.lines) >= 6, 10, "three lines of each queue")
+    wait_until(lambda: len(written.lines) >= 6, 30, "three lines of each queue")
     assert {line["ServiceAway"] for line in written.lines} == {1}
     assert {line["Queue"] for line in written.lines} == {"jobs", "mail"}
     observer.paused(frozenset())
-    wait_until(lambda: not running(), 10, "the end of the thread")
+    wait_until(lambda: not running(), 30, "the end of the thread")
     count = len(written.lines)
     observer.paused(frozenset({"another reason"}))
     assert running() == []
@@ -146,10 +146,10 @@ def test_a_worker_without_messages_has_no_thread_and_writes_nothing(
     assert running() == []
     observer.ended(message(), Succeeded(), Done())
     assert running() == ["metric-lines"]
-    wait_until(lambda: not running(), 10, "the end of the thread")
+    wait_until(lambda: not running(), 30, "the end of the thread")
     assert len(written.lines) == 1
     observer.ended(message(), Succeeded(), Done())
-    wait_until(lambda: len(written.lines) == 2, 10, "the line")
+    wait_until(lambda: len(written.lines) == 2, 30, "the line")
 
 
 def test_a_line_has_at_most_100_values_of_a_metric_and_15_metrics(
