@@ -145,7 +145,7 @@ def test_the_events_that_a_description_names_are_in_the_log(stack: Stack) -> Non
     named = {
         event
         for alarm in alarms(stack).values()
-        for event in re.findall(r"\b[a-z]+\.[a-z-]+\b", alarm["AlarmDescription"])
+        for event in re.findall(r"\b[a-z_]+\.[a-z_-]+\b", alarm["AlarmDescription"])
     }
     assert named
     assert {event for event in named if f"| `{event}` |" not in documented} == set()
@@ -248,6 +248,9 @@ def test_further_dead_letters_fire_again_and_a_look_at_them_does_not(watched: Wa
     for hidden in (3, 3, 0, 0, 0):
         watched.minute(dead=dead(3 - hidden, hidden))
     assert watched.fired == {"DeadLetters"}
+    for hidden in (3, 3, 3, 3, 3, 0, 0, 0, 0, 0):
+        watched.minute(dead=dead(3 - hidden, hidden))
+        assert "DeadLettersGrow" not in watched.fired
     for _ in range(5):
         watched.minute(dead=dead(4))
     assert watched.fired == {"DeadLetters", "DeadLettersGrow"}

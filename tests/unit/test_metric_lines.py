@@ -41,6 +41,7 @@ class Written:
     def close(self) -> None:
         for made in self._made:
             made.flush()
+        wait_until(lambda: not running(), 10, "the end of the threads")
 
 
 @pytest.fixture
@@ -139,13 +140,20 @@ def test_an_outage_is_in_each_line_of_each_queue_until_it_is_over(written: Writt
     assert len(written.lines) == count
 
 
+def test_an_outage_that_is_shorter_than_a_period_is_in_its_line(written: Written) -> None:
+    observer = written.observer(queues=["jobs"], away=["away"])
+    observer.paused(frozenset({"away"}))
+    observer.paused(frozenset())
+    observer.flush()
+    assert [line["ServiceAway"] for line in written.lines] == [1]
+
+
 def test_a_worker_without_messages_has_no_thread_and_writes_nothing(
     written: Written, message: Callable[..., Facts]
 ) -> None:
     observer = written.observer(period=0.02)
     assert running() == []
     observer.ended(message(), Succeeded(), Done())
-    assert running() == ["metric-lines"]
     wait_until(lambda: not running(), 30, "the end of the thread")
     assert len(written.lines) == 1
     observer.ended(message(), Succeeded(), Done())
