@@ -1,7 +1,7 @@
 """The Celery settings. Celery reads this file when it first needs a setting.
 
 A comment gives the reason for each reliability setting. The values that a deployment may change
-come from app/settings.py.
+come from app/settings/.
 """
 
 from kombu import Exchange, Queue

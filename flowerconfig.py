@@ -1,7 +1,7 @@
 """The Flower settings. Flower reads this file in whatever directory `celery -A app flower` starts.
 
 The command line overrides these settings. The values that a deployment may change come from
-app/settings.py. Flower reads its other variables itself, for example `FLOWER_URL_PREFIX`.
+app/settings/. Flower reads its other variables itself, for example `FLOWER_URL_PREFIX`.
 """
 
 from app.flower import install as _install
