@@ -207,6 +207,8 @@ def missing() -> str | None:
         return "pycurl without AWS_SIGV4"
     if tuple(int(part) for part in VERSION.split("-")[0].split(".")) < LEAST_VERSION:
         return f"libcurl {VERSION}, older than {'.'.join(map(str, LEAST_VERSION))}"
+    if not pycurl.version_info()[4] & pycurl.VERSION_ASYNCHDNS:
+        return "libcurl without AsynchDNS, whose calls have no deadline while DNS is silent"
     return None if hasattr(select, "poll") else "no poll()"
 
 

@@ -385,6 +385,11 @@ for _ in range(2):
 """
 
 OLD = "import pycurl; pycurl.version_info = lambda: (11, '8.9.1')"
+WITHOUT_DNS = """
+import pycurl
+built = pycurl.version_info()
+pycurl.version_info = lambda: (*built[:4], built[4] & ~pycurl.VERSION_ASYNCHDNS, *built[5:])
+"""
 UNSIGNED = "import pycurl; del pycurl.AWS_SIGV4"
 NONE = "import sys; sys.modules['pycurl'] = None"
 
@@ -395,8 +400,9 @@ NONE = "import sys; sys.modules['pycurl'] = None"
         (NONE, "pycurl cannot be imported"),
         (OLD, "libcurl 8.9.1, older than 8.10.0"),
         (UNSIGNED, "pycurl without AWS_SIGV4"),
+        (WITHOUT_DNS, "libcurl without AsynchDNS"),
     ],
-    ids=["none", "old", "unsigned"],
+    ids=["none", "old", "unsigned", "dns"],
 )
 @pytest.mark.parametrize(("client", "level"), [(None, "INFO"), ("curl", "WARNING")])
 def test_without_a_libcurl_that_can_sign_boto3_calls_sqs_and_one_line_says_so(
