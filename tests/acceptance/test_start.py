@@ -229,6 +229,30 @@ def test_a_worker_that_stops_leaves_every_message_done_or_in_the_queue(
     assert queues.dead_letters() == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_one_connection_to_mongodb_is_enough_for_the_tasks(
+    environment: dict[str, str],
+    queues: Queues,
+    mongo_client: MongoClient,
+    start_worker: StartWorker,
+    pool: str,
+) -> None:
+    users = mongo_client[parse_uri(environment["MONGO_URI"])["database"]]["users"]
+    separator = "&" if "?" in environment["MONGO_URI"] else "?"
+    one = {"MONGO_URI": f"{environment['MONGO_URI']}{separator}maxPoolSize=1"}
+    sent = {f"s{number}" for number in range(30)}
+    for stock_id in sent:
+        queues.client.send_message(QueueUrl=queues.url, MessageBody=registration(stock_id))
+
+    worker = start_worker(environment | one, "--pool", pool, "-c", "4")
+
+    worker.wait_for(queues.is_empty, 30, "an empty queue")
+    assert set(users.distinct("stock_id")) == sent
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log_text()
+
+
 def assert_never_received(queues: Queues) -> None:
     """The one message of the queue is delivered for the first time now."""
     [message] = queues.client.receive_message(
