@@ -9,6 +9,8 @@ from celery import chain, group
 from tests.probe.project import PATIENCE, MakeProject
 from tests.services import Queues, wait_until
 
+pytestmark = pytest.mark.slow
+
 POOLS = ("prefork", "threads", "solo")
 
 
@@ -62,7 +64,6 @@ def test_a_task_whose_process_dies_runs_again(make_project: MakeProject) -> None
     assert project.queues.dead_letters() == []
 
 
-@pytest.mark.slow
 def test_a_task_whose_process_dies_each_time_is_dead_lettered(make_project: MakeProject) -> None:
     project = make_project()
     project.start()
@@ -97,7 +98,6 @@ def test_a_task_past_its_soft_limit_is_told_and_retried(make_project: MakeProjec
     assert project.notes()[id_]["error"] == "SoftTimeLimitExceeded"
 
 
-@pytest.mark.slow
 def test_a_call_may_ask_for_less_time_than_its_task_has_and_not_for_more(
     make_project: MakeProject,
 ) -> None:
@@ -142,7 +142,6 @@ def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
     assert len(project.events(id_, "start")) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("queues", [{"visibility_timeout": 5}], indirect=True)
 def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> None:
     limits = {"task_soft_time_limit": 29, "task_time_limit": 30}

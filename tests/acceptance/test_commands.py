@@ -101,6 +101,7 @@ def test_a_message_that_was_listed_can_be_redriven(
     assert received(queues, queues.dead_letter_url) == []
 
 
+@pytest.mark.slow
 def test_the_group_is_there_from_the_wheel(
     environment: dict[str, str], tmp_path: Path, site: Path
 ) -> None:

@@ -233,6 +233,7 @@ def test_wrong_arguments_raise_at_the_caller_with_the_field_and_send_nothing(
     assert queues.is_empty()
 
 
+@pytest.mark.slow
 def test_an_installed_package_uses_its_own_settings_and_not_those_of_the_program(
     service: Service, stock_id: str, tmp_path: Path, site: Path
 ) -> None:

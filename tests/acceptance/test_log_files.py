@@ -23,6 +23,8 @@ from tests.acceptance.worker import (
 )
 from tests.services import Queues, wait_until
 
+pytestmark = pytest.mark.slow
+
 #: A task of its own that prints.
 MODULE = """
 import sys, time
@@ -170,7 +172,6 @@ def test_a_detached_worker_logs_to_its_file(
         end(pid)
 
 
-@pytest.mark.slow
 def test_the_workers_of_celery_multi_log_to_their_files(
     talking: dict[str, str], send: Callable[[int], Any], tmp_path: Path
 ) -> None:
@@ -273,7 +274,6 @@ def test_a_worker_whose_log_nobody_reads_works_and_stops(
     assert worker.wait() == 0
 
 
-@pytest.mark.slow
 def test_the_health_of_a_worker_whose_log_nobody_reads_is_known_and_a_forced_stop_is_quick(
     start_piped: Callable[..., Piped],
     talking: dict[str, str],

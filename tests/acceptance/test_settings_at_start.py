@@ -17,7 +17,12 @@ SECONDS = 60
 #: Nobody listens there: each fault is said before the first request.
 NOBODY = "http://127.0.0.1:9"
 
-COMMANDS = [["worker"], ["flower"], ["sqs", "queues"], ["sqs", "dlq", "list"]]
+COMMANDS = [
+    pytest.param(["worker"], id="worker"),
+    pytest.param(["flower"], id="flower", marks=pytest.mark.slow),
+    pytest.param(["sqs", "queues"], id="sqs queues", marks=pytest.mark.slow),
+    pytest.param(["sqs", "dlq", "list"], id="sqs dlq list", marks=pytest.mark.slow),
+]
 FAULTS = [
     ("AWS_REGION", "us-east-1\r"),
     ("AWS_SQS_QUEUE_URL", f"{NOBODY}/1/jobs\r"),
@@ -60,7 +65,7 @@ def line_of(environment: Mapping[str, str], directory: Path, command: list[str])
 
 
 @pytest.mark.parametrize(("variable", "value"), FAULTS, ids=[name for name, _ in FAULTS])
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_setting_of_aws_is_one_line_that_names_the_variable(
     complete: dict[str, str], tmp_path: Path, command: list[str], variable: str, value: str
 ) -> None:
