@@ -269,8 +269,10 @@ def control_options(settings: Settings) -> dict[str, Any]:
     An invalid URI is treated as missing. A process that needs the control plane then gets the
     reason; a producer does not need it.
     """
-    given, how_to_set = settings.mongo_uri, f"MONGO_URI is not set. {HOW_TO_SET}"
+    given = settings.mongo_uri
     uri, database = None, DEFAULT_DATABASE
+    # Flower's page of a worker's settings shows it.
+    how_to_set = HOW_TO_SET if given else f"MONGO_URI is not set. {HOW_TO_SET}"
     if given is not None:
         try:
             address = address_of(given.get_secret_value())

@@ -213,6 +213,14 @@ def test_a_uri_that_cannot_be_used_is_said_by_the_control_plane_and_to_no_produc
     assert "frobnicate" in given["how_to_set"]
 
 
+def test_with_a_uri_no_option_says_that_there_is_none() -> None:
+    # Flower's Config tab shows all options of a worker.
+    given = control_options(Settings(mongo_uri=BASE))
+
+    assert "not set" not in str(given)
+    assert "MONGO_URI is not set" in control_options(Settings())["how_to_set"]
+
+
 def test_each_option_that_pymongo_knows_has_its_place_and_the_page_has_each() -> None:
     known = {name.lower() for name in (*HONOURED, *REPLACED, *REFUSED)}
     keywords_only = {"driver", "server_api"}
