@@ -87,7 +87,7 @@ suites: services $(STAMP)
 	@exec $(BIN)/python -m tests.suites $(ARGS)
 
 contract: services $(STAMP)
-	$(BIN)/python -m pytest -m contract --contract tests/acceptance $(ARGS)
+	$(BIN)/python -m pytest -m contract --contract --timeout=1200 tests/acceptance $(ARGS)
 
 lambda: $(STAMP)
 	@$(BIN)/python -m infra.function_zip $(ARGS)

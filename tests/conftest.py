@@ -204,7 +204,7 @@ def environment(
     }
     if contract is None:
         return local
-    return {k: v for k, v in local.items() if not k.startswith("AWS_")} | contract.environment
+    return local | contract.environment
 
 
 def _forget_settings() -> None:

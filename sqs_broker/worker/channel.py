@@ -129,6 +129,13 @@ class Channel(virtual.Channel):
             sender.send(queue, outgoing, id_)
             self._observers.published(queue, 1)
 
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
+        # Only the control plane has such an exchange, and its messages do not come here.
+        raise PublishError(
+            f"The exchange {exchange!r} is of the type fanout, which SQS does not have. Send the "
+            "message to each queue, or let an SNS topic do it."
+        )
+
     def published(self, url: str, count: int) -> None:
         """SQS took so many messages that `batch` collected for the queue with this URL."""
         names = (name for name, address in self._options.queues.items() if address.url == url)

@@ -13,10 +13,13 @@ from tests.acceptance.worker import (
     Place,
     Service,
     StartWorker,
+    database,
     place,
     serving,
+    surroundings,
     workers,
 )
+from tests.contract import Contract
 from tests.probe.project import MakeProject, ProbeProject
 from tests.services import Queues
 from tests.wheels import Wheels, install
@@ -45,14 +48,22 @@ def make_project(tmp_path: Path, queues: Queues) -> Iterator[MakeProject]:
 
 @pytest.fixture(scope="module")
 def where(
+    request: pytest.FixtureRequest,
     mongo_server: MongoServer,
     mongo_client: MongoClient,
-    sqs_server: SqsServer,
+    contract: Contract | None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Place]:
     """Queues and a database for all tests of a module, theirs alone."""
-    client = sqs_server.client()
     home = tmp_path_factory.mktemp("home")
+    if contract:
+        contract.empty()
+        with database(mongo_client) as name:
+            environment = surroundings(home) | {"MONGO_URI": mongo_server.uri(name)}
+            yield Place(contract.queues, environment | contract.environment, mongo_client[name])
+        return
+    sqs_server: SqsServer = request.getfixturevalue("sqs_server")
+    client = sqs_server.client()
     with place(client, sqs_server.endpoint_url, mongo_server, mongo_client, home) as made:
         yield made
     client.close()

@@ -142,6 +142,7 @@ def later(self):
 """
 
 
+@pytest.mark.contract
 def test_a_task_that_is_sent_before_the_workers_have_it_runs_once_they_do(
     make_project: MakeProject, control: dict[str, Any]
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_task_that_is_sent_before_the_workers_have_it_runs_once_they_do(
     assert project.worker_log().count("no task 'probe.later'") == 1
 
 
+@pytest.mark.contract
 def test_a_task_that_no_worker_has_is_dead_lettered_after_its_grace(
     make_project: MakeProject, control: dict[str, Any]
 ) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -317,15 +318,19 @@ GOOD: dict[str, str] = {
 @pytest.fixture(scope="module")
 def sent(service: Service) -> Mapping[str, str]:
     """All messages are sent and settled; SQS's id of each bad one."""
-    ids: dict[str, str] = {}
     odd = [text.replace(STOCK, name) for name, text in GOOD.items()]
-    for number, (name, text) in enumerate(BAD.items()):
-        ids[name] = service.send(text, attributes(name))
-        service.send(data(stockId="between", userId=f"u{number}"))
-        if number < len(odd):
-            service.send(odd[number])
+    between = [data(stockId="between", userId=f"u{number}") for number in range(len(BAD))]
+    bad = [(text, attributes(name)) for name, text in BAD.items()]
+    # Bad ones, good ones and odd ones by turns.
+    turns = zip_longest(bad, [(text, {}) for text in between], [(text, {}) for text in odd])
+    messages: list[tuple[str, dict[str, Any]]]
+    messages = [each for turn in turns for each in turn if each is not None]
+    ids = service.send_many(messages)
     service.settle()
-    return ids
+    # Only the bad ones have attributes.
+    return dict(
+        zip(BAD, (id_ for id_, (_, own) in zip(ids, messages, strict=True) if own), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +343,7 @@ def dead_letters(service: Service, sent: Mapping[str, str]) -> Mapping[str, list
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.contract
 def test_bad_input_is_dead_lettered_once_and_whole_with_its_reason(
     service: Service,
     sent: Mapping[str, str],
@@ -365,11 +371,13 @@ def test_bad_input_is_dead_lettered_once_and_whole_with_its_reason(
 
 @pytest.mark.usefixtures("sent")
 @pytest.mark.parametrize("name", GOOD)
+@pytest.mark.contract
 def test_odd_input_that_is_no_fault_is_registered(service: Service, name: str) -> None:
     assert service.user(name)["registration"]["deliveries"] == 1
 
 
 @pytest.mark.usefixtures("sent")
+@pytest.mark.contract
 def test_every_good_message_between_bad_ones_is_registered(service: Service) -> None:
     users = service.database["users"].find({"stock_id": "between"})
 
@@ -377,6 +385,7 @@ def test_every_good_message_between_bad_ones_is_registered(service: Service) -> 
 
 
 @pytest.mark.usefixtures("sent")
+@pytest.mark.contract
 def test_no_user_is_made_of_bad_input(service: Service) -> None:
     stocks = service.database["users"].distinct("stock_id")
 
@@ -384,10 +393,12 @@ def test_no_user_is_made_of_bad_input(service: Service) -> None:
 
 
 @pytest.mark.usefixtures("sent")
+@pytest.mark.contract
 def test_nothing_from_the_wire_is_unpickled() -> None:
     assert not EVIDENCE.exists()
 
 
+@pytest.mark.contract
 def test_nothing_that_cannot_succeed_is_delivered_again(
     service: Service, sent: Mapping[str, str]
 ) -> None:
@@ -399,12 +410,14 @@ def test_nothing_that_cannot_succeed_is_delivered_again(
 
 
 @pytest.mark.usefixtures("sent")
+@pytest.mark.contract
 def test_what_a_user_typed_is_in_no_log_line(service: Service) -> None:
     assert MARKER not in service.worker.log_text()
     assert in_base64(MARKER.encode())[:16] not in service.worker.log_text()
 
 
 @pytest.mark.usefixtures("sent")
+@pytest.mark.contract
 def test_the_worker_lives_on_without_a_traceback(service: Service) -> None:
     assert service.worker.is_running
     assert "Traceback" not in service.worker.log_text()
@@ -414,6 +427,7 @@ def test_the_worker_lives_on_without_a_traceback(service: Service) -> None:
     assert {line["error"] for line in failed} == {"InvalidMessage", "PermanentError"}
 
 
+@pytest.mark.contract
 def test_a_message_that_has_expired_is_done_and_its_id_can_be_used_again(service: Service) -> None:
     past = headers(id="used twice", expires="2020-01-01T00:00:00+00:00")
     kwargs = ARGUMENTS | {"stock_id": "expired", "user_id": "too late"}
@@ -428,6 +442,7 @@ def test_a_message_that_has_expired_is_done_and_its_id_can_be_used_again(service
     assert service.dead_letters("expired") == []
 
 
+@pytest.mark.contract
 def test_with_ten_attributes_the_last_joins_the_reason(service: Service) -> None:
     ten = {f"a{number}": text_attribute(f"v{number}") for number in range(9)}
     ten["binary"] = {"DataType": "Binary", "BinaryValue": bytes(range(256))}
@@ -458,6 +473,7 @@ def text_attribute(text: str) -> dict[str, Any]:
     return {"DataType": "String", "StringValue": text}
 
 
+@pytest.mark.contract
 def test_a_message_of_an_unknown_task_is_released_for_a_worker_that_may_have_it(
     service: Service,
 ) -> None:

@@ -15,6 +15,7 @@ POOLS = ("prefork", "threads", "solo")
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.contract
 def test_each_way_a_task_can_end_has_its_outcome(make_project: MakeProject, pool: str) -> None:
     project = make_project()
     worker = project.start("--pool", pool)
@@ -53,6 +54,7 @@ def test_each_way_a_task_can_end_has_its_outcome(make_project: MakeProject, pool
     assert project.stop(worker) == 0
 
 
+@pytest.mark.contract
 def test_a_task_whose_process_dies_runs_again(make_project: MakeProject) -> None:
     project = make_project()
     project.start()
@@ -64,6 +66,7 @@ def test_a_task_whose_process_dies_runs_again(make_project: MakeProject) -> None
     assert project.queues.dead_letters() == []
 
 
+@pytest.mark.contract
 def test_a_task_whose_process_dies_each_time_is_dead_lettered(make_project: MakeProject) -> None:
     project = make_project()
     project.start()
@@ -75,6 +78,7 @@ def test_a_task_whose_process_dies_each_time_is_dead_lettered(make_project: Make
     assert project.notes()[id_]["error"] == "WorkerLostError"
 
 
+@pytest.mark.contract
 def test_a_task_past_its_hard_limit_is_killed_and_retried(make_project: MakeProject) -> None:
     project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 1})
     project.start()
@@ -87,6 +91,7 @@ def test_a_task_past_its_hard_limit_is_killed_and_retried(make_project: MakeProj
     assert project.notes()[id_]["error"] == "TimeLimitExceeded"
 
 
+@pytest.mark.contract
 def test_a_task_past_its_soft_limit_is_told_and_retried(make_project: MakeProject) -> None:
     project = make_project(celery={"task_soft_time_limit": 1, "task_time_limit": 20})
     project.start()
@@ -98,6 +103,7 @@ def test_a_task_past_its_soft_limit_is_told_and_retried(make_project: MakeProjec
     assert project.notes()[id_]["error"] == "SoftTimeLimitExceeded"
 
 
+@pytest.mark.contract
 def test_a_call_may_ask_for_less_time_than_its_task_has_and_not_for_more(
     make_project: MakeProject,
 ) -> None:
@@ -131,6 +137,7 @@ def test_a_killed_worker_loses_nothing(make_project: MakeProject) -> None:
     assert [line["redelivered"] for line in starts] == [False, True]
 
 
+@pytest.mark.contract
 def test_a_countdown_waits_in_sqs(make_project: MakeProject) -> None:
     project = make_project()
     project.start()
@@ -154,6 +161,7 @@ def test_a_task_longer_than_its_lease_runs_once(make_project: MakeProject) -> No
     assert len(project.events(id_, "start")) == 1
 
 
+@pytest.mark.contract
 def test_chains_groups_and_links_run_to_their_end(make_project: MakeProject) -> None:
     project = make_project()
     project.start()
@@ -177,6 +185,7 @@ def test_purge_empties_the_queue(make_project: MakeProject) -> None:
     wait_until(project.queues.is_empty, PATIENCE, "an empty queue")
 
 
+@pytest.mark.contract
 def test_call_sends_a_task(make_project: MakeProject) -> None:
     project = make_project()
     project.start()

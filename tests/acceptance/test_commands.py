@@ -22,10 +22,11 @@ app = Celery("theirs", broker="memory://")
 
 
 def received(queues: Queues, url: str) -> list[Any]:
-    """What a receive brings, within a long poll."""
+    """What a receive brings, within a long poll. The messages stay visible."""
     answer = queues.client.receive_message(
         QueueUrl=url,
         MaxNumberOfMessages=10,
+        VisibilityTimeout=0,
         WaitTimeSeconds=2,
         MessageAttributeNames=["All"],
         MessageSystemAttributeNames=["ApproximateReceiveCount"],
@@ -135,6 +136,7 @@ def test_the_help_of_celery_names_the_group_and_nothing_else_of_ours(
     assert "Warning" not in said
 
 
+@pytest.mark.contract
 def test_messages_are_sent_from_the_command_line(
     environment: dict[str, str], queues: Queues, tmp_path: Path
 ) -> None:
@@ -148,12 +150,11 @@ def test_messages_are_sent_from_the_command_line(
     assert refused.returncode == 1
     assert "line 2: user_info.nickname" in refused.stderr
     assert sent.returncode == 0, sent.stderr
-    [message] = queues.client.receive_message(QueueUrl=queues.url, MaxNumberOfMessages=10)[
-        "Messages"
-    ]
+    [message] = received(queues, queues.url)
     assert json.loads(message["Body"])["id"] == sent.stdout.strip()
 
 
+@pytest.mark.contract
 def test_a_dead_letter_of_a_worker_is_listed_shown_redriven_and_done(
     service: Service, tmp_path: Path
 ) -> None:

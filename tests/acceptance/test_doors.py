@@ -54,7 +54,7 @@ app.conf.task_default_queue = app.conf.task_default_routing_key = queue
 app.conf.task_default_exchange = ""
 app.conf.broker_transport_options = {
     "region": os.environ["AWS_REGION"],
-    "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+    "endpoint_url": os.environ.get("AWS_ENDPOINT_URL"),
     "predefined_queues": {queue: {"url": os.environ["AWS_SQS_QUEUE_URL"]}},
 }
 print(json.dumps(app.send_task("registerUser", kwargs=kwargs).id))
@@ -132,6 +132,7 @@ def stock_id() -> str:
 
 
 @pytest.mark.parametrize("style", ["keyword", "positional"])
+@pytest.mark.contract
 def test_delay_registers_a_user_with_all_fields(
     service: Service, stock_id: str, tmp_path: Path, style: str
 ) -> None:
@@ -144,6 +145,7 @@ def test_delay_registers_a_user_with_all_fields(
     assert_registered(service, given, source="celery", message_id=id_, since=since)
 
 
+@pytest.mark.contract
 def test_what_a_registration_leaves_out_has_its_default(service: Service, stock_id: str) -> None:
     service.send(plain_json(stock_id, data={"userInfo": {"nickname": "kim"}}))
 
@@ -153,6 +155,7 @@ def test_what_a_registration_leaves_out_has_its_default(service: Service, stock_
     assert user["user_info"]["nickname"] == "kim"
 
 
+@pytest.mark.contract
 def test_the_times_of_a_user_are_aware_and_utc(
     service: Service, stock_id: str, tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def test_the_times_of_a_user_are_aware_and_utc(
     assert offsets == ["0:00:00"] * 3
 
 
+@pytest.mark.contract
 def test_the_index_on_stock_and_user_is_unique(service: Service) -> None:
     indexes = service.database["users"].index_information().values()
 
@@ -172,6 +176,7 @@ def test_the_index_on_stock_and_user_is_unique(service: Service) -> None:
     ]
 
 
+@pytest.mark.contract
 def test_send_task_needs_no_task_imported(service: Service, stock_id: str, tmp_path: Path) -> None:
     given, since = registration(stock_id), now()
 
@@ -180,6 +185,7 @@ def test_send_task_needs_no_task_imported(service: Service, stock_id: str, tmp_p
     assert_registered(service, given, source="celery", message_id=id_, since=since)
 
 
+@pytest.mark.contract
 def test_another_celery_app_can_send_the_task(
     service: Service, stock_id: str, tmp_path: Path
 ) -> None:
@@ -192,6 +198,7 @@ def test_another_celery_app_can_send_the_task(
 
 
 @pytest.mark.parametrize("program", [APPLY, EAGER], ids=["apply", "eager"])
+@pytest.mark.contract
 def test_a_task_called_without_a_queue_registers_at_once(
     service: Service, stock_id: str, tmp_path: Path, program: str
 ) -> None:
@@ -252,6 +259,7 @@ def test_an_installed_package_uses_its_own_settings_and_not_those_of_the_program
 
 @pytest.mark.parametrize("kind", ["action", "type"])
 @pytest.mark.parametrize("spelling", ["camelCase", "snake_case"])
+@pytest.mark.contract
 def test_plain_json_registers_a_user(
     service: Service, stock_id: str, kind: str, spelling: str
 ) -> None:
@@ -264,6 +272,7 @@ def test_plain_json_registers_a_user(
     assert_registered(service, given, source="json", message_id=f"m-{stock_id}", since=since)
 
 
+@pytest.mark.contract
 def test_plain_json_without_an_id_has_that_of_sqs(service: Service, stock_id: str) -> None:
     given, since = registration(stock_id), now()
 
@@ -272,6 +281,7 @@ def test_plain_json_without_an_id_has_that_of_sqs(service: Service, stock_id: st
     assert_registered(service, given, source="json", message_id=id_, since=since)
 
 
+@pytest.mark.contract
 def test_plain_json_in_a_notification_of_sns_registers_a_user(
     service: Service, stock_id: str
 ) -> None:
@@ -283,6 +293,7 @@ def test_plain_json_in_a_notification_of_sns_registers_a_user(
     assert_registered(service, given, source="sns", message_id=f"m-{stock_id}", since=since)
 
 
+@pytest.mark.contract
 def test_the_same_registration_again_by_any_door_changes_nothing(
     service: Service, stock_id: str, tmp_path: Path
 ) -> None:
@@ -299,6 +310,7 @@ def test_the_same_registration_again_by_any_door_changes_nothing(
     assert service.dead_letters(stock_id) == []
 
 
+@pytest.mark.contract
 def test_equal_registrations_at_one_instant_are_one_user_and_no_error(
     service: Service, stock_id: str
 ) -> None:
@@ -313,6 +325,7 @@ def test_equal_registrations_at_one_instant_are_one_user_and_no_error(
     assert service.worker.log_lines("message.retry") == []
 
 
+@pytest.mark.contract
 def test_another_payload_for_the_same_user_is_dead_lettered_and_the_first_stays(
     service: Service, stock_id: str
 ) -> None:
@@ -331,6 +344,7 @@ def test_another_payload_for_the_same_user_is_dead_lettered_and_the_first_stays(
 
 @pytest.mark.parametrize("outer", ["base64", "plain"])
 @pytest.mark.parametrize("inner", ["base64", "plain"])
+@pytest.mark.contract
 def test_a_message_of_a_stock_producer_is_read(
     service: Service, stock_id: str, tmp_path: Path, outer: str, inner: str
 ) -> None:
@@ -356,6 +370,7 @@ def test_a_message_of_a_stock_producer_is_read(
     ],
     ids=["protocol 1", "gzip", "protocol 1 in gzip"],
 )
+@pytest.mark.contract
 def test_a_message_of_an_old_or_compressing_producer_is_read(
     service: Service, stock_id: str, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -454,17 +469,17 @@ def stock_environment(
     """What a stock program needs that imports `stock` from this directory, and nothing of ours."""
     (directory / "stock.py").write_text(STOCK_APP)
     server = urlsplit(queues.endpoint_url)
-    key = {"access_key_id": "test", "secret_access_key": "test"}
     options = options | {
         "region": queues.region,
-        "is_secure": False,
-        "predefined_queues": {queues.name: {"url": queues.url} | key},
+        "is_secure": server.scheme == "https",
+        "predefined_queues": {queues.name: {"url": queues.url}},
     }
     return {
         "PATH": ours["PATH"],
         "HOME": ours["HOME"],
         "PYTHONPATH": str(directory),
-        "STOCK_BROKER": f"sqs://test:test@{server.netloc}",
+        "STOCK_BROKER": f"sqs://{server.netloc}",
         "STOCK_OPTIONS": json.dumps(options),
         "STOCK_QUEUE": queues.name,
+        **{name.upper(): value for name, value in queues.credentials.items()},
     }

@@ -28,8 +28,10 @@ KILL_EVERY = 0.3
 SENDER = """
 import json, sys
 from app.celery import app
-for task, kwargs, id_ in json.load(sys.stdin):
-    app.send_task(task, kwargs=kwargs, task_id=id_)
+from sqs_broker import batching
+with batching():
+    for task, kwargs, id_ in json.load(sys.stdin):
+        app.send_task(task, kwargs=kwargs, task_id=id_)
 """
 
 

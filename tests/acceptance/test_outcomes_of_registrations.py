@@ -104,6 +104,7 @@ def redrive(id_: str, environment: Mapping[str, str], directory: Path) -> None:
     wait_until(is_redriven, SETTLE_SECONDS, "the redrive")
 
 
+@pytest.mark.contract
 def test_each_end_of_a_registration_appears_with_its_time(service: Service, tmp_path: Path) -> None:
     began = datetime.now(UTC) - timedelta(seconds=1)
     good, late, bad, old = (new_id() for _ in range(4))
@@ -133,6 +134,7 @@ def test_each_end_of_a_registration_appears_with_its_time(service: Service, tmp_
         assert began < each.at < datetime.now(UTC) + timedelta(seconds=1)
 
 
+@pytest.mark.contract
 def test_a_repeat_changes_nothing_and_another_payload_is_listed(service: Service) -> None:
     id_ = new_id()
     user = f"u{id_[:8]}"
@@ -151,6 +153,7 @@ def test_a_repeat_changes_nothing_and_another_payload_is_listed(service: Service
     assert len(found.conflicts) == 1
 
 
+@pytest.mark.contract
 def test_other_messages_leave_no_outcome(service: Service) -> None:
     before = service.database["outcomes"].count_documents({})
     for id_ in ("plain-1", str(uuid.uuid4())):
@@ -165,6 +168,7 @@ def test_other_messages_leave_no_outcome(service: Service) -> None:
     assert service.database["outcomes"].count_documents({}) == before + 1
 
 
+@pytest.mark.contract
 def test_a_redriven_registration_is_pending_and_then_registered(
     service: Service, tmp_path: Path
 ) -> None:

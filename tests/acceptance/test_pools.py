@@ -11,6 +11,7 @@ POOLS = ["prefork", "threads", "solo"]
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.contract
 def test_a_task_that_exits_is_dead_lettered_after_its_last_attempt(
     make_project: MakeProject, pool: str
 ) -> None:
@@ -24,6 +25,7 @@ def test_a_task_that_exits_is_dead_lettered_after_its_last_attempt(
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.contract
 def test_a_task_whose_message_is_deleted_before_it_runs_runs_once(
     make_project: MakeProject, pool: str
 ) -> None:

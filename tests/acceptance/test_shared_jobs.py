@@ -21,6 +21,7 @@ def together(project: ProbeProject, id_: str) -> list[int]:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.contract
 def test_each_message_of_a_batch_has_its_own_outcome(make_project: MakeProject, pool: str) -> None:
     project = make_project()
     ids = send(project, "fail", "forbid", *["fine"] * (COUNT - 2))
@@ -43,6 +44,7 @@ def test_each_message_of_a_batch_has_its_own_outcome(make_project: MakeProject, 
 
 
 @pytest.mark.slow
+@pytest.mark.contract
 def test_a_message_that_takes_its_process_along_is_dead_lettered_and_no_other(
     make_project: MakeProject,
 ) -> None:
@@ -56,6 +58,7 @@ def test_a_message_that_takes_its_process_along_is_dead_lettered_and_no_other(
     assert [len(project.events(id_, "end")) for id_ in others] == [1] * 5
 
 
+@pytest.mark.contract
 def test_a_batch_past_its_hard_limit_is_killed_and_each_message_runs_again_alone(
     make_project: MakeProject,
 ) -> None:

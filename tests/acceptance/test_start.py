@@ -171,6 +171,7 @@ def test_a_mongod_that_is_away_is_named_in_one_line(
     assert "hunter2" not in said
 
 
+@pytest.mark.contract
 def test_sigterm_ends_an_idle_worker_with_status_0_and_leaves_no_process(
     environment: dict[str, str], start_worker: StartWorker
 ) -> None:
@@ -185,6 +186,7 @@ def test_sigterm_ends_an_idle_worker_with_status_0_and_leaves_no_process(
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.contract
 def test_other_pools_register_and_stop_too(
     environment: dict[str, str],
     queues: Queues,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from pymongo.database import Database
 
 from devstack import sqs
 from devstack.mongo import MongoServer
+from devstack.sqs import LARGEST_MESSAGE
+from sqs_broker.sqs.requests import Outgoing, packed
 from tests.services import Queues, wait_until
 
 if TYPE_CHECKING:
@@ -192,6 +194,25 @@ class Service:
         )
         return sent["MessageId"]
 
+    def send_many(self, messages: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """Put bodies with attributes on the queue, up to ten a call; SQS's id of each."""
+        ids: list[str] = []
+        for pack in packed([Outgoing(*message) for message in messages], LARGEST_MESSAGE // 2):
+            answer = self.queues.client.send_message_batch(
+                QueueUrl=self.queues.url,
+                Entries=[
+                    {
+                        "Id": str(place),
+                        "MessageBody": message.body,
+                        "MessageAttributes": dict(message.attributes),
+                    }
+                    for place, message in enumerate(pack)
+                ],
+            )
+            sent = {int(each["Id"]): each["MessageId"] for each in answer["Successful"]}
+            ids += [sent[place] for place in range(len(pack))]
+        return ids
+
     def user(self, stock_id: str, user_id: str = "u1") -> dict[str, Any]:
         """The stored document of a user, once it is there."""
         key = {"stock_id": stock_id, "user_id": user_id}
@@ -229,11 +250,7 @@ def place(
     """Queues and a database of its own, all gone at the end of the block."""
     name = name or f"test-{uuid.uuid4().hex}"
     pair = sqs.create_queues(client, name, visibility_timeout=60, max_receive_count=10)
-    environment = {
-        # The interpreter's own scripts first: `celery` is the one of this environment.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "HOME": str(home),
-        "PYTHONPATH": str(ROOT),
+    environment = surroundings(home) | {
         "AWS_REGION": sqs.REGION,
         "AWS_ENDPOINT_URL": endpoint_url,
         "AWS_ACCESS_KEY_ID": sqs.ACCESS_KEY,
@@ -243,11 +260,29 @@ def place(
         "MONGO_URI": mongo_server.uri(name),
     }
     queues = Queues(client, endpoint_url, pair.url, pair.dead_letter_url)
-    yield Place(queues, environment, mongo_client[name])
-    mongo_client.drop_database(name)
-    mongo_client.drop_database(f"{name}_control")
+    with database(mongo_client, name):
+        yield Place(queues, environment, mongo_client[name])
     client.delete_queue(QueueUrl=pair.url)
     client.delete_queue(QueueUrl=pair.dead_letter_url)
+
+
+@contextmanager
+def database(mongo_client: MongoClient[dict[str, Any]], name: str | None = None) -> Iterator[str]:
+    """The name of a database that is gone, with its control plane, at the end of the block."""
+    name = name or f"test-{uuid.uuid4().hex}"
+    yield name
+    mongo_client.drop_database(name)
+    mongo_client.drop_database(f"{name}_control")
+
+
+def surroundings(home: Path) -> dict[str, str]:
+    """The variables of any process of this project."""
+    return {
+        # The interpreter's own scripts first: `celery` is the one of this environment.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 @contextmanager

@@ -99,6 +99,8 @@ class FaultProxy:
         self.calls: Counter[str] = Counter()
         #: Calls by action that were failed.
         self.failed: Counter[str] = Counter()
+        #: Seconds that each call takes longer, as if the server were far away.
+        self.distance = 0.0
         self._held: set[str] = set()
         self._plans: dict[str, _Plan] = {}
         self._changed = threading.Condition()
@@ -245,6 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.proxy.pass_through(action):
             self.close_connection = True
             return
+        if self.proxy.distance:
+            self.proxy.waits(self.proxy.distance)
         if fault is None:
             self._answer(*self._forward(body))
             return

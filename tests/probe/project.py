@@ -135,7 +135,7 @@ class ProbeProject:
         return {
             "region": self.queues.region,
             "endpoint_url": self.queues.endpoint_url,
-            "credentials": {"aws_access_key_id": "test", "aws_secret_access_key": "test"},
+            "credentials": dict(self.queues.credentials),
             "predefined_queues": {self.queues.name: address},
             "wait_time_seconds": 1,
             "backoff_base": 0.01,

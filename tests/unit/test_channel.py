@@ -227,6 +227,14 @@ def test_a_message_without_a_route_is_an_error_at_the_caller(
     assert sqs.sent == []
 
 
+def test_a_message_for_an_exchange_of_type_fanout_is_an_error_at_the_caller(
+    connection: Connection,
+) -> None:
+    queue = Queue("jobs", Exchange("all", "fanout"))
+    with connection.channel() as channel, pytest.raises(PublishError, match="'all' is of the type"):
+        Producer(channel).publish([], exchange=queue.exchange, declare=[queue])
+
+
 def test_a_message_goes_where_its_exchange_is_bound(connection: Connection, sqs: Sqs) -> None:
     exchange = Exchange("letters", type="direct")
     queue = Queue("mail", exchange, routing_key="urgent")
