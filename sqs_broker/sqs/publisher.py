@@ -153,11 +153,13 @@ def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -
     # Rounded up, and the sender's own clock measured it a moment before.
     if due_in > eta_max + CLOCK_TOLERANCE:
         raise EtaTooFar(eta_max)
-    delay = max(min(due_in, LONGEST_DELAY), _delay(properties))
+    delay, asked = min(due_in, LONGEST_DELAY), _delay(properties)
+    # If nobody asks for a delay, the queue may have one.
+    seconds = max(delay, asked or 0) if delay or asked is not None else None
     group = _group(properties)
     attributes = properties.pop("message_attributes", {})
     body = _body(message, attributes, limit)
-    return Outgoing(body, attributes, delay, group)
+    return Outgoing(body, attributes, seconds, group)
 
 
 def check_arguments(message: Mapping[str, Any], schemas: Mapping[str, Callable[..., Any]]) -> None:
@@ -192,8 +194,9 @@ def _refuse_properties(headers: Mapping[str, Any], properties: Mapping[str, Any]
             raise PublishError(f"SQS has no `{name}` for a message of a standard queue. {instead}")
 
 
-def _delay(properties: Mapping[str, Any]) -> int:
-    """The delay that the caller asked SQS for, in seconds. Both spellings are kombu's."""
+def _delay(properties: Mapping[str, Any]) -> int | None:
+    """The delay that the caller asked SQS for, in seconds; None if it asked for none. Both
+    spellings are kombu's."""
     for name in ("delay_seconds", "DelaySeconds"):
         delay: Any = properties.get(name)
         if delay is None:
@@ -206,7 +209,7 @@ def _delay(properties: Mapping[str, Any]) -> int:
             )
         seconds: int = ceil(delay)
         return seconds
-    return 0
+    return None
 
 
 def _group(properties: Mapping[str, Any]) -> str | None:

@@ -319,6 +319,14 @@ def test_the_delay_and_the_group_of_a_call_reach_sqs(app: Celery, fake: FakeSqs)
     assert (call["DelaySeconds"], call["MessageGroupId"]) == (7, "shop-7")
 
 
+def test_a_call_that_asks_for_no_delay_has_that_of_the_queue(app: Celery, fake: FakeSqs) -> None:
+    app.send_task("t")
+    app.send_task("t", DelaySeconds=0)
+    of_the_queue, none = fake.asked("SendMessage")
+    assert "DelaySeconds" not in of_the_queue
+    assert none["DelaySeconds"] == 0
+
+
 def test_a_route_may_name_the_group(app: Celery, fake: FakeSqs) -> None:
     app.conf.task_routes = {"t": {"queue": "jobs", "MessageGroupId": "shop-7"}}
     app.send_task("t")
