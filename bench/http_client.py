@@ -145,7 +145,9 @@ def main() -> None:
     load = TypeAdapter(Load).validate_json(sys.stdin.read())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         answers = runner.run(ask(load))
-    sys.stdout.write(TypeAdapter(Answers).dump_json(answers).decode())
+    # Not sys.stdout: with PYTHONUNBUFFERED it writes only the part that a pipe takes at once.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+        output.write(TypeAdapter(Answers).dump_json(answers))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from app.api import description
+from app.api.bodies import Bodies
 from app.api.front import Front
 from app.api.problems import Kind, Problem, response_of
 from app.api.routes import Raw, Routes
@@ -37,9 +38,10 @@ def application(
     send_timeout: float,
     origins: Sequence[str] = (),
     longest_wait: int = LONGEST_WAIT,
+    read: Bodies | None = None,
 ) -> tuple[ASGIApp, FastAPI]:
     """The whole application, and the FastAPI application inside. `longest_wait`: seconds that an
-    answer may be held until the state is final."""
+    answer may be held until the state is final. `read` reads the bodies of requests."""
     inner = FastAPI(
         title=description.TITLE,
         version=description.VERSION,
@@ -50,7 +52,7 @@ def application(
         lifespan=partial(_lifespan, service=service),
     )
     inner.router.route_class = Raw
-    _add_routes(inner, Routes(service, send_timeout, longest_wait))
+    _add_routes(inner, Routes(service, read or Bodies(), send_timeout, longest_wait))
     _add_docs(inner)
     inner.add_exception_handler(HTTPException, _refused)
     inner.add_exception_handler(Exception, _failed)

@@ -1,11 +1,11 @@
 """Reads the bodies of requests, within limits of size and time."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
 
+from app.api.deadlines import Deadlines
 from app.api.problems import Kind, Problem, too_large
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -46,32 +46,42 @@ def check_media_type(request: Request, *accepted: str) -> str:
     return kind
 
 
-async def whole(request: Request) -> bytes:
-    """The body, at most MOST_BODY bytes. Raises Problem."""
-    _check_length(request, MOST_BODY)
-    message = await _next(request, BODY_SECONDS)
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        async with _within(BODY_SECONDS):
-            body = await _rest(request, bytearray(body))
-    if len(body) > MOST_BODY:
-        raise _over(MOST_BODY)
-    return body
+class Bodies:
+    """Reads the bodies of requests. For one event loop. All methods raise Problem."""
 
+    def __init__(self, seconds: float = BODY_SECONDS, lines_seconds: float = LINES_SECONDS) -> None:
+        """A body that is read as a whole, and each part of one that is read by lines, must arrive
+        within `seconds`, and one that is read by lines within `lines_seconds`."""
+        self._parts = Deadlines(seconds)
+        self._all_lines = Deadlines(lines_seconds)
 
-async def lines(request: Request) -> AsyncIterator[bytes | None]:
-    """The lines of the body that are not empty; None in place of one of more than MOST_LINE bytes.
-    At most one line is kept. Raises Problem at the byte after MOST_LINES, and at the line after
-    MOST_COUNT."""
-    _check_length(request, MOST_LINES)
-    total = count = 0
-    line, is_long = bytearray(), False
-    async with _within(LINES_SECONDS):
+    async def whole(self, request: Request) -> bytes:
+        """The body, at most MOST_BODY bytes."""
+        _check_length(request, MOST_BODY)
+        body, more = bytearray(), True
+        with _in_time(self._parts):
+            while more:
+                part, more = await _next(request)
+                body += part
+                if len(body) > MOST_BODY:
+                    raise _over(MOST_BODY)
+        return bytes(body)
+
+    def all_lines(self) -> AbstractContextManager[None]:
+        """Limits the time of the block, which reads the lines of a body and handles them."""
+        return _in_time(self._all_lines)
+
+    async def lines(self, request: Request) -> AsyncIterator[bytes | None]:
+        """The lines of the body that are not empty; None in place of one of more than MOST_LINE
+        bytes. At most one line is kept. Raises Problem at the byte after MOST_LINES, and at the
+        line after MOST_COUNT."""
+        _check_length(request, MOST_LINES)
+        total = count = 0
+        line, is_long = bytearray(), False
         more = True
         while more:
-            message = await _next(request, BODY_SECONDS)
-            more = message.get("more_body", False)
-            chunk: bytes = message.get("body", b"")
+            with _in_time(self._parts):
+                chunk, more = await _next(request)
             total += len(chunk)
             if total > MOST_LINES:
                 raise _over(MOST_LINES)
@@ -89,47 +99,29 @@ async def lines(request: Request) -> AsyncIterator[bytes | None]:
             # What cannot become a line is not kept.
             is_long = is_long or len(line) + len(rest) > MOST_LINE
             line += b"" if is_long else rest
-    if is_long:
-        yield None
-    elif text := bytes(line).strip():
-        yield text
+        if is_long:
+            yield None
+        elif text := bytes(line).strip():
+            yield text
 
 
-async def _rest(request: Request, body: bytearray) -> bytes:
-    more = True
-    while more:
-        if len(body) > MOST_BODY:
-            raise _over(MOST_BODY)
-        message = await _next(request, BODY_SECONDS)
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)
-
-
-async def _next(request: Request, seconds: float) -> Message:
-    async with _within(seconds):
-        message = await request.receive()
+async def _next(request: Request) -> tuple[bytes, bool]:
+    """The next part of the body, and whether more follow."""
+    message = await request.receive()
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
-    return message
+    return message.get("body", b""), message.get("more_body", False)
 
 
-class _within:
-    """Raises Problem if the block takes longer."""
-
-    def __init__(self, seconds: float) -> None:
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *error: object) -> None:
-        try:
-            await self._timeout.__aexit__(*error)  # type: ignore[arg-type]  # as given
-        except TimeoutError:
-            raise Problem(
-                Kind.TIMEOUT, "The body did not arrive in time.", headers={"Connection": "close"}
-            ) from None
+@contextmanager
+def _in_time(deadlines: Deadlines) -> Iterator[None]:
+    try:
+        with deadlines.limit():
+            yield
+    except TimeoutError:
+        raise Problem(
+            Kind.TIMEOUT, "The body did not arrive in time.", headers={"Connection": "close"}
+        ) from None
 
 
 def _check_length(request: Request, most: int) -> None:

@@ -1,6 +1,5 @@
 """What every request passes first and last: ids, the log, and errors that nothing else caught."""
 
-import asyncio
 import logging
 import re
 import secrets
@@ -10,6 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.deadlines import Deadlines
 from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Front:
     def __init__(self, app: ASGIApp, is_closing: Callable[[], bool]) -> None:
         self._app = app
         self._is_closing = is_closing
+        self._deadlines = Deadlines(LONGEST_REQUEST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +45,7 @@ class Front:
             return
         exchange = _Exchange(scope, send, self._is_closing)
         try:
-            async with asyncio.timeout(LONGEST_REQUEST):
+            with self._deadlines.limit():
                 await self._app(scope, receive, exchange.send)
         except Exception as exc:
             _log_failure(exchange, exc)

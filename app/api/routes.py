@@ -16,6 +16,7 @@ from starlette.types import Scope as AsgiScope
 from app.api import batch as batches
 from app.api import bodies
 from app.api.batch import Batch
+from app.api.bodies import Bodies
 from app.api.checking import Invalid, Malformed, check, encode, parse
 from app.api.gatherer import Full, Mark
 from app.api.keys import Client, Scope
@@ -114,8 +115,11 @@ class Parts(Response):
 class Routes:
     """The functions of the routes."""
 
-    def __init__(self, service: Service, send_timeout: float, longest_wait: int) -> None:
+    def __init__(
+        self, service: Service, read: Bodies, send_timeout: float, longest_wait: int
+    ) -> None:
         self._service = service
+        self._bodies = read
         self._send_timeout = send_timeout
         self._longest_wait = longest_wait
 
@@ -126,7 +130,7 @@ class Routes:
         client = self._service.admit(request, Scope.REGISTER)
         key = idempotency_key(request)
         bodies.check_media_type(request, bodies.JSON)
-        content = parse(await bodies.whole(request))
+        content = parse(await self._bodies.whole(request))
         mark, message = self._registration(request, client, key, content)
         await self._service.gatherers[REGISTRATION].send(message, mark)
         id_ = mark.id
@@ -146,9 +150,10 @@ class Routes:
         batch = Batch(self._service.gatherers[REGISTRATION], prepare, self._send_timeout)
         try:
             if kind == bodies.NDJSON:
-                await batch.read(bodies.lines(request))
+                with self._bodies.all_lines():
+                    await batch.read(self._bodies.lines(request))
             else:
-                for item in _array(parse(await bodies.whole(request))):
+                for item in _array(parse(await self._bodies.whole(request))):
                     await batch.add(item)
         except Exception:
             await batch.end()
@@ -165,7 +170,7 @@ class Routes:
         client = self._service.admit(request, Scope.REGISTER)
         key = idempotency_key(request)
         bodies.check_media_type(request, bodies.JSON)
-        content = parse(await bodies.whole(request))
+        content = parse(await self._bodies.whole(request))
         check(Increment, content)
         id_ = increment_id(client.name, key)
         message = self._service.message(request, INCREMENT, id_, encode(content))

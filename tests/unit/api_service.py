@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from app.api.application import application
+from app.api.bodies import Bodies
 from app.api.gatherer import Gatherer
 from app.api.keys import Rates, read_keys
 from app.api.service import Phase, Service
@@ -153,6 +154,7 @@ async def running(
     most_waiting: int = 10_000,
     origins: Sequence[str] = (),
     most_bytes: int = 1 << 20,
+    read: Bodies | None = None,
 ) -> AsyncIterator[Running]:
     """The API until the end of the block."""
     outcomes = InMemory()
@@ -175,7 +177,7 @@ async def running(
     )
     service.gatherers = {REGISTRATION: made[0], INCREMENT: made[0]}
     service.phase = Phase.READY
-    app, _ = application(service, send_timeout=send_timeout, origins=origins)
+    app, _ = application(service, send_timeout=send_timeout, origins=origins, read=read)
     yield Running(fake, outcomes, service, app, Client(app))
     service.begin_stop()
     await service.close()
