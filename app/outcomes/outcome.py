@@ -87,6 +87,15 @@ class Seen:
             fields["conflicts"] = self._conflicts()
         return [{"$set": fields}]
 
+    def document(self, forget_at: datetime) -> dict[str, Any]:
+        """What `update` makes of an id that is not stored yet. Costs a fifth of it."""
+        made = {"_id": self.id, "state": self.state.value, "at": self.at, "forget_at": forget_at}
+        if self.reason is not None:
+            made["reason"] = self.reason
+        if self.user is not None:
+            made["user"] = dict(zip(("stock_id", "user_id"), self.user, strict=True))
+        return made
+
     def _applies(self) -> dict[str, Any]:
         current = {"$ifNull": ["$state", ""]}
         if self.state is State.REGISTERED:

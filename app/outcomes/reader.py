@@ -25,7 +25,7 @@ from app.mongo import AsyncClient, address_of
 from app.outcomes.outcome import CLOCKS, Seen, State
 from app.outcomes.record import OutcomeRecord
 from app.outcomes.watch import Watch
-from app.outcomes.writer import BATCH, ROOM, Refused, raise_errors, updates
+from app.outcomes.writer import BATCH, ROOM, Refused, inserts, raise_errors, updates
 from sqs_broker.errors import label
 from sqs_broker.machine.seldom import Seldom
 from sqs_broker.rules.backoff import half_jitter
@@ -38,6 +38,10 @@ READ_TIMEOUT = 3.0
 #: Seconds for one write of acceptances, and the longest that `accepted` waits for it.
 WRITE_TIMEOUT = 5.0
 PATIENCE = 0.25
+
+#: Seconds from the beginning of one write of acceptances to that of the next one: at a high rate,
+#: a write for each call to SQS would cost more than all its documents.
+BETWEEN_WRITES = 0.05
 
 #: Longest pause after a failed write, in seconds. The first is up to FIRST_PAUSE.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
@@ -102,6 +106,7 @@ class Outcomes:
         self._recorder: asyncio.Task[None] | None = None
         self._recorded = asyncio.Event()
         self._failures = 0
+        self._written_at = -BETWEEN_WRITES
         self._seldom = Seldom()
         self._watch = Watch(lambda: self._database[_OUTCOMES], self._call)
 
@@ -133,6 +138,8 @@ class Outcomes:
     async def _record(self) -> None:
         """Write what was accepted, until nothing is left."""
         while self._accepted:
+            await asyncio.sleep(self._written_at + BETWEEN_WRITES - monotonic())
+            self._written_at = monotonic()
             batch = dict(list(self._accepted.items())[:BATCH])
             try:
                 await self._write(batch)
@@ -159,10 +166,22 @@ class Outcomes:
             for id_, each in batch.items()
         ]
         async with self._call(WRITE_TIMEOUT):
-            try:
-                await self._database[_OUTCOMES].bulk_write(updates(seen), ordered=False)
-            except BulkWriteError as exc:
-                _raise_unless_final(exc)
+            if known := await self._insert(seen):
+                try:
+                    await self._database[_OUTCOMES].bulk_write(updates(known), ordered=False)
+                except BulkWriteError as exc:
+                    _raise_unless_final(exc)
+
+    async def _insert(self, seen: Sequence[Seen]) -> Sequence[Seen]:
+        """Store those whose ids are new, which is nearly all: an insert costs both sides much less
+        than an update with conditions. Returns the others."""
+        try:
+            await self._database[_OUTCOMES].insert_many(inserts(seen), ordered=False)
+        except BulkWriteError as exc:
+            if exc.details["writeConcernErrors"]:
+                raise
+            return [seen[error["index"]] for error in exc.details["writeErrors"]]
+        return ()
 
     def _log_failure(self, error: str) -> None:
         if self._seldom.allows("accepted", monotonic()):

@@ -274,8 +274,18 @@ def merge(collection: Collection[dict[str, Any]], batch: Sequence[Seen]) -> None
 
 def updates(batch: Sequence[Seen]) -> list[UpdateOne]:
     """The updates of a bulk write."""
-    forget_at = datetime.now(UTC) + timedelta(days=get_settings().once_retention_days)
+    forget_at = _forget_at()
     return [UpdateOne({"_id": seen.id}, seen.update(forget_at), upsert=True) for seen in batch]
+
+
+def inserts(batch: Sequence[Seen]) -> list[dict[str, Any]]:
+    """The documents of ids that are not stored yet."""
+    forget_at = _forget_at()
+    return [seen.document(forget_at) for seen in batch]
+
+
+def _forget_at() -> datetime:
+    return datetime.now(UTC) + timedelta(days=get_settings().once_retention_days)
 
 
 def raise_errors(details: Mapping[str, Any]) -> None:

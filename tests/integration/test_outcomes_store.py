@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import random
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from app.messages import Increment, Provenance, Registration, Source
 from app.outcomes.flush import OutcomeFlush
 from app.outcomes.observer import observer
 from app.outcomes.outcome import Seen, State
-from app.outcomes.reader import Outcome, Outcomes
+from app.outcomes.reader import BETWEEN_WRITES, Outcome, Outcomes
 from app.outcomes.writer import Refused, Store, Writer, merge
 from app.registration import register
 from app.settings import get_settings
@@ -273,6 +275,60 @@ def test_an_id_that_nobody_sent_is_unknown_and_one_that_was_accepted_is_pending(
     assert (known.state, unknown) == ("pending", None)
     # For every process, not only the one that accepted it.
     assert state(mongo_uri) == known
+
+
+@pytest.mark.parametrize(
+    "seen", [PENDING, replace(PENDING, user=("$s", "u")), REGISTERED, CONFLICT, FAILED, EXPIRED]
+)
+def test_a_new_id_is_stored_alike_by_an_insert_and_by_an_update(
+    database: Database[dict[str, Any]], seen: Seen
+) -> None:
+    forget_at = after(60)
+    database["outcomes"].update_one({"_id": ID}, seen.update(forget_at), upsert=True)
+    by_update = database["outcomes"].find_one_and_delete({"_id": ID})
+    database["outcomes"].insert_one(seen.document(forget_at))
+    assert database["outcomes"].find_one({"_id": ID}) == by_update
+
+
+def test_among_new_ids_a_known_one_is_pending_again_unless_it_is_registered(
+    database: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    ids = [digit * 40 for digit in "0123456789"]
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    store(database, replace(REGISTERED, id=ids[3]), replace(FAILED, id=ids[5], at=before))
+    reading(mongo_uri, lambda outcomes: outcomes.accepted(ids))
+    found = {each["_id"]: each["state"] for each in database["outcomes"].find()}
+    assert found == dict.fromkeys(ids, "pending") | {ids[3]: "registered"}
+
+
+def test_an_acceptance_that_a_validator_refuses_stops_no_other(
+    database: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    database.create_collection("outcomes", validator={"_id": {"$ne": "3" * 40}})
+    ids = [digit * 40 for digit in "0123456789"]
+    reading(mongo_uri, lambda outcomes: outcomes.accepted(ids))
+    assert set(database["outcomes"].distinct("_id")) == set(ids) - {"3" * 40}
+
+
+def test_acceptances_of_many_calls_are_few_writes(
+    database: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    database.command("profile", 2)
+
+    async def work(outcomes: Outcomes) -> float:
+        await outcomes.accepted(["f" * 40])
+        began, calls = time.monotonic(), []
+        for call in range(50):
+            ids = [f"{call:020x}{n:020x}" for n in range(10)]
+            calls.append(asyncio.create_task(outcomes.accepted(ids)))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*calls)
+        return time.monotonic() - began
+
+    seconds = reading(mongo_uri, work)
+    assert database["outcomes"].count_documents({}) == 501
+    writes = {"op": "insert", "ns": f"{database.name}.outcomes"}
+    assert database["system.profile"].count_documents(writes) <= seconds / BETWEEN_WRITES + 3
 
 
 def test_a_registration_is_registered_although_its_worker_could_not_write_that(
