@@ -88,6 +88,8 @@ class Wanted:
     is_dry_run: bool
     given: Mapping[str, str]
     """Values of parameters. Each goes to all templates that have the parameter."""
+    zips: Path
+    """The directory with the zip files of the function."""
 
     @property
     def templates(self) -> list[str]:
@@ -125,8 +127,9 @@ class Deployment:
 
     def _deploy(self, template: str) -> None:
         stack = self._stage.stack(template)
-        artifacts = dict(self._artifacts(template))
-        parameters = self._parameters(template, stack, artifacts)
+        present = self._stacks.parameters(stack)
+        artifacts = dict(self._artifacts(template, present))
+        parameters = self._parameters(template, stack, present, artifacts)
         if parameters is None:
             print(f"{stack}: cannot be shown before the stacks above are deployed.")
             return
@@ -155,13 +158,15 @@ class Deployment:
         for change in plan.changes:
             print(change)
 
-    def _artifacts(self, template: str) -> Iterator[tuple[str, str]]:
-        """Upload what a template refers to, and name it."""
+    def _artifacts(self, template: str, present: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Upload what a template refers to, and name it. It is for the processor that the stack has
+        if nobody names another one."""
         known = read(template).get("Parameters", {})
         given = self._wanted.given
+        default = known.get("Architecture", {}).get("Default", "")
+        architecture = given.get("Architecture") or present.get("Architecture") or default
         if "ImageUri" in known and "ImageUri" not in given:
             images = self._stage.images(self._aws)
-            architecture = given.get("Architecture", "X86_64")
             uri = images.uri_of(tag := images.tag_of(architecture))
             if not images.has(tag):
                 print(f"image {uri}: is built and pushed, which needs Docker.")
@@ -170,12 +175,12 @@ class Deployment:
             yield "ImageUri", uri
             yield "RepositoryArn", images.arn
         if "CodeKey" in known and "CodeKey" not in given:
-            yield from self._zip(given.get("Architecture", "x86_64"))
+            yield from self._zip(architecture)
 
     def _zip(self, architecture: str) -> Iterator[tuple[str, str]]:
-        file = ROOT / "dist" / ZIP.format(architecture)
+        file = self._wanted.zips / ZIP.format(architecture)
         if not file.exists():
-            raise StackError(f"{file.relative_to(ROOT)} does not exist. Run `make lambda`.")
+            raise StackError(f"{file} does not exist. Run `make lambda`.")
         bucket = self._stage.bucket(self._aws)
         key = bucket.key_of(file)
         if not bucket.has(key):
@@ -186,12 +191,15 @@ class Deployment:
         yield "CodeKey", key
 
     def _parameters(
-        self, template: str, stack: str, artifacts: Mapping[str, str]
+        self,
+        template: str,
+        stack: str,
+        present: Mapping[str, str],
+        artifacts: Mapping[str, str],
     ) -> Parameters | None:
         """The values of a template's parameters: what was given, what this stage is made of, what
         the stack has, or the default. None if a dry run cannot know one. Raises StackError with
         those that nobody gave."""
-        present = self._stacks.parameters(stack)
         known = {
             "Stage": self._stage.name,
             "QueueStack": self._stage.stack("queue"),
@@ -268,8 +276,11 @@ def _confirmed(stage: Stage, aws: Aws) -> bool:
 # The command line ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None, *, pause: float = 5.0) -> int:
-    """Run a command. Returns the exit status: 1 if it failed or was not confirmed."""
+def main(
+    arguments: Sequence[str] | None = None, *, pause: float = 5.0, zips: Path = ROOT / "dist"
+) -> int:
+    """Run a command. Returns the exit status: 1 if it failed or was not confirmed. `pause`: seconds
+    between two looks at a change. `zips`: the directory with the zip files of the function."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     commands = parser.add_subparsers(dest="command", required=True)
     deploy = commands.add_parser("deploy")
@@ -287,7 +298,8 @@ def main(arguments: Sequence[str] | None = None, *, pause: float = 5.0) -> int:
         aws = Aws()
         stacks = Stacks(aws.client("cloudformation"), pause=pause)
         if given.command == "deploy":
-            wanted = Wanted(given.consumer, given.network, given.dry_run, _read(given.parameters))
+            parameters = _read(given.parameters)
+            wanted = Wanted(given.consumer, given.network, given.dry_run, parameters, zips)
             Deployment(aws, stage, wanted, stacks).run()
         elif given.yes or _confirmed(stage, aws):
             destroy(aws, stage, stacks)

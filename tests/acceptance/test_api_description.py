@@ -1,12 +1,10 @@
 """The API is what its OpenAPI document says: to a tool that tries to show otherwise, to generated
 clients, and to a person with a browser."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +15,12 @@ from app.api.keys import Scope, new_key
 from tests.acceptance.api_process import Api, apis
 from tests.acceptance.browser import SHOWN, SIZE, browsing
 from tests.acceptance.worker import ROOT, Place, Service
+from tests.tools import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_000)]
 
 expect.set_options(timeout=SHOWN)
 
-TOOLS = ROOT / ".tools"
 CLIENTS = ROOT / "tests" / "clients"
 IMAGES = ROOT / "docs" / "images"
 #: Seconds of a search for faults, and of one by hand:
@@ -55,27 +53,6 @@ def described(
     key, entry = new_key("clients", list(Scope))
     with apis(tmp_path_factory.mktemp("apis")) as start:
         yield Described(start({**where.environment, "API_KEYS": entry}), key, service)
-
-
-def run(
-    *command: str | Path, cwd: Path, seconds: float = 60, more: Mapping[str, str] | None = None
-) -> str:
-    """What a program of .tools prints. Fails if it fails."""
-    if not (TOOLS / "installed").exists():
-        pytest.fail(f"{TOOLS} is missing: `make verify` sets it up.", pytrace=False)
-    path = [TOOLS / "bin", TOOLS / "node_modules" / ".bin", os.environ["PATH"]]
-    environment = {"HOME": str(cwd), "PATH": os.pathsep.join(map(str, path))}
-    ran = subprocess.run(
-        [shutil.which(command[0], path=environment["PATH"]) or command[0], *command[1:]],
-        cwd=cwd,
-        env=environment | dict(more or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=seconds,
-    )
-    assert ran.returncode == 0, ran.stdout[-20_000:]
-    return ran.stdout
 
 
 def test_schemathesis_finds_nothing(

@@ -15,6 +15,7 @@ from moto.awslambda.models import EventSourceMapping, LambdaFunction
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.common_models import CloudFormationModel
 from moto.core.utils import camelcase_to_underscores
+from moto.ec2.models.subnets import SubnetRouteTableAssociation
 from moto.iam.models import Role
 from moto.kms.models import Key
 from moto.sqs.models import Queue
@@ -354,6 +355,17 @@ def _with_enabled(make: Any) -> Any:
     return classmethod(create)
 
 
+def _associated(make: Any) -> Any:
+    def create(cls: Any, name: str, given: Properties, account: str, region: str, **kw: Any) -> Any:
+        properties = given["Properties"]
+        client("ec2", region).associate_route_table(
+            RouteTableId=properties["RouteTableId"], SubnetId=properties["SubnetId"]
+        )
+        return make(cls, name, given, account, region, **kw)
+
+    return classmethod(create)
+
+
 def complete() -> None:
     """Make moto keep what it drops."""
     models: list[tuple[Any, str, Any]] = [
@@ -363,6 +375,7 @@ def complete() -> None:
         (Queue, "update_from_cloudformation_json", _with_all_attributes),
         (LambdaFunction, "create_from_cloudformation_json", _with_logging),
         (EventSourceMapping, "create_from_cloudformation_json", _with_enabled),
+        (SubnetRouteTableAssociation, "create_from_cloudformation_json", _associated),
     ]
     for model, name, wrap in models:
         setattr(model, name, wrap(getattr(model, name).__func__))

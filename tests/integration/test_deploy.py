@@ -1,10 +1,13 @@
 """`make deploy` and `make destroy`, against a server that stands in for AWS."""
 
+import base64
+import hashlib
 import io
 import os
 import stat
 import sys
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,23 @@ def stage() -> str:
 
 
 @pytest.fixture
+def zips(tmp_path: Path) -> Path:
+    """The directory with what `make lambda` builds: something for each processor."""
+    directory = tmp_path / "dist"
+    directory.mkdir()
+    for architecture in ("x86_64", "arm64"):
+        with zipfile.ZipFile(directory / f"function-{architecture}.zip", "w") as archive:
+            archive.writestr(f"{architecture}.py", "")
+    return directory
+
+
+@pytest.fixture
 def run(
-    cloud: Cloud, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cloud: Cloud,
+    stage: str,
+    zips: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Run:
     """Runs a command for this stage. Returns its status, and what it printed."""
     for name, value in cloud.owner.environment.items():
@@ -56,7 +74,7 @@ def run(
     def run(*arguments: str, answer: str = "") -> tuple[int, str]:
         command, *rest = arguments
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-        status = deploy.main([command, "--stage", stage, *rest], pause=0.01)
+        status = deploy.main([command, "--stage", stage, *rest], pause=0.01, zips=zips)
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -255,6 +273,105 @@ def test_destroy_asks_leaves_the_messages_and_the_next_deploy_takes_them_back(
     assert status == 0, printed
     (message,) = sqs.receive_message(QueueUrl=url)["Messages"]
     assert message["Body"] == "kept"
+
+
+# The function -------------------------------------------------------------------------------------
+
+
+def function_of(cloud: Cloud, stage: str) -> dict[str, Any]:
+    """The function, and its code as Lambda has it."""
+    name = f"registrations-{stage}-function"
+    found = cloud.client("lambda").get_function(FunctionName=name)
+    return dict(found["Configuration"])
+
+
+def sha256_of(file: Path) -> str:
+    """The hash that Lambda gives for a zip."""
+    return base64.b64encode(hashlib.sha256(file.read_bytes()).digest()).decode()
+
+
+def test_one_command_makes_the_queue_and_the_function_with_its_trigger(
+    run: Run, cloud: Cloud, stage: str, secret: str, zips: Path
+) -> None:
+    status, printed = run("deploy", "--consumer", "function", secret)
+    assert status == 0, printed
+    assert set(stacks(cloud, stage)) == {"queue", "alarms", "function", "dashboard"}
+    made = function_of(cloud, stage)
+    assert made["CodeSha256"] == sha256_of(zips / "function-x86_64.zip")
+    assert made["Handler"] == "app.lambda_handler.handler"
+    variables = made["Environment"]["Variables"]
+    sqs, url = queue(cloud, stage)
+    assert variables["AWS_SQS_QUEUE_URL"].endswith(f"/{ACCOUNT}/registrations-{stage}")
+    assert "MONGO_URI" not in variables
+    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn", "VisibilityTimeout"])
+    (trigger,) = cloud.client("lambda").list_event_source_mappings(
+        FunctionName=made["FunctionName"]
+    )["EventSourceMappings"]
+    assert trigger["EventSourceArn"] == found["Attributes"]["QueueArn"]
+    assert trigger["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    needed = 6 * made["Timeout"] + trigger["MaximumBatchingWindowInSeconds"]
+    assert int(found["Attributes"]["VisibilityTimeout"]) >= needed
+    board = cloud.client("cloudwatch").get_dashboard(
+        DashboardName=f"registrations-{stage}-dashboard"
+    )
+    assert f"registrations-{stage}" in board["DashboardBody"]
+    status, printed = run("deploy", "--consumer", "function")
+    assert (status, printed.count("nothing to do.")) == (0, 4), printed
+
+
+def test_a_new_zip_changes_the_function_and_destroy_takes_it_away_but_not_the_messages(
+    run: Run, cloud: Cloud, stage: str, secret: str, zips: Path
+) -> None:
+    run("deploy", "--consumer", "function", secret)
+    sqs, url = queue(cloud, stage)
+    sqs.send_message(QueueUrl=url, MessageBody="kept")
+    file = zips / "function-x86_64.zip"
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("more.py", "")
+    status, printed = run("deploy", "--consumer", "function")
+    assert status == 0, printed
+    assert "Modify  Function (AWS::Lambda::Function)" in printed
+    assert function_of(cloud, stage)["CodeSha256"] == sha256_of(file)
+    status, printed = run("destroy", "--yes")
+    assert status == 0, printed
+    assert stacks(cloud, stage) == {}
+    assert f"/{ACCOUNT}/registrations-{stage}: stays, with 1 messages." in printed
+    status, printed = run("deploy", "--consumer", "function", secret)
+    assert status == 0, printed
+    assert [each["Body"] for each in sqs.receive_message(QueueUrl=url)["Messages"]] == ["kept"]
+
+
+def test_the_next_deploy_takes_the_zip_for_the_processor_that_the_function_has(
+    run: Run, cloud: Cloud, stage: str, secret: str, zips: Path
+) -> None:
+    run("deploy", "--consumer", "function", secret, "Architecture=arm64")
+    status, printed = run("deploy", "--consumer", "function")
+    assert status == 0, printed
+    made = function_of(cloud, stage)
+    assert made["Architectures"] == ["arm64"]
+    assert made["CodeSha256"] == sha256_of(zips / "function-arm64.zip")
+
+
+def test_a_function_in_the_network_of_the_stage_has_the_address_of_its_gateway(
+    run: Run, cloud: Cloud, stage: str, secret: str
+) -> None:
+    status, printed = run("deploy", "--consumer", "function", "--network", secret)
+    assert status == 0, printed
+    network = function_of(cloud, stage)["VpcConfig"]
+    ec2 = cloud.client("ec2")
+    (group,) = ec2.describe_security_groups(GroupIds=network["SecurityGroupIds"])["SecurityGroups"]
+    assert group["VpcId"] in printed
+    tables = ec2.describe_route_tables(
+        Filters=[{"Name": "association.subnet-id", "Values": network["SubnetIds"]}]
+    )["RouteTables"]
+    ways = [route.get("NatGatewayId") for table in tables for route in table["Routes"]]
+    assert any(ways)
+
+
+def test_without_a_zip_it_says_how_to_build_one(run: Run, secret: str, zips: Path) -> None:
+    (zips / "function-x86_64.zip").unlink()
+    status, printed = run("deploy", "--consumer", "function", secret)
+    assert (status, "Run `make lambda`" in printed) == (1, True)
 
 
 def test_a_file_is_uploaded_once_by_the_hash_of_its_content(
