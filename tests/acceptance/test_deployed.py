@@ -30,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 
 API = "app.api_handler.handler"
 
+#: The permission to read a secret, and the variables that name the secrets.
+READ = "secretsmanager:GetSecretValue"
+VARIABLES = {"MongoSecretArn": "MONGO_SECRET_ARN", "ApiKeysSecretArn": "API_KEYS_SECRET_ARN"}
+
 USER = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "Kim-1f9c"}}
 REGISTRATION = json.dumps({"id": "id-1", "action": "registerUser", "data": USER})
 
@@ -83,14 +87,41 @@ class Site:
 
 def role_of(stack: Stack, name: str) -> Identity:
     """Somebody with the policies of a role of the stack."""
+    return stack.cloud.role(*documents_of(stack, name))
+
+
+def documents_of(stack: Stack, name: str) -> list[dict[str, Any]]:
+    """The policies of a role of the stack."""
     iam, role = stack.cloud.client("iam"), stack.resources[name]
-    documents = [
+    documents: list[dict[str, Any]] = [
         iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
         for policy in iam.list_role_policies(RoleName=role)["PolicyNames"]
     ]
     for policy in iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
         documents.append(document_of(iam, policy["PolicyArn"]))
+    return documents
+
+
+def without(stack: Stack, role: str, action: str, resource: str) -> Identity:
+    """Somebody with the policies of a role of the stack, but for one permission."""
+    documents = [
+        {
+            **document,
+            "Statement": [
+                {"Effect": "Allow", "Action": each, "Resource": where}
+                for statement in document["Statement"]
+                for each in _list(statement["Action"])
+                for where in _list(statement["Resource"])
+                if (each, where) != (action, resource)
+            ],
+        }
+        for document in documents_of(stack, role)
+    ]
     return stack.cloud.role(*documents)
+
+
+def _list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
 
 
 def document_of(iam: Any, arn: str) -> dict[str, Any]:
@@ -177,7 +208,7 @@ def test_without_the_permission_for_its_secret_the_function_does_not_work(
 ) -> None:
     site = Site(cloud, "function")
     stack = site.function(mongo_uri)
-    identity = cloud.role(site.stack.document("ConsumerPolicyArn"))
+    identity = without(stack, "FunctionRole", READ, stack.given["MongoSecretArn"])
     site.queues.client.send_message(QueueUrl=site.queues.url, MessageBody=REGISTRATION)
     given = process(tmp_path, identity, variables_of(stack, "Function"))
     with cloud.enforced(), sandbox(tmp_path, given, root=ROOT) as function:
@@ -205,13 +236,14 @@ def test_the_api_does_its_job_with_its_role_and_its_variables(
         assert denied["statusCode"] == 401
 
 
-def test_without_the_permission_for_its_keys_the_api_does_not_start(
-    cloud: Cloud, tmp_path: Path, mongo_server: MongoServer
+@pytest.mark.parametrize("secret", ["MongoSecretArn", "ApiKeysSecretArn"])
+def test_without_the_permission_for_a_secret_the_api_does_not_start(
+    cloud: Cloud, tmp_path: Path, mongo_server: MongoServer, secret: str
 ) -> None:
     site = Site(cloud, "function")
     stack = site.function(mongo_server.uri("test"))
-    identity = cloud.role(site.stack.document("ProducerPolicyArn"))
+    identity = without(stack, "ApiRole", READ, stack.given[secret])
     given = process(tmp_path, identity, variables_of(stack, "ApiFunction"))
     with cloud.enforced(), sandbox(tmp_path, given, root=ROOT, handler=API) as api:
-        what = "API_KEYS_SECRET_ARN: the secret cannot be read (AccessDenied"
+        what = f"{VARIABLES[secret]}: the secret cannot be read (AccessDenied"
         wait_until(lambda: what in api.log_text(), 30, "the refusal")
