@@ -5,7 +5,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,12 @@ REQUIREMENTS = ROOT / "tests" / "ministack.txt"
 START_SECONDS = 30
 PIP_SECONDS = 300
 
-SERVICES = "sqs,lambda,iam,logs,secretsmanager,sts"
+SERVICES = "sqs,lambda,iam,logs,secretsmanager,sts,s3,cloudformation"
+
+TEMPLATES = ROOT / "infra"
+
+#: Seconds until a stack is complete.
+STACK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,29 @@ class Ministack:
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=ACCESS_KEY,
         )
+
+    def stack(self, name: str, template: str, **parameters: str) -> dict[str, str]:
+        """Deploy a template of `infra/`. Returns the outputs."""
+        given = [{"ParameterKey": key, "ParameterValue": text} for key, text in parameters.items()]
+        with closing(self.client("cloudformation")) as client:
+            client.create_stack(
+                StackName=name,
+                TemplateBody=(TEMPLATES / template).read_text(),
+                Parameters=given,
+                Capabilities=["CAPABILITY_IAM"],
+            )
+
+            def described() -> Any:
+                return client.describe_stacks(StackName=name)["Stacks"][0]
+
+            wait_until(
+                lambda: not described()["StackStatus"].endswith("_IN_PROGRESS"),
+                STACK_SECONDS,
+                f"the stack {name}",
+            )
+            made = described()
+        assert made["StackStatus"] == "CREATE_COMPLETE", made
+        return {each["OutputKey"]: each["OutputValue"] for each in made["Outputs"]}
 
 
 def python() -> Path:
@@ -70,6 +98,8 @@ def running(directory: Path, *, checks_signatures: bool = False) -> Iterator[Min
         "TMPDIR": str(directory),
         # Otherwise it listens on all addresses, and for MQTT on another port.
         "BIND_HOST": ports.HOST,
+        # The host in the URLs of queues.
+        "MINISTACK_HOST": ports.HOST,
         "IOT_MTLS_ENABLED": "0",
         "GATEWAY_PORT": str(port),
         "SERVICES": SERVICES,

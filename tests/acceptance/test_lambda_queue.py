@@ -1,4 +1,5 @@
-"""The zip of the Lambda function behind a real queue: a local AWS receives, invokes and deletes."""
+"""The zip of the Lambda function on the queue and behind the trigger of the templates: a local AWS
+deploys them, receives, invokes and deletes."""
 
 import json
 import platform
@@ -11,11 +12,9 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from devstack import sqs
 from infra.function_zip import Target, build
 from sqs_broker.rules.dead_letter import read_note
 from tests import ministack
-from tests.acceptance.function import HANDLER
 from tests.ministack import Ministack
 from tests.services import Queues, wait_until
 
@@ -42,12 +41,32 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def queues(aws: Ministack) -> Iterator[Queues]:
-    """A queue and its dead-letter queue, with `maxReceiveCount` 10."""
-    client, name = aws.client("sqs"), f"test-{uuid.uuid4().hex[:8]}"
-    pair = sqs.create_queues(client, name, visibility_timeout=210, max_receive_count=10)
-    yield Queues(client, aws.endpoint_url, pair.url, pair.dead_letter_url)
-    client.close()
+def stage() -> str:
+    """A name for the stacks of a test."""
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def queues(aws: Ministack, stage: str) -> Iterator[Queues]:
+    """The queues of infra/queue.yaml, for a function."""
+    made = aws.stack(f"{stage}-queue", "queue.yaml", QueueName=stage, Consumer="function")
+    with closing(aws.client("sqs")) as client:
+        for url in (made["QueueUrl"], made["DeadLetterQueueUrl"]):
+            # A look into an empty queue would take as long as a long poll.
+            client.set_queue_attributes(
+                QueueUrl=url, Attributes={"ReceiveMessageWaitTimeSeconds": "0"}
+            )
+        yield Queues(client, aws.endpoint_url, made["QueueUrl"], made["DeadLetterQueueUrl"])
+
+
+@pytest.fixture(scope="module")
+def bucket(aws: Ministack, code: bytes) -> str:
+    """A bucket with the zip."""
+    name = f"code-{uuid.uuid4().hex[:8]}"
+    with closing(aws.client("s3")) as client:
+        client.create_bucket(Bucket=name)
+        client.put_object(Bucket=name, Key="function.zip", Body=code)
+    return name
 
 
 @pytest.fixture
@@ -59,37 +78,34 @@ def secret(aws: Ministack, mongo_uri: str) -> str:
 
 
 @pytest.fixture
-def function(aws: Ministack, code: bytes, queues: Queues, secret: str) -> Iterator[str]:
-    """The function and its trigger. Gives its name."""
-    variables = {
-        "AWS_ENDPOINT_URL": aws.endpoint_url,
-        "AWS_SQS_QUEUE_URL": queues.url,
-        "AWS_SQS_DLQ_URL": queues.dead_letter_url,
-        "MONGO_SECRET_ARN": secret,
-        "SQS_BACKOFF_BASE": "0.1",
-    }
-    arn = queues.client.get_queue_attributes(QueueUrl=queues.url, AttributeNames=["QueueArn"])
+def function(aws: Ministack, stage: str, bucket: str, queues: Queues, secret: str) -> Iterator[str]:
+    """The function and its trigger, of infra/function.yaml. Gives its name."""
+    made = aws.stack(
+        f"{stage}-function",
+        "function.yaml",
+        QueueStack=f"{stage}-queue",
+        CodeBucket=bucket,
+        CodeKey="function.zip",
+        MongoSecretArn=secret,
+        BatchingWindow="1",
+    )
+    name = made["FunctionName"]
     with closing(aws.client("lambda")) as client:
-        client.create_function(
-            FunctionName=queues.name,
-            Runtime="python3.13",
-            Role="arn:aws:iam::000000000000:role/function",
-            Handler=HANDLER,
-            Code={"ZipFile": code},
-            Timeout=30,
-            MemorySize=512,
-            Environment={"Variables": variables},
+        given = client.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        # What stands in for AWS, and backoffs that the test can wait for.
+        more = {"AWS_ENDPOINT_URL": aws.endpoint_url, "SQS_BACKOFF_BASE": "0.1"}
+        client.update_function_configuration(
+            FunctionName=name, Environment={"Variables": given | more}
         )
-        mapping = client.create_event_source_mapping(
-            FunctionName=queues.name,
-            EventSourceArn=arn["Attributes"]["QueueArn"],
-            BatchSize=10,
-            MaximumBatchingWindowInSeconds=1,
-            FunctionResponseTypes=["ReportBatchItemFailures"],
+        (mapping,) = client.list_event_source_mappings(FunctionName=name)["EventSourceMappings"]
+        # ministack keeps a template's parameter as text, and then compares it with a number.
+        concurrency = int(mapping["ScalingConfig"]["MaximumConcurrency"])
+        client.update_event_source_mapping(
+            UUID=mapping["UUID"], ScalingConfig={"MaximumConcurrency": concurrency}
         )
-        yield queues.name
+        yield name
         client.delete_event_source_mapping(UUID=mapping["UUID"])
-        sys.stdout.write(f"--- the log of the function\n{log_of(aws, queues.name)}")
+        sys.stdout.write(f"--- the log of the function\n{log_of(aws, name)}")
 
 
 def log_of(aws: Ministack, function: str) -> str:
