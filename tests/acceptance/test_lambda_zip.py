@@ -90,6 +90,105 @@ def test_the_unpacked_zip_handles_events_without_any_other_package(
     assert (read_note(dead["MessageAttributes"]) or {})["reason"].startswith("the body is neither")
 
 
+#: The example of a standard queue's event:
+#: https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html
+DOCUMENTED = {
+    "Records": [
+        {
+            "messageId": id_,
+            "receiptHandle": handle,
+            "body": "Test message.",
+            "attributes": {
+                "ApproximateReceiveCount": "1",
+                "SentTimestamp": sent,
+                "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+                "ApproximateFirstReceiveTimestamp": received,
+            },
+            "messageAttributes": {
+                "myAttribute": {
+                    "stringValue": "myValue",
+                    "stringListValues": [],
+                    "binaryListValues": [],
+                    "dataType": "String",
+                }
+            },
+            "md5OfBody": "e4e68fb7bd0e697a0ae8f1bb342846b3",
+            "eventSource": "aws:sqs",
+            "eventSourceARN": "arn:aws:sqs:us-east-2:123456789012:my-queue",
+            "awsRegion": "us-east-2",
+        }
+        for id_, handle, sent, received in (
+            (
+                "059f36b4-87a3-44ab-83d2-661975830a7d",
+                "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a...",
+                "1545082649183",
+                "1545082649185",
+            ),
+            (
+                "2e1424d4-f796-459a-8184-9c92662be6da",
+                "AQEBzWwaftRI0KuVm4tP+/7q1rGgNqicHq...",
+                "1545082650636",
+                "1545082650649",
+            ),
+        )
+    ]
+}
+
+
+def test_the_documented_event_is_understood(function: Sandbox, queues: Queues) -> None:
+    # Of a queue that is not configured, no message may be deleted.
+    ids = [record["messageId"] for record in DOCUMENTED["Records"]]
+    assert function.invoke(DOCUMENTED).returned == ids
+    ours = [
+        record | {"eventSourceARN": f"arn:aws:sqs:us-east-1:000000000000:{queues.name}"}
+        for record in DOCUMENTED["Records"]
+    ]
+    # The messages cannot be deleted by these receipt handles, so Lambda does it.
+    assert function.invoke({"Records": ours}).returned == []
+    dead = queues.dead_letters()
+    assert [message["Body"] for message in dead] == ["Test message.", "Test message."]
+    assert {message["MessageAttributes"]["myAttribute"]["StringValue"] for message in dead} == {
+        "myValue"
+    }
+
+
+def test_ten_records_of_every_kind_end_as_in_a_worker(
+    function: Sandbox, queues: Queues, mongo_client: MongoClient, mongo_uri: str
+) -> None:
+    notification = {
+        "Type": "Notification",
+        "TopicArn": "arn:aws:sns:us-east-1:1:t",
+        "Message": registration("u9"),
+    }
+    bodies = [registration(f"u{number}") for number in range(3)]
+    bodies += [registration("u0").replace("Kim", "Lee"), "nonsense", json.dumps(notification)]
+    bodies += [registration("u5").replace("nickname", "name")]
+    bodies += [json.dumps({"id": "n1", "action": "increment", "data": {"input": 1}})]
+    bodies += [json.dumps({"action": "increment", "data": {"input": 1}})]
+    for body in bodies:
+        send(queues, body)
+    unknown = send(queues, registration("u6").replace("registerUser", "nobody"))
+    given = event_of(queues)
+    assert len(given["Records"]) == 10
+    for record in given["Records"]:
+        # Groups of a standard queue have no order. The local server takes no dead letters of them.
+        if record["body"] in (bodies[1], bodies[2]) or record["messageId"] == unknown:
+            record["attributes"] |= {"MessageGroupId": "g", "SequenceNumber": "1884949646046769"}
+    assert function.invoke(given).returned == [unknown]
+    database = mongo_client[mongo_uri.rsplit("/", 1)[1].split("?")[0]]
+    assert {user["user_id"] for user in database.users.find()} == {"u0", "u1", "u2", "u9"}
+    assert database.increments.count_documents({}) == 1
+    reasons = [
+        read_note(message["MessageAttributes"])["reason"] for message in queues.dead_letters()
+    ]
+    assert sorted(reasons) == [
+        "registerUser: user_info.nickname: Field required",
+        "the body is neither JSON nor base64 of JSON",
+        "the message has no id from its producer, so it cannot run once",
+        "the user is registered already, with another payload",
+    ]
+
+
 def test_no_module_is_compiled_in_the_sandbox(unpacked: Path) -> None:
     sources = {path.relative_to(unpacked) for path in unpacked.rglob("*.py")}
     compiled = {
