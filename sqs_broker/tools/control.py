@@ -41,9 +41,24 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+#: The ends of the host names of Amazon DocumentDB, which has no capped collections:
+#: https://docs.aws.amazon.com/documentdb/latest/devguide/mongo-apis.html
+DOCUMENTDB = tuple(
+    f".{service}.amazonaws.com{china}"
+    for service in ("docdb", "docdb-elastic")
+    for china in ("", ".cn")
+)
+
+
 def check_control(options: ControlOptions) -> Iterator[Finding]:
     """Check the control database with the control plane's own client. Nothing is raised."""
     if options.uri is None:
+        return
+    if any(host.endswith(DOCUMENTDB) for host in _hosts(options.uri)):
+        yield WORKS.fault(
+            "Amazon DocumentDB has no capped collections, which the control plane needs",
+            "Use MongoDB itself: Atlas, or a replica set of your own.",
+        )
         return
     try:
         check_driver(options)
@@ -61,6 +76,14 @@ def check_control(options: ControlOptions) -> Iterator[Finding]:
             exc.message,
             "Check that it runs, that its address is right, and that this user may read.",
         )
+
+
+def _hosts(uri: str) -> Iterator[str]:
+    """The hosts that a URI of MongoDB names. Nothing is looked up."""
+    after = uri.partition("://")[2]
+    authority = after.partition("/")[0].partition("?")[0].rpartition("@")[2]
+    for host in authority.lower().split(","):
+        yield host.partition(":")[0]
 
 
 def _check(store: "Store", options: ControlOptions) -> Iterator[Finding]:

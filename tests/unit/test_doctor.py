@@ -134,3 +134,21 @@ def test_the_brokers_texts_name_its_options_and_not_the_applications_variables()
     wrong = re.compile(rf"\b({'|'.join(variables)})\b")
     texts = {path: path.read_text() for path in (ROOT / "sqs_broker").rglob("*.py")}
     assert {path: names for path, text in texts.items() if (names := wrong.findall(text))} == {}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://user:x@users.cluster-c1.eu-west-1.docdb.amazonaws.com:27017/?tls=true",
+        "mongodb://user:x@a.c1.us-east-1.docdb.amazonaws.com,b.c1.us-east-1.docdb.amazonaws.com/u",
+        "mongodb+srv://user:x@users-1.eu-west-1.docdb-elastic.amazonaws.com",
+        "mongodb://user:x@Users.c1.cn-north-1.docdb.amazonaws.com.cn:27017",
+    ],
+)
+def test_documentdb_is_refused_by_its_name_before_any_call(doctor: Doctor, uri: str) -> None:
+    done = doctor("--json", control={"database_uri": uri})
+    findings = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
+    (finding,) = [each for each in findings if each["level"] == "fault"]
+    assert done.exit_code == 1
+    assert finding["text"].startswith("Amazon DocumentDB has no capped collections")
+    assert "Atlas" in finding["fix"]
