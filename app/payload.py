@@ -37,6 +37,9 @@ EACH = "*"
 #: Means that there is no value. (None is a value.)
 NOTHING: Any = object()
 
+#: A union of types, which `isinstance` accepts too, would be created for each call.
+_CONTAINERS = (dict, list)
+
 #: The camel-case spelling of a field. The cache is limited, because names come from outside.
 _camel = lru_cache(maxsize=1024)(to_camel)
 
@@ -245,7 +248,7 @@ def _in_terms_of(known: str, message: Carrier, *, is_filled: bool = False) -> An
 
 def _value(place: _Place, read: Any, given: Any, is_filled: bool) -> Any:
     value = given if read is NOTHING else read
-    if not place.parts or not isinstance(value, dict | list):
+    if not place.parts or not isinstance(value, _CONTAINERS):
         return value
     if each := place.parts.get(EACH):
         return _elements(each, value, given, is_filled)
@@ -259,13 +262,16 @@ def _elements(each: _Place, value: Any, given: Any, is_filled: bool) -> Any:
 
 
 def _fields(place: _Place, read: Any, given: Any, is_filled: bool) -> dict[str, Any]:
-    given = _fields_given(given)
+    own = read if isinstance(read, dict) else {}
+    theirs: dict[str, Any] | None = None
     fields = {}
     for name, part in place.parts.items():
-        value = _at(read, name)
+        value = own.get(name, NOTHING)
         if value is NOTHING or part.parts:
-            theirs = given.get(part.spelling, given.get(name, NOTHING))
-            value = _value(part, value, theirs, is_filled)
+            if theirs is None:
+                theirs = _fields_given(given)
+            sent = theirs.get(part.spelling, theirs.get(name, NOTHING))
+            value = _value(part, value, sent, is_filled)
         if is_filled and value is NOTHING:
             value = part.default
         if value is not NOTHING and (is_filled or not _is_default(value, part)):
@@ -277,7 +283,9 @@ def _fields_given(given: Any) -> dict[str, Any]:
     """The fields that the producer sent, by the names that it used."""
     if isinstance(given, dict):
         return given
-    return given._given.fields if isinstance(given, Carrier) and given._given else {}
+    # One access: a private attribute of a pydantic model takes a microsecond.
+    kept = given._given if isinstance(given, Carrier) else None
+    return {} if kept is None else kept.fields
 
 
 def _at(content: Any, key: str | int) -> Any:
@@ -291,7 +299,7 @@ def _at(content: Any, key: str | int) -> Any:
 def _is_default(value: Any, place: _Place) -> bool:
     if type(value) is not type(place.default):
         return False  # In JSON, 1 is neither true nor 1.0.
-    if isinstance(value, dict | list):
+    if isinstance(value, _CONTAINERS):
         default = _value(place, place.default, NOTHING, is_filled=False)
         return _ENCODER.encode(value) == _ENCODER.encode(default)
     return bool(value == place.default)

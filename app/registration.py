@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -21,9 +20,9 @@ from pymongo.errors import (
 from app import payload
 from app.errors import AppError, Conflict, PermanentError, TransientError
 from app.messages import Provenance, Registration
-from app.models import RegistrationRecord, StoredPayload, User, UserInfo, connect, id_of, make_index
+from app.models import User, connect, id_of, make_index
+from app.new_user import document, key_of
 from app.payload import Comparison
-from app.settings import get_settings
 
 #: A registration, and where it came from.
 Pair = tuple[Registration, Provenance]
@@ -102,9 +101,9 @@ def _insert(
 ) -> bool:
     """Upsert one user. Return whether the user is new. An existing user must be read again, with
     read concern majority."""
-    key, new = _new_user(registration, provenance)
+    change = {"$setOnInsert": document(registration, provenance)}
     before = users.find_one_and_update(
-        key, {"$setOnInsert": new}, projection={"_id": 1}, upsert=True, hint=INDEX
+        key_of(registration), change, projection={"_id": 1}, upsert=True, hint=INDEX
     )
     return before is None
 
@@ -167,17 +166,8 @@ def write(
 
 
 def _upsert(registration: Registration, provenance: Provenance) -> UpdateOne:
-    key, new = _new_user(registration, provenance)
-    return UpdateOne(key, {"$setOnInsert": new}, upsert=True, hint=INDEX)
-
-
-def _new_user(
-    registration: Registration, provenance: Provenance
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The key of a user, and the document to insert if the user does not exist."""
-    stock_id, user_id = _key(registration)
-    user = User(id=id_of(stock_id, user_id), **_on_insert(registration, provenance))
-    return {"stock_id": stock_id, "user_id": user_id}, user.to_mongo().to_dict()
+    change = {"$setOnInsert": document(registration, provenance)}
+    return UpdateOne(key_of(registration), change, upsert=True, hint=INDEX)
 
 
 def _partly_written(details: Mapping[str, Any], total: int) -> Written:
@@ -255,25 +245,3 @@ def _registered_before(registration: Registration, user: Mapping[str, Any]) -> R
 
 def _key(registration: Registration) -> tuple[str, str]:
     return registration.stock_id, registration.user_id
-
-
-def _on_insert(registration: Registration, provenance: Provenance) -> dict[str, Any]:
-    """The fields of a new user, without the key."""
-    now = datetime.now(UTC)
-    money = registration.money
-    return {
-        "user_info": UserInfo(**registration.user_info.model_dump()),
-        "index": registration.index,
-        "money": get_settings().starting_money if money is None else money,
-        "loan_count": registration.loan_count,
-        "last_activity_time": now,
-        "registration": RegistrationRecord(
-            message_id=provenance.message_id,
-            source=provenance.source,
-            deliveries=provenance.deliveries,
-            enqueued_at=provenance.enqueued_at,
-            registered_at=now,
-            payload_hash=registration.payload_hash(),
-        ),
-        "payload": StoredPayload(**payload.record(registration)),
-    }
