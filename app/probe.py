@@ -20,7 +20,7 @@ from app.messages import Provenance, Registration, Source
 from app.models import User
 from app.mongo import Client, address_of, open_client
 from app.once import OnceRecord, in_transaction
-from app.registration import write
+from app.registration import Pair, insert, upsert
 from app.schema import find_faults
 from sqs_broker.errors import label
 
@@ -86,17 +86,20 @@ def try_writes(database: Database[dict[str, Any]]) -> None:
 
 
 def _try_a_user(database: Database[dict[str, Any]], session: ClientSession) -> None:
-    """Write a user as a registration does, and roll it back before anybody can see it."""
+    """Write users as registrations do, and roll that back before anybody can see it."""
+    with session.start_transaction():
+        users = database[User._meta["collection"]]
+        for write in (insert, upsert):
+            for refused in write(users, [_pair()], session).refused.values():
+                raise refused
+        session.abort_transaction()
+
+
+def _pair() -> Pair:
     registration = Registration.model_validate(
         {"stock_id": "probe", "user_id": uuid.uuid4().hex, "user_info": {"nickname": "probe"}}
     )
-    provenance = Provenance("probe", True, Source.CELERY, 1, datetime.now(UTC))
-    with session.start_transaction():
-        users = database[User._meta["collection"]]
-        written = write(users, [(registration, provenance)], session)
-        session.abort_transaction()
-    for refused in written.refused.values():
-        raise refused
+    return registration, Provenance("probe", True, Source.CELERY, 1, datetime.now(UTC))
 
 
 def _try_a_record(database: Database[dict[str, Any]], session: ClientSession) -> None:

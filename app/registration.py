@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import InsertOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import (
@@ -19,6 +19,7 @@ from pymongo.errors import (
 
 from app import payload
 from app.errors import AppError, Conflict, PermanentError, TransientError
+from app.indexes import Sight
 from app.messages import Provenance, Registration
 from app.models import User, connect, id_of, make_index
 from app.new_user import document, key_of
@@ -34,13 +35,17 @@ DUPLICATE_KEY = 11_000
 #: MongoDB's error code if, among other things, a write names an index that does not exist.
 BAD_VALUE = 2
 
-#: Each write names this index as a hint. If the index is missing, MongoDB refuses the write instead
-#: of scanning all users.
+#: Each upsert names this index as a hint. If the index is missing, MongoDB refuses the upsert,
+#: instead of scanning all users.
 INDEX = [("stock_id", 1), ("user_id", 1)]
 
 #: The fields of the indexes that refuse a second user with the same key. Any other unique index was
 #: not created by this program.
 OUR_KEYS = ({"_id"}, {"stock_id", "user_id"})
+
+
+#: Whether this process has seen the unique index. Only then it inserts.
+_sight = Sight(User._meta["indexes"])
 
 
 class Result(StrEnum):
@@ -112,16 +117,19 @@ def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongo
     """Store the users of many registrations as `register` does, in one round trip, or two if any of
     the users existed before. Return the result or the error of each, in order.
 
+    If this process has seen the unique index within the last seconds, it inserts the users, and
+    the index refuses those that exist. Otherwise it upserts them, with the index as a hint.
+
     Raises pymongo's errors if no outcome is known. Then each registration may be tried again.
     """
     connect()
     users = User._get_collection()
-    written = write(users, pairs)
+    written = insert(users, pairs) if _sight.has_all(users) else upsert(users, pairs)
     if written.lacks_the_index and users.find_one({}, {"_id": 1}) is None:
         # No worker has used this database yet, or the collection was dropped.
         for declared in User._meta["indexes"]:
             make_index(users, declared)
-        written = write(users, pairs)
+        written = upsert(users, pairs)
     before = _find(users, [pairs[place][0] for place in written.places_before(len(pairs))])
     outcomes: list[Registered | AppError | PyMongoError] = []
     for place, (registration, _) in enumerate(pairs):
@@ -134,7 +142,7 @@ def register_many(pairs: Sequence[Pair]) -> list[Registered | AppError | PyMongo
 
 @dataclass
 class Written:
-    """MongoDB's answer to many upserts, by their positions."""
+    """MongoDB's answer to many inserts or upserts, by their positions."""
 
     new: set[int] = field(default_factory=set)
     refused: dict[int, PyMongoError] = field(default_factory=dict)
@@ -151,17 +159,35 @@ class Written:
         return [p for p in range(total) if p not in self.new and p not in self.refused]
 
 
-def write(
+def insert(
     users: Collection[dict[str, Any]], pairs: Sequence[Pair], session: ClientSession | None = None
 ) -> Written:
-    """Upsert all users in one call. Raises pymongo's errors if MongoDB reports nothing about the
-    single users."""
+    """Insert all users in one call. Users that exist are refused by the unique indexes, so these
+    must be there. Raises what `upsert` raises.
+
+    An insert takes less than half of the CPU that an upsert takes on the server.
+    """
+    inserts = [InsertOne(document(registration, provenance)) for registration, provenance in pairs]
+    try:
+        users.bulk_write(inserts, ordered=False, session=session)
+    except BulkWriteError as exc:
+        failed = {error["index"] for error in exc.details["writeErrors"]}
+        return _partly_written(exc.details, len(pairs), set(range(len(pairs))) - failed)
+    return Written(new=set(range(len(pairs))))
+
+
+def upsert(
+    users: Collection[dict[str, Any]], pairs: Sequence[Pair], session: ClientSession | None = None
+) -> Written:
+    """Upsert all users in one call. MongoDB refuses all of them if the index of the hint is
+    missing. Raises pymongo's errors if MongoDB reports nothing about the single users."""
     upserts = [_upsert(registration, provenance) for registration, provenance in pairs]
     try:
         # Unordered, so that a refused upsert does not stop those after it.
         answer = users.bulk_write(upserts, ordered=False, session=session)
     except BulkWriteError as exc:
-        return _partly_written(exc.details, len(pairs))
+        new = {upserted["index"] for upserted in exc.details["upserted"]}
+        return _partly_written(exc.details, len(pairs), new)
     return Written(new=set(answer.upserted_ids or ()))
 
 
@@ -170,12 +196,12 @@ def _upsert(registration: Registration, provenance: Provenance) -> UpdateOne:
     return UpdateOne(key_of(registration), change, upsert=True, hint=INDEX)
 
 
-def _partly_written(details: Mapping[str, Any], total: int) -> Written:
+def _partly_written(details: Mapping[str, Any], total: int, new: set[int]) -> Written:
     for error in details["writeConcernErrors"]:
         # The writes may still be rolled back, so none of them counts.
         lost = WriteConcernError("no majority has acknowledged the write", error["code"])
         return Written(refused=dict.fromkeys(range(total), lost))
-    written = Written(new={upserted["index"] for upserted in details["upserted"]})
+    written = Written(new=new)
     for error in details["writeErrors"]:
         if not _is_stored(error):
             refused = WriteError("MongoDB refused the write", error["code"])
@@ -184,8 +210,8 @@ def _partly_written(details: Mapping[str, Any], total: int) -> Written:
 
 
 def _is_stored(error: Mapping[str, Any]) -> bool:
-    """Whether a user with this key is stored. If two upserts run at the same time, MongoDB inserts
-    one of them and may refuse the other."""
+    """Whether a user with this key is stored: MongoDB refuses to insert it again, and may refuse
+    one of two upserts at the same time."""
     return error["code"] == DUPLICATE_KEY and set(error["keyPattern"]) in OUR_KEYS
 
 

@@ -4,7 +4,7 @@ This module only reads what MongoDB reports about them. The probe (app/probe.py)
 MongoDB accepts a write. See docs/mongodb.md.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pymongo.errors import OperationFailure
 
 from app.counter import Counter, Increments
 from app.errors import SettingsError
+from app.indexes import Info, differences, has_keys, is_as_declared, is_simple
 from app.models import User, make_index
 from app.once import OnceRecord
 
@@ -24,13 +25,8 @@ DOCUMENTS = (User, OnceRecord, Increments, Counter)
 #: name or its keys.
 DUPLICATE_KEY, INDEX_OPTIONS_CONFLICT, INDEX_KEY_SPECS_CONFLICT = 11_000, 85, 86
 
-#: The options of an index that change what it does. Other options only say how it is stored.
-_MEANINGFUL = ("unique", "sparse", "partialFilterExpression", "expireAfterSeconds", "collation")
-
 #: What an index of this program is for.
 NEEDED = "without it, a message could be applied twice, or records could stay for ever"
-
-Info = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ def _faults_of_collection(name: str, info: Info) -> Iterator[Fault]:
             "it is capped, so MongoDB deletes the oldest documents",
             "Copy the documents to a collection that is not capped, and give that one this name.",
         )
-    if not _is_simple(options.get("collation")):
+    if not is_simple(options.get("collation")):
         yield Fault(
             subject,
             "its collation treats different ids as equal (such as U1 and u1)",
@@ -161,7 +157,7 @@ def _faults_of_indexes(
         yield from _faults_of_declared(f"index {name}.{index['name']}", index, indexes)
     names = {"_id_", *(index["name"] for index in declared)}
     for found in indexes:
-        if found["name"] in names or any(_has_keys(found, index) for index in declared):
+        if found["name"] in names or any(has_keys(found, index) for index in declared):
             continue
         subject = f"index {name}.{found['name']}"
         if found.get("unique"):
@@ -179,11 +175,11 @@ def _faults_of_indexes(
 
 
 def _faults_of_declared(subject: str, index: Info, indexes: Sequence[Info]) -> Iterator[Fault]:
-    same_keys = [found for found in indexes if _has_keys(found, index)]
-    if any(_is_as_declared(found, index) for found in same_keys):
+    same_keys = [found for found in indexes if has_keys(found, index)]
+    if any(is_as_declared(found, index) for found in same_keys):
         return
     if same_keys:
-        what = ", ".join(_differences(same_keys[0], index))
+        what = ", ".join(differences(same_keys[0], index))
         yield Fault(
             subject,
             f"it differs from the code ({what}); {NEEDED}",
@@ -202,40 +198,6 @@ def _faults_of_declared(subject: str, index: Info, indexes: Sequence[Info]) -> I
             "Start a worker, which creates it.",
             is_missing=True,
         )
-
-
-def _has_keys(found: Info, declared: Info) -> bool:
-    return [(name, _direction(value)) for name, value in found["key"].items()] == [
-        (name, 1) for name in declared["fields"]
-    ]
-
-
-def _direction(value: Any) -> Any:
-    # MongoDB may return whole numbers as floats. Other kinds of index have a word here.
-    return int(value) if isinstance(value, int | float) else value
-
-
-def _is_as_declared(found: Info, declared: Info) -> bool:
-    return not _differences(found, declared)
-
-
-def _differences(found: Info, declared: Info) -> list[str]:
-    """The options by which an index works differently from the declared one with the same keys."""
-    options = {name: found.get(name) or None for name in _MEANINGFUL if name != "collation"}
-    wanted = {name: declared.get(name) or None for name in options}
-    differing = [name for name in options if options[name] != wanted[name]]
-    # 0 seconds is not the same as no expiry.
-    if ("expireAfterSeconds" in found) != ("expireAfterSeconds" in declared):
-        differing.append("expireAfterSeconds")
-    if not _is_simple(found.get("collation")):
-        differing.append("collation")
-    if found.get("hidden"):
-        differing.append("hidden")
-    return differing
-
-
-def _is_simple(collation: Info | None) -> bool:
-    return collation is None or collation.get("locale") == "simple"
 
 
 def _name(document: Any) -> str:

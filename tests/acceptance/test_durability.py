@@ -304,7 +304,8 @@ def test_no_message_pays_for_a_write_that_mongodb_refuses_for_a_while(
     scene = scene_of(whole)
     scene.work()
     namespace = f"{scene.name}.users"
-    with whole.fail_command("update", "findAndModify", errorCode=code, namespace=namespace):
+    writes = ("insert", "update", "findAndModify")
+    with whole.fail_command(*writes, errorCode=code, namespace=namespace):
         scene.send(*names("u", 20))
         scene.wait_for("outage.begins")
         with pytest.raises(TimeoutError):

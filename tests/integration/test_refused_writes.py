@@ -19,7 +19,7 @@ from app.typed_task import TypedTask
 
 Fail = Callable[..., AbstractContextManager[None]]
 
-WRITES = ["update", "findAndModify"]
+WRITES = ["insert", "update", "findAndModify"]
 
 #: Codes by which MongoDB and what speaks its protocol refuse a write; the last one means nothing.
 REFUSALS = (

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import mongoengine as me
 import pytest
+from bson import ObjectId
 from pymongo import monitoring
 from pymongo.errors import WriteError
 
@@ -157,10 +158,47 @@ def results(outcomes: list[Any]) -> list[Any]:
 def test_many_registrations_are_one_round_trip() -> None:
     register(registration(), provenance())
 
+    def twice() -> None:
+        register_many(pairs(*"abcdefghij"))
+        register_many(pairs(*"klmnopqrst"))
+
+    # A new client looks whether the index is there, then not again for some time.
+    assert commands_of(twice) == ["listIndexes", "insert", "insert"]
+    assert User.objects.count() == 21
+
+
+def test_many_registrations_that_came_before_are_two_round_trips() -> None:
+    register_many(pairs(*"abcdefghij"))
+
     sent = commands_of(lambda: register_many(pairs(*"abcdefghij")))
 
-    assert sent == ["update"]
-    assert User.objects.count() == 11
+    assert sent == ["listIndexes", "insert", "find"]
+    assert User.objects.count() == 10
+
+
+def test_a_client_that_has_not_seen_the_index_inserts_nothing() -> None:
+    register_many(pairs("u1", "u2"))
+    User._get_collection().drop_index("stock_id_user_id")
+
+    models.disconnect()
+    outcomes = register_many(pairs("u3", "u4"))
+
+    assert results(outcomes) == [WriteError] * 2
+    assert User.objects.count() == 2
+
+
+def test_a_user_of_a_release_with_other_ids_is_found_among_many() -> None:
+    register(registration(user_id="old"), provenance())
+    users = User._get_collection()
+    before = users.find_one_and_delete({})
+    assert before is not None
+    users.insert_one({**before, "_id": ObjectId()})
+
+    assert results(register_many(pairs("old", "new"))) == [
+        Result.ALREADY_REGISTERED,
+        Result.REGISTERED,
+    ]
+    assert User.objects.count() == 2
 
 
 def test_many_make_the_same_users_as_one_by_one() -> None:
