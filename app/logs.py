@@ -29,6 +29,7 @@ from app.log_stream import GatheringHandler, LogFile, Stream, can_take, unblock
 from app.prints import Prints
 from app.settings import get_settings
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError
+from sqs_broker.worker.per_job import once_a_job
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ def redirect_prints(conf: Any) -> None:
         task_postrun.connect(_end_prints)
 
 
+@once_a_job
 def _end_prints(**_: Any) -> None:
     """Log what a task has printed, also if its last line has no end."""
     for stream in (sys.stdout, sys.stderr):

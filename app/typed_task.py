@@ -63,6 +63,9 @@ class TypedTask(Task):
     dead_letter_on = (PermanentError,)
     suspect_on = _SuspectOn()
     model: ClassVar[type[Message] | None] = None
+    #: In a shared job `run_many` reads the messages, and not `__call__` (see
+    #: sqs_broker/worker/listeners.py).
+    skips_call = True
     #: The names of unknown fields that this process has logged.
     _logged: ClassVar[set[str]] = set()
 
@@ -146,6 +149,11 @@ class TypedTask(Task):
             return self._run_typed(*args, **kwargs)
         return self.guarded(self._run_typed, args, kwargs)
 
+    @property
+    def needs_request(self) -> bool:
+        """Whether a shared job needs Celery's requests: not to make pairs of `Call.given`."""
+        return self.model is None
+
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
         """The outcomes of `many`, which takes pairs of (message, provenance). A message that its
         model refuses is not passed to it."""
@@ -158,7 +166,7 @@ class TypedTask(Task):
 
     def _read(self, call: Call) -> tuple[Message, Provenance] | Exception:
         try:
-            return self._message(tuple(call.args), call.kwargs), _provenance(call.request)
+            return self._message(tuple(call.args), call.kwargs), _provenance(call.given)
         except Exception as exc:
             # Broad on purpose: a model's check may raise anything, and the other messages must run.
             return exc
@@ -166,7 +174,7 @@ class TypedTask(Task):
     def _run_typed(self, /, *args: Any, **kwargs: Any) -> Any:
         is_a_call = self.request.called_directly or self.request.is_eager
         message = self._given(args, kwargs) if is_a_call else self._message(args, kwargs)
-        return self.run(message, _provenance(self.request))
+        return self.run(message, _provenance(vars(self.request)))
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
         """The message that a caller gives. Raises InvalidMessage."""
@@ -230,10 +238,11 @@ def refuse_unknown(following: Any, tasks: Mapping[str, Any]) -> None:
     refuse_unknown([options.get(name) for name in CANVAS], tasks)
 
 
-def _provenance(request: Any) -> Provenance:
-    provenance: Provenance | None = getattr(request, "delivery", None)
+def _provenance(request: Mapping[str, Any]) -> Provenance:
+    """Where a message came from, by what is known of it."""
+    provenance: Provenance | None = request.get("delivery")
     if provenance is not None:
         return provenance
     # The task was called without a queue: directly, with apply(), or eagerly.
-    id_ = request.id
+    id_ = request.get("id")
     return Provenance(id_ or "", id_ is not None, Source.CELERY, 1, datetime.now(UTC))

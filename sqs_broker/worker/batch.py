@@ -5,23 +5,31 @@ trace. The traces are nested: the last message's trace starts first, the first m
 last, then the work runs, and then the traces end in the order of the messages. So for each message
 the work is inside whatever Celery or a library does before and after a run (signals, spans,
 scopes). Links, chains, retries and dead letters are the same as for a message that runs alone.
+
+If nobody notices the traces (sqs_broker/worker/listeners.py), the work runs first, and only the
+messages that failed, or that something follows, go through them.
 """
 
 import contextvars
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from celery import current_app
+from celery import current_app, signals
+from celery._state import pop_current_task, push_current_task
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.states import SUCCESS
 from celery.utils.serialization import get_pickleable_exception
 
 from sqs_broker.machine.frames import with_space
 from sqs_broker.worker.failures import unwrapped, verdict_of
+from sqs_broker.worker.listeners import has_followers, has_listeners
+from sqs_broker.worker.results import shown_result
 
 #: What Celery's trace returns for a run: whether it failed, its result or failure, its seconds.
 Traced = tuple[int, Any, float | None]
@@ -33,7 +41,13 @@ class Call:
 
     args: list[Any]
     kwargs: dict[str, Any]
-    request: Context
+    given: Mapping[str, Any]
+    """What the worker knows of the message, by the names that `request` has."""
+
+    @cached_property
+    def request(self) -> Context:
+        """Celery's request of the message. It takes 10 us to create."""
+        return Context(self.given)
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,13 @@ class _Run:
 
     def finish(self) -> list[Traced]:
         """Run the whole job."""
+        try:
+            if not has_listeners(self._task, self._trace):
+                self._context.copy().run(self._run_untraced)
+        except Exception as exc:
+            # Broad on purpose: the messages that are left go through their traces.
+            if isinstance(exc, SoftTimeLimitExceeded):
+                self._limit = exc
         # The loop repeats only if a message fails before its function is called.
         while self._left:
             self._enter()
@@ -120,6 +141,38 @@ class _Run:
         finally:
             self._inside[place] = monotonic() - began
         return self._outcomes[place]
+
+    def _run_untraced(self) -> None:
+        """Do the work of all messages, and end those that need no trace."""
+        self._entered = list(self._left)
+        try:
+            self._outcomes = self._work_as(self._jobs[0])
+        finally:
+            self._entered = []
+        for place, outcome in self._outcomes.items():
+            is_result = not isinstance(outcome, BaseException | type)
+            if is_result and not has_followers(self._jobs[place].embed):
+                shown = shown_result(outcome, self._task.resultrepr_maxsize)
+                self._traced[place] = 0, shown, self._share
+                self._left.remove(place)
+
+    def _work_as(self, job: Job) -> dict[int, Any]:
+        """Do the work, with this message as the current one, as in the innermost trace. What the
+        work sends is then a child of this message."""
+        given = {"args": job.args, "kwargs": job.kwargs, "called_directly": False}
+        context = Context(job.request, **given, **(job.embed or {}))
+        self._task.request_stack.push(context)
+        push_current_task(self._task)
+        try:
+            return self._work()
+        finally:
+            pop_current_task()
+            self._task.request_stack.pop()
+            # Its only receivers are those that want one call for each job.
+            signals.task_postrun.send(
+                sender=self._task, task_id=job.id, task=self._task, retval=None, state=SUCCESS,
+                args=job.args, kwargs=job.kwargs,
+            )  # fmt: skip
 
     def _enter(self) -> None:
         place = self._left.pop()
@@ -147,7 +200,7 @@ class _Run:
         if self._limit is not None:
             return dict.fromkeys(places, self._limit)
         began = monotonic()
-        outcomes: dict[int, Any] = {place: _read(self._jobs[place]) for place in places}
+        outcomes: dict[int, Any] = {place: _read(self._jobs[place], self._task) for place in places}
         calls = [place for place in places if isinstance(outcomes[place], Call)]
         if calls:
             done = _run_many(self._task, [outcomes[place] for place in calls])
@@ -156,9 +209,13 @@ class _Run:
         return outcomes
 
 
-def _read(job: Job) -> Call | Exception:
+def _read(job: Job, task: Any) -> Call | Exception:
     try:
-        return Call(job.args, job.kwargs, Context(job.request))
+        call = Call(job.args, job.kwargs, job.request)
+        if getattr(task, "needs_request", True):
+            # Here, because in the work an error would be one of all messages.
+            _ = call.request
+        return call
     except Exception as exc:
         # Broad on purpose: the other messages still run.
         return exc

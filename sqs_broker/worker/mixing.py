@@ -23,6 +23,9 @@ RESERVED = ("retry", "__trace__", "policy", "most_retries", "eta_max", "brackets
 class Outermost(CeleryTask):
     """What is called before a method of the project's class, which need not call `super()`."""
 
+    #: See sqs_broker/worker/listeners.py.
+    skips_call = True
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task: its own `__call__` (Flask's opens a context), and within it the function.
         In a worker, turn a failure into a retry or a dead letter."""

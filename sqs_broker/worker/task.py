@@ -43,6 +43,10 @@ class Task(CeleryTask):
     abstract = True
     Request = "sqs_broker.worker.request:Request"
 
+    #: A shared job may skip the `__call__` of this class if the run succeeds
+    #: (sqs_broker/worker/listeners.py). What a subclass overrides has no part in that.
+    skips_call = True
+
     #: Permanent errors: a message that raises one is dead-lettered without a retry. The text of the
     #: exception is the reason, which operators see, so it must hold no personal data.
     dead_letter_on: ClassVar[tuple[type[Exception], ...]] = ()
@@ -59,6 +63,9 @@ class Task(CeleryTask):
     #: `many` share pool jobs (sqs_broker/worker/batches.py); the task's time limits apply to the
     #: whole job.
     many: ClassVar[Callable[[Sequence[Any]], Sequence[Any]] | None] = None
+
+    #: Whether `many` may ask its Calls for their `request`.
+    needs_request: Any = True
 
     #: The queue's policy, limited by the task's own `max_retries`.
     policy: ClassVar[Policy] = Policy()

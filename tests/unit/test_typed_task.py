@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, group
-from celery.app.task import Context
 from celery.exceptions import Retry
 from kombu import Connection
 from pydantic import ConfigDict, field_validator
@@ -431,7 +430,7 @@ def test_without_a_queue_a_task_runs_at_the_caller_under_the_id_it_is_given(
 
 
 def call(**kwargs: Any) -> Call:
-    return Call([], kwargs, Context({"id": "id-1", "delivery": DELIVERY}))
+    return Call([], kwargs, {"id": "id-1", "delivery": DELIVERY})
 
 
 @pytest.fixture
