@@ -14,6 +14,7 @@ _settings = required_settings()
 # A function writes its own metric lines.
 _has_metrics = _settings.worker_metrics_seconds > 0 and not is_function()
 _metrics = ["app.metrics:observer"] if _has_metrics else []
+_is_measured = _settings.worker_metrics_port is not None or _settings.worker_opentelemetry
 
 # The queues. They are used by name, and none is created at run time.
 broker_transport_options = {
@@ -29,6 +30,14 @@ broker_transport_options = {
     # The first keeps what became of the registrations that the HTTP API sent. The second does
     # nothing unless ECS_SCALE_IN_PROTECTION is set.
     "observers": ["app.outcomes.observer:observer", "app.scale_in:observer", *_metrics],
+    # By name, and only if it is used: a producer needs none of what it loads.
+    "metrics": {
+        "port": _settings.worker_metrics_port,
+        "address": _settings.worker_metrics_address,
+        "login": _settings.worker_metrics_login,
+        "opentelemetry": _settings.worker_opentelemetry,
+        "class_of": "app.metrics:class_of" if _is_measured else None,
+    },
     "wait_time_seconds": _settings.sqs_wait_time,
     # An option of this broker: Celery's own stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,

@@ -4,7 +4,6 @@ Flower reads its command line, then asks the loader for the tasks, then listens 
 command.py, app.py). So only the loader knows Flower's address and login before Flower listens.
 """
 
-import ipaddress
 import os
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from app.errors import SettingsError
 from app.logs import redirect_prints
 from app.settings import Settings, get_ecs_settings, get_producer_settings, get_settings
 from sqs_broker.machine import files
+from sqs_broker.machine.address import is_loopback
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import SqsError
@@ -117,14 +117,6 @@ def check_flower(options: Any, handlers: list[type]) -> None:
             f"Add `from app.flower import install; install()` to that file, or omit --conf."
         )
     _check_state(options)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach a server on this address. "" means all addresses."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _is_login(text: str) -> bool:

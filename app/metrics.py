@@ -1,5 +1,8 @@
-"""The metric lines of a worker, which CloudWatch reads from the log of a container."""
+"""The metric lines of a worker, which CloudWatch reads from the log of a container, and the classes
+of results.
+"""
 
+import re
 from typing import Any
 
 from celery import bootsteps
@@ -11,6 +14,18 @@ from sqs_broker.observers.metric_lines import MetricLines
 observer = MetricLines(
     get_settings().worker_metrics_seconds, queues=get_settings().queues, away=[AWAY]
 )
+
+#: How the result of a registration begins in the log.
+_BEGINS = re.compile(r"\{'result': '([a-z ]+)'")
+
+
+def class_of(task: str, result: str) -> str | None:
+    """The result of a registration, without the user; None for any other task."""
+    # A producer imports this module too, and needs no MongoDB driver.
+    from app.registration import Result
+
+    found = _BEGINS.match(result) if task == "registerUser" else None
+    return found[1] if found and found[1] in set(Result) else None
 
 
 class MetricsFlush(bootsteps.StartStopStep):

@@ -110,7 +110,10 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     give_defaults(celery_app)
     serve_pages()
     celery_app.steps["worker"].add("sqs_broker.tools.startup:StartChecks")
-    celery_app.steps["consumer"].add("sqs_broker.worker.health:Health")
+    celery_app.steps["consumer"] |= {
+        "sqs_broker.worker.health:Health",
+        "sqs_broker.worker.metrics:Metrics",
+    }
 
 
 def __getattr__(name: str) -> Any:

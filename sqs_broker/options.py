@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from sqs_broker.errors import ConfigurationError, UnknownQueue
 from sqs_broker.limits import LONGEST_RETENTION, MOST_BYTES
+from sqs_broker.machine.address import is_loopback
 from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.foreign import DecodeJson
@@ -109,6 +110,53 @@ class ControlOptions:
 
 
 @dataclass(frozen=True)
+class MetricsOptions:
+    """The ways out of the figures of a process (sqs_broker/observers/instruments.py)."""
+
+    port: int | None = None
+    """Port on which a worker serves `/metrics` for Prometheus. None: it does not."""
+    address: str = "127.0.0.1"
+    """Address of that port. Another than one of loopback needs a login."""
+    login: str | None = field(default=None, repr=False)
+    """`user:password` of that page."""
+    opentelemetry: bool = False
+    """Whether OpenTelemetry's global meter provider gets the figures."""
+    class_of: Callable[[str, str], str | None] | None = None
+    """Takes the name of a task and its result as Celery logs it, and returns one of few names."""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Read the option. `login` may be a pydantic secret. Raises ConfigurationError."""
+        from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
+
+        where = "broker_transport_options: `metrics`"
+        check_names(given, frozenset(cls.__dataclass_fields__), where)
+        values = dict(given)
+        login: Any = values.get("login")
+        if hasattr(login, "get_secret_value"):
+            values["login"] = login.get_secret_value()
+        if class_of := values.get("class_of"):
+            values["class_of"] = symbol_by_name(class_of)
+        options = cls(**values)
+        _check_metrics(options, where)
+        return options
+
+
+def _check_metrics(options: MetricsOptions, where: str) -> None:
+    port, login = options.port, options.login
+    if port is not None and not (type(port) is int and 0 < port < 65_536):
+        raise ConfigurationError(f"{where}: `port` must be a number from 1 to 65535.")
+    user, _, password = (login or "").partition(":")
+    if login is not None and not (user and password):
+        raise ConfigurationError(f"{where}: `login` must be user:password.")
+    if port is not None and login is None and not is_loopback(options.address):
+        raise ConfigurationError(
+            f"{where}: other machines can read the metrics at {options.address!r}. Set `login` to "
+            "user:password, or `address` to 127.0.0.1."
+        )
+
+
+@dataclass(frozen=True)
 class Role:
     """A role that is assumed through STS. Its credentials are renewed before they expire."""
 
@@ -170,6 +218,7 @@ class Options:
     """The project's own observers (sqs_broker/observers/observer.py)."""
     brackets: tuple[Any, ...] = ()
     """Context managers around each run of a task (sqs_broker/observers/bracket.py)."""
+    metrics: MetricsOptions = field(default_factory=MetricsOptions)
     driver: Callable[..., Any] | None = None
     """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/driver.py); if None, `client`
     says which."""
@@ -213,6 +262,7 @@ class Options:
             decode_json=symbol_by_name(decoder) if decoder else None,
             schemas={k: symbol_by_name(v) for k, v in (given.get("schemas") or {}).items()},
             observers=tuple(map(symbol_by_name, given.get("observers") or ())),
+            metrics=MetricsOptions.read(given.get("metrics") or {}),
             brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
             driver=symbol_by_name(driver) if driver else None,
             client=_client(given.get("client")),

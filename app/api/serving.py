@@ -12,10 +12,10 @@ from app.api.keys import Keys, read_keys
 from app.api.server import Server, config
 from app.celery import app as celery_app
 from app.errors import SettingsError
-from app.loader import is_loopback
 from app.logs import set_up
 from app.outcomes.reader import Outcomes
 from app.settings import ApiSettings, get_api_settings, get_settings
+from sqs_broker.machine.address import is_loopback
 from sqs_broker.options import Options
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.drivers import driver_for

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.errors import SettingsError
 from app.settings.fields import Region, Secret, Url, capitals
 from app.settings.function import is_function
+from sqs_broker.machine.address import is_loopback
 
 #: Seconds by which the default visibility timeout is longer than the hard time limit of a task:
 #: time to end the task and settle its message, and for small differences between clocks.
@@ -115,6 +116,23 @@ class Settings(BaseSettings):
         description="Period of the metric lines that the worker writes to stdout for CloudWatch, "
         "in seconds. 0: no lines.",
     )
+    worker_metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
+        None,
+        description="Port on which the worker serves `/metrics` for Prometheus. Each worker of a "
+        "machine needs its own. Default: none.",
+    )
+    worker_metrics_address: str = Field(
+        "127.0.0.1",
+        description="Address of that port. An address other than loopback requires a login.",
+    )
+    worker_metrics_login: Secret | None = Field(
+        None, description="Login of that page: `user:password`."
+    )
+    worker_opentelemetry: bool = Field(
+        False,
+        description="Whether the meter provider of OpenTelemetry gets the figures. `true` needs "
+        "opentelemetry-api, and a provider, such as `opentelemetry-instrument` sets.",
+    )
     worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
         90,
         description="Time that running tasks have to finish after the stop signal, in seconds. "
@@ -214,6 +232,7 @@ class Settings(BaseSettings):
     def require_worker(self) -> Self:
         """Check the settings of a worker. Raises SettingsError with all missing variables."""
         _require_none([*self._missing_for_queue(), *self._missing_for_worker()])
+        self._check_metrics()
         for name, queue in self.sqs_queues.items():
             if queue.dead_letter_url is None:
                 raise SettingsError(f"SQS_QUEUES has no dead_letter_url for queue {name!r}.")
@@ -243,6 +262,18 @@ class Settings(BaseSettings):
         _require_none(self._missing_mongo_uri())
         assert self.mongo_uri is not None
         return self.mongo_uri.get_secret_value()
+
+    def _check_metrics(self) -> None:
+        if self.worker_metrics_login is not None:
+            user, _, password = self.worker_metrics_login.get_secret_value().partition(":")
+            if not (user and password):
+                raise SettingsError("WORKER_METRICS_LOGIN must be user:password.")
+        elif self.worker_metrics_port and not is_loopback(self.worker_metrics_address):
+            raise SettingsError(
+                f"The worker would serve /metrics at {self.worker_metrics_address} without a "
+                "login. Set WORKER_METRICS_LOGIN=user:password, or "
+                "WORKER_METRICS_ADDRESS=127.0.0.1."
+            )
 
     def _missing_for_queue(self) -> Iterable[str]:
         if self.aws_region is None:

@@ -15,6 +15,7 @@ from flower.views.monitor import Metrics
 from tornado.routing import URLSpec
 from tornado.web import authenticated, url
 
+from sqs_broker.flower.figures import QueueFigures
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.broker import is_aws
@@ -41,6 +42,7 @@ class Queues:
             options, read_timeout=READ_TIMEOUT, tries=1, seconds=2 * READ_TIMEOUT
         )
         self._ages = remembered(lambda: ages_of(options))
+        self.figures = QueueFigures(self.rows)
 
     async def rows(self) -> list[Row]:
         """Each queue, followed by its dead-letter queue."""
@@ -91,8 +93,10 @@ class MetricsBehindLogin(Metrics):
 
     @authenticated
     async def get(self) -> None:
-        """Show Flower's metrics."""
+        """Show Flower's metrics, then those of the queues."""
         await super().get()
+        if uses_sqs(self.capp):
+            self.write(await queues_of(self.capp).figures.text())
 
 
 IN_PLACE_OF = {

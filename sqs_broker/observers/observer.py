@@ -44,6 +44,13 @@ class Observer:
     def published(self, queue: str, count: int) -> None:
         """SQS accepted `count` new messages for a queue, given by its configured name."""
 
+    def polled(self, queue: str, asked: int, count: int) -> None:
+        """SQS answered a receive call for at most `asked` messages with `count` of them."""
+
+    def called(self, action: str, queue: str, seconds: float, error: str | None) -> None:
+        """A call to SQS is over after `seconds`, with the code of its error. `queue` is the name in
+        its URL. A worker's calls alone: those that send new messages are left out."""
+
     def paused(self, reasons: frozenset[str]) -> None:
         """Receiving is paused for these reasons. If there are none, receiving resumes."""
 
@@ -81,6 +88,12 @@ class Observers(Observer):
 
     def published(self, queue: str, count: int) -> None:
         self._tell("published", queue, count)
+
+    def polled(self, queue: str, asked: int, count: int) -> None:
+        self._tell("polled", queue, asked, count)
+
+    def called(self, action: str, queue: str, seconds: float, error: str | None) -> None:
+        self._tell("called", action, queue, seconds, error)
 
     def paused(self, reasons: frozenset[str]) -> None:
         self._tell("paused", reasons)

@@ -81,6 +81,11 @@ class Forecast:
         return self._running
 
     @property
+    def runs(self) -> int:
+        """Number of running jobs."""
+        return len(self._runs)
+
+    @property
     def takes(self) -> float:
         """Messages that a process takes at one time, on average."""
         return self._takes or 1

@@ -4,7 +4,7 @@ Nothing else in the broker chooses between delete, retry and dead-letter.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqs_broker.limits import LONGEST_DELAY, LONGEST_VISIBILITY
 from sqs_broker.rules.lease import Delivery
@@ -16,6 +16,9 @@ from sqs_broker.rules.policy import Policy
 @dataclass(frozen=True)
 class Succeeded:
     """The task returned, or raised Ignore, and must not run again."""
+
+    result: str | None = field(default=None, compare=False, repr=False)
+    """The result as Celery logs it, if it is known. It can hold personal data."""
 
 
 @dataclass(frozen=True)

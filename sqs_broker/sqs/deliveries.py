@@ -165,6 +165,8 @@ class Deliveries:
                 on_hung=self._on_hung,
                 on_beat=self._on_beat,
                 on_settled=self._on_settled,
+                on_polled=self._observers.polled,
+                on_called=self._observers.called,
                 attempts=self._attempts(),
                 in_flight=self._in_flight,
                 clock=self._clock,

@@ -19,6 +19,7 @@ from sqs_broker.sqs.in_flight import InFlight
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.receiver import ANSWER_MARGIN, Receiver
 from sqs_broker.sqs.settler import Settled, Settler
+from sqs_broker.sqs.watched import OnCalled, Watched
 
 #: Seconds that a stop waits for the last reports to SQS.
 FLUSH_TIMEOUT = 10
@@ -34,7 +35,8 @@ class Engine:
     `on_missed` with a delivery whose lease was over when it arrived; `on_lost` with a lease that
     was lost; `on_waited` with the lease of a message that has reached its longest wait; `on_hung`
     with the lease of a task that runs beyond its hard time limit; `on_beat` after each heartbeat;
-    `on_settled` with the settlements that are over.
+    `on_settled` with the settlements that are over; `on_polled` with each answer to a receive call,
+    as Receiver does; `on_called` with each call to SQS, as Watched does.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Engine:
         on_hung: Callable[[Lease], None],
         on_beat: Callable[[], None],
         on_settled: Callable[[Sequence[Settled]], None],
+        on_polled: Callable[[str, int, int], None] = lambda *_: None,
+        on_called: OnCalled = lambda *_: None,
         attempts: AttemptStore | None = None,
         in_flight: InFlight | None = None,
         clock: Callable[[], float] = monotonic,
@@ -58,6 +62,8 @@ class Engine:
         self._leases = leases
         self._on_received = on_received
         self._on_missed = on_missed
+        self._on_polled = on_polled
+        self._on_called = on_called
         self._attempts = attempts
         self._in_flight = in_flight
         self._clock = clock
@@ -119,6 +125,7 @@ class Engine:
             self._leases,
             self._on_received,
             self._on_missed,
+            self._on_polled,
             attempts=self._attempts,
             in_flight=self._in_flight,
             clock=self._clock,
@@ -196,7 +203,8 @@ class Engine:
         return self._drivers[queue]
 
     def _driver(self, **how: float) -> Driver:
-        driver = driver_for(self._options, **how)  # type: ignore[arg-type]  # passed by name
+        made = driver_for(self._options, **how)  # type: ignore[arg-type]  # passed by name
+        driver = Watched(made, self._on_called)
         # Not at the first call: an error in the options must be raised here.
         driver.open()
         return driver

@@ -362,6 +362,23 @@ class Leases:
         return self._unreported
 
     @property
+    def concurrency(self) -> int:
+        """How many tasks the pool runs at a time; 0 if that is not known."""
+        return self._concurrency
+
+    @property
+    def busy(self) -> int:
+        """How many processes of the pool have a job, also one whose delivery has ended."""
+        with self._changed:
+            return self._forecast.runs + len(set(self._hung.values()))
+
+    @property
+    def window(self) -> int:
+        """The most deliveries that may be in flight."""
+        with self._changed:
+            return self._window
+
+    @property
     def all_hang(self) -> bool:
         """Whether each process of the pool is taken by a task whose delivery has ended."""
         return bool(self._hung) and not self._processes

@@ -57,8 +57,9 @@ _tags = count(1)
 
 
 class Receiver:
-    """Polls one queue on its own threads. They call `on_received` with each batch, and `on_missed`
-    with each delivery whose lease was over when it arrived, and the reason.
+    """Polls one queue on its own threads. They call `on_received` with each batch, `on_missed` with
+    each delivery whose lease was over when it arrived, and the reason, and `on_polled` after each
+    call that SQS answered, with the queue, the number of messages asked for, and that returned.
 
     `attempts` is read for messages that were delivered before. `in_flight` learns that SQS refuses
     because too many messages are in flight.
@@ -72,6 +73,7 @@ class Receiver:
         leases: Leases,
         on_received: Callable[[list[Delivery]], None],
         on_missed: Callable[[Delivery, str], None] = lambda *_: None,
+        on_polled: Callable[[str, int, int], None] = lambda *_: None,
         *,
         attempts: AttemptStore | None = None,
         in_flight: InFlight | None = None,
@@ -92,6 +94,7 @@ class Receiver:
         self._leases = leases
         self._on_received = on_received
         self._on_missed = on_missed
+        self._on_polled = on_polled
         self._stopping = threading.Event()
         self._failures = 0
         self._logged_at: dict[str, float] = {}
@@ -257,6 +260,7 @@ class Receiver:
         on_late = partial(self._release_late, asked_at)
         messages = self._sqs.receive(slots, wait, on_late=on_late)
         received_at = self._clock()
+        self._on_polled(self.queue, slots, len(messages))
         waited = received_at - asked_at
         records = records_of([(m.message_id, m.receives) for m in messages], self._attempts)
         return [

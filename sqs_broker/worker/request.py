@@ -90,7 +90,8 @@ class Request(CeleryRequest):
             return self.on_failure(traced)
         if not traced[0]:
             # Noted at once: Celery acknowledges on the event loop, which may hang.
-            self._note(Succeeded())
+            result = traced[1]
+            self._note(Succeeded(result if isinstance(result, str) else None))
         return on_success(traced, **kwargs)
 
     def shares(self, job: Any) -> None:

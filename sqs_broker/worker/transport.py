@@ -17,6 +17,7 @@ from sqs_broker.control.planes import attempts_for
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.observers.log import MessageLog
+from sqs_broker.observers.metering import metering_for
 from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore
@@ -61,7 +62,9 @@ class Transport(virtual.Transport):
         _check_url(client)
         given = client.transport_options
         self.options = Options.read({n: v for n, v in given.items() if n not in RETRY_POLICY})
-        self.observers = Observers([MessageLog(), *self.options.observers])
+        metering = metering_for(self.options.metrics)
+        own = [MessageLog()] if metering is None else [MessageLog(), metering]
+        self.observers = Observers([*own, *self.options.observers])
         self.sqs = driver_for(self.options)
         self.control = ControlConnection(self.options, lambda: self.inbox)
         self._beat_at: float | None = None

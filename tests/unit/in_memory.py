@@ -78,7 +78,7 @@ class InMemoryWorker:
         with allow_join_result():
             controller = celery_app.WorkController(pool_cls=pool, concurrency=1)
         self.pool = controller.pool
-        self._consumer = consumer = controller.consumer
+        self.consumer = consumer = controller.consumer
         consumer.update_strategies()
         consumer.connection = consumer.connect()
         consumer.task_consumer = celery_app.amqp.TaskConsumer(
@@ -112,5 +112,5 @@ class InMemoryWorker:
     def close(self) -> None:
         """End its threads."""
         self.fake.end_polls()
-        self._consumer.connection.close()
-        self._consumer.hub.close()
+        self.consumer.connection.close()
+        self.consumer.hub.close()

@@ -131,3 +131,16 @@ def test_it_is_read_once_however_often_a_setting_is_looked_at(
     monkeypatch.setattr(runpy, "run_path", lambda path: read.append(path) or run_path(path))
     assert [app.conf.task_time_limit for _ in range(3)] == [30] * 3
     assert len(read) == 1
+
+
+def test_without_a_variable_there_are_no_metrics_and_nothing_is_loaded_for_them() -> None:
+    metrics = config()["broker_transport_options"]["metrics"]
+    assert (metrics["port"], metrics["opentelemetry"], metrics["class_of"]) == (None, False, None)
+
+
+def test_a_port_and_a_login_reach_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_METRICS_PORT", "9464")
+    monkeypatch.setenv("WORKER_METRICS_LOGIN", "prom:s3cret")
+    metrics = config()["broker_transport_options"]["metrics"]
+    assert (metrics["port"], metrics["class_of"]) == (9464, "app.metrics:class_of")
+    assert metrics["login"].get_secret_value() == "prom:s3cret"

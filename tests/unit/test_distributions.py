@@ -17,12 +17,17 @@ APPLICATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(
 
 #: What comes with a dependency and is imported beside it.
 COMES_WITH = {"billiard": "celery", "click": "celery", "botocore": "boto3", "bson": "pymongo",
-              "tornado": "flower"}  # fmt: skip
+              "tornado": "flower", "opentelemetry": "opentelemetry-api"}  # fmt: skip
 
 #: The sources that need an extra of the broker.
 OF_EXTRAS = {
     "mongodb": set((ROOT / "sqs_broker/control").rglob("*.py")),
     "fast": {ROOT / "sqs_broker/sqs/handle.py"},
+    "metrics": {
+        ROOT / "sqs_broker/observers/endpoint.py",
+        ROOT / "sqs_broker/observers/exposition.py",
+    },
+    "opentelemetry": {ROOT / "sqs_broker/observers/meters.py"},
     "flower": set((ROOT / "sqs_broker/flower").rglob("*.py")),
 }
 

@@ -80,9 +80,9 @@ def test_the_settings_table_is_the_settings(settings: type[BaseSettings], page: 
 
 
 def test_the_page_of_options_has_each_option_with_its_default() -> None:
-    options, control = (
+    options, control, metrics = (
         dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \| .* \|$", table, re.MULTILINE))
-        for table in OPTIONS.split("\n## ")[1:3]
+        for table in OPTIONS.split("\n## ")[1:4]
     )
 
     told = Options("", {})
@@ -95,8 +95,10 @@ def test_the_page_of_options_has_each_option_with_its_default() -> None:
         "region": "",
         "predefined_queues": "",
         "control": "`{}`",
+        "metrics": "`{}`",
     }
     assert control == {OPTION.get(k, k): v for k, v in shown(told.control).items()}
+    assert metrics == shown(told.metrics)
 
 
 def test_the_page_of_lambda_has_each_metric_with_its_unit() -> None:

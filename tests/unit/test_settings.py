@@ -100,6 +100,35 @@ def test_a_further_queue_without_dead_letters_is_named(monkeypatch: pytest.Monke
         settings.require_worker()
 
 
+@pytest.mark.parametrize("given", [{}, {"WORKER_METRICS_LOGIN": "prom:"}])
+def test_a_worker_serves_its_metrics_to_others_only_behind_a_login(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    served = {"WORKER_METRICS_PORT": "9464", "WORKER_METRICS_ADDRESS": "0.0.0.0"}
+    settings = settings_of(monkeypatch, **WORKER, **served, **given)
+    with pytest.raises(SettingsError, match="WORKER_METRICS_LOGIN"):
+        settings.require_worker()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"WORKER_METRICS_PORT": "9464"},
+        {"WORKER_METRICS_ADDRESS": "0.0.0.0"},
+        {"WORKER_METRICS_PORT": "9464", "WORKER_METRICS_ADDRESS": "::1"},
+        {
+            "WORKER_METRICS_PORT": "9464",
+            "WORKER_METRICS_ADDRESS": "0.0.0.0",
+            "WORKER_METRICS_LOGIN": "prom:s3cret",
+        },
+    ],
+)
+def test_a_worker_serves_its_metrics_to_this_machine_or_behind_a_login(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    assert settings_of(monkeypatch, **WORKER, **given).require_worker()
+
+
 # What is impossible
 
 

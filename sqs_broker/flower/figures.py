@@ -1,0 +1,52 @@
+"""The figures of queues that Flower's `/metrics` has in addition to Flower's own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from time import monotonic
+
+from sqs_broker.observers import instruments as of
+from sqs_broker.observers.exposition import text_of
+from sqs_broker.observers.figures import Sample
+from sqs_broker.tools.commands.queues import Row
+
+#: Seconds for which a look at the queues is valid. Prometheus asks every 15 to 60 s.
+VALID = 15.0
+
+
+class QueueFigures:
+    """Remembers the latest look at the queues. Several who ask at once share one."""
+
+    def __init__(
+        self, look: Callable[[], Awaitable[list[Row]]], clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._look = look
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._rows: list[Row] = []
+
+    async def text(self) -> bytes:
+        """The figures as Prometheus reads them."""
+        async with self._lock:
+            if self._clock() - self._looked_at >= VALID:
+                self._rows = await self._look()
+                self._looked_at = self._clock()
+            return text_of(samples_of(self._rows))
+
+
+def samples_of(rows: Iterable[Row]) -> Iterator[Sample]:
+    """The figures of the queues. A queue that SQS did not count is not readable, and has no others:
+    0 would mean that it is empty."""
+    for row in rows:
+        is_read = row.visible is not None
+        yield Sample(of.READ, (row.queue,), int(is_read))
+        if not is_read:
+            continue
+        counts = {"visible": row.visible, "in flight": row.in_flight, "delayed": row.delayed}
+        for state, count in counts.items():
+            yield Sample(of.DEPTH, (row.queue, state), count or 0)
+        if row.dead_letters_of is not None:
+            total = sum(count or 0 for count in counts.values())
+            yield Sample(of.DEAD_LETTERS, (row.dead_letters_of,), total)
+        if row.oldest is not None:
+            yield Sample(of.QUEUE_AGE, (row.queue,), row.oldest)

@@ -1,0 +1,195 @@
+"""The observer that turns the steps of messages into figures (sqs_broker/observers/instruments.py).
+
+observer -> Metering -> Figures -> Prometheus (exposition.py)
+                     -> Meters  -> OpenTelemetry (meters.py)
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from time import monotonic, time
+
+from sqs_broker.observers import instruments as of
+from sqs_broker.observers.figures import Figures, Labels, Recorder
+from sqs_broker.observers.instruments import Instrument
+from sqs_broker.observers.observer import Observer
+from sqs_broker.options import MetricsOptions
+from sqs_broker.rules.facts import Facts
+from sqs_broker.rules.outcomes import (
+    Copied,
+    DeadLetter,
+    Discarded,
+    Done,
+    Failed,
+    Happened,
+    Interrupted,
+    NotTaken,
+    Outcome,
+    Postponed,
+    Refused,
+    Released,
+    Retry,
+    RetryAsked,
+    Succeeded,
+    UnknownTask,
+)
+
+#: The result of a run whose result has no class.
+SUCCEEDED = "succeeded"
+
+#: Takes the name of a task and the result of its run, as Celery logs it: a `repr` of at most 1,024
+#: characters. Returns one of few names, which are not made of the result; None for `succeeded`.
+ClassOf = Callable[[str, str], str | None]
+
+
+def metering_for(options: MetricsOptions) -> "Metering | None":
+    """The observer of this process for these options; None if the figures have no way out. Raises
+    ConfigurationError if a package is missing."""
+    return _metering_for(options, os.getpid())
+
+
+def figures() -> Figures:
+    """The figures of this process."""
+    return _figures(os.getpid())
+
+
+# By the process, so that no lock is used on both sides of a fork.
+
+
+@cache
+def _metering_for(options: MetricsOptions, pid: int) -> "Metering | None":
+    recorders: list[Recorder] = []
+    if options.port is not None:
+        recorders.append(figures())
+    if options.opentelemetry:
+        from sqs_broker.observers.meters import meters
+
+        recorders.append(meters())
+    return Metering(recorders, options.class_of) if recorders else None
+
+
+@cache
+def _figures(pid: int) -> Figures:
+    return Figures()
+
+
+class Metering(Observer):
+    """Gives figures to all recorders. Thread-safe, if they are."""
+
+    def __init__(
+        self,
+        recorders: Sequence[Recorder],
+        class_of: ClassOf | None = None,
+        *,
+        clock: Callable[[], float] = monotonic,
+        wall_clock: Callable[[], float] = time,
+    ) -> None:
+        self._recorders = tuple(recorders)
+        self._class_of = class_of
+        self._clock = clock
+        self._wall_clock = wall_clock
+
+    def received(self, message: Facts) -> None:
+        delivery = message.delivery
+        if delivery.deliveries == 1:
+            in_worker = self._clock() - delivery.received_at
+            age = self._wall_clock() - in_worker - delivery.enqueued_at.timestamp()
+            # SQS's clock and this one may differ.
+            self._record(of.IN_QUEUE, (delivery.queue,), max(age, 0.0))
+
+    def started(self, message: Facts) -> None:
+        delivery = message.delivery
+        self._add(of.STARTED, (delivery.queue, message.task or ""))
+        if message.started_at is not None:
+            waited = message.started_at - delivery.received_at
+            self._record(of.IN_WORKER, (delivery.queue,), max(waited, 0.0))
+
+    def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
+        queue = message.delivery.queue
+        if message.started_at is not None:
+            ran = max(self._clock() - message.started_at, 0.0)
+            self._record(of.RUN, (queue, message.task or "", _error_of(happened)), ran)
+            self._record(of.ATTEMPT, (queue, _name_of(outcome)), message.delivery.attempt)
+        match outcome:
+            case Done():
+                self._count_done(message, happened)
+            case Retry(_, error) | Postponed(_, str(error)):
+                self._add(of.RETRIED, (queue, error))
+            case DeadLetter(_, error):
+                self._add(of.DEAD_LETTERED, (queue, _cause_of(happened), error))
+            case Released():
+                self._add(of.RELEASED, (queue, _cause_of(happened)))
+            case Postponed():
+                self._add(of.POSTPONED, (queue,))
+
+    def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
+        self._add(of.SETTLED, (message.delivery.queue, _name_of(outcome), error or ""))
+
+    def lost(self, message: Facts, why: str) -> None:
+        self._add(of.LOST, (message.delivery.queue, why))
+
+    def published(self, queue: str, count: int) -> None:
+        self._add(of.SENT, (queue,), count)
+
+    def polled(self, queue: str, asked: int, count: int) -> None:
+        state = "empty" if not count else "full" if count >= asked else "partial"
+        self._add(of.RECEIVES, (queue, state))
+        if count:
+            self._add(of.CONSUMED, (queue,), count)
+
+    def called(self, action: str, queue: str, seconds: float, error: str | None) -> None:
+        self._record(of.CALL, (queue, action, error or ""), seconds)
+
+    def _count_done(self, message: Facts, happened: Happened) -> None:
+        queue, task = message.delivery.queue, message.task or ""
+        if isinstance(happened, Discarded):
+            self._add(of.DISCARDED, (queue, happened.reason))
+        elif isinstance(happened, Succeeded):
+            self._add(of.DONE, (queue, task, self._result_of(task, happened)))
+            age = self._wall_clock() - message.delivery.first_sent.timestamp()
+            self._record(of.WHOLE, (queue,), max(age, 0.0))
+
+    def _result_of(self, task: str, happened: Succeeded) -> str:
+        if self._class_of is None or happened.result is None:
+            return SUCCEEDED
+        return self._class_of(task, happened.result) or SUCCEEDED
+
+    def _add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
+        for recorder in self._recorders:
+            recorder.add(instrument, labels, number)
+
+    def _record(self, instrument: Instrument, labels: Labels, value: float) -> None:
+        for recorder in self._recorders:
+            recorder.record(instrument, labels, value)
+
+
+def _name_of(outcome: Outcome) -> str:
+    """A retry that waits as a copy is a retry, as in the log."""
+    is_retry = isinstance(outcome, Postponed) and outcome.error is not None
+    return "retry" if is_retry else outcome.name
+
+
+def _error_of(happened: Happened) -> str:
+    """The class of the exception that ended a run; empty after a success."""
+    match happened:
+        case Failed() | RetryAsked() | Refused() | Interrupted() | NotTaken():
+            return happened.error
+        case Discarded():
+            return happened.reason
+    return ""
+
+
+#: By what happened, why there was no success: a reason has text of its own for each message.
+_CAUSES: dict[type[Happened], str] = {
+    Failed: "failed",
+    RetryAsked: "retry asked",
+    Refused: "refused",
+    UnknownTask: "unknown task",
+    NotTaken: "no resources",
+    Interrupted: "interrupted",
+    Copied: "copied",
+}
+
+
+def _cause_of(happened: Happened) -> str:
+    return _CAUSES.get(type(happened), "not started")

@@ -1,0 +1,69 @@
+"""What Flower's `/metrics` says about queues. tests/acceptance asks Flower for it."""
+
+import asyncio
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from sqs_broker.flower.figures import VALID, QueueFigures, samples_of
+from sqs_broker.observers import instruments as of
+from sqs_broker.observers.instruments import OF_QUEUES
+from sqs_broker.testing import Clock
+from sqs_broker.tools.commands.queues import Row
+from tests.unit.counted import counted
+
+JOBS = Row("jobs", 3, 2, 1)
+DEAD = Row("jobs-dlq", 4, 1, 0, dead_letters_of="jobs")
+
+
+def test_a_queue_has_its_depth_and_its_dead_letters() -> None:
+    assert counted(samples_of([JOBS, DEAD])) == {
+        (of.READ, ("jobs",)): 1,
+        (of.DEPTH, ("jobs", "visible")): 3,
+        (of.DEPTH, ("jobs", "in flight")): 2,
+        (of.DEPTH, ("jobs", "delayed")): 1,
+        (of.READ, ("jobs-dlq",)): 1,
+        (of.DEPTH, ("jobs-dlq", "visible")): 4,
+        (of.DEPTH, ("jobs-dlq", "in flight")): 1,
+        (of.DEPTH, ("jobs-dlq", "delayed")): 0,
+        (of.DEAD_LETTERS, ("jobs",)): 5,
+    }
+
+
+def test_the_age_of_the_oldest_message_is_there_if_cloudwatch_knows_it() -> None:
+    assert counted(samples_of([Row("jobs", 0, 0, 0, oldest=77)]))[of.QUEUE_AGE, ("jobs",)] == 77
+
+
+def test_a_queue_that_sqs_did_not_count_is_not_empty_but_unreadable() -> None:
+    assert counted(samples_of([Row("jobs", fault="AccessDenied")])) == {(of.READ, ("jobs",)): 0}
+
+
+def test_each_figure_of_queues_is_here() -> None:
+    rows = [Row("jobs", 0, 0, 0, oldest=1), DEAD]
+    assert {each.instrument for each in samples_of(rows)} == set(OF_QUEUES)
+
+
+def test_a_look_is_shared_and_valid_for_a_while() -> None:
+    clock, looks = Clock(), iter(([JOBS], [DEAD]))
+    taken = 0
+
+    async def look() -> list[Row]:
+        nonlocal taken
+        taken += 1
+        await asyncio.sleep(0)  # The others ask meanwhile.
+        return next(looks)
+
+    async def ask() -> list[bytes]:
+        figures = QueueFigures(look, clock)
+        first = await asyncio.gather(*(figures.text() for _ in range(5)))
+        clock.advance(VALID - 1)
+        second = await figures.text()
+        clock.advance(1)
+        return [*first, second, await figures.text()]
+
+    *same, later = asyncio.run(ask())
+    assert taken == 2
+    assert len(set(same)) == 1
+    names = {s.labels["messaging_destination_name"]
+             for family in text_string_to_metric_families(later.decode())
+             for s in family.samples}  # fmt: skip
+    assert names == {"jobs-dlq", "jobs"}
