@@ -60,6 +60,12 @@ class MetricLines(Observer):
                 self._of(message.delivery.queue).count("SettleFailures")
             self._begin()
 
+    def lost(self, message: Facts, why: str) -> None:
+        """Count a lease that was lost."""
+        with self._lock:
+            self._of(message.delivery.queue).count("LostLeases")
+        self._begin()
+
     def paused(self, reasons: frozenset[str]) -> None:
         """Note whether a service is away."""
         with self._lock:

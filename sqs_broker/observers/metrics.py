@@ -43,6 +43,7 @@ UNITS: Mapping[str, str] = {
     "LateFailures": "Count",
     "Released": "Count",
     "SettleFailures": "Count",
+    "LostLeases": "Count",
     "UnreadableRecords": "Count",
     "ServiceAway": "Count",
     "Age": "Seconds",

@@ -1194,6 +1194,7 @@ def test_an_invocation_writes_one_metric_line(
         "LateFailures": 1,
         "Released": 0,
         "SettleFailures": 0,
+        "LostLeases": 0,
         "UnreadableRecords": 0,
         "ServiceAway": 0,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sqs_broker.observers.metric_lines import MetricLines
+from sqs_broker.observers.metrics import UNITS
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import DeadLetter, Done, Failed, Released, Retry, Succeeded
 from tests.services import wait_until
@@ -93,6 +94,18 @@ def test_a_line_has_the_sums_of_its_period(written: Written, message: Callable[.
         "SentToDone": [90_000] * 4,
         "ServiceAway": 0,
     }
+
+
+def test_a_lost_lease_is_counted_and_nothing_else_is(
+    written: Written, message: Callable[..., Facts]
+) -> None:
+    observer = written.observer()
+    observer.lost(message(), "its time ran out")
+    observer.flush()
+    (line,) = written.lines
+    counts = {name: line[name] for name, unit in UNITS.items() if unit == "Count"}
+    assert {name: count for name, count in counts.items() if count} == {"LostLeases": 1}
+    assert not {"Age", "SentToDone"} & set(line)
 
 
 def test_each_queue_has_a_line_and_the_next_period_begins_at_zero(
