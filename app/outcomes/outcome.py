@@ -89,7 +89,12 @@ class Seen:
 
     def document(self, forget_at: datetime) -> dict[str, Any]:
         """What `update` makes of an id that is not stored yet. Costs a fifth of it."""
-        made = {"_id": self.id, "state": self.state.value, "at": self.at, "forget_at": forget_at}
+        made: dict[str, Any] = {
+            "_id": self.id,
+            "state": self.state.value,
+            "at": self.at,
+            "forget_at": forget_at,
+        }
         if self.reason is not None:
             made["reason"] = self.reason
         if self.user is not None:
