@@ -113,6 +113,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     celery_app.steps["consumer"] |= {
         "sqs_broker.worker.health:Health",
         "sqs_broker.worker.metrics:Metrics",
+        "sqs_broker.worker.pausing:Pausing",
     }
 
 

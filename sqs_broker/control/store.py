@@ -100,6 +100,11 @@ class Store:
             ATTEMPTS, read_preference=ReadPreference.PRIMARY, write_concern=WriteConcern("majority")
         )
 
+    @property
+    def database(self) -> Database[Document]:
+        """The control database."""
+        return self._database
+
     def close(self) -> None:
         """Close the client and all its cursors, within CLOSE_TIMEOUT seconds."""
         with pymongo.timeout(CLOSE_TIMEOUT):

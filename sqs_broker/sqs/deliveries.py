@@ -7,7 +7,7 @@ released, or it is lost with its lease.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -86,6 +86,9 @@ class Deliveries:
         policy = options.policy
         self._leases = Leases(policy.visibility_timeout, policy.longest_wait, clock)
         self._engine: Engine | None = None
+        #: The queues to receive from, and why some of them are paused.
+        self._queues: set[str] = set()
+        self._paused_queues: dict[str, str] = {}
         #: Called with a failure that an outage may have caused. The function decides later whether
         #: one did.
         self.on_suspicion: Callable[[Suspicion], None] = Suspicion.dismiss
@@ -152,8 +155,8 @@ class Deliveries:
         self._leases.limit(multiplier)
 
     def receive(self, queue: str, inbox: Inbox) -> None:
-        """Receive from a configured queue, and put the decoded messages into the inbox. Raises
-        NoThread; then the next call tries again."""
+        """Receive from a configured queue, and put the decoded messages into the inbox; from a
+        paused queue, only once its pause ends. Raises NoThread; then the next call tries again."""
         if self._engine is None:
             self._engine = Engine(
                 self._options,
@@ -171,10 +174,15 @@ class Deliveries:
                 in_flight=self._in_flight,
                 clock=self._clock,
             )
-        self._engine.receive(queue)
+        if queue not in self._paused_queues:
+            self._engine.receive(queue)
+        is_new = queue not in self._queues
+        self._queues.add(queue)
+        self._report_pauses(is_new and queue in self._paused_queues)
 
     def leave(self, queue: str) -> None:
         """Stop receiving from a queue. Messages that an open receive call returns are released."""
+        self._queues.discard(queue)
         if self._engine is not None:
             self._engine.leave(queue)
 
@@ -400,8 +408,15 @@ class Deliveries:
 
     @property
     def pauses(self) -> frozenset[str]:
-        """Why nothing is received now."""
-        return self._leases.pauses
+        """Why nothing is received now, or nothing from a queue that would be received from."""
+        paused = self._paused_queues.copy().items()
+        of_queues = (f"{queue}: {why}" for queue, why in paused if queue in self._queues)
+        return self._leases.pauses | frozenset(of_queues)
+
+    @property
+    def paused_queues(self) -> Mapping[str, str]:
+        """Why each paused queue is paused."""
+        return dict(self._paused_queues)
 
     @property
     def release_after(self) -> int:
@@ -415,8 +430,7 @@ class Deliveries:
         receive call of this worker has ended. Otherwise a message could come back to this worker,
         and a delivery would be wasted. Pauses for other reasons and running tasks are not affected.
         """
-        longest_poll = self._options.wait_time_seconds + ANSWER_MARGIN
-        self._release_after = max(math.ceil(release_after), longest_poll)
+        self._release_after = max(math.ceil(release_after), self._longest_poll)
         self._report_pauses(self._leases.pause(reason))
         for lease in self._leases.take_waiting():
             self._hand_back(lease)
@@ -426,6 +440,34 @@ class Deliveries:
         self._report_pauses(self._leases.resume(reason))
         if self._leases.pauses <= OWN_PAUSES:
             self._release_after = 0
+
+    def pause_queue(self, queue: str, reason: str) -> bool:
+        """Receive nothing from a queue until `resume_queue`, and release its messages that have not
+        started. Returns whether the queue was not paused for this reason.
+
+        Other workers can receive these messages once their own receive calls that are open now have
+        ended. Other queues and running tasks are not affected. Not thread-safe, as `receive`.
+        """
+        is_new = self._paused_queues.get(queue) != reason
+        self._paused_queues[queue] = reason
+        if self._engine is not None:
+            self._engine.leave(queue)
+        for lease in self._leases.take_waiting(queue):
+            happened = outcomes.NotStarted(self._delay_of(lease.delivery))
+            self._conclude(lease, happened, self._headers_of(lease))
+        self._report_pauses(is_new and queue in self._queues)
+        return is_new
+
+    def resume_queue(self, queue: str) -> bool:
+        """End the pause of a queue. Returns whether it was paused. Raises NoThread; then it still
+        is. Not thread-safe, as `receive`."""
+        if queue not in self._paused_queues:
+            return False
+        if queue in self._queues and self._engine is not None:
+            self._engine.receive(queue)
+        del self._paused_queues[queue]
+        self._report_pauses(queue in self._queues)
+        return True
 
     def _on_beat(self) -> None:
         self._watch_the_loop()
@@ -483,12 +525,14 @@ class Deliveries:
 
     def _report_pauses(self, has_changed: bool) -> None:
         if has_changed:
-            self._observers.paused(self._leases.pauses)
+            self._observers.paused(self.pauses)
 
     # Stopping, from any thread
 
     def stop_receiving(self) -> None:
         """Make no more receive calls. If open ones return messages, these are released."""
+        # Otherwise the end of a pause would begin to receive again.
+        self._queues.clear()
         if self._engine is not None:
             self._engine.leave_all()
 
@@ -540,4 +584,12 @@ class Deliveries:
         """Seconds until other workers can receive a message that is released now. Until the long
         polls of this worker are over, SQS might return it here, and a delivery would be wasted."""
         left = self._engine.poll_left(delivery.queue) if self._engine else None
-        return max(self._release_after, 0 if left is None else math.ceil(left) + POLL_MARGIN)
+        # Each worker pauses the queue, and each of them may have an open long poll.
+        others = self._longest_poll if delivery.queue in self._paused_queues else 0
+        own = 0 if left is None else math.ceil(left) + POLL_MARGIN
+        return max(self._release_after, own, others)
+
+    @property
+    def _longest_poll(self) -> int:
+        """Seconds until every receive call that is open now has ended."""
+        return self._options.wait_time_seconds + ANSWER_MARGIN

@@ -251,10 +251,15 @@ class Leases:
             lease = self._held.get(tag)
             return None if lease is None or lease.is_running else self.take(tag)
 
-    def take_waiting(self) -> list[Lease]:
-        """End every delivery whose task can still be prevented from starting."""
+    def take_waiting(self, queue: str | None = None) -> list[Lease]:
+        """End every delivery whose task can still be prevented from starting; with a queue, only
+        its deliveries."""
         with self._changed:
-            waiting = [lease for lease in self._held.values() if lease.can_be_kept_back]
+            waiting = [
+                lease
+                for lease in self._held.values()
+                if lease.can_be_kept_back and queue in (None, lease.delivery.queue)
+            ]
             for lease in waiting:
                 self._pop(lease.delivery.tag)
             self._wake_if_worth_it()

@@ -35,7 +35,9 @@ WORKS = Subject(CONTROL, "works")
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "": ("listCollections",),
     "attempts": ("createIndex", "find", "insert", "listIndexes", "update"),
+    "audit": ("createIndex", "find", "insert"),
     "broadcasts": ("convertToCapped", "createCollection", "find", "insert"),
+    "pauses": ("find", "insert", "remove", "update"),
     "replies": ("createIndex", "find", "insert", "listIndexes", "remove"),
     "revokes": ("createIndex", "find", "insert", "listIndexes", "update"),
 }

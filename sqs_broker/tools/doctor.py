@@ -25,6 +25,7 @@ from sqs_broker.tools.checks import (
     compare_clocks,
 )
 from sqs_broker.tools.control import check_control
+from sqs_broker.tools.pauses import check_pauses
 from sqs_broker.tools.permissions import (
     ON_DEAD_LETTERS,
     ON_QUEUE,
@@ -60,6 +61,7 @@ def examine(celery_app: Any) -> Iterator[Finding]:
     yield from check_regions(options)
     yield from _check_sqs(options)
     yield from check_control(options.control_options())
+    yield from check_pauses(options)
     from kombu.utils.imports import symbol_by_name
 
     for place in celery_app.sqs_checks:

@@ -150,7 +150,7 @@ def vitals_of(consumer: Any) -> Vitals:
         is_due=bool(receivers) and leases.is_worth_a_receive(),
         held=len(leases),
         started=state.all_total_count[0],
-        pauses=sorted(leases.pauses),
+        pauses=sorted(channel.deliveries.pauses),
     )
 
 

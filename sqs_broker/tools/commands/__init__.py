@@ -18,6 +18,8 @@ BUILT_IN = (
     "sqs_broker.tools.commands.dlq:command",
     "sqs_broker.tools.commands.doctor:command",
     "sqs_broker.tools.commands.health:command",
+    "sqs_broker.tools.commands.pause:pause",
+    "sqs_broker.tools.commands.pause:resume",
 )
 
 
@@ -41,4 +43,4 @@ class Commands(click.Group):
         return {str(command.name): command for command in commands}
 
 
-sqs = Commands("sqs", help="Show and check the SQS queues; list and redrive dead letters.")
+sqs = Commands("sqs", help="Show, check and pause the SQS queues; list and redrive dead letters.")

@@ -16,7 +16,8 @@ from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import name_of
 from sqs_broker.tools.broker import driver_of, is_aws, options_of, refusal
-from sqs_broker.tools.commands.output import print_json, print_note, print_table
+from sqs_broker.tools.commands.output import print_json, print_note, print_table, printable
+from sqs_broker.tools.pauses import pauses_of
 
 #: Seconds between two counts of `--watch`.
 EVERY = 2.0
@@ -48,6 +49,8 @@ class Row:
     """The queue whose dead-letter queue this is."""
     fault: str | None = None
     """Why SQS did not count."""
+    paused: str | None = None
+    """Why no worker receives from it, and until when."""
 
 
 @click.command("queues", epilog="Example: celery -A app sqs queues --watch")
@@ -59,7 +62,8 @@ def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
 
     Each queue is followed by its dead-letter queue. VISIBLE messages wait for a worker, a worker
     has those IN FLIGHT, and DELAYED ones are not due yet. OLDEST is the age of the oldest message.
-    It is from CloudWatch, because SQS does not know it; without CloudWatch it is `-`.
+    It is from CloudWatch, because SQS does not know it; without CloudWatch it is `-`. Lines after
+    the table say which queues are paused.
 
     Exits with status 1 if SQS did not answer for every queue.
     """
@@ -67,7 +71,11 @@ def command(ctx: click.Context, watch: bool, as_json: bool) -> None:
     driver, ages = driver_of(options), remembered(lambda: ages_of(options))
     with suppress(KeyboardInterrupt):
         while True:
-            rows = [replace(row, oldest=ages().get(row.queue)) for row in count(driver, options)]
+            paused = _pauses(options)
+            rows = [
+                replace(row, oldest=ages().get(row.queue), paused=paused.get(row.queue))
+                for row in count(driver, options)
+            ]
             if watch and not as_json:
                 click.clear()
             _show(rows, as_json)
@@ -113,9 +121,20 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
             ("QUEUE", "VISIBLE", "IN FLIGHT", "DELAYED", "OLDEST"),
             [(r.queue, r.visible, r.in_flight, r.delayed, duration(r.oldest)) for r in rows],
         )
+        for row in rows:
+            if row.paused:
+                click.echo(printable(f"{row.queue} is paused: {row.paused}"))
     for row in rows:
         if row.fault:
             print_note(row.fault)
+
+
+def _pauses(options: Options) -> dict[str, str]:
+    try:
+        return {queue: pause.text for queue, pause in pauses_of(options).items()}
+    except click.ClickException as exc:
+        print_note(f"It is not known which queues are paused: {exc.message}")
+        return {}
 
 
 def duration(seconds: int | None) -> str | None:
