@@ -4,11 +4,13 @@ A text names databases, collections and rights, but never what MongoDB's own mes
 hold a document.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
-from sqs_broker.errors import label
+from sqs_broker.errors import ControlPlaneDown, label
 
 #: MongoDB's error codes:
 #: https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
@@ -94,6 +96,15 @@ def reason_of(exc: Exception) -> str:
     if isinstance(exc, Refused):
         return str(exc.fault)
     return f"MongoDB is unavailable ({label(exc)})"
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Raise ControlPlaneDown, with the reason, for an error of pymongo in the block."""
+    try:
+        yield
+    except PyMongoError as exc:
+        raise ControlPlaneDown(reason_of(exc)) from exc
 
 
 def _code(exc: OperationFailure) -> int | None:

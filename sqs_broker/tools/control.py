@@ -38,6 +38,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "audit": ("createIndex", "find", "insert"),
     "broadcasts": ("convertToCapped", "createCollection", "find", "insert"),
     "pauses": ("find", "insert", "remove", "update"),
+    "redrives": ("createIndex", "find", "insert", "update"),
     "replies": ("createIndex", "find", "insert", "listIndexes", "remove"),
     "revokes": ("createIndex", "find", "insert", "listIndexes", "update"),
 }

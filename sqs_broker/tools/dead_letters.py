@@ -3,22 +3,27 @@
 SQS has no way to read a message without receiving it. So a read hides each message until the end of
 the read, and adds one to its receive count. This count has no effect, unless the dead-letter queue
 has a redrive policy of its own.
+
+A read takes the same memory for any number of messages.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from sqs_broker.errors import Undecodable
-from sqs_broker.limits import BATCH, LONGEST_VISIBILITY
+from sqs_broker.limits import BATCH, LONGEST_VISIBILITY, MOST_IN_FLIGHT
+from sqs_broker.machine.spool import Spool
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
+from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.sqs.requests import ALL, Received, name_of
@@ -57,11 +62,24 @@ class DeadLetterMessage:
     deliveries: int | None
     at: str | None
     """When it was dead-lettered. This, `error` and `deliveries` are from the note: None without."""
+    system: Mapping[str, str]
+    """The system attributes, as SQS returned them."""
 
     @property
-    def duplicate_key(self) -> tuple[str, str]:
+    def duplicate_key(self) -> bytes:
         """Equal for two dead letters of one message: they have the same id and the same body."""
-        return self.id, self.delivery.body
+        # A digest, because a command may see as many bodies as do not fit into memory.
+        text = f"{len(self.id)}:{self.id}{self.delivery.body}"
+        return sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+    @property
+    def dead_since(self) -> datetime:
+        """When it was dead-lettered, as the note says. Without a note, when it was sent: for a
+        message that SQS itself moved, that was to its first queue."""
+        with suppress(ValueError):
+            at = datetime.fromisoformat(self.at or "")
+            return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return self.delivery.enqueued_at
 
 
 def read_message(
@@ -83,6 +101,7 @@ def read_message(
         error=_text(note.get("error")),
         deliveries=note.get("deliveries") if isinstance(note.get("deliveries"), int) else None,
         at=_text(note.get("at")),
+        system=received.system,
     )
 
 
@@ -143,22 +162,30 @@ class Reader:
         expected: int,
         is_stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = monotonic,
+        per_message: float = TIMEOUT_PER_MESSAGE,
+        more_time: float = 0.0,
     ) -> None:
-        """`expected`: about how many messages will be received. The reader calls `is_stopping`
-        before each receive."""
+        """`expected`: about how many messages will be received, and `per_message` the seconds that
+        each of them takes. `more_time`: seconds for which messages are hidden longer. The reader
+        calls `is_stopping` before each receive."""
         #: Seconds for which messages are hidden.
         self.visibility_timeout = min(
-            int(LEAST_TIMEOUT + TIMEOUT_PER_MESSAGE * expected), LONGEST_VISIBILITY
+            int(LEAST_TIMEOUT + more_time + max(per_message, TIMEOUT_PER_MESSAGE) * expected),
+            LONGEST_VISIBILITY,
         )
+        #: Number of messages that were received.
+        self.read = 0
         #: Messages that SQS did not make visible again: they stay hidden for that time.
         self.still_hidden = 0
         #: Whether the time ended before the queue did.
         self.is_out_of_time = False
+        #: Whether SQS returned no more, because it hides no more messages at one time.
+        self.is_full = False
         self._queue = dead_letters
         self._options = options
         self._clock = clock
         self._is_stopping = is_stopping
-        self._handles: dict[str, str] = {}
+        self._handles = Spool()
         self._ends_at = clock() + self.visibility_timeout - TIMEOUT_MARGIN
 
     def __enter__(self) -> Self:
@@ -167,7 +194,10 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._make_visible()
+        try:
+            self._make_visible()
+        finally:
+            self._handles.close()
 
     def batches(self) -> Iterator[list[DeadLetterMessage]]:
         """Up to ten messages at a time, each once, until the queue is empty. Raises SqsError."""
@@ -176,21 +206,34 @@ class Reader:
             if asked_at >= self._ends_at:
                 self.is_out_of_time = True
                 return
-            received = self._queue.receive(
-                BATCH, WAIT, visibility=self.visibility_timeout, system=(ALL,)
-            )
+            try:
+                received = self._queue.receive(
+                    BATCH, WAIT, visibility=self.visibility_timeout, system=(ALL,)
+                )
+            except SqsError as exc:
+                if not exc.is_over_limit:
+                    raise
+                self.is_full = True
+                return
             if not received:
+                self.is_full = self.read >= MOST_IN_FLIGHT
                 return
             new = [each for each in received if each.message_id not in self._handles]
-            self._handles |= {each.message_id: each.receipt_handle for each in received}
+            self.read += len(new)
+            self._handles.add((each.message_id, each.receipt_handle) for each in received)
             yield [read_message(each, self._queue.url, self._options, asked_at) for each in new]
 
-    def forget(self, messages: Iterable[DeadLetterMessage]) -> None:
-        """These messages were deleted: do not make them visible again."""
-        for message in messages:
-            self._handles.pop(message.delivery.message_id, None)
+    @property
+    def seconds_left(self) -> float:
+        """Seconds in which the messages that were read are still hidden from others."""
+        return self._ends_at - self._clock()
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """The messages with these MessageIds were deleted: do not make them visible again."""
+        self._handles.discard(message_ids)
 
     def _make_visible(self) -> None:
-        errors = self._queue.change_visibility([(h, 0) for h in self._handles.values()])
-        # A failure does no harm: these messages are visible again when their timeout ends.
-        self.still_hidden += sum(error is not None for error in errors)
+        for rows in self._handles.packs(BATCH):
+            errors = self._queue.change_visibility([(handle, 0) for _, handle in rows])
+            # A failure does no harm: these messages are visible again when their timeout ends.
+            self.still_hidden += sum(error is not None for error in errors)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from sqs_broker.machine.spool import Spool
 from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
@@ -19,6 +20,10 @@ from sqs_broker.sqs.publisher import Batch, Published
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
 from sqs_broker.tools.dead_letters import DeadLetterMessage
+from sqs_broker.tools.ledger import Ledger, NoLedger
+
+#: How often a message is redriven at most. One that fails again and again needs another cure.
+MOST_REDRIVES = 5
 
 #: How often a delete is tried if SQS fails it for one message of a batch.
 DELETE_TRIES = 3
@@ -48,28 +53,43 @@ class Redriven:
 
 @dataclass
 class Redrive:
-    """Redrives messages in batches. Each of them must have a queue."""
+    """Redrives messages in batches. Each of them must have a queue. Takes the same memory for any
+    number of them. Call `close` at the end."""
 
     driver: Driver
     options: Options
     dead_letter_url: str
     keeps_duplicates: bool = False
     is_dry: bool = False
-    """If so, nothing is sent or deleted, and each result is what it would be."""
-    _sent: set[tuple[str, str]] = field(default_factory=set)
+    """If so, nothing is sent, deleted or recorded, and each result is what it would be."""
+    ledger: Ledger = field(default_factory=NoLedger)
+    most_redrives: int = MOST_REDRIVES
+    """A message that was redriven so often before is not redriven again."""
+    _sent: Spool = field(default_factory=Spool, init=False)
     _observers: Observers = field(init=False)
+    #: Whether SQS accepted none of the messages of the last batch.
+    is_refused: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._observers = Observers(self.options.observers)
 
+    def close(self) -> None:
+        """Free what it has."""
+        self._sent.close()
+
     def __call__(self, messages: Sequence[DeadLetterMessage]) -> list[Redriven]:
         """Send up to ten messages, then delete those that were sent. If SQS refuses a message, that
-        is in its result; nothing is raised."""
+        is in its result. Raises ClickException if the ledger fails; then nothing was sent."""
         first, duplicates = self._split(messages)
+        first, worn = self._under_cap(first)
         began_at = datetime.now(UTC)
+        if first and not self.is_dry:
+            # First: if this process is killed now, the next run counts the same dead letters once.
+            self.ledger.redriving(first)
         failed = {} if self.is_dry else self._send(first)
+        self.is_refused = bool(first) and len(failed) == len(first)
         sent = [message for n, message in enumerate(first) if n not in failed]
-        self._sent |= {message.duplicate_key for message in sent}
+        self._sent.add((message.duplicate_key, "") for message in sent)
         # If the first one was not sent, its duplicate stays: it is a copy of the only message.
         dropped = [message for message in duplicates if message.duplicate_key in self._sent]
         kept = {} if self.is_dry else self._delete([*sent, *dropped])
@@ -78,6 +98,7 @@ class Redrive:
             # sent twice if this process were killed.
             self._observers.redriven([_facts_of(message) for message in sent], began_at)
         return [
+            *worn,
             *(Redriven(first[n], Result.NOT_SENT, why) for n, why in failed.items()),
             *(self._redriven(message, Result.REDRIVEN, kept) for message in sent),
             *(self._redriven(message, Result.DROPPED, kept) for message in dropped),
@@ -91,11 +112,26 @@ class Redrive:
             return list(messages), []
         first: list[DeadLetterMessage] = []
         duplicates: list[DeadLetterMessage] = []
-        seen = set(self._sent)
+        seen: set[bytes] = set()
         for message in messages:
-            (duplicates if message.duplicate_key in seen else first).append(message)
-            seen.add(message.duplicate_key)
+            key = message.duplicate_key
+            (duplicates if key in seen or key in self._sent else first).append(message)
+            seen.add(key)
         return first, duplicates
+
+    def _under_cap(
+        self, messages: Sequence[DeadLetterMessage]
+    ) -> tuple[list[DeadLetterMessage], list[Redriven]]:
+        """Those that may be redriven again, and the results of the others."""
+        counts = self.ledger.counts(messages) if messages else {}
+        may, worn = [], []
+        for message in messages:
+            if (count := counts.get(message.id, 0)) < self.most_redrives:
+                may.append(message)
+            else:
+                why = f"redriven {count} times before: see --max-redrives"
+                worn.append(Redriven(message, Result.NOT_SENT, why))
+        return may, worn
 
     def _send(self, messages: Sequence[DeadLetterMessage]) -> dict[int, str]:
         """Why each message was not sent, by its place."""

@@ -1,15 +1,21 @@
 """What the commands on dead letters share: a filter, and reading the dead-letter queues."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import click
 
+from sqs_broker.limits import MOST_IN_FLIGHT
+from sqs_broker.rules.bounded_pattern import Unbounded, compiled, search
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.tools.broker import asking, driver_of, options_of
+from sqs_broker.tools.commands.durations import Duration
 from sqs_broker.tools.commands.output import print_note
 from sqs_broker.tools.dead_letters import Counts, DeadLetterMessage, Reader, count_messages
 
@@ -20,8 +26,13 @@ class Filter:
 
     queue: str | None = None
     reason: str | None = None
+    error: str | None = None
     task: str | None = None
     ids: tuple[str, ...] = ()
+    older_than: timedelta | None = None
+    newer_than: timedelta | None = None
+    match: re.Pattern[str] | None = None
+    now: datetime = field(default_factory=partial(datetime.now, UTC))
 
     def matches(self, message: DeadLetterMessage) -> bool:
         """Whether the filter selects a message. A message whose queue is not known matches every
@@ -30,14 +41,45 @@ class Filter:
         return (
             (self.queue is None or message.queue in (None, self.queue))
             and (self.reason is None or self.reason.lower() in why)
+            and (self.error is None or fnmatchcase(message.error or "", self.error))
             and (self.task is None or fnmatchcase(message.task or "", self.task))
             and (not self.ids or bool({message.id, message.delivery.message_id} & set(self.ids)))
+            and self._has_age(self.now - message.dead_since)
+            and (self.match is None or search(self.match, _text_of(message)))
         )
 
     @property
     def is_narrow(self) -> bool:
         """Whether it may leave out some messages of a queue."""
-        return bool(self.reason or self.task or self.ids)
+        return any(
+            (self.reason, self.error, self.task, self.ids, self.older_than, self.newer_than)
+        ) or (self.match is not None)
+
+    def _has_age(self, age: timedelta) -> bool:
+        return (self.older_than is None or age >= self.older_than) and (
+            self.newer_than is None or age <= self.newer_than
+        )
+
+
+def _text_of(message: DeadLetterMessage) -> str:
+    return "\n".join((message.id, message.task or "", message.error or "", message.reason))
+
+
+class BoundedPattern(click.ParamType[re.Pattern[str]]):
+    """A regular expression that cannot take long."""
+
+    name = "regex"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> re.Pattern[str]:
+        """Compile it. Fails if it is wrong or could take too long."""
+        if isinstance(value, re.Pattern):
+            return value
+        try:
+            return compiled(str(value))
+        except Unbounded as exc:
+            self.fail(str(exc), param, ctx)
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +88,14 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--id", "ids", multiple=True, help="Message id. Can be repeated."),
         click.option("--task", help="Task name, or a glob such as 'import*'."),
         click.option("--reason", help="Part of the reason or of the error; case is ignored."),
+        click.option("--error", help="Class of the error, or a glob such as '*Timeout*'."),
+        click.option("--older-than", type=Duration(), help="Dead for so long, such as 2h."),
+        click.option("--newer-than", type=Duration(), help="Dead for no longer, such as 7d."),
+        click.option(
+            "--match",
+            type=BoundedPattern(),
+            help="Regular expression in id, task, error or reason; case is ignored.",
+        ),
         click.option("--queue", help="Queue that the messages came from. Default: all queues."),
     ):
         command = option(command)
@@ -86,20 +136,38 @@ class DeadLetterQueues:
 
     @contextmanager
     def reading(
-        self, queue: DeadLetterQueue, is_interrupted: Callable[[], bool], limit: int | None = None
+        self,
+        queue: DeadLetterQueue,
+        is_interrupted: Callable[[], bool],
+        limit: int | None = None,
+        per_message: float = 0.0,
+        more_time: float = 0.0,
     ) -> Iterator[Reader]:
-        """A reader of up to `limit` messages, or of all. At the end of the block, stderr says which
-        messages were not read or are still hidden."""
+        """A reader of up to `limit` messages, or of all. Each takes about `per_message` seconds,
+        and all together `more_time` seconds. At the end of the block, stderr says which messages
+        were not read or are still hidden."""
         visible = queue.counts.visible
         expected = visible if limit is None else min(limit, visible)
         dead_letters = Queue(queue.url, self.driver)
-        reader = Reader(dead_letters, self.options, expected=expected, is_stopping=is_interrupted)
+        reader = Reader(
+            dead_letters,
+            self.options,
+            expected=expected,
+            is_stopping=is_interrupted,
+            per_message=per_message,
+            more_time=more_time,
+        )
         with asking("ReceiveMessage", queue.url), reader:
             yield reader
         if queue.counts.in_flight:
             print_note(
                 f"{queue.counts.in_flight} more are hidden, because another command has received "
                 "them. They were not read."
+            )
+        if reader.is_full:
+            print_note(
+                f"Not all messages were read: SQS hides at most {MOST_IN_FLIGHT} at one time. Run "
+                "the command again once those that were read are gone."
             )
         if reader.is_out_of_time:
             print_note("Not all messages were read in time. Run the command again.")

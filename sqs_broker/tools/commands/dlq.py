@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sqs_broker.rules.dead_letter import restored
-from sqs_broker.tools.commands import redrive
+from sqs_broker.tools.commands import export, purge, redrive
 from sqs_broker.tools.commands.dead_letter_queues import (
     DeadLetterQueues,
     Filter,
@@ -30,7 +30,8 @@ HEAD = ("ID", "TASK", "DELIVERIES", "AT", "REASON")
 
 @click.group("dlq")
 def command() -> None:
-    """List, show and redrive dead letters: the messages of dead-letter queues.
+    """List, show, redrive, delete, export and import dead letters: the messages of dead-letter
+    queues.
 
     A dead letter has its reason with it, unless SQS itself moved it. A command receives the
     messages that it reads: until it ends, other readers do not see them, and the receive count of
@@ -47,17 +48,20 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **criteria: Any) -> 
     """List dead letters and their reasons, without their bodies."""
     queues, filter_ = DeadLetterQueues(ctx.obj.app), Filter(**criteria)
     rows: list[tuple[object, ...]] = []
+    listed = 0
     with deferred() as is_interrupted:
         for queue in queues.select(filter_.queue):
-            left = None if filter_.is_narrow else limit - len(rows)
+            left = None if filter_.is_narrow else limit - listed
             with queues.reading(queue, is_interrupted, left) as reader:
-                for message in islice(matching(reader, filter_), limit - len(rows)):
-                    rows.append(_row(message))
+                for message in islice(matching(reader, filter_), limit - listed):
+                    listed += 1
                     if as_json:
                         print_json(summary(message))
+                    else:
+                        rows.append(_row(message))
     if not as_json:
         print_table(HEAD, rows)
-    if len(rows) == limit:
+    if listed == limit:
         print_note(f"{limit} are shown and there may be more: see --limit.")
     ctx.exit(1 if is_interrupted() else 0)
 
@@ -138,4 +142,5 @@ def _as_text(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
-command.add_command(redrive.command)
+for each in (redrive.command, purge.command, export.export, export.import_):
+    command.add_command(each)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,10 @@ from sqs_broker.tools.commands.dead_letter_queues import (
 )
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import NOTHING, print_json, print_note, printable
+from sqs_broker.tools.commands.pace import Pace
 from sqs_broker.tools.dead_letters import Reader
-from sqs_broker.tools.redrive import Redrive, Redriven, Result
+from sqs_broker.tools.ledger import ledger_of
+from sqs_broker.tools.redrive import MOST_REDRIVES, Redrive, Redriven, Result
 
 #: Why a message without a known queue is not sent.
 WHICH_QUEUE = "several queues share this dead-letter queue: name the right one with --queue"
@@ -29,6 +32,15 @@ GONE = frozenset({Result.REDRIVEN, Result.DROPPED})
 @click.command("redrive", epilog="Example: celery -A app sqs dlq redrive --task registerUser")
 @filters
 @click.option("--limit", type=click.IntRange(1), help="Redrive at most this many messages.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Most messages a second.")
+@click.option(
+    "--max-redrives",
+    type=click.IntRange(1),
+    default=MOST_REDRIVES,
+    show_default=True,
+    help="Leave messages that were redriven so often before.",
+)
+@click.option("--unrecorded", is_flag=True, help="Work without the control database.")
 @click.option("--dry-run", is_flag=True, help="Show what would be redriven, and change nothing.")
 @click.option("--keep-duplicates", is_flag=True, help="Redrive duplicates too.")
 @click.option("--keep-twins", "keep_duplicates", is_flag=True, hidden=True)
@@ -39,6 +51,9 @@ def command(
     ctx: click.Context,
     /,
     limit: int | None,
+    rate: float | None,
+    max_redrives: int,
+    unrecorded: bool,
     dry_run: bool,
     keep_duplicates: bool,
     yes: bool,
@@ -51,26 +66,36 @@ def command(
     counts its deliveries from one again. Duplicates have the same id and the same body: the first
     is redriven, the others are deleted. A message that arrives after the start stays.
 
+    The control database counts the redrives of each message and keeps who made them. If it does not
+    answer, nothing is sent, unless `--unrecorded` is given.
+
     Exits with status 1 if a message could not be redriven, or if the command was interrupted.
     """
     queues, filter_ = DeadLetterQueues(ctx.obj.app), Filter(**criteria)
     selected = queues.select(filter_.queue)
-    counted: Counter[Result] = Counter()
-    with deferred() as is_interrupted:
+    counted: Counter[tuple[Result, str | None]] = Counter()
+    with deferred() as is_interrupted, ledger_of(queues.options, is_recorded=not unrecorded) as to:
         if not (dry_run or yes or _is_confirmed(queues, selected, filter_, limit, is_interrupted)):
             print_note("There was nothing to redrive.")
             ctx.exit(1 if is_interrupted() else 0)
+        total = sum(queue.counts.visible for queue in selected)
+        pace = Pace(rate, total, is_interrupted)
         for queue in selected:
             left = None if limit is None else limit - counted.total()
             if left == 0:
                 break
-            run = Redrive(queues.driver, queues.options, queue.url, keep_duplicates, dry_run)
-            with queues.reading(queue, is_interrupted) as reader:
-                for redriven in _redriven(run, reader, queue, filter_, left):
-                    counted[redriven.result] += 1
+            run = Redrive(
+                queues.driver, queues.options, queue.url, keep_duplicates, dry_run, to, max_redrives
+            )
+            reading = queues.reading(queue, is_interrupted, per_message=pace.seconds_per_message)
+            with closing(run), reading as reader:
+                for redriven in _redriven(run, reader, queue, filter_, left, pace):
+                    counted[redriven.result, redriven.why] += 1
                     _show(redriven, as_json, dry_run)
+        pace.end()
     _sum_up(counted, dry_run)
-    ctx.exit(0 if set(counted) <= GONE and not is_interrupted() else 1)
+    is_done = {result for result, _ in counted} <= GONE
+    ctx.exit(0 if is_done and not is_interrupted() else 1)
 
 
 def _is_confirmed(
@@ -97,7 +122,12 @@ def _is_confirmed(
 
 
 def _redriven(
-    run: Redrive, reader: Reader, queue: DeadLetterQueue, filter_: Filter, limit: int | None
+    run: Redrive,
+    reader: Reader,
+    queue: DeadLetterQueue,
+    filter_: Filter,
+    limit: int | None,
+    pace: Pace,
 ) -> Iterator[Redriven]:
     """The result of each selected message. Ends early if SQS accepts no message of a batch."""
     for messages in reader.batches():
@@ -108,13 +138,18 @@ def _redriven(
             print_note(f"{len(selected) - len(old)} arrived since the start: not redriven.")
         selected = [x if x.queue else replace(x, queue=filter_.queue) for x in old][:limit]
         yield from (Redriven(x, Result.NOT_SENT, WHICH_QUEUE) for x in selected if x.queue is None)
-        results = run([message for message in selected if message.queue is not None])
+        known = [message for message in selected if message.queue is not None]
+        if not (run.is_dry or pace.wait(len(known))):
+            return
+        results = run(known)
+        pace.count(len(messages))
         if not run.is_dry:
-            reader.forget(each.message for each in results if each.result in GONE)
+            gone = (each.message for each in results if each.result in GONE)
+            reader.forget(message.delivery.message_id for message in gone)
         yield from results
         if limit is not None:
             limit -= len(selected)
-        if limit == 0 or (results and all(each.result == Result.NOT_SENT for each in results)):
+        if limit == 0 or (known and run.is_refused):
             return
 
 
@@ -129,7 +164,10 @@ def _show(redriven: Redriven, as_json: bool, dry_run: bool) -> None:
         click.echo(printable(f"{became}  {message.id}  {message.task or NOTHING}{why}"))
 
 
-def _sum_up(counted: Counter[Result], dry_run: bool) -> None:
+def _sum_up(counted: Counter[tuple[Result, str | None]], dry_run: bool) -> None:
     would = "would be " if dry_run else ""
-    results = ", ".join(f"{number} {would}{result}" for result, number in counted.items())
+    results = ", ".join(
+        f"{number} {would}{result}{f' ({why})' if why else ''}"
+        for (result, why), number in counted.items()
+    )
     print_note(f"{results or 'There was nothing to redrive'}.")
