@@ -69,6 +69,7 @@ install(
     app,
     commands=["app.commands.send:command", "app.commands.provision:command"],
     checks=["app.commands.doctor:check"],
+    traces=["app.commands.trace:trace"],
 )
 app.config_from_object(Proxy(celeryconfig))
 # The application's own checks include these, and name its variables.

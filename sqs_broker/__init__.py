@@ -73,7 +73,12 @@ LATE = {
 }
 
 
-def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str] = ()) -> None:
+def install(
+    celery_app: Any,
+    commands: Sequence[str] = (),
+    checks: Sequence[str] = (),
+    traces: Sequence[str] = (),
+) -> None:
     """Make a Celery app use this broker. Reads no configuration and opens no connection.
 
     Call it before you use the app's first task; after that it raises ConfigurationError. Tasks may
@@ -83,7 +88,9 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     `commands` lists click commands of the app ("package.module:command") to add to
     `celery -A … sqs`. `checks` lists functions of the app ("package.module:function") that
     `celery -A … sqs doctor` runs after its own checks. Each takes the Celery app and returns an
-    iterable of `sqs_broker.tools.checks.Finding`.
+    iterable of `sqs_broker.tools.checks.Finding`. `traces` lists functions of the app that
+    `celery -A … sqs trace` asks. Each takes the Celery app and the id of a message, and returns an
+    iterable of `sqs_broker.tools.trace.Fact`.
     """
     from celery.app.task import Task as CeleryTask
 
@@ -107,6 +114,7 @@ def install(celery_app: Any, commands: Sequence[str] = (), checks: Sequence[str]
     celery_app.events_cls = "sqs_broker.control.dispatcher:Events"
     celery_app.sqs_commands = tuple(commands)
     celery_app.sqs_checks = tuple(checks)
+    celery_app.sqs_traces = tuple(traces)
     give_defaults(celery_app)
     serve_pages()
     celery_app.steps["worker"].add("sqs_broker.tools.startup:StartChecks")

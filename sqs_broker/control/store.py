@@ -231,6 +231,13 @@ class Store:
         self._report_odd(odd)
         return ids, stamps
 
+    def revoked_at(self, id_: str) -> datetime | None:
+        """When a task id was revoked; None if it was not. Raises Refused."""
+        with self.needs("find", REVOKES):
+            found = self._revokes.find_one({"_id": {"id": id_}})
+        at = None if found is None else found.get("at")
+        return at if isinstance(at, datetime) else None
+
     def _report_odd(self, count: int) -> None:
         with self._lock:
             is_known, self._odd = count == self._odd, count

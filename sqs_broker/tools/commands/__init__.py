@@ -20,6 +20,7 @@ BUILT_IN = (
     "sqs_broker.tools.commands.health:command",
     "sqs_broker.tools.commands.pause:pause",
     "sqs_broker.tools.commands.pause:resume",
+    "sqs_broker.tools.commands.trace:command",
 )
 
 
