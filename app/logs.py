@@ -21,6 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from celery import current_task
 from celery.signals import celeryd_after_setup, setup_logging, task_postrun, worker_ready
 from celery.utils.log import get_multiprocessing_logger
 
@@ -29,6 +30,7 @@ from app.log_stream import GatheringHandler, LogFile, Stream, can_take, unblock
 from app.prints import Prints
 from app.settings import get_settings
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError
+from sqs_broker.rules.trace_context import REQUEST_ID, TRACEPARENT, request_id_of, trace_id_of
 from sqs_broker.worker.per_job import once_a_job
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ FIELDS = (
     "event", "task", "message_id", "sqs_message_id", "source", "queue", "deliveries", "attempt",
     "outcome", "queue_seconds", "wait_seconds", "run_seconds", "seconds", "delay", "reason",
     "error", "count", "pid",
-    "request_id", "client", "method", "route", "status",
+    "trace_id", "request_id", "client", "method", "route", "status",
 )  # fmt: skip
 
 #: Loggers of Celery that write about one message. The broker logs the same events, with the outcome
@@ -90,7 +92,7 @@ class JsonLines(logging.Formatter):
         }
         if package in READ:
             facts = vars(record)
-            line |= {name: facts[name] for name in FIELDS if facts.get(name) is not None}
+            line |= _of_the_run() | {n: facts[n] for n in FIELDS if facts.get(n) is not None}
         if record.exc_info and record.exc_info[1] is not None:
             line |= _facts_of(record.exc_info[1])
         return _ENCODER.encode(line)
@@ -242,6 +244,16 @@ def _switch_off_unused_fields() -> None:
     logging.logProcesses = False
     logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # new in Python 3.12
+
+
+def _of_the_run() -> dict[str, Any]:
+    """Which trace and request the message belongs to whose task runs here."""
+    request = getattr(current_task, "request", None)
+    found = {
+        "trace_id": trace_id_of(getattr(request, TRACEPARENT, None)),
+        "request_id": request_id_of(getattr(request, REQUEST_ID, None)),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _sentence(record: logging.LogRecord, package: str) -> str:

@@ -1,7 +1,6 @@
 """What every request passes first and last: ids, the log, and errors that nothing else caught."""
 
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -11,14 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deadlines import Deadlines
 from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
+from sqs_broker.rules.trace_context import request_id_of, trace_id_of
 
 logger = logging.getLogger(__name__)
-
-#: What is taken over as a request id. No `@`: an address is personal data.
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
-
-#: https://www.w3.org/TR/trace-context/#traceparent-header
-TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: Seconds after which any request ends, also one whose client does not read the answer.
 LONGEST_REQUEST = 420.0
@@ -65,18 +59,17 @@ class _Exchange:
         self._send = send
         self._is_closing = is_closing
         given = dict(scope["headers"])
-        traceparent = given.get(b"traceparent", b"")
-        trace = TRACEPARENT.fullmatch(traceparent)
-        id_ = given.get(b"x-request-id", b"")
-        if not REQUEST_ID.fullmatch(id_):
-            id_ = trace[1] if trace else secrets.token_hex(16).encode()
-        self._headers = [(b"x-request-id", id_), (b"cache-control", b"no-store")]
-        if trace:
-            self._headers.append((b"traceparent", traceparent))
+        traceparent = given.get(b"traceparent", b"").decode("latin-1")
+        trace_id = trace_id_of(traceparent)
+        id_ = request_id_of(given.get(b"x-request-id", b"").decode("latin-1"))
+        id_ = id_ or trace_id or secrets.token_hex(16)
+        self._headers = [(b"x-request-id", id_.encode()), (b"cache-control", b"no-store")]
+        if trace_id:
+            self._headers.append((b"traceparent", traceparent.encode()))
         self.facts: dict[str, Any] = scope.setdefault("state", {})
         self._is_closed: Callable[[], bool] = self.facts.get(IS_CLOSED, lambda: False)
-        self.facts["request_id"] = id_.decode()
-        self.facts["traceparent"] = traceparent.decode() if trace else None
+        self.facts["request_id"] = id_
+        self.facts["traceparent"] = traceparent if trace_id else None
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
@@ -118,6 +111,7 @@ def _log(exchange: _Exchange) -> None:
             "route": route,
             "status": exchange.status,
             "seconds": round(time.monotonic() - exchange.began, 6),
+            "trace_id": trace_id_of(facts["traceparent"]),
             "request_id": facts["request_id"],
             "client": facts.get("client"),
             "count": facts.get("count"),
@@ -132,6 +126,7 @@ def _log_failure(exchange: _Exchange, exc: Exception) -> None:
         exc_info=exc,
         extra={
             "event": "http.failed",
+            "trace_id": trace_id_of(exchange.facts["traceparent"]),
             "request_id": exchange.facts["request_id"],
             "error": type(exc).__name__,
         },

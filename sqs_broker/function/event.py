@@ -89,6 +89,7 @@ def _delivery(record: Mapping[str, Any], place: int, received_at: float, now: fl
         age=age_of(attributes, first, now),
         group=_text(system, "MessageGroupId") if is_fifo else None,
         fair_group=None if is_fifo else system.get("MessageGroupId"),
+        trace_header=system.get("AWSTraceHeader"),
     )
 
 

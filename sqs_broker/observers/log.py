@@ -44,6 +44,8 @@ class MessageLog(Observer):
                 "queue": message.delivery.queue,
                 "deliveries": message.delivery.deliveries,
                 "attempt": message.delivery.attempt,
+                "trace_id": message.trace_id,
+                "request_id": message.request_id,
             },
         )
 
@@ -102,6 +104,8 @@ class MessageLog(Observer):
                 "error": error,
                 "sqs_message_id": message.delivery.message_id,
                 "queue": message.delivery.queue,
+                "trace_id": message.trace_id,
+                "request_id": message.request_id,
             },
         )
 
@@ -117,6 +121,8 @@ class MessageLog(Observer):
                 "sqs_message_id": delivery.message_id,
                 "queue": delivery.queue,
                 "deliveries": delivery.deliveries,
+                "trace_id": message.trace_id,
+                "request_id": message.request_id,
             },
         )
 
@@ -176,4 +182,6 @@ def _ids(message: Facts) -> dict[str, Any]:
         "message_id": message.id,
         "sqs_message_id": message.delivery.message_id,
         "queue": message.delivery.queue,
+        "trace_id": message.trace_id,
+        "request_id": message.request_id,
     }

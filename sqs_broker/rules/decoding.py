@@ -9,7 +9,7 @@ these two inside an SNS notification, which may only pass data to a task. Every 
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ from sqs_broker.rules.envelope import EMBED, ENVELOPE, HEADERS, PROPERTIES, Reco
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Provenance, Source
+from sqs_broker.rules.trace_context import Context as TraceContext
+from sqs_broker.rules.trace_context import context_of, of_notification
 
 #: How often kombu's SQS transport may encode an envelope in base64.
 MOST_LAYERS = 2
@@ -64,19 +66,21 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
     Celery envelope kombu converts the values that are marked as dates and other types.
 
     If the producer set headers that describe the delivery (`retries`, `redelivered`), they are
-    replaced with the values of SQS. The header `delivery` holds a Provenance for the task. Raises
-    Undecodable, whose reason holds nothing of the body. MemoryError and OSError are not caused by
-    the body, so they are raised unchanged.
+    replaced with the values of SQS. The header `delivery` holds a Provenance for the task, and
+    those of trace_context.py say what it belongs to. Raises Undecodable, whose reason holds nothing
+    of the body. MemoryError and OSError are not caused by the body, so they are raised unchanged.
     """
     content = _json_object(delivery.body)
+    places: list[Mapping[str, Any]] = []
     source = Source.CELERY if "properties" in content else Source.JSON
     if _is_sns(content):
+        places = [of_notification(content)]
         content, source = _json_object(content["Message"]), Source.SNS
     if "properties" in content:
-        return _from_envelope(content, source, delivery)
+        return _from_envelope(content, source, delivery, places)
     if decode_json is None:
         raise Undecodable("the body is not a Celery message, and this worker takes no plain JSON")
-    return _from_foreign(content, source, delivery, decode_json)
+    return _from_foreign(content, source, delivery, decode_json, places)
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -131,7 +135,12 @@ def _is_sns(content: Mapping[str, Any]) -> bool:
     )
 
 
-def _from_envelope(content: dict[str, Any], source: Source, delivery: Delivery) -> dict[str, Any]:
+def _from_envelope(
+    content: dict[str, Any],
+    source: Source,
+    delivery: Delivery,
+    places: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     _refuse_serializer(content)
     envelope = _checked(ENVELOPE, version_2(content), "the Celery envelope")
     sent, properties = envelope["headers"], envelope["properties"]
@@ -145,7 +154,8 @@ def _from_envelope(content: dict[str, Any], source: Source, delivery: Delivery) 
     if source is Source.SNS:
         _check_notification(headers, payload)
     provenance = _provenance(headers["id"], source, delivery, has_producer_id=True)
-    return _payload(payload, headers, delivery, provenance, properties)
+    context = context_of(delivery, sent, *places)
+    return _payload(payload, headers, delivery, provenance, properties, context)
 
 
 def _refuse_serializer(content: Mapping[str, Any]) -> None:
@@ -222,7 +232,11 @@ def _check_times(headers: Mapping[str, Any]) -> None:
 
 
 def _from_foreign(
-    content: dict[str, Any], source: Source, delivery: Delivery, decode_json: DecodeJson
+    content: dict[str, Any],
+    source: Source,
+    delivery: Delivery,
+    decode_json: DecodeJson,
+    places: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     foreign = decode_json(content)
     _refuse_built_in(foreign.task, "plain JSON")
@@ -230,7 +244,8 @@ def _from_foreign(
     headers = HEADERS({"task": foreign.task, "id": id_, "root_id": id_})
     payload = [[], foreign.kwargs, {}]
     provenance = _provenance(id_, source, delivery, has_producer_id=foreign.id is not None)
-    return _payload(payload, headers, delivery, provenance, PROPERTIES({}))
+    context = context_of(delivery, *places, content)
+    return _payload(payload, headers, delivery, provenance, PROPERTIES({}), context)
 
 
 def _provenance(
@@ -246,11 +261,13 @@ def _payload(
     delivery: Delivery,
     provenance: Provenance,
     properties: Mapping[str, Any],
+    context: TraceContext,
 ) -> dict[str, Any]:
     if headers.get("headers") is None:
         # Otherwise Celery takes for the producer's own headers all that it does not know: also what
         # this broker adds (celery 5.7 app/task.py, `_get_custom_headers`).
         headers["headers"] = {k: v for k, v in headers.items() if k not in NOT_CUSTOM}
+    headers |= context
     headers["retries"] = delivery.attempt - 1
     headers["delivery"] = provenance
     return {

@@ -1,10 +1,18 @@
 """The facts about a message that observers get."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Source
+from sqs_broker.rules.trace_context import (
+    REQUEST_ID,
+    TRACEPARENT,
+    context_of,
+    request_id_of,
+    trace_id_of,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,18 @@ class Facts:
     """None if the body could not be read, and for a message that is redriven."""
     started_at: float | None = None
     """When the pool started the task in this delivery, in monotonic seconds; None if it did not."""
+    context: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Says which trace and request it belongs to (rules/trace_context.py), among other things."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the message's trace; None if it has none."""
+        return trace_id_of(self.context.get(TRACEPARENT))
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of the request that sent the message; None if the message has none."""
+        return request_id_of(self.context.get(REQUEST_ID))
 
 
 def facts_of(
@@ -29,5 +49,7 @@ def facts_of(
 ) -> Facts:
     """The facts of a message. `headers` are its task's, or None if they could not be read."""
     if not headers:
-        return Facts(delivery, None, delivery.message_id, None, started_at)
-    return Facts(delivery, headers["task"], headers["id"], headers["delivery"].source, started_at)
+        context = context_of(delivery)
+        return Facts(delivery, None, delivery.message_id, None, started_at, context)
+    source = headers["delivery"].source
+    return Facts(delivery, headers["task"], headers["id"], source, started_at, headers)

@@ -57,6 +57,8 @@ class Delivery:
     """The message group whose order must be kept; None in a standard queue."""
     fair_group: str | None = None
     """The message group in a standard queue, which has no order. Copies keep it."""
+    trace_header: str | None = None
+    """X-Ray's tracing header, which SQS keeps beside the message as `AWSTraceHeader`."""
 
     @cached_property
     def carried(self) -> Carried:

@@ -61,12 +61,19 @@ class Copies:
         if isinstance(outcome, Postponed):
             own = _postponed(delivery, outcome, limit, time.time())
             delay = min(outcome.delay, LONGEST_DELAY)
-            return address.url, Outgoing(delivery.body, own, delay, delivery.fair_group)
+            group, header = delivery.fair_group, delivery.trace_header
+            return address.url, Outgoing(delivery.body, own, delay, group, trace_header=header)
         attributes = dead_letter.attributes_of(delivery, outcome, message.task, message.id, limit)
         # The dead-letter queue of a FIFO queue is FIFO too.
         id_ = None if delivery.group is None else delivery.message_id
         group = delivery.group or delivery.fair_group
-        copy = Outgoing(delivery.body, attributes, group=group, deduplication_id=id_)
+        copy = Outgoing(
+            delivery.body,
+            attributes,
+            group=group,
+            deduplication_id=id_,
+            trace_header=delivery.trace_header,
+        )
         return address.dead_letter_url or "", copy
 
 

@@ -348,4 +348,5 @@ def delivery_of(
         first_received_at=first,
         age=age_of(message.attributes, first, answered),
         fair_group=message.group,
+        trace_header=message.trace_header,
     )

@@ -21,6 +21,7 @@ COUNT_AND_TIME = (
     "SentTimestamp",
     "ApproximateFirstReceiveTimestamp",
     "MessageGroupId",
+    "AWSTraceHeader",
 )
 
 #: The name that stands for all attributes of a message or a queue.
@@ -80,6 +81,11 @@ class Received(NamedTuple):
         return self.system.get("MessageGroupId")
 
     @property
+    def trace_header(self) -> str | None:
+        """X-Ray's tracing header; None if the message has none."""
+        return self.system.get("AWSTraceHeader")
+
+    @property
     def first_received_at(self) -> datetime:
         """When SQS first delivered the message. A server that does not say: when it was sent."""
         first = self.system.get("ApproximateFirstReceiveTimestamp")
@@ -98,6 +104,8 @@ class Outgoing:
     """The message group. In a standard queue it has no order ("fair queues")."""
     deduplication_id: str | None = None
     """Of two messages with the same id within 5 minutes, a FIFO queue keeps one."""
+    trace_header: str | None = None
+    """X-Ray's tracing header. SQS counts neither it nor its bytes."""
 
     @property
     def size(self) -> int:
@@ -275,6 +283,9 @@ def _sent(message: Outgoing) -> dict[str, Any]:
         call["MessageGroupId"] = message.group
     if message.deduplication_id is not None:
         call["MessageDeduplicationId"] = message.deduplication_id
+    if message.trace_header is not None:
+        header = {"DataType": "String", "StringValue": message.trace_header}
+        call["MessageSystemAttributes"] = {"AWSTraceHeader": header}
     return call
 
 

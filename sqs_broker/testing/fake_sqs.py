@@ -105,6 +105,7 @@ class _Stored:
     received_at: float = 0.0
     source_arn: str | None = None
     group: str | None = None
+    trace_header: str | None = None
 
 
 @dataclass
@@ -287,17 +288,18 @@ class FakeSqs:
         receives: int = 0,
         source_arn: str | None = None,
         group: str | None = None,
+        trace_header: str | None = None,
     ) -> str:
         """Put a message into a queue, as another program would: it is not in `calls`. Returns its
         MessageId.
 
         `receives` is how often it was received before. `source_arn` is the queue from which SQS has
-        moved it. `group` is its message group.
+        moved it. `group` is its message group, and `trace_header` X-Ray's tracing header.
         """
         with self._changed:
             stored = self._store(self._queues[url], body, attributes or {}, delay)
             stored.receives, stored.source_arn = receives, source_arn
-            stored.group = group
+            stored.group, stored.trace_header = group, trace_header
             return stored.id
 
     def messages(self, url: str) -> list[Message]:
@@ -643,6 +645,8 @@ class FakeSqs:
         _check(size(body, attributes) <= int(queue.attributes["MaximumMessageSize"]))
         stored = self._store(queue, body, attributes, delay)
         stored.group = given.get("MessageGroupId")
+        system = given.get("MessageSystemAttributes", {})
+        stored.trace_header = system.get("AWSTraceHeader", {}).get("StringValue")
         return {"MessageId": stored.id}
 
     def _store(
@@ -733,6 +737,8 @@ def _as_received(stored: _Stored, asked: Mapping[str, Any]) -> dict[str, Any]:
         system["DeadLetterQueueSourceArn"] = stored.source_arn
     if stored.group is not None:
         system["MessageGroupId"] = stored.group
+    if stored.trace_header is not None:
+        system["AWSTraceHeader"] = stored.trace_header
     names = asked.get("MessageSystemAttributeNames", ())
     message: dict[str, Any] = {
         "MessageId": stored.id,

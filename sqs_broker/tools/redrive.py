@@ -142,7 +142,12 @@ class Redrive:
             queue = Queue(self.options.queue(message.queue).url, self.driver)
             delivery = message.delivery
             own = restored(delivery.attributes)
-            outgoing = Outgoing(delivery.body, own, group=delivery.fair_group)
+            outgoing = Outgoing(
+                delivery.body,
+                own,
+                group=delivery.fair_group,
+                trace_header=delivery.trace_header,
+            )
             batch.add(queue, outgoing, self.options.max_message_bytes)
         batch.flush()
         return published.failed

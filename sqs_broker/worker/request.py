@@ -40,6 +40,7 @@ from sqs_broker.rules.outcomes import (
     is_final,
 )
 from sqs_broker.rules.suspicion import Suspicion
+from sqs_broker.rules.trace_context import REQUEST_ID, TRACEPARENT, request_id_of, trace_id_of
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.failures import decisive, error_of, frames_of, shown, unwrapped
 
@@ -373,6 +374,8 @@ def log_failed(request: Any, error: str) -> None:
             "task": request.name,
             "message_id": request.id,
             "error": error,
+            "trace_id": trace_id_of(request.request_dict.get(TRACEPARENT)),
+            "request_id": request_id_of(request.request_dict.get(REQUEST_ID)),
         },
     )
 

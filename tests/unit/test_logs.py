@@ -10,6 +10,8 @@ from typing import Any
 
 import billiard.util
 import pytest
+from celery import Celery
+from celery.app.trace import build_tracer
 from celery.signals import setup_logging
 from celery.utils.log import get_task_logger
 
@@ -444,3 +446,31 @@ def test_the_more_talkative_of_two_levels_counts(
     set_up(loglevel=celerys)
     assert logging.getLogger("app.test").getEffectiveLevel() == level
     assert root.level == max(level, logging.INFO)
+
+
+# The trace and the request
+
+
+def test_a_line_that_a_task_writes_has_the_trace_and_the_request_of_its_message() -> None:
+    celery_app = Celery("logs", set_as_current=False)
+
+    @celery_app.task(bind=True, shared=False)
+    def job(self: Any) -> dict[str, Any]:
+        return line_of("Half done.", request_id=None)
+
+    traced = build_tracer("job", job, app=celery_app, eager=True)
+    context = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "request_id": "r-1"}
+    line = traced("1", (), {}, context).retval
+    assert (line["trace_id"], line["request_id"]) == ("a" * 32, "r-1")
+    assert not {"trace_id", "request_id"} & set(line_of("Outside."))
+
+
+def test_a_line_has_no_request_id_that_may_be_personal_data() -> None:
+    celery_app = Celery("logs", set_as_current=False)
+
+    @celery_app.task(shared=False)
+    def job() -> dict[str, Any]:
+        return line_of("Half done.")
+
+    traced = build_tracer("job", job, app=celery_app, eager=True)
+    assert "request_id" not in traced("1", (), {}, {"request_id": "kim@example.org"}).retval

@@ -203,3 +203,21 @@ def test_a_retry_that_comes_sooner_than_it_was_asked_for_is_said_with_the_same_d
     assert ("retry.clamped" in lines) is is_clamped
     assert len(set(lines.values())) == 1
     assert lines["message.retry"] <= min(asked, 43_200)
+
+
+# The trace and the request
+
+
+def test_each_line_of_a_message_has_its_trace_and_its_request(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "request_id": "r-1"}
+    message = facts_of(make_delivery(), HEADERS | context)
+    log = MessageLog()
+    log.received(message)
+    log.ended(message, UnknownTask("no.such"), Released())
+    log.settled(message, Done(), "AccessDenied")
+    log.lost(message, "it is over")
+    assert len(caplog.records) == 5
+    for record in caplog.records:
+        assert (vars(record)["trace_id"], vars(record)["request_id"]) == ("a" * 32, "r-1")

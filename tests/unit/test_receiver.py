@@ -147,6 +147,7 @@ def test_it_asks_as_sqs_wants_to_be_asked(start: Start, fake: FakeSqs, url: str)
                 "SentTimestamp",
                 "ApproximateFirstReceiveTimestamp",
                 "MessageGroupId",
+                "AWSTraceHeader",
             ],
         }
     ]

@@ -517,3 +517,15 @@ def test_a_body_is_shown_decoded(
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout)["body"] == shown
     assert json.loads(run("show", id_, "--raw").stdout)["body"] == text
+
+
+# X-Ray
+
+
+def test_a_redriven_message_keeps_the_tracing_header_of_xray(
+    fake: FakeSqs, dead: str, run: Commands
+) -> None:
+    fake.put(dead, "{}", trace_header="Root=1-a-b")
+    redrive(run)
+    (sent,) = fake.entries(SEND)
+    assert sent["MessageSystemAttributes"]["AWSTraceHeader"]["StringValue"] == "Root=1-a-b"

@@ -294,3 +294,24 @@ def test_where_a_lease_ends_while_others_are_told_its_own_is_not(
 def test_nothing_to_tell_costs_no_call(reporter: Reporter, fake: FakeSqs) -> None:
     assert reporter.tell([]) == []
     assert fake.calls == []
+
+
+# X-Ray
+
+
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(5)], ids=lambda outcome: outcome.name)
+def test_a_copy_keeps_the_tracing_header_of_xray(
+    reporter: Reporter, fake: FakeSqs, make_lease: MakeLease, outcome: Outcome
+) -> None:
+    reporter.tell([settlement(make_lease(trace_header="Root=1-a-b"), outcome)])
+    (sent,) = fake.asked("SendMessage")
+    header = {"AWSTraceHeader": {"DataType": "String", "StringValue": "Root=1-a-b"}}
+    assert sent["MessageSystemAttributes"] == header
+
+
+def test_a_copy_of_a_message_without_such_a_header_has_none(
+    reporter: Reporter, fake: FakeSqs, make_lease: MakeLease
+) -> None:
+    reporter.tell([settlement(make_lease(), DEAD)])
+    (sent,) = fake.asked("SendMessage")
+    assert "MessageSystemAttributes" not in sent
