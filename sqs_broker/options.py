@@ -29,6 +29,9 @@ LONGEST_LIFE = 3 * LONGEST_RETENTION + 3 * 86_400
 #: https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
 DATABASE_NAME = re.compile(r'[^/\\. "$*<>:|?\0]+')
 
+#: What makes spans if the option `tracing` is true.
+OPENTELEMETRY = "sqs_broker.tracing:tracing"
+
 #: What can call SQS.
 CURL = "curl"
 BOTO3 = "boto3"
@@ -219,6 +222,8 @@ class Options:
     brackets: tuple[Any, ...] = ()
     """Context managers around each run of a task (sqs_broker/observers/bracket.py)."""
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
+    tracing: Any = None
+    """Makes spans (sqs_broker/observers/tracing.py); None: there are none."""
     driver: Callable[..., Any] | None = None
     """Creates the `Driver` that sends requests to SQS (sqs_broker/sqs/driver.py); if None, `client`
     says which."""
@@ -243,6 +248,9 @@ class Options:
         from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
 
         decoder, driver = given.get("decode_json"), given.get("driver")
+        tracing = _tracing(given.get("tracing"))
+        observers = map(symbol_by_name, given.get("observers") or ())
+        brackets = map(symbol_by_name, given.get("brackets") or ())
         return cls(
             region=given["region"],
             queues=_queues(given.get("predefined_queues") or {}, accepts_fifo),
@@ -261,9 +269,11 @@ class Options:
             unhealthy_exit=given.get("unhealthy_exit", cls.unhealthy_exit),
             decode_json=symbol_by_name(decoder) if decoder else None,
             schemas={k: symbol_by_name(v) for k, v in (given.get("schemas") or {}).items()},
-            observers=tuple(map(symbol_by_name, given.get("observers") or ())),
             metrics=MetricsOptions.read(given.get("metrics") or {}),
-            brackets=tuple(map(symbol_by_name, given.get("brackets") or ())),
+            # The spans are around what the project's own observers and brackets do.
+            observers=(*([tracing.observer] if tracing else []), *observers),
+            brackets=(*([tracing.bracket] if tracing else []), *brackets),
+            tracing=tracing,
             driver=symbol_by_name(driver) if driver else None,
             client=_client(given.get("client")),
             most_in_flight=given.get("most_in_flight", cls.most_in_flight),
@@ -313,6 +323,20 @@ def _control(given: Any) -> ControlOptions | Callable[[], ControlOptions]:
         return ControlOptions.read(symbol_by_name(given)())
 
     return read
+
+
+def _tracing(given: Any) -> Any:
+    if not given:
+        return None
+    from kombu.utils.imports import symbol_by_name
+
+    try:
+        return symbol_by_name(OPENTELEMETRY if given is True else given)
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"broker_transport_options: `tracing` cannot be imported ({exc.name} is missing). "
+            "Install celery-sqs-broker[opentelemetry]."
+        ) from exc
 
 
 def _client(given: Any) -> str | None:

@@ -123,6 +123,8 @@ class Invocation:
         message = message_of(delivery, self._sandbox)
         self._metrics_of(delivery).received(message.facts, self._sandbox.wall_clock())
         if message.admitted is not None:
+            if (tracing := self._sandbox.options.tracing) is not None:
+                tracing.delivered(message.facts, message.arrival.headers or {})
             self._sandbox.observers.received(message.facts)
         return message
 

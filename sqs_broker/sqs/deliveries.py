@@ -254,8 +254,11 @@ class Deliveries:
         self._leases.run_ended(tag)
 
     def admitted(self, tag: str, headers: dict[str, Any]) -> None:
-        """Note that a task of this worker will run the message."""
+        """Note that a task of this worker will run the message. With tracing, its headers then name
+        the span of the delivery."""
         if (lease := self._leases.get(tag)) is not None:
+            if self._options.tracing is not None:
+                self._options.tracing.delivered(facts_of(lease.delivery, headers), headers)
             self._observers.received(facts_of(lease.delivery, headers))
 
     def may_share(self, tag: str) -> bool:

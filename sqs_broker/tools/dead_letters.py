@@ -9,7 +9,7 @@ A read takes the same memory for any number of messages.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from time import monotonic
@@ -24,6 +24,7 @@ from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.errors import SqsError
+from sqs_broker.rules.trace_context import context_of
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.sqs.requests import ALL, Received, name_of
@@ -64,6 +65,8 @@ class DeadLetterMessage:
     """When it was dead-lettered. This, `error` and `deliveries` are from the note: None without."""
     system: Mapping[str, str]
     """The system attributes, as SQS returned them."""
+    context: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Says which trace and request it belongs to (rules/trace_context.py), among other things."""
 
     @property
     def duplicate_key(self) -> bytes:
@@ -102,6 +105,7 @@ def read_message(
         deliveries=note.get("deliveries") if isinstance(note.get("deliveries"), int) else None,
         at=_text(note.get("at")),
         system=received.system,
+        context=headers or context_of(delivery),
     )
 
 

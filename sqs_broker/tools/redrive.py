@@ -169,4 +169,4 @@ class Redrive:
 
 
 def _facts_of(message: DeadLetterMessage) -> Facts:
-    return Facts(message.delivery, message.task, message.id, None)
+    return Facts(message.delivery, message.task, message.id, None, context=message.context)

@@ -10,7 +10,7 @@ from sqs_broker.errors import PublishError
 from sqs_broker.rules import outcomes
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
-from sqs_broker.sqs.batching import Collected, collect
+from sqs_broker.sqs.batching import Collected, collect, current
 from sqs_broker.sqs.deliveries import Deliveries
 from sqs_broker.sqs.publisher import Batch, check_arguments, message_for
 from sqs_broker.sqs.queue import Queue
@@ -119,6 +119,14 @@ class Channel(virtual.Channel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         check_arguments(message, self._options.schemas)
+        if (tracing := self._options.tracing) is None:
+            self._send(queue, message)
+            return
+        is_collected = self.batch is not None or current() is not None
+        with tracing.sending(queue, message["headers"], is_collected=is_collected):
+            self._send(queue, message)
+
+    def _send(self, queue: str, message: dict[str, Any]) -> None:
         limit, sender = self._options.max_message_bytes, self.connection.sender
         to = Queue(self._options.queue(queue).url, sender.driver)
         outgoing = message_for(message, limit, self._options.eta_max)

@@ -6,6 +6,7 @@ cannot express.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
@@ -17,6 +18,7 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 from sqs_broker.errors import ConfigurationError, EtaTooFar, label
 from sqs_broker.machine.offloading import off_loop
 from sqs_broker.observers.bracket import Bracket, around
+from sqs_broker.observers.tracing import Tracing
 from sqs_broker.options import Options
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.happened import Rejected, Suspected
@@ -80,6 +82,9 @@ class Task(CeleryTask):
     #: Context managers around each run (sqs_broker/observers/bracket.py).
     brackets: ClassVar[tuple[Bracket, ...]] = ()
 
+    #: Makes the spans of each run (the option `tracing`).
+    tracing: ClassVar[Tracing | None] = None
+
     @classmethod
     def on_bound(cls, app: Any) -> None:
         """Set `max_retries` from the queue's policy if the task does not set it itself.
@@ -97,6 +102,7 @@ class Task(CeleryTask):
         # A Lambda function accepts FIFO queues. The transport of a worker and a producer does not.
         options = Options.read(app.conf.broker_transport_options, accepts_fifo=True)
         policy, cls.brackets, cls.eta_max = options.policy, options.brackets, options.eta_max
+        cls.tracing = options.tracing
         if cls.name.startswith("celery."):
             cls.policy = policy
             return  # Celery's own tasks keep Celery's number of retries.
@@ -256,7 +262,9 @@ class Task(CeleryTask):
         # Read from the class: read from the instance, it would be a bound method.
         many = type(self).many
         assert many is not None
-        return outcomes_of(self.name, many(calls), len(calls))
+        tracing = self.tracing
+        with tracing.work(self.name, [c.request for c in calls]) if tracing else nullcontext():
+            return outcomes_of(self.name, many(calls), len(calls))
 
     def retry_delay(self, exc: Exception) -> float | None:
         """Seconds until a failure is retried; None means the policy's backoff."""

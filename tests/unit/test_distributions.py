@@ -29,6 +29,7 @@ OF_EXTRAS = {
     },
     "opentelemetry": {ROOT / "sqs_broker/observers/meters.py"},
     "flower": set((ROOT / "sqs_broker/flower").rglob("*.py")),
+    "opentelemetry": set((ROOT / "sqs_broker/tracing").rglob("*.py")),
 }
 
 

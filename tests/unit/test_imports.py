@@ -95,7 +95,7 @@ def test_an_import_reads_no_variable_of_ours(module: str, directory: Path) -> No
 
 
 #: What a program does not need that only makes a message, registers a user, or names an error.
-HEAVY = {"celery", "kombu", "billiard", "boto3", "botocore", "pycurl"}
+HEAVY = {"celery", "kombu", "billiard", "boto3", "botocore", "pycurl", "opentelemetry"}
 
 
 @pytest.mark.parametrize("module", ["sqs_broker", "app.errors", "app.messages", "app.registration"])
@@ -108,7 +108,7 @@ def test_the_domain_and_the_broker_s_name_load_neither_celery_nor_a_way_to_sqs(
 #: What a producer does not need.
 OF_A_WORKER = {
     "flower", "tornado", "pymongo", "bson", "mongoengine", "http.server", "app.outage",
-    "app.models", "sqs_broker.worker.consumer",
+    "app.models", "sqs_broker.worker.consumer", "opentelemetry",
 }  # fmt: skip
 
 #: What it needs at its first call.
@@ -141,6 +141,15 @@ def test_a_producer_loads_only_what_it_needs(directory: Path, what: str) -> None
         "app.tasks",
         directory,
         after=f"{DELAY if what == 'delay' else ''}\n{after}",
+        **PRODUCER,
+    )
+
+
+def test_a_worker_without_traces_loads_no_tracing_library(directory: Path) -> None:
+    imported(
+        "app.tasks, app.outage, app.startup, sqs_broker.worker.consumer",
+        directory,
+        after=f"{DELAY}\nassert 'opentelemetry' not in sys.modules",
         **PRODUCER,
     )
 
