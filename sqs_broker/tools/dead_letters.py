@@ -23,8 +23,8 @@ from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
-from sqs_broker.sqs.errors import SqsError
 from sqs_broker.rules.trace_context import context_of
+from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.sqs.requests import ALL, Received, name_of

@@ -27,9 +27,11 @@ OF_EXTRAS = {
         ROOT / "sqs_broker/observers/endpoint.py",
         ROOT / "sqs_broker/observers/exposition.py",
     },
-    "opentelemetry": {ROOT / "sqs_broker/observers/meters.py"},
     "flower": set((ROOT / "sqs_broker/flower").rglob("*.py")),
-    "opentelemetry": set((ROOT / "sqs_broker/tracing").rglob("*.py")),
+    "opentelemetry": {
+        ROOT / "sqs_broker/observers/meters.py",
+        *(ROOT / "sqs_broker/tracing").rglob("*.py"),
+    },
 }
 
 
