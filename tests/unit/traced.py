@@ -15,10 +15,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from app.messages import Increment
 from sqs_broker import install
+from sqs_broker.observers.observer import Observer
+from sqs_broker.rules.facts import Facts
+from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.testing import Clock, FakeSqs
 from sqs_broker.tracing import OpenTelemetry
 from sqs_broker.worker.batch import run
-from tests.unit.in_memory import InMemoryWorker, Outcomes, new_sqs
+from tests.services import wait_until
+from tests.unit.in_memory import DEADLINE, InMemoryWorker, Outcomes, new_sqs
 
 
 class Pool(BasePool):
@@ -84,6 +88,16 @@ class Spans:
         self._exporter.clear()
 
 
+class Settlements(Observer):
+    """The messages that SQS was told of, or was not, by SQS's MessageId."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
+        self.ids.add(message.delivery.message_id)
+
+
 class Traced:
     """An app with three tasks, its worker and its spans. `do` is what they do, with the input."""
 
@@ -92,13 +106,14 @@ class Traced:
         self.clock = Clock()
         self.fake: FakeSqs = new_sqs(self.clock)
         self.outcomes = Outcomes()
+        self.settlements = Settlements()
         self.do: Callable[[int], object] = lambda _: None
         self.app = app = Celery("traced", set_as_current=False)
         install(app)
         app.conf.update(
             broker_transport_options=self.fake.transport_options(
                 decode_json="app.messages:decode_json",
-                observers=[self.outcomes],
+                observers=[self.outcomes, self.settlements],
                 tracing=spans.tracing,
             ),
             task_default_queue="jobs",
@@ -145,4 +160,8 @@ class Traced:
 
     def run(self, worker: InMemoryWorker) -> None:
         """Run what is on the queue to the end of this delivery."""
-        worker.outcomes_of([message.message_id for message in self.fake.messages(self.url)])
+        ids = {message.message_id for message in self.fake.messages(self.url)}
+        worker.outcomes_of(list(ids))
+        # A message that ends on a receiver's thread is settled after its outcome is known here.
+        wait_until(lambda: self.settlements.ids >= ids, DEADLINE, "the settlements")
+        self.settlements.ids -= ids
