@@ -5,6 +5,7 @@ that its time is not that of what is measured.
 """
 
 import asyncio
+import io
 import sys
 import uuid
 from collections import Counter
@@ -146,7 +147,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         answers = runner.run(ask(load))
     # Not sys.stdout: with PYTHONUNBUFFERED it writes only the part that a pipe takes at once.
-    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+    with io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False)) as output:
         output.write(TypeAdapter(Answers).dump_json(answers))
 
 

@@ -265,8 +265,8 @@ class Settings(BaseSettings):
 
     def _check_metrics(self) -> None:
         if self.worker_metrics_login is not None:
-            user, _, password = self.worker_metrics_login.get_secret_value().partition(":")
-            if not (user and password):
+            login = self.worker_metrics_login.get_secret_value()
+            if not all(login.partition(":")):
                 raise SettingsError("WORKER_METRICS_LOGIN must be user:password.")
         elif self.worker_metrics_port and not is_loopback(self.worker_metrics_address):
             raise SettingsError(

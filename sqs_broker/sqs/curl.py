@@ -1,7 +1,6 @@
 """The driver that uses libcurl. Its calls take less of a CPU than boto3's, and no second thread."""
 
 import os
-import random
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 from sqs_broker.machine.calls import Calls, Full, Overdue
 from sqs_broker.machine.seldom import Seldom
 from sqs_broker.options import Options
+from sqs_broker.rules.backoff import RANDOM
 from sqs_broker.sqs.access import Access, Key, access_for
 from sqs_broker.sqs.driver import READ_TIMEOUT, SECONDS, TRIES, log_overdue
 from sqs_broker.sqs.errors import HANGING, OVERDUE, THROTTLED, SqsError, Unreached
@@ -129,7 +129,7 @@ class Curl:
             try:
                 return self._answer(access, request, body, ends_at)
             except _Failed as failed:
-                pause = random.random() * failed.longest_pause(attempt)
+                pause = RANDOM.uniform(0, failed.longest_pause(attempt))
                 is_last = attempt == self._tries or monotonic() + pause >= ends_at
                 if is_last or not failed.may_be_better:
                     raise failed.error from failed.error.__cause__

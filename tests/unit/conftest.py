@@ -10,17 +10,22 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from hypothesis import register_random
 
 from sqs_broker.control.plane import Plane
 from sqs_broker.control.planes import plane_for
 from sqs_broker.machine import threads
 from sqs_broker.options import ControlOptions, Options
+from sqs_broker.rules.backoff import RANDOM
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.provenance import Provenance, Source
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.testing import Clock, FakeSqs
+
+# So that an example of a property test has the same pauses if it is repeated.
+register_random(RANDOM)
 
 _numbers = count(1)
 
