@@ -38,6 +38,7 @@ broker_transport_options = {
         "opentelemetry": _settings.worker_opentelemetry,
         "class_of": "app.metrics:class_of" if _is_measured else None,
     },
+    "tracing": "app.tracing:tracing" if _settings.tracing else None,
     "wait_time_seconds": _settings.sqs_wait_time,
     # An option of this broker: Celery's own stop has no deadline.
     "shutdown_timeout": _settings.worker_shutdown_timeout,

@@ -139,7 +139,7 @@ def _open() -> None:
         me.disconnect()
         _connected_in = None
     uri = get_settings().require_mongo_uri()
-    client = open_client(uri)
+    client = open_client(uri, **_listeners())
     me.connect(
         address_of(uri).database,
         # Without this MongoEngine parses the URI itself.
@@ -147,6 +147,14 @@ def _open() -> None:
         uuidRepresentation=OURS["uuidRepresentation"],
     )
     _connected_in, _connected_at = os.getpid(), monotonic()
+
+
+def _listeners() -> dict[str, Any]:
+    if not get_settings().tracing:
+        return {}
+    from app.tracing import tracing
+
+    return {"event_listeners": [tracing.commands]}
 
 
 def disconnect() -> None:

@@ -250,12 +250,12 @@ def address_of(uri: str) -> Address:
     return address
 
 
-def open_client(uri: str) -> Client:
+def open_client(uri: str, **settings: Any) -> Client:
     """A client for a MONGO_URI: majority, journal, primary. Does not wait for the server.
 
     Raises SettingsError, in one line without any value of the URI, if the URI cannot be used.
     """
-    return address_of(uri).client()
+    return address_of(uri).client(**settings)
 
 
 def control() -> dict[str, Any]:

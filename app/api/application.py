@@ -59,7 +59,7 @@ def application(
     described = inner.openapi
     # The documented way: https://fastapi.tiangolo.com/how-to/extending-openapi/
     inner.openapi = lambda: description.completed(described(), service.has_keys, longest_wait)  # type: ignore[method-assign]
-    outer: ASGIApp = Front(Shortcut(inner), lambda: service.is_draining)
+    outer: ASGIApp = Front(Shortcut(inner), lambda: service.is_draining, service.tracing)
     if origins:
         outer = CORSMiddleware(
             outer,

@@ -48,6 +48,7 @@ def new_service(
         rates=Rates(settings.rate_limit),
         count_queues=rows,
         most_bytes=options.max_message_bytes,
+        tracing=options.tracing,
     )
     for task in (REGISTRATION, INCREMENT):
         url = options.queue(_queue_of(task)).url

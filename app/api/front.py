@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,21 +27,27 @@ class Front:
 
     The id is that of `X-Request-Id`, or the trace id of `traceparent`, or a new one. Both headers
     are in the answer. `is_closing` says whether connections are closed after their answer.
+    With `tracing`, each request has a span (app/spans.py).
     """
 
-    def __init__(self, app: ASGIApp, is_closing: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, is_closing: Callable[[], bool], tracing: Any = None) -> None:
         self._app = app
         self._is_closing = is_closing
         self._deadlines = Deadlines(LONGEST_REQUEST)
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self._is_closing)
+        with self._tracing.serving(exchange) if self._tracing else nullcontext():
+            await self._serve(exchange, receive)
+
+    async def _serve(self, exchange: "_Exchange", receive: Receive) -> None:
         try:
             with self._deadlines.limit():
-                await self._app(scope, receive, exchange.send)
+                await self._app(exchange.scope, receive, exchange.send)
         except Exception as exc:
             _log_failure(exchange, exc)
             if exchange.status is None:

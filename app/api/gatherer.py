@@ -122,6 +122,11 @@ class Gatherer:
         self._is_stopped = False
         self._seldom = Seldom()
 
+    @property
+    def queue(self) -> str:
+        """The name of the queue."""
+        return name_of(self._queue.url)
+
     async def send(self, message: Outgoing, mark: Mark | None = None) -> None:
         """Send one message. Raises Unavailable if SQS has not taken it; Full at once if too many
         wait."""

@@ -131,8 +131,10 @@ class Routes:
         key = idempotency_key(request)
         bodies.check_media_type(request, bodies.JSON)
         content = parse(await self._bodies.whole(request))
-        mark, message = self._registration(request, client, key, content)
-        await self._service.gatherers[REGISTRATION].send(message, mark)
+        registration = check(Registration, content)
+        with self._service.sending(request, REGISTRATION):
+            mark, message = self._registration(request, client, key, content, registration)
+            await self._service.gatherers[REGISTRATION].send(message, mark)
         id_ = mark.id
         path = f"/registrations/{id_}"
         body = f'{{"id":"{id_}","state":"pending","links":{{"self":"{path}"}}}}'
@@ -145,9 +147,16 @@ class Routes:
         kind = bodies.check_media_type(request, bodies.NDJSON, bodies.JSON)
 
         def prepare(content: Any) -> tuple[Mark, Outgoing]:
-            return self._registration(request, client, key, content)
+            registration = check(Registration, content)
+            return self._registration(request, client, key, content, registration)
 
         batch = Batch(self._service.gatherers[REGISTRATION], prepare, self._send_timeout)
+        with self._service.sending(request, REGISTRATION):
+            await self._send(request, client, kind, batch)
+        status, headers, body = batches.answer(batch)
+        return Parts(body, status, headers)
+
+    async def _send(self, request: Request, client: Client, kind: str, batch: Batch) -> None:
         try:
             if kind == bodies.NDJSON:
                 with self._bodies.all_lines():
@@ -162,8 +171,6 @@ class Routes:
             self._service.count(client, len(batch.items) or 1)
             request.scope["state"]["count"] = len(batch.items)
         await batch.end()
-        status, headers, body = batches.answer(batch)
-        return Parts(body, status, headers)
 
     async def produce(self, request: Request) -> Response:
         """POST /produce"""
@@ -173,14 +180,19 @@ class Routes:
         content = parse(await self._bodies.whole(request))
         check(Increment, content)
         id_ = increment_id(client.name, key)
-        message = self._service.message(request, INCREMENT, id_, encode(content))
-        await self._service.gatherers[INCREMENT].send(message)
+        with self._service.sending(request, INCREMENT):
+            message = self._service.message(request, INCREMENT, id_, encode(content))
+            await self._service.gatherers[INCREMENT].send(message)
         return _json({"id": id_, "state": "pending", "links": {"count": "/count"}}, 202)
 
     def _registration(
-        self, request: Request, client: Client, key: str | None, content: Any
+        self,
+        request: Request,
+        client: Client,
+        key: str | None,
+        content: Any,
+        registration: Registration,
     ) -> tuple[Mark, Outgoing]:
-        registration = check(Registration, content)
         id_ = registration_id(client.name, key, registration)
         mark = Mark(id_, registration.stock_id, registration.user_id)
         return mark, self._service.message(request, REGISTRATION, id_, encode(content))

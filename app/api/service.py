@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -48,7 +49,9 @@ class Service:
         rates: Rates,
         count_queues: Callable[[], Iterable[Mapping[str, Any]]],
         most_bytes: int,
+        tracing: Any = None,
     ) -> None:
+        self.tracing = tracing
         self.gatherers = gatherers
         self.outcomes = outcomes
         self.count_queues = count_queues
@@ -121,13 +124,27 @@ class Service:
     def message(self, request: Request, task: str, id_: str, data: str) -> Outgoing:
         """The message of a task with this data, in JSON. Raises Problem if SQS would refuse it."""
         facts = request.scope["state"]
-        attributes = {"request_id": _text(facts["request_id"])}
-        if facts["traceparent"]:
-            attributes["traceparent"] = _text(facts["traceparent"])
+        names = ("request_id", "traceparent", "tracestate")
+        attributes = {name: _text(facts[name]) for name in names if facts.get(name)}
         message = Outgoing(f'{{"id":"{id_}","action":"{task}","data":{data}}}', attributes)
         if message.size > self._most_bytes:
             raise too_large(f"A message may have at most {self._most_bytes} bytes.")
         return message
+
+    @contextmanager
+    def sending(self, request: Request, task: str) -> Iterator[None]:
+        """The span of the messages of this block, if there are spans: they carry it."""
+        if self.tracing is None:
+            yield
+            return
+        facts = request.scope["state"]
+        with self.tracing.send(self.gatherers[task].queue, sqs_broker__task=task) as carrier:
+            before = dict(facts)
+            facts |= carrier
+            try:
+                yield
+            finally:
+                facts["traceparent"] = before["traceparent"]
 
     def taken(self, marks: Sequence[Mark]) -> None:
         """Store that SQS took these registrations, without waiting for it."""

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         description="Whether the meter provider of OpenTelemetry gets the figures. `true` needs "
         "opentelemetry-api, and a provider, such as `opentelemetry-instrument` sets.",
     )
+    tracing: bool = Field(
+        False,
+        description="Whether requests, messages and runs have spans of OpenTelemetry, whose own "
+        "variables say where they go to.",
+    )
     worker_shutdown_timeout: Annotated[int, Field(ge=0)] = Field(
         90,
         description="Time that running tasks have to finish after the stop signal, in seconds. "

@@ -155,6 +155,7 @@ async def running(
     origins: Sequence[str] = (),
     most_bytes: int = 1 << 20,
     read: Bodies | None = None,
+    tracing: Any = None,
 ) -> AsyncIterator[Running]:
     """The API until the end of the block."""
     outcomes = InMemory()
@@ -166,6 +167,7 @@ async def running(
         rates=Rates(rate),
         count_queues=lambda: [QUEUE],
         most_bytes=most_bytes,
+        tracing=tracing,
     )
     made.append(
         Gatherer(

@@ -1,0 +1,106 @@
+"""Traces of this application's processes. It is imported only if TRACING is on (docs/tracing.md).
+
+OpenTelemetry's own variables say where the spans go to. If the program has set OpenTelemetry up
+itself, its provider is used as it is.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from celery.signals import worker_process_shutdown
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+from app.errors import SettingsError
+from app.settings import is_function
+from app.spans import Traces
+
+#: The name of the service if OTEL_SERVICE_NAME gives none.
+SERVICE = "registrations"
+
+#: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+EXPORTER = "OTEL_TRACES_EXPORTER"
+
+#: The kind of entry points by which packages offer exporters.
+GROUP = "opentelemetry_traces_exporter"
+
+#: Milliseconds in which a process of the pool sends its last spans.
+FLUSH = 2_000
+
+
+class OfEachProcess(SpanProcessor):
+    """A processor that is made anew in each process: an exporter's connection and threads cannot be
+    shared between processes."""
+
+    def __init__(self, make: Callable[[], SpanProcessor]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._own: SpanProcessor | None = None
+        os.register_at_fork(after_in_child=self._forget)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Nothing is needed of a span that begins."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Send it, later."""
+        with self._lock:
+            own = self._own = self._own or self._make()
+        own.on_end(span)
+
+    def shutdown(self) -> None:
+        """Send what waits, and end."""
+        if self._own is not None:
+            self._own.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send what waits."""
+        return self._own is None or self._own.force_flush(timeout_millis)
+
+    def _forget(self) -> None:
+        self._lock, self._own = threading.Lock(), None
+
+
+def provide() -> None:
+    """Set the global provider, unless there is one. Raises SettingsError if the exporter is not
+    installed."""
+    if isinstance(trace.get_tracer_provider(), TracerProvider):
+        return
+    exporter = _exporter()
+    # A sandbox may be frozen whenever the function has returned.
+    processor = SimpleSpanProcessor if is_function() else BatchSpanProcessor
+    provider = TracerProvider(resource=_resource())
+    provider.add_span_processor(OfEachProcess(lambda: processor(exporter())))
+    trace.set_tracer_provider(provider)
+    # A process of the pool ends without Python's own end.
+    worker_process_shutdown.connect(lambda **_: provider.force_flush(FLUSH), weak=False)
+
+
+def _resource() -> Resource:
+    resource = Resource.create()
+    if str(resource.attributes.get(SERVICE_NAME, "unknown_")).startswith("unknown_"):
+        resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
+    return resource
+
+
+def _exporter() -> Callable[[], Any]:
+    asked = os.environ.get(EXPORTER) or "otlp"
+    name = "otlp_proto_http" if asked == "otlp" else asked
+    for found in entry_points(group=GROUP, name=name):
+        exporter: Callable[[], Any] = found.load()
+        return exporter
+    raise SettingsError(
+        f"TRACING is on, but the exporter of spans {asked!r} is not installed. Install "
+        f"'sqs-registrations[tracing]', or set {EXPORTER}."
+    )
+
+
+provide()
+
+#: The option `tracing` (celeryconfig.py).
+tracing = Traces()
