@@ -8,7 +8,7 @@
 #   make load      requests at an open rate to the HTTP API, until each user is stored: two minutes
 #   make soak      one worker under a steady load for MINUTES=10; fails if memory grows or speed changes
 #   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
-#   make suites    Celery's own integration tests on this broker: half an hour; needs redis-server
+#   make suites    integration tests of Celery and kombu on this broker: half an hour; needs redis-server
 #   make contract  acceptance tests on the real queue in the environment variables
 #   make lambda    dist/function-x86_64.zip and -arm64.zip, for AWS Lambda
 #   make deploy    deploy to AWS; STAGE=dev, and what docs/aws.md says; DRY_RUN=1 only shows the changes

@@ -1,7 +1,8 @@
-"""Runs Celery's own integration tests on this broker, and compares with the expected failures.
+"""Runs Celery's and kombu's own integration tests on this broker, and compares the failures.
 
     python -m tests.suites [arguments for pytest]
 
-Celery's source distribution is taken from the package index at each run, and nothing of it is kept.
-A Redis server, which the tests need for results, must be installed. It takes about half an hour.
+`expected.toml` lists the failures that are expected, with their reasons. The source distributions
+are taken from the package index at each run, and nothing of them is kept. Celery's tests need a
+Redis server for results, which must be installed. All takes half an hour.
 """

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +21,47 @@ from sqs_broker.rules.canvas import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CELERY = "celery==5.7.0"
 
-#: What the suite needs beside Celery and this project's own development tools.
+@dataclass(frozen=True)
+class Suite:
+    """The tests of a source distribution."""
+
+    distribution: str
+    tests: tuple[str, ...]
+    """Files of its t/integration, without `test_` and `.py`."""
+    plugins: tuple[str, ...] = ()
+    ours: Path | None = None
+    """A file of this directory that becomes one of them."""
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.distribution.partition("==")[0]
+
+
+SUITES = (
+    Suite(
+        "celery==5.7.0",
+        ("canvas", "tasks", "inspect", "security", "serialization"),
+        plugins=("celery.contrib.pytest", "plugin"),
+    ),
+    # Its tests know only transports that kombu has, so a file of ours asks for this one.
+    Suite(
+        "kombu==5.7.0",
+        ("kombu",),
+        ours=Path(__file__).with_name("kombu_tests.py"),
+        options=("-o", "python_classes=Test*", "-W", "ignore"),
+    ),
+)
+
+#: What the suites need beside Celery and this project's own development tools.
 TOOLS = (
     "freezegun==1.5.5",
     "pytest-click==1.1.0",
     "pytest-order==1.5.0",
     "pytest-subtests==0.15.0",
+    "redis==8.1.0",
 )
-
-TESTS = ("canvas", "tasks", "inspect", "security", "serialization")
 
 #: What is taken from the distribution, below its top folder.
 WANTED = (["t"], ["pyproject.toml"])
@@ -49,52 +79,63 @@ class Results:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the suite. The status is 0 if exactly the expected tests fail."""
+    """Run the suites. The status is 0 if exactly the expected tests fail."""
     if shutil.which("redis-server") is None:
         print("redis-server is missing: sudo apt-get install redis-server", file=sys.stderr)
         return 2
+    results = Results()
     with (
         tempfile.TemporaryDirectory(prefix="suites-") as directory,
         servers(Path(directory)) as environment,
     ):
         home = Path(directory)
-        suite = download(home)
-        report = home / "report.xml"
-        print("Running Celery's integration tests: about half an hour.", flush=True)
-        subprocess.run(
-            [
-                sys.executable, "-m", "pytest", "-p", "celery.contrib.pytest", "-p", "plugin",
-                "-q", "-x" if "-x" in arguments else "-ra", "--tb=short", "--timeout=120",
-                "-p", "no:cacheprovider", f"--junitxml={report}",
-                *(a for a in arguments if a != "-x"),
-                *(f"t/integration/test_{name}.py" for name in TESTS),
-            ],
-            cwd=suite,
-            env=os.environ | environment | {
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-                "PYTHONPATH": str(home / "site"),
-            },
-        )  # fmt: skip
-        results = read(report)
+        install_tools(home / "site")
+        print("Running the integration tests of Celery and kombu: half an hour.", flush=True)
+        for suite in SUITES:
+            run(suite, home, environment, arguments)
+            read(home / f"{suite.name}.xml", results)
     return compare(results, is_whole=not arguments)
 
 
-def download(home: Path) -> Path:
-    """Celery's tests, from its source distribution, and the tools that they need."""
-    pip("download", "--no-deps", "--no-binary", ":all:", "-d", str(home), CELERY)
-    site = home / "site"
+def run(suite: Suite, home: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Run a suite, which writes its results to a file."""
+    plugins = (part for plugin in suite.plugins for part in ("-p", plugin))
+    subprocess.run(
+        [
+            sys.executable, "-m", "pytest", *plugins,
+            "-q", "-x" if "-x" in arguments else "-ra", "--tb=short", "--timeout=120",
+            "-p", "no:cacheprovider", f"--junitxml={home / suite.name}.xml", *suite.options,
+            *(a for a in arguments if a != "-x"),
+            *(f"t/integration/test_{name}.py" for name in suite.tests),
+        ],
+        cwd=download(suite, home),
+        env=os.environ | environment | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(home / "site"),
+        },
+    )  # fmt: skip
+
+
+def install_tools(site: Path) -> None:
+    """What the suites need, in a directory of its own."""
     pip("install", "--no-deps", "--target", str(site), *TOOLS)
     # Not the whole of this project: Celery's default app would read its celeryconfig.py.
     (site / "sqs_broker").symlink_to(ROOT / "sqs_broker")
     (site / "plugin.py").symlink_to(Path(__file__).with_name("plugin.py"))
-    (archive,) = home.glob("celery-*.tar.gz")
+
+
+def download(suite: Suite, home: Path) -> Path:
+    """The tests of a suite, from its source distribution."""
+    pip("download", "--no-deps", "--no-binary", ":all:", "-d", str(home), suite.distribution)
+    (archive,) = home.glob(f"{suite.name}-*.tar.gz")
     with tarfile.open(archive) as tar:
         # Only the tests: the code is that of the environment.
-        wanted = [
-            m for m in tar.getmembers() if m.name.split("/")[1:2] in (["t"], ["pyproject.toml"])
-        ]
+        wanted = [m for m in tar.getmembers() if m.name.split("/")[1:2] in WANTED]
         tar.extractall(home, members=wanted, filter="data")
-    return home / archive.name.removesuffix(".tar.gz")
+    tests = home / archive.name.removesuffix(".tar.gz")
+    if suite.ours is not None:
+        shutil.copy(suite.ours, tests / "t" / "integration" / f"test_{suite.name}.py")
+    return tests
 
 
 def pip(*arguments: str) -> None:
@@ -152,9 +193,8 @@ def redis(home: Path) -> Iterator[int]:
         yield port
 
 
-def read(report: Path) -> Results:
-    """The results that pytest has written."""
-    results = Results()
+def read(report: Path, results: Results) -> None:
+    """Add the results that pytest has written."""
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         module = case.get("classname", "").removeprefix("t.integration.test_").replace(".", "::")
         name = f"{module}::{case.get('name')}"
@@ -167,7 +207,6 @@ def read(report: Path) -> Results:
             results.passed.add(name)
     # A test may have passed, and its teardown failed.
     results.passed -= results.failed
-    return results
 
 
 def compare(results: Results, *, is_whole: bool) -> int:
