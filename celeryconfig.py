@@ -22,6 +22,8 @@ broker_transport_options = {
     "endpoint_url": _settings.aws_endpoint_url,
     "credentials": _settings.credentials,
     "client": _settings.sqs_client,
+    # The log of this application leaves the texts out itself, except for those of its own errors.
+    "log_texts": True,
     "predefined_queues": {
         name: {"url": queue.url, "dead_letter_url": queue.dead_letter_url}
         for name, queue in _settings.queues.items()

@@ -230,6 +230,8 @@ class Options:
     client: str | None = None
     """What calls SQS if there is no `driver`: "curl" or "boto3". None: libcurl if this machine has
     one that can (sqs_broker/sqs/drivers.py)."""
+    log_texts: bool = False
+    """Whether Celery's own log lines in a worker have the texts of exceptions."""
     most_in_flight: int = 60_000
     """From so many messages of a queue in flight on, retries wait as delayed copies."""
     policy: Policy = field(default_factory=Policy)
@@ -276,6 +278,7 @@ class Options:
             tracing=tracing,
             driver=symbol_by_name(driver) if driver else None,
             client=_client(given.get("client")),
+            log_texts=given.get("log_texts", cls.log_texts),
             most_in_flight=given.get("most_in_flight", cls.most_in_flight),
             control=_control(given.get("control") or {}),
             policy=Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given}),

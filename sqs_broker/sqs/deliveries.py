@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from sqs_broker.machine.inbox import Inbox
+from sqs_broker.machine.textless import textless
 from sqs_broker.observers.observer import Observer
 from sqs_broker.options import Options
 from sqs_broker.rules import admission, outcomes
@@ -225,10 +226,11 @@ class Deliveries:
     def _give_back(self, delivery: Delivery, exc: Exception) -> None:
         try:
             self.end_unstarted(delivery.tag, untaken(exc))
-        except Exception:
+        except Exception as broken:
             self._leases.take(delivery.tag)
-            logger.exception(
+            logger.error(
                 "Could not release a message; SQS delivers it again.",
+                exc_info=textless(broken),
                 extra={"event": "receive.broken", "queue": delivery.queue, "count": 1},
             )
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from sqs_broker.machine import threads
+from sqs_broker.machine.textless import textless
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import HUNG_MARGIN, LIMIT_MARGIN, Lease
 from sqs_broker.sqs.driver import Driver
@@ -79,10 +80,12 @@ class Heartbeat:
             try:
                 self.beat()
                 self._on_beat()
-            except Exception:
+            except Exception as exc:
                 # Broad on purpose: if this thread ended, every long task would run twice.
-                logger.exception(
-                    "Could not extend leases; trying again.", extra={"event": "lease.broken"}
+                logger.error(
+                    "Could not extend leases; trying again.",
+                    exc_info=textless(exc),
+                    extra={"event": "lease.broken"},
                 )
 
     def beat(self) -> None:

@@ -14,6 +14,7 @@ from itertools import count
 from time import monotonic
 
 from sqs_broker.machine import threads
+from sqs_broker.machine.textless import textless
 from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore, Record
 from sqs_broker.rules.backoff import half_jitter
@@ -245,13 +246,14 @@ class Receiver:
     def _hand_over(self, received: list[Delivery]) -> None:
         try:
             self._on_received(received)
-        except Exception:
+        except Exception as exc:
             # Broad on purpose: if this thread ended, nothing would be received any more. SQS
             # delivers these messages again after the visibility timeout.
             for delivery in received:
                 self._leases.take_unstarted(delivery.tag)
-            logger.exception(
+            logger.error(
                 "Could not hand over messages; SQS delivers them again.",
+                exc_info=textless(exc),
                 extra={"event": "receive.broken", "queue": self.queue, "count": len(received)},
             )
 

@@ -15,6 +15,7 @@ from time import monotonic
 
 from sqs_broker.limits import BATCH
 from sqs_broker.machine import threads
+from sqs_broker.machine.textless import textless
 from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import Facts
@@ -193,8 +194,10 @@ class Settler:
             return self._reporter.tell(batch)
         except Exception as exc:
             # Broad on purpose: if this thread ended, no message would be settled any more.
-            logger.exception(
-                "Could not report outcomes to SQS; trying again.", extra={"event": "settle.broken"}
+            logger.error(
+                "Could not report outcomes to SQS; trying again.",
+                exc_info=textless(exc),
+                extra={"event": "settle.broken"},
             )
             return [SqsError.of(exc)] * len(batch)
 

@@ -24,6 +24,7 @@ from sqs_broker.tools.checks import (
     compare_clocks,
 )
 from sqs_broker.worker.defaults import is_elsewhere
+from sqs_broker.worker.log_texts import hide_texts
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class StartChecks(bootsteps.Step):
         options = Options.read(worker.app.conf.broker_transport_options)
         refuse_circle(options)
         check_queues(options)
+        if not options.log_texts:
+            hide_texts()
 
 
 def check_limits(celery_app: Any) -> None:

@@ -25,6 +25,7 @@ from celery.worker import state
 
 from sqs_broker.machine import files, threads
 from sqs_broker.machine.health_file import Report
+from sqs_broker.machine.textless import textless
 from sqs_broker.options import Options
 from sqs_broker.rules.lease import LIMIT_MARGIN
 from sqs_broker.rules.policy import LONGEST_WAIT
@@ -229,7 +230,7 @@ class Health(bootsteps.StartStopStep):
             "Could not write the health file (%s); trying again. Health checks fail meanwhile.",
             error,
             # The stack helps only if this is a fault of the code.
-            exc_info=None if isinstance(exc, OSError) else exc,
+            exc_info=None if isinstance(exc, OSError) else textless(exc),
             extra={"event": "health.broken", "error": error},
         )
 

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from billiard.exceptions import RestartFreqExceeded
 
+from sqs_broker.machine.textless import textless
+
 logger = logging.getLogger(__name__)
 
 #: The loop survives this many errors within this many seconds.
@@ -91,8 +93,9 @@ class Loop:
                     f"The event loop failed more than {MOST_ERRORS} times in {WITHIN:g} s."
                 ) from exc
             self._errors.append(now)
-            logger.exception(
+            logger.error(
                 "A callback of the event loop failed; the loop continues.",
+                exc_info=textless(exc),
                 extra={"event": self._event},
             )
 

@@ -23,6 +23,7 @@ from celery.apps.worker import Worker
 from celery.worker import state
 
 from sqs_broker.machine import threads
+from sqs_broker.machine.textless import textless
 from sqs_broker.worker.drain import Drain, children, kill
 
 logger = logging.getLogger(__name__)
@@ -103,10 +104,11 @@ class Shutdown:
             if self._forced.is_set() and self._has_processes:
                 drain.end_processes()
                 self._deliveries.release(running=True)
-        except Exception:
+        except Exception as exc:
             # Broad on purpose: Celery's own stop must still follow, and the thread limits its time.
-            logger.exception(
+            logger.error(
                 "Could not wait for running tasks; shutdown continues.",
+                exc_info=textless(exc),
                 extra={"event": "shutdown.broken"},
             )
 
@@ -173,10 +175,11 @@ class Shutdown:
                 deliveries.on_empty(self._wake_the_loop)
                 deliveries.stop_receiving()
                 self._log_begun(deliveries.release(running=False))
-        except Exception:
+        except Exception as exc:
             # Broad on purpose: without this thread the stop would have no deadline.
-            logger.exception(
+            logger.error(
                 "Could not release waiting messages; shutdown continues.",
+                exc_info=textless(exc),
                 extra={"event": "shutdown.broken"},
             )
         self._begun.set()

@@ -16,6 +16,7 @@ from sqs_broker.control.connection import ControlConnection
 from sqs_broker.control.planes import attempts_for
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.inbox import Inbox
+from sqs_broker.machine.textless import textless
 from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.metering import metering_for
 from sqs_broker.observers.observer import Observers
@@ -125,11 +126,12 @@ class Transport(virtual.Transport):
         for queue, arrived in self.inbox.take_all():
             try:
                 self._hand_over(queue, arrived)
-            except Exception:
+            except Exception as exc:
                 # Broad on purpose: an exception in a hub callback ends the worker or is lost
                 # (kombu 5.7 asynchronous/hub.py).
-                logger.exception(
+                logger.error(
                     "Could not deliver a message of the control plane to its consumer.",
+                    exc_info=textless(exc),
                     extra={"event": "deliver.failed", "queue": queue},
                 )
 
@@ -151,8 +153,9 @@ class Transport(virtual.Transport):
             callback(payload)
         except Exception as exc:
             # Broad on purpose: the other messages must still be delivered.
-            logger.exception(
+            logger.error(
                 "Could not deliver a message to the worker's consumer.",
+                exc_info=textless(exc),
                 extra={"event": "deliver.failed", "queue": queue},
             )
             self._end(tag, untaken(exc))

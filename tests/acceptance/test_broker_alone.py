@@ -51,6 +51,10 @@ def test_each_way_a_task_can_end_has_its_outcome(make_project: MakeProject, pool
     ]  # fmt: skip
     assert "unknown task" in notes[unknown]["reason"]
     assert "marker-in-an-exception" not in str(notes)
+    assert "raised unexpected: ValueError(...)" in project.worker_log()
+    # A line of the code is in it, and the text of the exception is not.
+    said = project.worker_log().replace('raise ValueError("marker-in-an-exception")', "")
+    assert "marker-in-an-exception" not in said
     assert project.stop(worker) == 0
 
 

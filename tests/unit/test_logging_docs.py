@@ -129,7 +129,7 @@ def lines_of(
         assert extra is not None, f"{file}:{node.lineno}: a line without an event"
         if isinstance(extra, ast.Dict):
             line = Line(set(LEVELS[node.func.attr]), keys_of(extra) - {"event"})
-            if node.func.attr == "exception":
+            if node.func.attr == "exception" or any(map(is_exception, node.keywords)):
                 line.fields |= OF_AN_EXCEPTION
             yield from ((name, line) for name in events_of(extra, function, tree, file))
     elif isinstance(node, ast.Dict) and "event" in keys_of(node):
@@ -142,6 +142,16 @@ def lines_of(
         isinstance(target, ast.Attribute) and target.attr == "event" for target in node.targets
     ):
         yield from ((n, Line(is_whole=False)) for n in values(node.value, function, tree, file))
+
+
+def is_exception(word: ast.keyword) -> bool:
+    """Whether a log call is always given an exception (sqs_broker/machine/textless.py)."""
+    return (
+        word.arg == "exc_info"
+        and isinstance(word.value, ast.Call)
+        and isinstance(word.value.func, ast.Name)
+        and word.value.func.id == "textless"
+    )
 
 
 def keys_of(node: ast.Dict) -> set[str]:
