@@ -1,5 +1,6 @@
 """The HTTP API while MongoDB fails over and the worker is away."""
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -105,6 +106,36 @@ def test_in_a_failover_each_registration_is_accepted_and_all_states_are_right_af
     states = Counter(state(api, f"{id_}?wait=30") for id_ in clients.ids)
     assert states == {"registered": len(clients.ids)}
     assert not api.log_lines("http.failed")
+
+
+def test_an_id_accepted_while_mongodb_was_away_is_unknown_if_the_process_ends_and_known_to_a_worker(
+    where: Place, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    # Nobody listens on a port that this socket has.
+    with socket.socket() as away_at, apis(tmp_path) as start_api:
+        away_at.bind(("127.0.0.1", 0))
+        uri = f"mongodb://127.0.0.1:{away_at.getsockname()[1]}/away"
+        nowhere = {**where.environment, "MONGO_URI": uri}
+        api = start_api(nowhere)
+        user = {"stockId": "s", "userId": "u1", "userInfo": {"nickname": "k"}}
+        accepted = api.post("/registrations", user)
+        target = accepted.headers["location"]
+        # Its own process has not forgotten it, and says so once MongoDB is there.
+        away = api.get(target)
+        assert (accepted.status, away.status) == (202, 503)
+        assert int(away.headers["retry-after"]) > 0
+        api.kill()
+
+        other = start_api(where.environment)
+        unknown = other.get(target)
+        assert (unknown.status, unknown.json()["type"].rpartition(":")[2]) == (404, "not-found")
+        # Who waits for it is told at once, too.
+        began = time.monotonic()
+        assert other.get(f"{target}?wait=60").status == 404
+        assert time.monotonic() - began < ANSWERED
+        start_worker(where.environment)
+        found = accepted.json()["id"]
+        wait_until(lambda: state(other, found) == "registered", STORED, "the state of the id")
 
 
 def state(api: Api, target: str) -> str | None:
