@@ -272,6 +272,45 @@ def test_a_large_upload_is_refused_before_it_is_sent(where: Place, start_api: St
     assert b"100 Continue" not in answer
 
 
+def test_each_form_of_a_request_has_its_answer_on_one_connection(
+    where: Place, start_api: StartApi
+) -> None:
+    api = start_api(where.environment)
+    body = json.dumps(user("forms", 1)).encode()
+    head = (
+        b"POST /registrations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n" % len(body)
+    )
+    with socket.create_connection(("127.0.0.1", api.port), timeout=30) as connection:
+        answers = connection.makefile("rb")
+
+        def answered() -> tuple[int, bytes]:
+            status = int(answers.readline().split()[1])
+            headers = dict(line.split(b": ", 1) for line in iter(answers.readline, b"\r\n"))
+            return status, headers.get(b"content-length", b"0").strip()
+
+        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert answered() == (100, b"0")
+        connection.sendall(body)
+        status, length = answered()
+        assert (status, json.loads(answers.read(int(length)))["state"]) == (202, "pending")
+        # An answer to HEAD has no body, and the next one follows it at once.
+        for _ in range(2):
+            connection.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert answered()[0] == 405
+        connection.sendall((head + b"\r\n" + body) * 2)
+        ids = []
+        for _ in range(2):
+            status, length = answered()
+            ids.append(json.loads(answers.read(int(length)))["id"])
+            assert status == 202
+        assert ids[0] == ids[1]
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        status, length = answered()
+        assert (status, json.loads(answers.read())) == (200, {"status": "ok"})
+    drained(where)
+
+
 # The start
 
 
