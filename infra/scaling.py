@@ -190,9 +190,9 @@ class Minute:
     arrived: int
     visible: int
     in_flight: int
-    tasks: int
-    """Running tasks."""
-    desired: int
+    tasks: float
+    """Running tasks; with a function, the invocations that are paid."""
+    desired: float
     delay: float
     """Age of the oldest message that ended in this minute, or that still waits, in minutes."""
 
@@ -246,17 +246,7 @@ class Fleet:
         self.tasks = min(self.tasks + len(ready), self.desired)
 
     def _work(self) -> float:
-        room, oldest = self.tasks * self.rate, 0.0
-        while self.waiting and room > 0:
-            at, count = self.waiting[0]
-            oldest = max(oldest, self.now - at)
-            done = min(count, room)
-            room -= done
-            if done == count:
-                self.waiting.popleft()
-            else:
-                self.waiting[0][1] -= done
-        return max(oldest, self.now - self.waiting[0][0] if self.waiting else 0.0)
+        return work_off(self.waiting, self.tasks * self.rate, self.now)[1]
 
     def _publish(self, arrived: int, visible: int, in_flight: int) -> None:
         if arrived and self.now - self._last_message > SILENT_AFTER:
@@ -324,6 +314,50 @@ class Fleet:
         self.desired = wished
 
 
+def work_off(waiting: deque[list[float]], room: float, now: int) -> tuple[float, float]:
+    """Take up to so many messages from those that wait, the oldest first. Returns their number, and
+    the age in minutes of the oldest that waited in this minute."""
+    left, oldest = room, 0.0
+    while waiting and left > 0:
+        at, count = waiting[0]
+        oldest = max(oldest, now - at)
+        done = min(count, left)
+        left -= done
+        if done == count:
+            waiting.popleft()
+        else:
+            waiting[0][1] -= done
+    return room - left, max(oldest, now - waiting[0][0] if waiting else 0.0)
+
+
+# A function ---------------------------------------------------------------------------------------
+
+#: Invocations that a trigger starts with, and how many more it has a minute later.
+#: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-scaling.html
+FIRST_INVOCATIONS, MORE_INVOCATIONS = 5, 300
+
+#: Minutes for which a trigger gathers messages.
+WINDOW = 0.5
+
+
+def invoke(most: int) -> list[Minute]:
+    """The day, with a Lambda function in the place of the tasks: at most so many invocations at a
+    time, which run their messages one after the other."""
+    waiting: deque[list[float]] = deque()
+    minutes, limit = [], 0
+    for now, arrived in enumerate(day()):
+        if arrived:
+            waiting.append([now, arrived])
+        limit = min(most, limit + MORE_INVOCATIONS if limit else FIRST_INVOCATIONS)
+        limit = limit if waiting else 0
+        done, oldest = work_off(waiting, limit * 60 / SECONDS, now)
+        paid = done * SECONDS / 60
+        left = round(sum(count for _, count in waiting))
+        delay = oldest + WINDOW if done or left else 0.0
+        minutes.append(Minute(arrived, left, 0, paid, paid, delay))
+    return minutes
+
+
 # A day --------------------------------------------------------------------------------------------
 
 #: What the drawn day assumes: seconds of a message, and processes of a task.
@@ -376,13 +410,18 @@ def task_hours(minutes: Sequence[Minute]) -> float:
     return sum(max(minute.tasks, minute.desired) for minute in minutes) / 60
 
 
+def invocations(minutes: Sequence[Minute], batch: int) -> int:
+    """How many invocations a function has that gets batches of this size."""
+    return sum(math.ceil(minute.tasks * 60 / SECONDS / batch) for minute in minutes)
+
+
 def delay(minutes: Sequence[Minute], part: float) -> float:
     """The delay in minutes that this part of the minutes with messages does not exceed."""
     delays = sorted(each.delay for each in minutes if each.arrived or each.visible)
     return delays[math.ceil(part * len(delays)) - 1]
 
 
-def started(minutes: Sequence[Minute]) -> int:
+def started(minutes: Sequence[Minute]) -> float:
     """How many tasks were started."""
     return sum(max(after.desired - before.desired, 0) for before, after in pairwise(minutes))
 
@@ -396,12 +435,13 @@ def main() -> int:
         "minimum 0": simulate(0),
         "always 8": simulate(8, 8),
         "minimum 1, by backlog alone": simulate(1, has_flow=False),
+        "Lambda, at most 50": invoke(50),
     }
     for name, minutes in days.items():
         print(
             f"{name}: {task_hours(minutes):.0f} task hours; delay: half {delay(minutes, 0.5):.0f}, "
-            f"99% {delay(minutes, 0.99):.0f}, longest {delay(minutes, 1):.0f} minutes; tasks "
-            f"started: {started(minutes)}"
+            f"99% {delay(minutes, 0.99):.1f}, longest {delay(minutes, 1):.1f} minutes; tasks "
+            f"started: {started(minutes):.0f}"
         )
     print(draw(days, day(), ROOT / "docs" / "images"))
     return 0

@@ -10,7 +10,9 @@ from infra.scaling import Minute
 from sqs_broker.machine import files
 
 #: The color and the width of each line.
-STYLES = (("#1565c0", 1.8), ("#ef6c00", 1.4), ("#9e9e9e", 1.4), ("#c62828", 0.6))
+STYLES = (
+    ("#1565c0", 1.8), ("#ef6c00", 1.4), ("#9e9e9e", 1.4), ("#c62828", 0.6), ("#2e7d32", 1.4),
+)  # fmt: skip
 DPI = 110
 
 
@@ -23,7 +25,7 @@ def draw(days: Mapping[str, Sequence[Minute]], traffic: Sequence[int], directory
     for (name, minutes), (color, width) in zip(days.items(), STYLES, strict=True):
         axes[1].step(hours, [each.tasks for each in minutes], color=color, lw=width, label=name)
         axes[2].plot(hours, [each.delay for each in minutes], color=color, lw=width, label=name)
-    axes[1].set_ylabel("running tasks")
+    axes[1].set_ylabel("running tasks or invocations")
     axes[2].set_ylabel("age of the oldest message, minutes")
     axes[2].set_xlabel("hour of the day")
     axes[2].set_xticks(range(0, 25, 2))

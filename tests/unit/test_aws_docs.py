@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.deploy import FOR_CONSUMER, ORDER
-from infra.scaling import simulate, task_hours
+from infra.scaling import FIRST_INVOCATIONS, delay, invocations, invoke, simulate, task_hours
 from infra.templates import path_of, read
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,9 +23,9 @@ MONTH = 730
 
 def row(name: str, page: str = PAGE) -> list[str]:
     """The cells of the first row that begins so."""
-    found = re.search(rf"^\| {re.escape(name)} \| (.*) \|$", page, re.MULTILINE)
+    found = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", page, re.MULTILINE)
     assert found is not None, name
-    return found[1].split(" | ")
+    return [cell.strip() for cell in found[1].split(" |")]
 
 
 def price(name: str) -> float:
@@ -79,6 +79,47 @@ def test_the_cost_of_a_month_and_of_the_simulated_days_follows_from_the_prices()
     }.items():
         day = round(task_hours(minutes)) * task_hour()
         assert row(name)[-1] == f"${day:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("`MaximumConcurrency=50`", 50), ("`MaximumConcurrency=10` (the default)", 10)],
+)
+def test_the_figures_of_lambda_follow_from_the_simulation_and_the_prices(
+    name: str, most: int
+) -> None:
+    resources = read("function")["Resources"]
+    minutes = invoke(most)
+    hours = task_hours(minutes)
+    gigabytes = resources["Function"]["Properties"]["MemorySize"] / 1024
+    requests = invocations(minutes, resources["Mapping"]["Properties"]["BatchSize"])
+    cost = hours * 3600 * gigabytes * price("a GB second of Lambda")
+    cost += requests / 1e6 * price("a million requests of Lambda")
+    assert row(f"Lambda, {name}") == [
+        f"{hours:.0f}",
+        f"{delay(minutes, 0.99):g}",
+        f"{max(each.delay for each in minutes):g}",
+        "",
+        f"${cost:.2f}",
+    ]
+    assert read("function")["Parameters"]["MaximumConcurrency"]["Default"] == 10
+
+
+def test_the_cost_of_an_idle_trigger_follows_from_the_price() -> None:
+    wait = read("queue")["Resources"]["Queue"]["Properties"]["ReceiveMessageWaitTimeSeconds"]
+    calls = FIRST_INVOCATIONS * 3600 / wait * MONTH
+    cost = calls * price("a million calls of SQS") / 1e6
+    assert f"An idle queue costs ${cost:.2f} with a function" in " ".join(PAGE.split())
+
+
+def test_the_cost_of_the_alarms_follows_from_the_template() -> None:
+    resources = read("alarms")["Resources"].values()
+    alarms = [each["Properties"] for each in resources if each["Type"] == "AWS::CloudWatch::Alarm"]
+    metrics = [
+        sum("MetricStat" in each for each in alarm["Metrics"]) if "Metrics" in alarm else 1
+        for alarm in alarms
+    ]
+    assert f"those of `alarms.yaml` ${sum(metrics) * 0.10:.2f} ($0.10 for each metric" in PAGE
 
 
 def test_the_parameters_of_scaling_have_the_defaults_of_the_template() -> None:
