@@ -1,7 +1,7 @@
 """Reads a template, and puts in the values of its parameters."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ def fold(template: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str
     return _Folding(template, {**defaults(template), **parameters}).resources()
 
 
+def refusals(template: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
+    """What the rules of a template say against these parameters. CloudFormation then makes
+    nothing."""
+    return list(_Folding(template, {**defaults(template), **parameters}).refusals())
+
+
 class _Folding:
     def __init__(self, template: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         self._template, self._values = template, values
@@ -64,6 +70,13 @@ class _Folding:
             for name, each in self._template["Resources"].items()
             if "Condition" not in each or self._holds(each["Condition"])
         }
+
+    def refusals(self) -> Iterator[str]:
+        for rule in self._template.get("Rules", {}).values():
+            if "RuleCondition" not in rule or self._truth(rule["RuleCondition"]):
+                for each in rule["Assertions"]:
+                    if not self._truth(each["Assert"]):
+                        yield each["AssertDescription"]
 
     def _holds(self, condition: str) -> bool:
         return bool(self._truth(self._template["Conditions"][condition]))

@@ -1,19 +1,24 @@
 """infra/service.yaml: does it agree with the settings, and with how a worker stops and reports?"""
 
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app.api.server import STOP_SECONDS
-from app.settings import ApiSettings, EcsSettings, FlowerSettings, Settings
+from app.errors import SettingsError
+from app.loader import check_flower
+from app.settings import ApiSettings, EcsSettings, FlowerSettings, Settings, get_flower_settings
 from infra.templates import MOST_BYTES, path_of, read
 from sqs_broker.rules.policy import SPARE_DELIVERIES
+from tests.cloudformation import template as templates
 
 TEMPLATE = read("service")
 RESOURCES: dict[str, Any] = dict(TEMPLATE["Resources"])
@@ -123,15 +128,44 @@ def test_the_health_check_fails_unless_the_worker_has_just_said_that_it_is_healt
 
 
 @pytest.mark.parametrize(
-    ("has", "login"), [("HasApi", "ApiKeysSecretArn"), ("HasFlower", "FlowerLoginSecretArn")]
+    ("name", "login"), [("Api", "ApiKeysSecretArn"), ("Flower", "FlowerLoginSecretArn")]
 )
-def test_the_api_and_flower_exist_only_with_a_login_and_a_certificate(has: str, login: str) -> None:
-    needed = [{"Fn::Not": [{"Fn::Equals": [{"Ref": name}, ""]}]} for name in (
-        has.replace("Has", "") + "Host", login, "CertificateArn"
-    )]  # fmt: skip
-    assert TEMPLATE["Conditions"][has] == {"Fn::And": needed}
-    for name in ("Task", "Targets", "Rule", ""):
-        assert RESOURCES[has.removeprefix("Has") + name]["Condition"] == has
+@pytest.mark.parametrize("given", list(itertools.product(("", "x"), repeat=3)))
+def test_the_api_and_flower_exist_only_with_a_host_a_login_and_a_certificate(
+    name: str, login: str, given: tuple[str, str, str]
+) -> None:
+    template = templates.read("service.yaml")
+    values = dict(zip((f"{name}Host", login, "CertificateArn"), given, strict=True))
+    made = set(templates.fold(template, values))
+    parts = {name, f"{name}Task", f"{name}Targets", f"{name}Rule", f"{name}Logs"}
+    assert made & parts == (parts if all(given) else set())
+    assert ("Balancer" in made) == all(given)
+    # Without a host it is not wanted. Otherwise a missing login or certificate is named.
+    missing = {key for key, value in values.items() if not value and key != f"{name}Host"}
+    refused = templates.refusals(template, values)
+    named = {key for key in values for each in refused if key in each}
+    assert named == (missing if given[0] else set())
+
+
+@pytest.mark.parametrize("secret", ["", " ", "user:", ":x", "user"])
+def test_flower_does_not_start_if_its_secret_holds_no_login(
+    secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = variables("FlowerTask")
+    assert given["FLOWER_BASIC_AUTH"] == {"Ref": "FlowerLoginSecretArn"}
+    assert not {"FLOWER_AUTH", "FLOWER_AUTH_PROVIDER"} & set(given)
+    monkeypatch.setenv("FLOWER_ADDRESS", given["FLOWER_ADDRESS"])
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", secret)
+    settings = get_flower_settings()
+    options = SimpleNamespace(
+        address=settings.address,
+        basic_auth=settings.logins,
+        unix_socket="",
+        auth="",
+        auth_provider=None,
+    )
+    with pytest.raises(SettingsError, match="FLOWER_BASIC_AUTH"):
+        check_flower(options, [])
 
 
 def test_they_are_reached_by_tls_only() -> None:
@@ -146,15 +180,6 @@ def test_they_are_reached_by_tls_only() -> None:
     for group in ("WebSecurityGroup",):
         for each in RESOURCES[group]["Properties"]["SecurityGroupIngress"]:
             assert each["SourceSecurityGroupId"] == {"Ref": "BalancerSecurityGroup"}
-
-
-def test_a_missing_login_or_certificate_is_refused_before_anything_is_made() -> None:
-    for rule, names in {
-        "ApiHasLoginAndTls": ("ApiKeysSecretArn", "CertificateArn"),
-        "FlowerHasLoginAndTls": ("FlowerLoginSecretArn", "CertificateArn"),
-    }.items():
-        asserted = [each["Assert"] for each in TEMPLATE["Rules"][rule]["Assertions"]]
-        assert asserted == [{"Fn::Not": [{"Fn::Equals": [{"Ref": name}, ""]}]} for name in names]
 
 
 def test_no_permission_is_for_all_resources_but_where_aws_has_none_else() -> None:
