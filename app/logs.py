@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
+from math import isfinite, modf
 from typing import Any
 
 from celery import current_task
@@ -57,6 +59,9 @@ FIELDS = (
     "trace_id", "request_id", "client", "method", "route", "status",
 )  # fmt: skip
 
+#: "event" is in each line.
+FIELDS_AFTER_EVENT = FIELDS[1:]
+
 #: Loggers of Celery that write about one message. The broker logs the same events, with the outcome
 #: and without arguments.
 REPEATED = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request")
@@ -83,8 +88,11 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         package = record.name.partition(".")[0]
+        is_plain = package in OURS and not record.args and record.exc_info is None
+        if is_plain and (plain := _plain_line(record)) is not None:
+            return plain  # Most lines: two for each message.
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _time_of(record),
             "level": record.levelname.lower(),
             "event": "log",
             "message": _sentence(record, package),
@@ -96,6 +104,49 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line |= _facts_of(record.exc_info[1])
         return _ENCODER.encode(line)
+
+
+def _plain_line(record: logging.LogRecord) -> str | None:
+    """The line of one of our own records, from a template; None if it is not that simple. The same
+    as the encoder's, in half of its time."""
+    facts = vars(record)
+    event = facts.get("event")
+    if type(event) is not str or type(record.msg) is not str:
+        return None
+    common = _common(record.levelname, event, record.msg, record.name)
+    parts = [f'{{"time": "{_time_of(record)}"', common]
+    for name in FIELDS_AFTER_EVENT:
+        value = facts.get(name)
+        if value is None:
+            continue
+        kind = type(value)
+        if kind is str:
+            value = _ENCODER.encode(value)
+        elif kind is not int and not (kind is float and isfinite(value)):
+            return None
+        parts.append(f'"{name}": {value!s}')
+    return ", ".join(parts) + "}"
+
+
+@lru_cache(maxsize=256)
+def _common(level: str, event: str, sentence: str, logger: str) -> str:
+    """What lines with the same sentence have in common."""
+    names = ("level", "event", "message", "logger")
+    fields = zip(names, (level.lower(), event, sentence, logger), strict=True)
+    return _ENCODER.encode(dict(fields))[1:-1]
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    """The time in UTC, in milliseconds, as `datetime.isoformat` shows it."""
+    fraction, second = modf(record.created)
+    if (micros := round(fraction * 1_000_000)) == 1_000_000:
+        micros, second = 0, second + 1
+    return f"{_second(second)}.{micros // 1_000:03d}+00:00"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class OthersFromInfo(logging.Filter):

@@ -53,9 +53,9 @@ def version_2(content: dict[str, Any]) -> dict[str, Any]:
     In protocol 1 the body holds all that Celery knows of the message, in one object, and the
     headers are the producer's own. Raises Undecodable if the body cannot be read.
     """
+    if isinstance(sent := content.get("headers"), dict) and "task" in sent:
+        return content  # Most messages. A `match` takes a microsecond.
     match content:
-        case {"headers": {"task": _}}:
-            return content  # Most messages.
         case {"headers": dict(headers), "properties": dict(properties), "body": str(text)}:
             text = text_of(text, properties.get("body_encoding"), headers.get("compression"))
         case _:

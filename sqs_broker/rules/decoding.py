@@ -33,6 +33,10 @@ MOST_LAYERS = 2
 #: Python's recursion limit later, in Celery's event loop, and that ends the worker.
 DEEPEST = 64
 
+#: The key of a value that kombu converts (kombu 5.7 utils/json.py), and how another spelling of one
+#: of its characters begins in JSON.
+MARK, ASCII_ESCAPE = "__type__", "\\u00"
+
 #: The content types of kombu's other serializers (kombu 5.7 serialization.py). None is ever read:
 #: a pickle can run any code.
 REFUSED = {
@@ -50,6 +54,9 @@ PASSED_ON = (
 
 #: Headers that Celery reads.
 CELERYS = HEADERS.names
+
+#: The attributes of Celery's request: a header of that name would hide one.
+_OF_CONTEXT = frozenset({*dir(Context), *dir(type(Context))})
 
 #: Headers that are not the producer's own.
 NOT_CUSTOM = {*CELERYS, "lang", "argsrepr", "kwargsrepr"}
@@ -92,20 +99,23 @@ def _json_object(text: str) -> dict[str, Any]:
                 raise Undecodable("the body is not JSON") from exc
             text = _without_base64(text, "the body is neither JSON nor base64 of JSON")
         else:
-            _check_depth(content)
+            _check_depth(content, text)
             if not isinstance(content, dict):
                 raise Undecodable(f"the body is a JSON {_json_type(content)}, not an object")
             return content
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def _check_depth(content: object) -> None:
+def _check_depth(content: object, text: str) -> None:
+    """Raise Undecodable if the content of this text is nested too deeply."""
+    if text.count("[") + text.count("{") < DEEPEST:
+        return  # Most messages. Brackets in strings count too.
     level = [content]
     for _ in range(DEEPEST):
         level = [
             child
             for value in level
-            if isinstance(value, dict | list)
+            if isinstance(value, (dict, list))  # A union would be created each time.
             for child in (value.values() if isinstance(value, dict) else value)
         ]
         if not level:
@@ -147,7 +157,7 @@ def _from_envelope(
     text = text_of(envelope["body"], properties["body_encoding"], sent["compression"])
     payload = _read_payload(text)
     headers = {
-        name: value for name, value in sent.items() if name in CELERYS or not hasattr(Context, name)
+        name: value for name, value in sent.items() if name in CELERYS or name not in _OF_CONTEXT
     }
     headers["compression"] = None  # kombu would decompress it again.
     _check_times(headers)
@@ -183,7 +193,7 @@ def _read_payload(body: str) -> Payload:
         args, kwargs, embed = _read(body, what)
     except (ValueError, TypeError, RecursionError) as exc:
         raise Undecodable(f"{what} is not [args, kwargs, embed]") from exc
-    _check_depth([args, kwargs, embed])
+    _check_depth([args, kwargs, embed], body)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
     if embed is not None:
@@ -193,6 +203,8 @@ def _read_payload(body: str) -> Payload:
 
 def _read(body: str, what: str) -> Any:
     """Parse JSON as Celery does: values that are marked as dates and other types are converted."""
+    if MARK not in body and ASCII_ESCAPE not in body:
+        return json.loads(body)  # Most messages.
     converted, unconverted = [], f"{what} has a value that kombu cannot convert"
 
     def convert(value: dict[str, Any]) -> Any:

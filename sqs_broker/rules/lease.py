@@ -75,7 +75,9 @@ class Delivery:
     def first_sent(self) -> datetime:
         """When the producer sent the message, in UTC; if this is a copy, the first message. A time
         after SQS's own is not believed."""
-        sent_at = self.enqueued_at.astimezone(UTC)
+        sent_at = self.enqueued_at
+        if sent_at.tzinfo is not UTC:
+            sent_at = sent_at.astimezone(UTC)
         if self.carried.sent is not None:
             with suppress(ValueError, OverflowError, OSError):
                 return min(datetime.fromtimestamp(self.carried.sent, UTC), sent_at)

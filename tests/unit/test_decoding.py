@@ -425,6 +425,14 @@ def test_in_plain_json_every_value_is_data(decoded: Decoded, value: Any, door: s
     assert json.dumps(given["body"])
 
 
+@pytest.mark.parametrize("key", ["__type__", r"\u005f_type__", r"__t\u0079pe__", r"__type_\u005F"])
+def test_a_marked_value_is_converted_in_any_spelling_of_its_mark(
+    decoded: Decoded, key: str
+) -> None:
+    text = f'[[{{"{key}": "decimal", "__value__": "1.5"}}], {{}}, {{}}]'
+    assert decoded(envelope(body=text))["body"] == [[Decimal("1.5")], {}, {}]
+
+
 class Unsendable:
     """Has no way to another process."""
 
@@ -863,6 +871,17 @@ def test_a_body_may_be_nested_as_deep_as_celery_can_read_it_again(
     assert decoded(around(nested(levels)))
     with pytest.raises(Undecodable, match="nested deeper than"):
         decoded(around(nested(levels + 1)))
+
+
+def test_a_value_within_the_deepest_object_is_a_level_too(decoded: Decoded) -> None:
+    def deep(levels: int) -> dict[str, Any]:
+        text = json.dumps(plain(data=nested(levels)))
+        content: dict[str, Any] = json.loads(text.replace("{}", '{"least": 1}'))
+        return content
+
+    assert decoded(deep(DEEPEST - 2))
+    with pytest.raises(Undecodable, match="nested deeper than"):
+        decoded(deep(DEEPEST - 1))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
+from enum import StrEnum
+from math import inf
 from typing import Any
 
 import billiard.util
@@ -14,6 +16,8 @@ from celery import Celery
 from celery.app.trace import build_tracer
 from celery.signals import setup_logging
 from celery.utils.log import get_task_logger
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from app.errors import Conflict, PermanentError, SettingsError, TransientError
 from app.logs import (
@@ -27,6 +31,11 @@ from app.logs import (
     use_json_lines,
 )
 from sqs_broker.errors import ConfigurationError, MessageTooLarge
+
+
+class Level(StrEnum):
+    A = "a"
+
 
 #: What logging collects for a record unless it is told not to.
 LEFT_OUT = ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks")
@@ -51,6 +60,47 @@ def line_of(*args: Any, **facts: Any) -> dict[str, Any]:
     assert "\n" not in text
     line: dict[str, Any] = json.loads(text)
     return line
+
+
+values = (
+    st.none()
+    | st.text(max_size=8)
+    | st.integers()
+    | st.floats()
+    | st.booleans()
+    | st.lists(st.integers(), max_size=2)
+    | st.sampled_from([ValueError("x"), Level.A])
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@given(
+    created=st.floats(0, 4e9),
+    sentence=st.text(max_size=8).filter(lambda text: "%" not in text),
+    event=st.none() | st.text(max_size=8),
+    facts=st.dictionaries(st.sampled_from(FIELDS[1:]), values),
+    level=st.sampled_from([logging.INFO, logging.ERROR]),
+)
+@example(created=1_999_999_999.9999998, sentence="", event="e", facts={}, level=logging.INFO)
+@example(created=1.0005, sentence="a", event="e", facts={"seconds": -0.0}, level=logging.INFO)
+@example(created=1.0, sentence="a", event="e", facts={"seconds": inf}, level=logging.INFO)
+@example(created=1.0, sentence="a", event="e", facts={"reason": Level.A}, level=logging.INFO)
+@example(created=1.0, sentence="a", event="e", facts={"count": True}, level=logging.INFO)
+def test_a_line_of_ours_is_the_json_of_its_fields(
+    created: float, sentence: str, event: str | None, facts: dict[str, Any], level: int
+) -> None:
+    record = record_of(sentence, level=level, event=event, **facts)
+    record.created = created
+
+    fields = {
+        "time": datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds"),
+        "level": {logging.INFO: "info", logging.ERROR: "error"}[level],
+        "event": "log" if event is None else event,
+        "message": sentence,
+        "logger": "app.test",
+    }
+    fields |= {name: facts[name] for name in FIELDS if facts.get(name) is not None}
+    assert JsonLines().format(record) == json.dumps(fields, default=str)
 
 
 def info_of(exc: Exception) -> Any:
