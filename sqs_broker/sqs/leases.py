@@ -85,8 +85,11 @@ class Leases:
         self._reserved = 0
         #: Receive calls that have reserved slots.
         self._polls = 0
-        #: Threads that wait for room.
-        self._waiting_threads = 0
+        #: Those of them that are for a busy queue, beside others, and their slots.
+        self._busy_polls = 0
+        self._busy_reserved = 0
+        #: Threads that wait for room, for a busy queue (True) or another one.
+        self._waiting_threads = {True: 0, False: 0}
         self._concurrency = 0
         #: Most messages held for each process, by how many it takes at one time; 0: no limit.
         self._multiplier = 0
@@ -150,21 +153,26 @@ class Leases:
         with self._changed:
             return frozenset(self._pauses)
 
-    def reserve(self, stopping: threading.Event, timeout: float | None = None) -> int:
+    def reserve(
+        self, stopping: threading.Event, timeout: float | None = None, *, is_busy: bool = False
+    ) -> int:
         """Wait until a receive is worth its call, and reserve 1 to 10 slots for it.
 
         It is worth its call if there is room for a full batch, or if the pool would idle. If
         several queues share the window, room for a queue's share is enough. If fewer messages are
         held ahead, less room is enough. Returns 0 if `stopping` is set and `wake` was called, or
         after `timeout` seconds.
+
+        `is_busy`: whether the queue has more messages than its share. It may then use the whole
+        window, as if the others were empty. Each of the others can still receive one message.
         """
         with self._changed:
-            self._waiting_threads += 1
+            self._waiting_threads[is_busy] += 1
             worth_it = self._changed.wait_for(
-                lambda: stopping.is_set() or self._is_worth_a_receive(), timeout
+                lambda: stopping.is_set() or self._is_worth_a_receive(is_busy), timeout
             )
-            self._waiting_threads -= 1
-            slots = self._reserve() if worth_it and not stopping.is_set() else 0
+            self._waiting_threads[is_busy] -= 1
+            slots = self._reserve(is_busy) if worth_it and not stopping.is_set() else 0
             # Only one receiver is woken at a time. So this one wakes the next one, if there is
             # still room or if this one stops.
             self._wake_if_worth_it()
@@ -175,10 +183,15 @@ class Leases:
         with self._changed:
             return self._is_worth_a_receive()
 
-    def try_reserve(self) -> int:
+    def try_reserve(self, *, is_busy: bool = False) -> int:
         """Reserve slots if a receive is worth its call now; otherwise return 0."""
         with self._changed:
-            return self._reserve()
+            return self._reserve(is_busy)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several queues share the window."""
+        return self._queues > 1
 
     def wake(self) -> None:
         """Wake all threads that wait in `reserve`, so that they check their conditions."""
@@ -186,15 +199,23 @@ class Leases:
             self._changed.notify_all()
 
     def fill(
-        self, slots: int, deliveries: Iterable[Delivery], until: Mapping[str, float] | None = None
+        self,
+        slots: int,
+        deliveries: Iterable[Delivery],
+        until: Mapping[str, float] | None = None,
+        *,
+        is_busy: bool = False,
     ) -> None:
-        """Return `slots` reserved slots, and add the deliveries that arrived.
+        """Return `slots` slots, reserved with `is_busy`, and add the deliveries that arrived.
 
         `until` has the end of each lease, by tag. Without it, leases count from the receive call.
         """
         with self._changed:
             self._reserved -= slots
             self._polls -= slots > 0
+            if is_busy:
+                self._busy_reserved -= slots
+                self._busy_polls -= slots > 0
             for delivery in deliveries:
                 expires_at = delivery.asked_at + self.visibility_timeout
                 if until is not None:
@@ -420,13 +441,20 @@ class Leases:
         # A task of unknown duration counts as long, except for as many as have just ended.
         return min(self._pace() if soon is None else soon, most)
 
-    def _is_worth_a_receive(self) -> bool:
-        return self._slots() > 0
+    def _is_worth_a_receive(self, is_busy: bool = False) -> bool:
+        return self._slots(is_busy) > 0
 
-    def _slots(self) -> int:
+    def _slots(self, is_busy: bool) -> int:
         """The slots to reserve for a receive now; 0 if it is not worth its call."""
+        if self._pauses:
+            return 0
+        if is_busy and self._queues > 1:
+            return self._slots_of_a_busy_queue()
+        return self._slots_of_a_share() or int(self._may_look())
+
+    def _slots_of_a_share(self) -> int:
         room = self._room()
-        if self._pauses or room <= 0:
+        if room <= 0:
             return 0
         ahead = self._ahead
         share = self._share(ahead)
@@ -434,11 +462,34 @@ class Leases:
             # If the share has become smaller since a poll began, the poll counts with the new one.
             reserved = min(self._reserved, self._polls * share)
             room = min(room, self._wanted(ahead) - reserved)
+        return self._worth(room, share, ahead)
+
+    def _slots_of_a_busy_queue(self) -> int:
+        """The slots if the polls of the other queues return nothing, as they mostly do."""
+        ahead = self._ahead
+        room = self._room() + self._reserved - self._busy_reserved
+        if self._concurrency:
+            room = min(room, self._wanted_alone(ahead) - self._busy_reserved)
+        return self._worth(room, BATCH, ahead)
+
+    def _worth(self, room: int, share: int, ahead: int) -> int:
         # The long polls of other queues may return fewer messages than they have reserved. So a
         # pool that has fewer messages than it can run does not wait for room for a full batch.
         would_idle = len(self._held) < self._processes
         is_worth_it = would_idle or room >= min(share, math.ceil(ahead * WORTH))
         return max(min(share, room), 0) if is_worth_it else 0
+
+    def _may_look(self) -> bool:
+        """Whether a queue that shares the window may poll for one message although others fill it.
+        The pool must start messages soon: otherwise the message waits here, while another worker
+        could run it."""
+        return (
+            self._queues > 1
+            and self._polls - self._busy_polls < self._queues
+            and len(self._held) < self._window + self._queues
+            and self._unreported <= MOST_UNREPORTED
+            and bool(self._forecast.soon(self._processes))
+        )
 
     def _room(self) -> int:
         unreported = max(self._unreported - MOST_UNREPORTED, 0)
@@ -451,22 +502,31 @@ class Leases:
 
     def _wanted(self, ahead: int) -> int:
         """The messages that the pool will probably start soon, without those that already wait."""
-        waiting = len(self._held) - self._forecast.running
-        wanted = self._forecast.at_once(self._processes) + ahead - waiting
+        wanted = self._wanted_alone(ahead)
         # One slot more for each other queue, because its poll may return nothing.
         return wanted + self._queues - 1 if wanted > 0 else 0
 
+    def _wanted_alone(self, ahead: int) -> int:
+        """The same for a worker that receives from one queue."""
+        waiting = len(self._held) - self._forecast.running
+        return self._forecast.at_once(self._processes) + ahead - waiting
+
     def _wake_if_worth_it(self) -> None:
         # Wake one receiver, and only if it can receive: a needless wake-up takes CPU from the loop.
-        if self._waiting_threads and self._is_worth_a_receive():
-            self._changed.notify()
+        kinds = [busy for busy, threads in self._waiting_threads.items() if threads]
+        if any(self._is_worth_a_receive(is_busy) for is_busy in kinds):
+            # The thread that is woken may be of the other kind, and then the call would be lost.
+            self._changed.notify(1 if len(kinds) == 1 else sum(self._waiting_threads.values()))
 
     def _report_if_empty(self) -> None:
         if self.is_empty:
             self.on_empty()
 
-    def _reserve(self) -> int:
-        slots = self._slots()
+    def _reserve(self, is_busy: bool = False) -> int:
+        slots = self._slots(is_busy)
         self._reserved += slots
         self._polls += slots > 0
+        if is_busy:
+            self._busy_reserved += slots
+            self._busy_polls += slots > 0
         return slots

@@ -40,6 +40,9 @@ HELPER_WAIT = 1
 #: Seconds that a further thread waits for room in the window before it ends.
 HELPER_PATIENCE = 1.0
 
+#: If a full answer comes within so many seconds, the queue has more messages.
+QUICK = 0.25
+
 #: The longest pause after the first failure, in seconds. It doubles with each further failure.
 FIRST_PAUSE = 0.5
 
@@ -166,9 +169,18 @@ class Receiver:
         self._leases.wake()
 
     def _run(self) -> None:
-        while slots := self._leases.reserve(self._stopping):
-            if self.poll(slots, self._wait) == slots:
+        is_busy = False
+        while slots := self._leases.reserve(self._stopping, is_busy=is_busy):
+            asked_at = self._clock()
+            # What a busy queue has reserved is missing for others if it is empty by now.
+            wait = min(self._wait, HELPER_WAIT) if is_busy else self._wait
+            is_full = self.poll(slots, wait, is_busy=is_busy) == slots
+            is_shared = self._leases.is_shared
+            # A share can be one message, so a full answer alone does not mean a full queue.
+            has_more = is_full and not (is_shared and self._clock() - asked_at >= QUICK)
+            if has_more:
                 self._get_help()
+            is_busy = has_more and is_shared
 
     def _get_help(self) -> None:
         """The queue is full: start another thread that receives too, if there is room for more."""
@@ -176,22 +188,24 @@ class Receiver:
             self._threads = [thread for thread in self._threads if thread.is_alive()]
             if self._stopping.is_set() or len(self._threads) >= self._most:
                 return
-            slots = self._leases.try_reserve()
+            is_busy = self._leases.is_shared
+            slots = self._leases.try_reserve(is_busy=is_busy)
             if not slots:
                 return
             name = f"{self._name}-{len(self._threads) + 1}"
-            helper = threads.start(self._help, name, slots)
+            helper = threads.start(self._help, name, slots, is_busy)
             if helper is None:
-                self._leases.fill(slots, [])  # The next full batch asks for help again.
+                # The next full batch asks for help again.
+                self._leases.fill(slots, [], is_busy=is_busy)
             else:
                 self._threads.append(helper)
 
-    def _help(self, slots: int) -> None:
-        while slots and self.poll(slots, HELPER_WAIT) == slots:
+    def _help(self, slots: int, is_busy: bool) -> None:
+        while slots and self.poll(slots, HELPER_WAIT, is_busy=is_busy) == slots:
             # Like the first thread it waits for room, but not long: an idle worker has one thread.
-            slots = self._leases.reserve(self._stopping, self._helper_patience)
+            slots = self._leases.reserve(self._stopping, self._helper_patience, is_busy=is_busy)
 
-    def poll(self, slots: int, wait: int) -> int:
+    def poll(self, slots: int, wait: int, *, is_busy: bool = False) -> int:
         """Make one receive call of `wait` seconds for reserved slots, and hand over the messages.
         Returns their number. Never raises if the call fails."""
         received: list[Delivery] = []
@@ -210,19 +224,19 @@ class Receiver:
         finally:
             self._asked_at.pop(thread, None)
             self._ends_at.pop(thread, None)
-            held = self._hold(slots, received)
+            held = self._hold(slots, received, is_busy)
         if held:
             self._hand_over(held)
         return len(received)
 
-    def _hold(self, slots: int, received: Sequence[Delivery]) -> list[Delivery]:
+    def _hold(self, slots: int, received: Sequence[Delivery], is_busy: bool) -> list[Delivery]:
         """Return the slots, and hold the deliveries whose lease is not over yet."""
         until: dict[str, float] = {}
         try:
             until = self._ends(received)
         finally:
             held = [delivery for delivery in received if delivery.tag in until]
-            self._leases.fill(slots, held, until)
+            self._leases.fill(slots, held, until, is_busy=is_busy)
         return held
 
     def _ends(self, received: Sequence[Delivery]) -> dict[str, float]:

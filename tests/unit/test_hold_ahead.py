@@ -8,6 +8,9 @@ import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import count
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import pytest
 from hypothesis import given, settings
@@ -259,8 +262,12 @@ def leases_of(processes: int, *, queues: int = 1) -> tuple[Leases, list[float]]:
     return leases, now
 
 
+def deliveries(*tags: str) -> list[Delivery]:
+    return [Delivery(t, "jobs", t, t, "{}", {}, 1, SENT, 1_000.0) for t in tags]
+
+
 def hold(leases: Leases, slots: int, *tags: str) -> None:
-    leases.fill(slots, [Delivery(t, "jobs", t, t, "{}", {}, 1, SENT, 1_000.0) for t in tags])
+    leases.fill(slots, deliveries(*tags))
 
 
 def run_one(leases: Leases, now: list[float], seconds: float) -> None:
@@ -346,6 +353,125 @@ def test_messages_of_bad_bodies_do_not_wait_for_a_task_to_be_measured() -> None:
     assert reserve_all(leases)[0] == BATCH
 
 
+# A busy queue beside others
+
+
+def flow(leases: Leases, now: list[float], messages: int = 400) -> None:
+    """Short tasks have run for a while, so the window is at its largest."""
+    for number in range(messages):
+        hold(leases, 0, tag := f"before-{number}")
+        leases.started(tag, None)
+        now[0] += 0.002
+        leases.take(tag)
+
+
+@pytest.mark.parametrize("queues", [2, 10, 50])
+def test_a_busy_queue_has_the_whole_window_although_the_others_poll(queues: int) -> None:
+    alone, now_alone = leases_of(2)
+    flow(alone, now_alone)
+    whole = sum(reserve_all(alone))
+
+    leases, now = leases_of(2, queues=queues)
+    flow(leases, now)
+    for _ in range(queues - 1):
+        assert leases.try_reserve() >= 1
+    slots = list(iter(lambda: leases.try_reserve(is_busy=True), 0))
+
+    assert slots[0] == BATCH
+    assert sum(slots) >= whole
+
+
+def test_a_queue_beside_a_busy_one_can_always_look_for_a_message() -> None:
+    leases, now = leases_of(2, queues=3)
+    flow(leases, now)
+    slots = list(iter(lambda: leases.try_reserve(is_busy=True), 0))
+    for number, some in enumerate(slots):
+        leases.fill(some, deliveries(*(f"{number}-{n}" for n in range(some))), is_busy=True)
+
+    assert [leases.try_reserve() for _ in range(3)] == [1, 1, 1]
+    assert not leases.is_worth_a_receive()
+
+
+def test_beside_long_tasks_nothing_is_received_that_another_worker_could_run() -> None:
+    leases, now = leases_of(2, queues=3)
+    run_one(leases, now, 30)
+    leases.fill(leases.try_reserve(is_busy=True), deliveries("a", "b"), is_busy=True)
+    for tag in "ab":
+        leases.started(tag, None)
+    now[0] += 30
+
+    assert leases.try_reserve(is_busy=True) == 0
+    assert leases.try_reserve() == 0
+
+
+def test_the_receiver_of_a_busy_queue_is_woken_also_if_others_wait_before_it() -> None:
+    leases, now = leases_of(2, queues=2)
+    flow(leases, now)
+    leases.pause("test")
+    got: SimpleQueue[tuple[bool, int]] = SimpleQueue()
+    stopping = Event()
+    threads = [
+        Thread(target=lambda busy=busy: got.put((busy, leases.reserve(stopping, is_busy=busy))))
+        for busy in (False, True)
+    ]
+    for thread in threads:
+        thread.start()
+    leases.resume("test")
+    found = dict(got.get(timeout=30) for _ in threads)
+    for thread in threads:
+        thread.join(30)
+
+    assert found[True] == BATCH
+    assert found[False] >= 1
+
+
+@MANY
+@given(
+    processes=st.integers(1, 20),
+    queues=st.integers(2, 20),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["poll", "busy", "come", "nothing", "start", "end"]),
+            st.integers(0, 10**6),
+            st.floats(0, 2),
+        ),
+        max_size=100,
+    ),
+)
+def test_a_busy_queue_holds_no_more_than_it_would_alone_and_its_slots_come_back(
+    processes: int, queues: int, steps: list[tuple[str, int, float]]
+) -> None:
+    leases, now = leases_of(processes, queues=queues)
+    polls: list[tuple[int, bool]] = []
+    running: list[str] = []
+    waiting: list[str] = []
+    names = map(str, count())
+    limit = processes + max(AHEAD, queues, MOST_AHEAD)
+    for what, number, seconds in steps:
+        now[0] += seconds
+        if what in ("poll", "busy") and (slots := leases.try_reserve(is_busy=what == "busy")):
+            polls.append((slots, what == "busy"))
+            busy = sum(slots for slots, is_busy in polls if is_busy)
+            assert what == "poll" or len(leases) + busy <= limit
+        elif what in ("come", "nothing") and polls:
+            slots, is_busy = polls.pop(number % len(polls))
+            came = [next(names) for _ in range(slots if what == "come" else 0)]
+            leases.fill(slots, deliveries(*came), is_busy=is_busy)
+            waiting += came
+        elif what == "start" and waiting and len(running) < processes:
+            running.append(tag := waiting.pop(0))
+            assert leases.started(tag, None)
+        elif what == "end" and running:
+            assert leases.take(running.pop(number % len(running)))
+        assert len(leases) <= 2 * limit + queues
+    for slots, is_busy in polls:
+        leases.fill(slots, [], is_busy=is_busy)
+    leases.take_all()
+    assert leases.is_empty
+    # As if nothing had been.
+    assert leases.try_reserve(is_busy=True) >= 1
+
+
 @MANY
 @given(
     processes=st.integers(1, 30),
@@ -387,7 +513,8 @@ def test_whatever_runs_the_window_of_before_is_kept_and_an_idle_pool_may_ask(
         elif what == "pass":
             now[0] += seconds
         held = len(leases) + sum(polls)
-        assert held <= processes + max(AHEAD, queues, MOST_AHEAD)
+        # A queue beside a busy one may always look for one message.
+        assert held <= processes + max(AHEAD, queues, MOST_AHEAD) + queues * (queues > 1)
         if not waiting and len(running) < processes and len(polls) < queues:
             # Whatever the polls of other queues have reserved.
             assert leases.is_worth_a_receive()

@@ -18,7 +18,7 @@ from sqs_broker.rules.lease import Delivery
 from sqs_broker.sqs.errors import SqsError, Unreached
 from sqs_broker.sqs.leases import AHEAD, Leases
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.sqs.receiver import Receiver
+from sqs_broker.sqs.receiver import QUICK, Receiver
 from sqs_broker.testing import Call, Clock, FakeSqs
 from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine, MakeDelivery, after_a_short_task
 
@@ -151,6 +151,41 @@ def test_it_asks_as_sqs_wants_to_be_asked(start: Start, fake: FakeSqs, url: str)
             ],
         }
     ]
+
+
+def poll_beside_others(make: Make, fake: FakeSqs, url: str, messages: int) -> list[tuple[int, int]]:
+    """How a receiver beside 49 others polls its queue: the slots and the seconds of each call,
+    until a call returns nothing."""
+    leases = wide()
+    leases.share_among(50)
+    for _ in range(messages):
+        fake.put(url, "{}")
+
+    def forget(received: list[Delivery]) -> None:
+        for delivery in received:
+            leases.take(delivery.tag)
+
+    make(leases, forget, changes={"max_receivers": 1}).start()
+    is_polling(fake)
+    asked = fake.asked(RECEIVE)
+    return [(call["MaxNumberOfMessages"], call["WaitTimeSeconds"]) for call in asked]
+
+
+def test_a_busy_queue_among_many_is_polled_for_full_batches(
+    make: Make, fake: FakeSqs, url: str
+) -> None:
+    assert poll_beside_others(make, fake, url, 25) == [
+        (1, POLL),
+        (10, 1),
+        (10, 1),
+        (10, 1),
+        (1, POLL),
+    ]
+
+
+def test_a_message_now_and_then_makes_no_queue_busy(make: Make, fake: FakeSqs, url: str) -> None:
+    fake.slow(RECEIVE, after=QUICK, times=2)
+    assert poll_beside_others(make, fake, url, 2) == [(1, POLL)] * 3
 
 
 def test_an_error_of_the_back_off_itself_ends_no_thread(
