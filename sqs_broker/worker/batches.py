@@ -6,7 +6,7 @@ alone if it failed before, or if it is not known how an earlier delivery ended. 
 kills its process harms other messages only once.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -75,7 +75,7 @@ class Batches:
         """Give the next batch to a process that is free."""
         self._asked[name] = max(self._asked.get(name, 0) - 1, 0)
         waiting = self._waiting.get(name, deque())
-        requests = [waiting.popleft() for _ in range(self._size(len(waiting)))]
+        requests = _take_fairly(waiting, self._size(len(waiting)))
         # `revoked` also settles a revoked message and sends its event.
         requests = [request for request in requests if _may_start(request)]
         if len(requests) == 1:
@@ -179,6 +179,29 @@ def _unreported(request: Any, exc: Exception, *, is_end: bool) -> None:
         if is_end:
             # Otherwise it keeps its slot for as long as its lease is extended.
             request.reject(requeue=True)
+
+
+def _take_fairly(waiting: deque[Any], count: int) -> list[Any]:
+    """Remove so many requests: the first of each queue, then the second of each, and so on. So a
+    message of a quiet queue does not wait for all those of a busy one."""
+    queues = [_queue_of(request) for request in waiting]
+    if count >= len(queues) or len(set(queues)) <= 1:
+        return [waiting.popleft() for _ in range(count)]
+    turns: Counter[Any] = Counter()
+    turn_of: list[int] = []
+    for queue in queues:
+        turn_of.append(turns[queue])
+        turns[queue] += 1
+    first = set(sorted(range(len(queues)), key=turn_of.__getitem__)[:count])
+    taken = [request for place, request in enumerate(waiting) if place in first]
+    left = [request for place, request in enumerate(waiting) if place not in first]
+    waiting.clear()
+    waiting.extend(left)
+    return taken
+
+
+def _queue_of(request: Any) -> Any:
+    return request.message.delivery_info.get("routing_key")
 
 
 def _may_share(request: Any) -> bool:

@@ -57,6 +57,7 @@ class Semaphore:
 @dataclass
 class Message:
     may_share: bool = True
+    delivery_info: dict[str, str] = field(default_factory=dict)
 
 
 class App:
@@ -213,6 +214,28 @@ def test_pools_that_queue_by_themselves_get_batches_at_once() -> None:
     worker.take(12)
     worker.turn()
     assert worker.pool.sizes() == [10, 2]
+
+
+def test_a_message_of_a_quiet_queue_does_not_wait_for_those_of_a_busy_one() -> None:
+    worker = Worker(free=0, processes=30)
+    for number in range(60):
+        request = Request(f"busy-{number}", Task())
+        request.message.delivery_info = {"routing_key": "busy"}
+        worker.batches.take(request)
+    for number in range(2):
+        request = Request(f"quiet-{number}", Task())
+        request.message.delivery_info = {"routing_key": "quiet"}
+        worker.batches.take(request)
+    worker.turn()
+    for _ in range(7):
+        worker.semaphore.release()
+        worker.turn()
+
+    jobs = [[job.id for job in each["args"][2]] for each in worker.pool.jobs]
+    assert jobs[0] == [*(f"busy-{n}" for n in range(8)), "quiet-0", "quiet-1"]
+    # Nothing else has changed its order.
+    ids = [id_ for job in jobs for id_ in job] + [request.id for request in worker.processed]
+    assert [id_ for id_ in ids if id_.startswith("busy")] == [f"busy-{n}" for n in range(60)]
 
 
 def test_one_message_by_itself_is_an_ordinary_job() -> None:
