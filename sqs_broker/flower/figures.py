@@ -43,10 +43,11 @@ def samples_of(rows: Iterable[Row]) -> Iterator[Sample]:
         if not is_read:
             continue
         counts = {"visible": row.visible, "in flight": row.in_flight, "delayed": row.delayed}
+        dead_letters_of = row.dead_letters_of
         for state, count in counts.items():
-            yield Sample(of.DEPTH, (row.queue, state), count or 0)
-        if row.dead_letters_of is not None:
-            total = sum(count or 0 for count in counts.values())
-            yield Sample(of.DEAD_LETTERS, (row.dead_letters_of,), total)
+            if dead_letters_of is None:
+                yield Sample(of.DEPTH, (row.queue, state), count or 0)
+            else:
+                yield Sample(of.DEAD_LETTERS, (dead_letters_of, state), count or 0)
         if row.oldest is not None:
             yield Sample(of.QUEUE_AGE, (row.queue,), row.oldest)

@@ -240,8 +240,9 @@ DEPTH = _gauge(
 DEAD_LETTERS = _gauge(
     "sqs_broker.queue.dead_letters",
     "{message}",
-    "Messages in the dead-letter queue of a queue, visible or not.",
+    "Messages in the dead-letter queue of a queue: visible, in flight, delayed.",
     QUEUE,
+    STATE,
 )
 QUEUE_AGE = _gauge(
     "sqs_broker.queue.oldest.age",

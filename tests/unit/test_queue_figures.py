@@ -22,10 +22,9 @@ def test_a_queue_has_its_depth_and_its_dead_letters() -> None:
         (of.DEPTH, ("jobs", "in flight")): 2,
         (of.DEPTH, ("jobs", "delayed")): 1,
         (of.READ, ("jobs-dlq",)): 1,
-        (of.DEPTH, ("jobs-dlq", "visible")): 4,
-        (of.DEPTH, ("jobs-dlq", "in flight")): 1,
-        (of.DEPTH, ("jobs-dlq", "delayed")): 0,
-        (of.DEAD_LETTERS, ("jobs",)): 5,
+        (of.DEAD_LETTERS, ("jobs", "visible")): 4,
+        (of.DEAD_LETTERS, ("jobs", "in flight")): 1,
+        (of.DEAD_LETTERS, ("jobs", "delayed")): 0,
     }
 
 
