@@ -3,6 +3,7 @@ of results.
 """
 
 import re
+from functools import cache
 from typing import Any
 
 from celery import bootsteps
@@ -21,11 +22,16 @@ _BEGINS = re.compile(r"\{'result': '([a-z ]+)'")
 
 def class_of(task: str, result: str) -> str | None:
     """The result of a registration, without the user; None for any other task."""
+    found = _BEGINS.match(result) if task == "registerUser" else None
+    return found[1] if found and found[1] in _results() else None
+
+
+@cache
+def _results() -> frozenset[str]:
     # A producer imports this module too, and needs no MongoDB driver.
     from app.registration import Result
 
-    found = _BEGINS.match(result) if task == "registerUser" else None
-    return found[1] if found and found[1] in set(Result) else None
+    return frozenset(Result)
 
 
 class MetricsFlush(bootsteps.StartStopStep):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from bench import bodies, node
 from bench.bodies import Body
 from bench.doors import DOORS, MIXED
-from devstack import sqs
+from devstack import ports, sqs
 from devstack.sqs import QueuePair
 
 
@@ -86,6 +86,14 @@ class Ours(Candidate):
 
     def environment(self, place: Place, task: str) -> dict[str, str]:
         return super().environment(place, task) | dict(self.settings)
+
+
+class Measured(Ours):
+    """The same, with `/metrics` for Prometheus."""
+
+    def environment(self, place: Place, task: str) -> dict[str, str]:
+        port = str(ports.preferred_or_any(None))
+        return super().environment(place, task) | {"WORKER_METRICS_PORT": port}
 
 
 class Alone(Ours):
@@ -175,6 +183,7 @@ STOCK_PRODUCER = Stock(
     "a stock producer", settings={"task_time_limit": 30, "task_soft_time_limit": 25}
 )
 OURS_WITHOUT_EVENTS = Ours("this project, events off", settings={"BENCH_EVENTS": "off"})
+OURS_WITH_METRICS = Measured("this project, with metrics")
 ALONE_8 = Alone("this project's broker, 8 processes", ("-c", "8"), slots=8)
 #: The yardstick of the ratios.
 STOCK_BEST = Stock("stock Celery, best settings", ("-c", "8", *_QUIET), _BEST, slots=8)

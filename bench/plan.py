@@ -13,6 +13,7 @@ from bench.candidates import (
     OURS_8,
     OURS_BY_DOOR,
     OURS_THREADS,
+    OURS_WITH_METRICS,
     OURS_WITHOUT_EVENTS,
     SQS_CONSUMER,
     STOCK_BEST,
@@ -76,8 +77,8 @@ FULL = Plan(
     cells=[
         *_cells("register", 10, EVERYONE),
         *_cells("register", 0, EVERYONE),
-        *_cells("register", 10, [OURS_WITHOUT_EVENTS]),
-        *_cells("register", 0, [OURS_WITHOUT_EVENTS]),
+        *_cells("register", 10, [OURS_WITHOUT_EVENTS, OURS_WITH_METRICS]),
+        *_cells("register", 0, [OURS_WITHOUT_EVENTS, OURS_WITH_METRICS]),
         *_cells("register", 10, OURS_BY_DOOR),
         Cell(OURS, "register", 10, workers=2),
         Cell(STOCK_BEST, "register", 10, workers=2),

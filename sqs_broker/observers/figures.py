@@ -62,22 +62,26 @@ class Figures:
     def add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
         """See Recorder."""
         with self._lock:
-            series = self._sums.setdefault(instrument, {})
-            if labels not in series:
+            try:
+                self._sums[instrument][labels] += number
+            except KeyError:
+                series = self._sums.setdefault(instrument, {})
                 labels = _bounded(labels, len(series))
-            series[labels] = series.get(labels, 0) + number
+                series[labels] = series.get(labels, 0) + number
 
     def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
         """See Recorder."""
+        # The bound of a bucket belongs to it.
+        bucket = bisect_left(instrument.buckets, value)
         with self._lock:
-            series = self._histograms.setdefault(instrument, {})
-            found = series.get(labels)
-            if found is None:
+            try:
+                counts, total = self._histograms[instrument][labels]
+            except KeyError:
+                series = self._histograms.setdefault(instrument, {})
                 empty = [0] * (len(instrument.buckets) + 1)
-                found = series.setdefault(_bounded(labels, len(series)), (empty, [0.0]))
-            # The bound of a bucket belongs to it.
-            found[0][bisect_left(instrument.buckets, value)] += 1
-            found[1][0] += value
+                counts, total = series.setdefault(_bounded(labels, len(series)), (empty, [0.0]))
+            counts[bucket] += 1
+            total[0] += value
 
     def samples(self) -> list[Sample]:
         """All series, as they are now."""

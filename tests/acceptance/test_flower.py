@@ -71,6 +71,16 @@ def test_with_the_login_pages_and_metrics_are_shown(flower: Flower) -> None:
         assert flower.get(path).status == 200, path
 
 
+def test_the_metrics_have_the_queues_too(flower: Flower, where: Place) -> None:
+    lines = flower.get("/metrics").text.splitlines()
+    queue = f'messaging_destination_name="{where.queues.name}"'
+    assert [line for line in lines if line.startswith("# TYPE flower_")]
+    for state in ("visible", "in flight", "delayed"):
+        for name in ("sqs_broker_queue_messages", "sqs_broker_queue_dead_letters"):
+            assert f'{name}{{{queue},sqs_broker_state="{state}"}} 0.0' in lines
+    assert f"sqs_broker_queue_readable{{{queue}}} 1.0" in lines
+
+
 def test_with_a_provider_every_page_and_the_api_lead_to_its_login(
     where: Place, tmp_path: Path
 ) -> None:

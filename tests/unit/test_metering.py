@@ -273,6 +273,24 @@ def test_names_and_units_are_those_of_opentelemetry_or_begin_with_our_namespace(
         assert list(each.buckets) == sorted(each.buckets)
 
 
+def test_a_message_that_succeeds_costs_eight_additions(message: Callable[..., Facts]) -> None:
+    taken: list[of.Instrument] = []
+
+    class Counting:
+        def add(self, instrument: of.Instrument, labels: Any, number: int = 1) -> None:
+            taken.append(instrument)
+
+        def record(self, instrument: of.Instrument, labels: Any, value: float) -> None:
+            taken.append(instrument)
+
+    metering = Metering([Counting()])
+    metering.received(message())
+    metering.started(message())
+    metering.ended(message(), Succeeded(), Done())
+    metering.settled(message(), Done(), None)
+    assert len(taken) == len(set(taken)) == 8
+
+
 # In a worker
 
 
