@@ -106,6 +106,11 @@ class TypedTask(Task):
         if self.model is not None:
             self._given(tuple(args or ()), dict(kwargs or {}))
 
+    def check_received(self, args: Any, kwargs: Any) -> None:
+        """Raise InvalidMessage unless a worker would run a message with these arguments."""
+        if self.model is not None:
+            self._message(tuple(args), dict(kwargs))
+
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Check the arguments and send the task. Raises InvalidMessage, SettingsError or another
         PublishError before anything is sent, and SendError (sqs_broker/sqs/sender.py) if SQS does

@@ -15,6 +15,7 @@ from sqs_broker.tools.commands.dead_letter_queues import (
     filters,
     matching,
 )
+from sqs_broker.tools.commands.edit import redrive_edited
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import NOTHING, print_json, print_note, printable
 from sqs_broker.tools.commands.pace import Pace
@@ -44,6 +45,7 @@ GONE = frozenset({Result.REDRIVEN, Result.DROPPED})
 @click.option("--dry-run", is_flag=True, help="Show what would be redriven, and change nothing.")
 @click.option("--keep-duplicates", is_flag=True, help="Redrive duplicates too.")
 @click.option("--keep-twins", "keep_duplicates", is_flag=True, hidden=True)
+@click.option("--edit", is_flag=True, help="Change the body of one message in an editor first.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and message.")
 @click.pass_context
@@ -56,6 +58,7 @@ def command(
     unrecorded: bool,
     dry_run: bool,
     keep_duplicates: bool,
+    edit: bool,
     yes: bool,
     as_json: bool,
     **criteria: Any,
@@ -69,12 +72,23 @@ def command(
     The control database counts the redrives of each message and keeps who made them. If it does not
     answer, nothing is sent, unless `--unrecorded` is given.
 
+    `--edit` opens the body of the one message that `--id` names in $VISUAL or $EDITOR, checks the
+    new body as a worker would, writes the original to a file, and sends the message.
+
     Exits with status 1 if a message could not be redriven, or if the command was interrupted.
     """
     queues, filter_ = DeadLetterQueues(ctx.obj.app), Filter(**criteria)
+    if edit and (dry_run or not filter_.ids):
+        raise click.UsageError("--edit needs --id, and cannot be used with --dry-run.")
     selected = queues.select(filter_.queue)
     counted: Counter[tuple[Result, str | None]] = Counter()
     with deferred() as is_interrupted, ledger_of(queues.options, is_recorded=not unrecorded) as to:
+        if edit:
+            one = redrive_edited(
+                ctx.obj.app, queues, filter_, to, max_redrives, is_interrupted, yes
+            )
+            _show(one, as_json, dry_run=False)
+            ctx.exit(0 if one.result in GONE else 1)
         if not (dry_run or yes or _is_confirmed(queues, selected, filter_, limit, is_interrupted)):
             print_note("There was nothing to redrive.")
             ctx.exit(1 if is_interrupted() else 0)
