@@ -9,8 +9,17 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
+from sqs_broker.errors import label
 from sqs_broker.rules.trace_context import TRACEPARENT, TRACESTATE
-from sqs_broker.tracing.spans import active, attributes, context_in, fail, harmless, is_of_celerys
+from sqs_broker.tracing.spans import (
+    active,
+    attributes,
+    context_in,
+    fail,
+    fail_with,
+    harmless,
+    is_of_celerys,
+)
 
 
 class RunSpans:
@@ -42,7 +51,7 @@ class RunSpans:
                 yield
         except BaseException as exc:
             with harmless():
-                _end_with(current, exc)
+                _end_with(current, exc, is_own=own is not None)
             raise
         finally:
             self._running.pop(key, None)
@@ -117,11 +126,16 @@ def _queue_of(request: Any) -> str:
     return str((request.delivery_info or {}).get("routing_key"))
 
 
-def _end_with(span: Span, exc: BaseException) -> None:
+def _end_with(span: Span, exc: BaseException, *, is_own: bool) -> None:
     if isinstance(exc, Retry):
         span.set_attribute("sqs_broker.outcome", "retry")
         if exc.exc is None:
             return  # The task has asked for it, and nothing has failed.
         exc = exc.exc
-    if not isinstance(exc, Ignore):
+    if isinstance(exc, Ignore):
+        return
+    if is_own:
         fail(span, exc)
+    else:
+        # It notes the exception itself, unless the task is retried.
+        fail_with(span, label(exc))

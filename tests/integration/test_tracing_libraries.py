@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,3 +69,32 @@ def test_sentry_sees_a_permanent_failure_as_one_error() -> None:
     seen = seen_by("sentry", "permanent")
     assert [one["errors"] for one in seen if one["kind"] == "event"] == [["KeyError"]]
     assert [one["status"] for one in seen if one["kind"] == "transaction"] == ["internal_error"]
+
+
+@pytest.mark.slow
+def test_beside_opentelemetrys_own_instrumentation_no_span_is_doubled() -> None:
+    seen = seen_by("opentelemetry", "beside")
+    assert [span["name"] for span in seen] == ["apply_async/job", "write", "run/job"]
+    send, write, task = seen
+    assert len({span["message"] for span in (send, task)}) == 1
+    assert write["parent"] == task["parent"] == send["message"]
+
+
+@pytest.mark.slow
+def test_beside_the_spans_of_the_broker_sentry_sees_one_transaction_and_its_work() -> None:
+    seen = seen_by("sentry", "beside")
+    (transaction,) = [one for one in seen if one["kind"] == "transaction"]
+    assert (transaction["status"], "write" in transaction["spans"]) == ("ok", True)
+
+
+@pytest.mark.slow
+def test_beside_the_spans_of_the_broker_sentry_sees_a_permanent_failure_as_one_error() -> None:
+    seen = seen_by("sentry", "beside-permanent")
+    assert [one["errors"] for one in seen if one["kind"] == "event"] == [["KeyError"]]
+
+
+@pytest.mark.slow
+def test_beside_the_spans_of_the_broker_a_permanent_failure_is_one_span_with_an_error() -> None:
+    send, task = seen_by("opentelemetry", "beside-permanent")
+    assert (send["name"], send["status"]) == ("apply_async/permanent", "UNSET")
+    assert (task["name"], task["status"]) == ("run/permanent", "ERROR")

@@ -1,9 +1,10 @@
 """Runs one job under a tracing library, as it is installed from the index, and prints what it saw.
 
-    python traced.py opentelemetry|sentry alone|shared|permanent
+    python traced.py opentelemetry|sentry alone|shared|permanent|beside|beside-permanent
 
 A line for each span or event, as JSON. Of three messages that share a job the second one fails. A
-permanent failure is that of a task whose class is the project's.
+permanent failure is that of a task whose class is the project's. `beside`: the broker's own option
+`tracing` is on, and the message is sent first.
 """
 
 import json
@@ -15,6 +16,7 @@ import celery.app.trace
 from celery import Celery, Task
 
 from sqs_broker import install
+from sqs_broker.testing import FakeSqs
 from sqs_broker.worker.batch import Job, run
 
 Seen = Iterator[dict[str, Any]]
@@ -87,6 +89,9 @@ def sentry() -> tuple[Callable[[], None], Callable[[], Seen]]:
 
 
 def main(library: str, how: str) -> None:
+    is_beside = how.startswith("beside")
+    fake = FakeSqs()
+    fake.create_queue("jobs")
     write, seen = {"opentelemetry": opentelemetry, "sentry": sentry}[library]()
     app = Celery("traced")
     install(app)
@@ -94,8 +99,11 @@ def main(library: str, how: str) -> None:
         task_ignore_result=True,
         broker_transport_options={
             "region": "us-east-1",
-            "predefined_queues": {"jobs": {"url": "https://sqs.test/jobs"}},
+            "predefined_queues": {"jobs": {"url": fake.options().queue("jobs").url}},
+            "tracing": is_beside,
+            "driver": fake.driver,
         },
+        task_default_queue="jobs",
     )
 
     def many(calls: Any) -> list[Any]:
@@ -112,7 +120,7 @@ def main(library: str, how: str) -> None:
 
     app.finalize()
     app.set_current()
-    name = "permanent" if how == "permanent" else "job"
+    name = "permanent" if how.endswith("permanent") else "job"
     tracer = celery.app.trace.build_tracer(name, app.tasks[name], app=app)
 
     def trace(name: str, id_: str, request: Any, body: Any, *_: Any) -> Any:
@@ -123,7 +131,12 @@ def main(library: str, how: str) -> None:
         where = {"delivery_info": {"routing_key": "jobs"}, "hostname": "worker", "retries": 5}
         return where | {"task": name, "id": str(number)}
 
-    if how != "shared":
+    if is_beside:
+        sent = app.tasks[name].delay(0)
+        (message,) = fake.messages(fake.options().queue("jobs").url)
+        headers = json.loads(message.body)["headers"]
+        trace(name, sent.id, request(0) | headers, ([0], {}, {}))
+    elif how != "shared":
         trace(name, "0", request(0), ([0], {}, {}))
     else:
         run(trace, "job", [Job(str(n), request(n), [n], {}, {}) for n in range(3)])
