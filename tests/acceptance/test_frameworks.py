@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,17 @@ class Project:
             arguments[0],
             [sys.executable, "-m", "celery", "-A", app, *arguments],
             log=self.home / f"{arguments[0]}.log",
+            grace=PATIENCE,
+            environment=self._environment,
+            directory=self.home,
+        )
+
+    def tool(self, file: str) -> Process:
+        """A program in the home of the project, stopped (SIGTERM) at the end of the block."""
+        return Process(
+            file,
+            [sys.executable, file],
+            log=self.home / f"{file}.log",
             grace=PATIENCE,
             environment=self._environment,
             directory=self.home,
@@ -178,6 +190,64 @@ def test_flower_of_any_project_has_the_pages_of_the_broker(
         assert "dead letters of jobs" in get(f"{page}/broker").text
         assert [queue["name"] for queue in get(f"{page}/api/queues/length").json()["active_queues"]]
         assert get(f"http://{ports.HOST}:{port}/metrics").status_code == 401
+
+
+#: A tool as celery-exporter is one: it makes an app of a URL, and reads events.
+URL_ONLY = """
+import json, os
+from celery import Celery
+
+def cli():
+    app = Celery(broker="sqs://")
+    app.conf["broker_transport_options"] = json.loads(os.environ["BROKER_OPTIONS"])
+    state = app.events.State()
+
+    def show(event):
+        state.event(event)
+        print(event["type"], event.get("exception"), event.get("queue"), flush=True)
+
+    handlers = {"task-failed": show, "worker-heartbeat": show}
+    with app.connection() as connection:
+        app.events.Receiver(connection, handlers=handlers).capture(limit=None)
+"""
+
+
+PLAIN = """
+import json, os
+from celery import Celery
+from sqs_broker import install
+app = Celery("plain")
+install(app)
+app.conf.broker_transport_options = json.loads(os.environ["BROKER_OPTIONS"])
+app.conf.worker_send_task_events = True
+
+class Forbidden(Exception):
+    pass
+
+@app.task(dead_letter_on=(Forbidden,))
+def fail():
+    raise Forbidden
+"""
+
+
+@pytest.mark.parametrize("project", ["plain"], indirect=True)
+def test_a_tool_that_knows_a_url_only_sees_events_with_the_lines_of_the_page(
+    project: Project, mongo_uri: str
+) -> None:
+    # A database that is gone after the test (`mongo_uri`).
+    database = mongo_uri.rpartition("/")[2].partition("?")[0]
+    project.options["control"] = {"database_uri": mongo_uri, "database": f"{database}_control"}
+    page = (ROOT / "docs" / "exporters.md").read_text()
+    [lines] = re.findall(r"```python\n# exporter.py\n(.*?)```", page, re.DOTALL)
+    (project.home / "exporter.py").write_text(lines)
+    (project.home / "plain.py").write_text(PLAIN)
+    (project.home / "src").mkdir()
+    (project.home / "src" / "cli.py").write_text(URL_ONLY)
+    with project.tool("exporter.py") as tool, project.celery("plain", "worker", "-c", "1"):
+        wait_until(lambda: "worker-heartbeat" in tool.log.read_text(), PATIENCE, "a worker")
+        project.python("from plain import fail; fail.delay()")
+        wait_until(lambda: "task-failed" in tool.log.read_text(), PATIENCE, "the failure")
+    assert "task-failed Forbidden(" in tool.log.read_text()
 
 
 @pytest.mark.parametrize("project", ["flask_site"], indirect=True)
