@@ -4,6 +4,8 @@ import logging
 import re
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
+
 from sqs_broker.machine.textless import textless
 from sqs_broker.rules.happened import class_in
 from sqs_broker.worker.failures import frames_of
@@ -21,7 +23,7 @@ class WithoutTexts(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[1] is not None:
-            shown = textless(record.exc_info[1])
+            shown = textless(_unwrapped(record.exc_info[1]))
             record.exc_info, record.exc_text = (type(shown), shown, shown.__traceback__), None
         if isinstance(record.args, dict):
             record.args = _hidden(record.args, record.exc_info)
@@ -52,6 +54,14 @@ def _hidden(facts: dict[str, Any], exc_info: Any) -> dict[str, Any]:
     if "traceback" in shown:
         shown["traceback"] = "\n".join(frames_of(shown["traceback"]))
     return shown
+
+
+def _unwrapped(exc: BaseException) -> BaseException:
+    """The exception itself, which is in a wrapper if it comes from the pool (billiard 4.3)."""
+    if not isinstance(exc, ExceptionWithTraceback):
+        return exc
+    inner: BaseException = exc.exc
+    return inner
 
 
 def _without_text(said: str) -> str:

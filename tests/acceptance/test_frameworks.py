@@ -250,6 +250,71 @@ def test_a_tool_that_knows_a_url_only_sees_events_with_the_lines_of_the_page(
     assert "task-failed Forbidden(" in tool.log.read_text()
 
 
+REPORTED = """
+import json, os
+import sentry_sdk
+from celery import Celery
+from sentry_sdk.integrations.celery import CeleryIntegration
+from sentry_sdk.transport import Transport
+from sqs_broker import install
+
+class Keeping(Transport):
+    def capture_envelope(self, envelope):
+        with open(os.environ["HOME"] + "/said", "a") as file:
+            for item in envelope.items:
+                if item.type == "event":
+                    event = item.payload.json
+                    kinds = [each["type"] for each in event.get("exception", {}).get("values", [])]
+                    file.write((kinds or [event["logentry"]["message"]])[-1] + chr(10))
+
+sentry_sdk.init(
+    dsn="http://key@127.0.0.1:1/1", transport=Keeping, integrations=[CeleryIntegration()]
+)
+app = Celery("reported")
+install(app)
+app.conf.broker_transport_options = json.loads(os.environ["BROKER_OPTIONS"])
+
+class Forbidden(Exception):
+    pass
+
+@app.task(dead_letter_on=(Forbidden,))
+def forbid():
+    raise Forbidden
+
+@app.task(max_retries=1)
+def fail():
+    raise KeyError
+
+@app.task(max_retries=0)
+def leave():
+    os._exit(1)
+
+@app.task
+def work():
+    pass
+"""
+
+
+@pytest.mark.parametrize("project", ["reported"], indirect=True)
+def test_sentry_has_one_error_for_each_failure(project: Project) -> None:
+    (project.home / "reported.py").write_text(REPORTED)
+    with project.celery("reported", "worker", "-c", "1") as worker:
+        project.python(
+            "from reported import *\nfor task in (work, fail, forbid, leave): task.delay()"
+        )
+        project.queues.client.send_message(QueueUrl=project.queues.url, MessageBody="nothing")
+        wait_until(lambda: len(project.reasons()) == 4, PATIENCE, f"the dead letters: {worker.log}")
+        wait_until(project.queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
+    assert sorted(project.said()) == [
+        "Forbidden",
+        "KeyError",
+        "Message dead-lettered: %s.",
+        # Celery says so of each process that ends by itself, and then what it has cost.
+        "Process %r pid:%r exited with %r",
+        "WorkerLostError",
+    ]
+
+
 @pytest.mark.parametrize("project", ["flask_site"], indirect=True)
 def test_flasks_factory_runs_each_task_in_its_context(project: Project) -> None:
     project.python("from site_app import add_together; add_together.delay(1, 2)")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
@@ -104,6 +105,16 @@ def test_what_the_main_process_says_of_an_exception_has_its_class(log: io.String
         )
     assert "Task handler raised error: OwnError()" in log.getvalue()
     assert "in fail\n" in log.getvalue()
+    assert SECRET not in log.getvalue()
+
+
+def test_an_exception_of_the_pool_is_named_without_its_wrapper(log: io.StringIO) -> None:
+    try:
+        fail()
+    except OwnError as exc:
+        einfo = ExceptionInfo((OwnError, exc, exc.__traceback__))
+        logging.getLogger("celery.worker.request").error("it failed", exc_info=einfo.exc_info)
+    assert log.getvalue().endswith(".OwnError\n")
     assert SECRET not in log.getvalue()
 
 
