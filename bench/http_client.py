@@ -5,7 +5,7 @@ that its time is not that of what is measured.
 """
 
 import asyncio
-import io
+import os
 import sys
 import uuid
 from collections import Counter
@@ -146,9 +146,10 @@ def main() -> None:
     load = TypeAdapter(Load).validate_json(sys.stdin.read())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         answers = runner.run(ask(load))
-    # Not sys.stdout: with PYTHONUNBUFFERED it writes only the part that a pipe takes at once.
-    with io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False)) as output:
-        output.write(TypeAdapter(Answers).dump_json(answers))
+    # Not with sys.stdout: if PYTHONUNBUFFERED is set, it loses what a pipe does not take at once.
+    left = memoryview(TypeAdapter(Answers).dump_json(answers))
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
 
 
 if __name__ == "__main__":
