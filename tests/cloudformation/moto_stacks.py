@@ -4,6 +4,7 @@
   mapping or `Fn::Sub` changes nothing.
 - After a change set it keeps the outputs of before.
 - It exports what an output would have if its condition were true.
+- It cannot read a list among the parameters that it has kept.
 - In a list, it makes `null` of `AWS::NoValue`.
 - It deletes what is to be retained except when its creation fails.
 """
@@ -47,11 +48,18 @@ def _actions(self: Any, template: Any, parameters: Any = None) -> dict[str, Any]
 def _updated(update: Any) -> Any:
     def apply(self: Any, template: Any, parameters: Any = None) -> None:
         removed = _difference(self, template, parameters)["Remove"]
-        update(self, copy.deepcopy(template), parameters)
+        update(self, copy.deepcopy(template), _as_given(parameters or {}) or None)
         for name in removed:
             self._parsed_resources.pop(name, None)
 
     return apply
+
+
+def _as_given(parameters: Any) -> dict[str, Any]:
+    return {
+        name: ",".join(value) if isinstance(value, list) else value
+        for name, value in parameters.items()
+    }
 
 
 def _retaining(delete: Any) -> Any:

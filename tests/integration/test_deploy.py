@@ -336,9 +336,6 @@ def test_a_new_zip_changes_the_function_and_destroy_takes_it_away_but_not_the_me
     assert status == 0, printed
     assert stacks(cloud, stage) == {}
     assert f"/{ACCOUNT}/registrations-{stage}: stays, with 1 messages." in printed
-    status, printed = run("deploy", "--consumer", "function", secret)
-    assert status == 0, printed
-    assert [each["Body"] for each in sqs.receive_message(QueueUrl=url)["Messages"]] == ["kept"]
 
 
 def test_the_next_deploy_takes_the_zip_for_the_processor_that_the_function_has(
@@ -366,6 +363,31 @@ def test_a_function_in_the_network_of_the_stage_has_the_address_of_its_gateway(
     )["RouteTables"]
     ways = [route.get("NatGatewayId") for table in tables for route in table["Routes"]]
     assert any(ways)
+
+
+def test_a_worker_takes_over_from_a_function_whose_trigger_is_off_and_back(
+    run: Run, cloud: Cloud, stage: str, secret: str, network: list[str]
+) -> None:
+    def visibility() -> str:
+        sqs, url = queue(cloud, stage)
+        found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
+        return str(found["Attributes"]["VisibilityTimeout"])
+
+    def triggers() -> int:
+        name = f"registrations-{stage}-function"
+        found = cloud.client("lambda").list_event_source_mappings(FunctionName=name)
+        return len(found["EventSourceMappings"])
+
+    run("deploy", "--consumer", "function", secret)
+    assert (visibility(), triggers()) == ("210", 1)
+    status, printed = run("deploy", "--consumer", "function", "Trigger=off")
+    assert (status, triggers()) == (0, 0), printed
+    status, printed = run("deploy", f"ImageUri={IMAGE}", secret, *network)
+    assert (status, visibility(), triggers()) == (0, "60", 0), printed
+    service = f"registrations-{stage}-service"
+    cloud.client("cloudformation").delete_stack(StackName=service)
+    status, printed = run("deploy", "--consumer", "function", "Trigger=on")
+    assert (status, visibility(), triggers()) == (0, "210", 1), printed
 
 
 def test_without_a_zip_it_says_how_to_build_one(run: Run, secret: str, zips: Path) -> None:

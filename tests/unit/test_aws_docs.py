@@ -17,6 +17,10 @@ BENCH = (DOCS / "bench.md").read_text()
 #: Of the task that the page calculates with.
 VCPUS, GIGABYTES = 0.5, 1.0
 
+#: Memory with which a function has one vCPU:
+#: https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
+MEGABYTES_OF_A_VCPU = 1769
+
 #: A month of AWS's price pages, in hours.
 MONTH = 730
 
@@ -61,12 +65,21 @@ def test_the_cost_of_a_million_follows_from_the_measurements_and_the_prices(cons
     ]
 
 
-def test_the_cost_of_lambda_follows_from_the_prices() -> None:
-    requests = price("a million requests of Lambda") * 0.1
-    each = price("a GB second of Lambda") * 100_000 * 0.1 * 0.5
+def test_the_cost_of_lambda_follows_from_the_measured_cpu_and_the_prices() -> None:
     text = " ".join(PAGE.split())
-    assert f"costs ${requests:.2f} for 100,000 requests" in text
-    assert f"Each 100 ms of an invocation at 512 MB adds ${each:.2f}" in text
+    (cpu,) = re.findall(r"An invocation of ten takes ([\d.]+) ms of CPU time", text)
+    memory = read("function")["Resources"]["Function"]["Properties"]["MemorySize"]
+    vcpus = memory / MEGABYTES_OF_A_VCPU
+    milliseconds = float(cpu) / vcpus + 2 * 10
+    assert f"With the {vcpus:.2f} vCPU of [{memory} MB]" in text
+    assert f"that is {milliseconds:.0f} ms:" in text
+    requests = price("a million requests of Lambda") * 0.1
+    second = price("a GB second of Lambda") * memory / 1024
+    time = second * 100_000 * milliseconds / 1000
+    sqs = float(row("this project")[1].strip("$"))
+    assert f"(${sqs:.2f}), and costs ${requests:.2f} for 100,000 requests" in text
+    assert f"${time:.2f}, and together ${sqs + requests + time:.2f}." in text
+    assert f"Each further 100 ms of an invocation adds ${second * 10_000:.2f}." in text
 
 
 def test_the_cost_of_a_month_and_of_the_simulated_days_follows_from_the_prices() -> None:

@@ -1,6 +1,9 @@
 """Change sets: what they say is shown, and what would leave messages behind is refused."""
 
+import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -8,6 +11,8 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from infra.stacks import Change, StackError, Stacks
+
+ROOT = Path(__file__).parents[2]
 
 STACK = "registrations-dev-queue"
 
@@ -231,3 +236,34 @@ def test_a_failure_names_what_failed_first_in_this_change(
 def test_a_change_is_shown_with_what_it_does_to_the_resource() -> None:
     assert str(Change("Modify", "Task", "T", "True")) == "  Modify  Task (T, is replaced)"
     assert str(Change("Add", "Task", "T")) == "  Add     Task (T)"
+
+
+# The targets of make -----------------------------------------------------------------------------
+
+
+def made(*arguments: str) -> str:
+    """The command of `infra.deploy` that make would run."""
+    printed = subprocess.check_output(["make", "-n", *arguments], cwd=ROOT, text=True, timeout=60)
+    (line,) = re.findall(r"-m infra\.deploy (.*?)\s*$", printed.replace("\\\n", " "), re.MULTILINE)
+    return " ".join(line.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (
+            [
+                "deploy",
+                "STAGE=try",
+                "CONSUMER=function",
+                "NETWORK=1",
+                "DRY_RUN=1",
+                "PARAMETERS=A=b C=d",
+            ],
+            'deploy --stage "try" --consumer function --network --dry-run A=b C=d',
+        ),
+        (["destroy", "STAGE=try"], 'destroy --stage "try"'),
+    ],
+)
+def test_make_passes_what_it_was_given(arguments: list[str], command: str) -> None:
+    assert made(*arguments) == command
