@@ -7,6 +7,7 @@ sent. It deletes the next delivery of such a message, without a second run or a 
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqs_broker.limits import LONGEST_DELAY
@@ -18,8 +19,19 @@ from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
 from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.sqs.requests import Outgoing
+from sqs_broker.sqs.requests import Outgoing, packed
+
+#: The code of the error if the copy of another delivery of the same message was not sent.
+NOT_SENT = "NotSent"
+
+#: Codes by which SQS refuses a whole call for what one of its messages contains.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
+REFUSED_TOGETHER = frozenset({"BatchRequestTooLong", "InvalidMessageContents"})
+
+#: The position of a copy among the given ones.
+Place = int
 
 #: Messages that are remembered: many more than can wait for their delete.
 MOST_REMEMBERED = 1_000
@@ -43,13 +55,54 @@ class Copies:
 
     def send(self, message: Facts, outcome: DeadLetter | Postponed) -> None:
         """Send the copy, unless it was sent before. Raises what `Queue.send` raises."""
-        delivery = message.delivery
-        if self.are_sent(delivery):
+        if self.are_sent(message.delivery):
             return
         url, copy = self._copy(message, outcome)
         Queue(url, self._driver).send(copy)
+        self._remember(message)
+
+    def send_many(self, wanted: Sequence[tuple[Facts, DeadLetter | Postponed]]) -> Errors:
+        """Send the copies that were not sent before, with as few calls as possible. Returns the
+        error of each. Never raises."""
+        errors: Errors = [None] * len(wanted)
+        copies: dict[str, dict[Place, Outgoing]] = {}
+        seen: set[str] = set()
+        for place, (message, outcome) in enumerate(wanted):
+            id_ = message.delivery.message_id
+            # A second delivery of a message needs no second copy.
+            if not self.are_sent(message.delivery) and id_ not in seen:
+                seen.add(id_)
+                try:
+                    url, copy = self._copy(message, outcome)
+                except Exception as exc:
+                    # Broad on purpose: an error of one message must not affect the others.
+                    errors[place] = SqsError.of(exc)
+                else:
+                    copies.setdefault(url, {})[place] = copy
+        for url, some in copies.items():
+            for place, error in zip(some, self._send_to(url, list(some.values())), strict=True):
+                errors[place] = error
+                if error is None:
+                    self._remember(wanted[place][0])
+        return [
+            error or (None if self.are_sent(message.delivery) else SqsError(NOT_SENT))
+            for error, (message, _) in zip(errors, wanted, strict=True)
+        ]
+
+    def _send_to(self, url: str, copies: Sequence[Outgoing]) -> Errors:
+        queue = Queue(url, self._driver)
+        errors: Errors = []
+        for pack in packed(copies, self._options.max_message_bytes):
+            found = queue.send_once(pack)
+            # A refused call says nothing about which of its copies SQS does not accept.
+            if len(pack) > 1 and all(map(_is_of_the_call, found)):
+                found = [error for copy in pack for error in queue.send_once([copy])]
+            errors += found
+        return errors
+
+    def _remember(self, message: Facts) -> None:
         with self._lock:
-            self._sent[delivery.message_id] = None
+            self._sent[message.delivery.message_id] = None
             if len(self._sent) > MOST_REMEMBERED:
                 del self._sent[next(iter(self._sent))]
 
@@ -75,6 +128,10 @@ class Copies:
             trace_header=delivery.trace_header,
         )
         return address.dead_letter_url or "", copy
+
+
+def _is_of_the_call(error: SqsError | None) -> bool:
+    return error is not None and (error.is_refusal or error.code in REFUSED_TOGETHER)
 
 
 def can_carry(delivery: Delivery, limit: int) -> bool:

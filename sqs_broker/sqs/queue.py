@@ -71,6 +71,18 @@ class Queue:
             errors += self._send_pack(pack)
         return errors
 
+    def send_once(self, messages: Sequence[Outgoing]) -> Errors:
+        """Send messages that fit into one call, at most ten, and try none of them again. One
+        message alone is sent by SendMessage."""
+        if len(messages) > 1:
+            return self._each(lambda some: requests.send_many(self.url, some), messages)
+        try:
+            self.send(messages[0])
+        except Exception as exc:
+            # Broad on purpose, as in `_each`.
+            return [SqsError.of(exc)]
+        return [None]
+
     def delete(self, receipt_handles: Sequence[str], tries: int = 1) -> Errors:
         """Delete messages, ten per call. If a delete fails, it is tried again at once, `tries`
         times in total."""

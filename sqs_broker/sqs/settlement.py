@@ -91,7 +91,7 @@ class Reporter:
         has the code LEASE_OVER: another worker may have the message.
         """
         self._record(settlements)
-        errors: Errors = [self._prepare(settlement) for settlement in settlements]
+        errors = self._prepare(settlements)
         for name, places in _by_queue(settlements, errors):
             queue = Queue(self._options.queue(name).url, self._driver)
             if self._in_flight and any(settlements[place].has_failed for place in places):
@@ -117,18 +117,18 @@ class Reporter:
         if changes:
             self._attempts.add(changes)
 
-    def _prepare(self, settlement: Settlement) -> SqsError | None:
-        """Send the copy that must exist before the message may be deleted."""
-        if not self._has_lease(settlement):
-            return SqsError(LEASE_OVER)
-        message, outcome = settlement.message, settlement.outcome
-        if isinstance(outcome, DeadLetter | Postponed):
-            try:
-                self.copies.send(message, outcome)
-            except Exception as exc:
-                # Broad on purpose: an error of one message must not affect the others.
-                return SqsError.of(exc)
-        return None
+    def _prepare(self, settlements: Sequence[Settlement]) -> Errors:
+        """Send the copies that must exist before their messages may be deleted."""
+        errors: Errors = [None if self._has_lease(s) else SqsError(LEASE_OVER) for s in settlements]
+        wanted = {
+            place: (settlement.message, settlement.outcome)
+            for place, settlement in enumerate(settlements)
+            if errors[place] is None and isinstance(settlement.outcome, DeadLetter | Postponed)
+        }
+        if wanted:
+            for place, error in zip(wanted, self.copies.send_many([*wanted.values()]), strict=True):
+                errors[place] = error
+        return errors
 
     def _report(
         self,

@@ -236,6 +236,60 @@ def test_a_copy_that_cannot_be_sent_holds_no_other_message_up(
     assert fake.bodies(options.queue("jobs").url) == ["dead"]
 
 
+MANY = "SendMessageBatch"
+
+
+@pytest.mark.parametrize("outcome", [DEAD, Postponed(900)], ids=["dead letter", "postponed"])
+def test_copies_are_sent_ten_in_one_call(
+    tell: Told, fake: FakeSqs, receive: Receive, outcome: Outcome
+) -> None:
+    assert codes(tell([receive(f"body-{n}") for n in range(20)], outcome)) == []
+    assert fake.counts == {MANY: 2, "DeleteMessageBatch": 2}
+
+
+def test_of_copies_in_one_call_only_those_that_sqs_took_are_followed_by_a_delete(
+    tell: Told, fake: FakeSqs, options: Options, receive: Receive
+) -> None:
+    fake.fail(MANY, "InternalError", entries=[1])
+    leases = [receive(f"body-{n}") for n in range(3)]
+
+    assert [error and error.code for error in tell(leases, DEAD)] == [None, "InternalError", None]
+    queue = options.queue("jobs")
+    assert fake.bodies(queue.url) == ["body-1"]
+    assert fake.bodies(queue.dead_letter_url or "") == ["body-0", "body-2"]
+    # The next try sends the missing one alone.
+    assert codes(tell(leases[1:2], DEAD)) == []
+    assert fake.bodies(queue.dead_letter_url or "") == ["body-0", "body-2", "body-1"]
+
+
+@pytest.mark.parametrize("code", ["InvalidParameterValue", "InvalidMessageContents"])
+def test_if_sqs_refuses_a_call_each_of_its_copies_is_tried_alone(
+    tell: Told, fake: FakeSqs, receive: Receive, code: str
+) -> None:
+    fake.fail(MANY, code, times=9)
+
+    assert codes(tell([receive(f"body-{n}") for n in range(3)], DEAD)) == []
+    assert fake.counts == {MANY: 1, "SendMessage": 3, "DeleteMessageBatch": 1}
+
+
+def test_copies_that_are_too_large_for_one_call_are_sent_in_several(
+    tell: Told, fake: FakeSqs, options: Options, receive: Receive
+) -> None:
+    large = "x" * (options.max_message_bytes // 3)
+    assert codes(tell([receive(large) for _ in range(4)], Postponed(5))) == []
+    assert fake.counts == {MANY: 2, "DeleteMessageBatch": 1}
+
+
+def test_two_deliveries_of_one_message_have_one_copy(
+    tell: Told, fake: FakeSqs, receive: Receive
+) -> None:
+    lease, other = receive("body"), receive("other")
+
+    assert codes(tell([lease, lease, other], DEAD)) == []
+    assert fake.counts[MANY] == 1
+    assert len(fake.entries(MANY)) == 2
+
+
 # What fails
 
 

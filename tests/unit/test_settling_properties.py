@@ -39,9 +39,9 @@ from sqs_broker.testing import Clock, FakeSqs
 
 VISIBILITY, MAX_RECEIVES, MAX_ATTEMPTS, CONCURRENCY = 30, 6, 3, 2
 
-RECEIVE, SEND = "ReceiveMessage", "SendMessage"
+RECEIVE, SEND, SEND_MANY = "ReceiveMessage", "SendMessage", "SendMessageBatch"
 DELETE, CHANGE = "DeleteMessageBatch", "ChangeMessageVisibilityBatch"
-ACTIONS = (RECEIVE, SEND, DELETE, CHANGE)
+ACTIONS = (RECEIVE, SEND, SEND_MANY, DELETE, CHANGE)
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class World:
         for action in ACTIONS:
             early, late = fault.seconds * before, fault.seconds * (1 - before)
             self.fake.slow(action, before=early, after=late, times=inf)
-            if fault.refuses or (fault.refuses_copies and action == SEND):
+            if fault.refuses or (fault.refuses_copies and action in (SEND, SEND_MANY)):
                 self.fake.fail(action, times=inf)
             elif fault.loses_answer:
                 self.fake.lose_answer(action, times=inf)
-            elif fault.failing and action in (DELETE, CHANGE):
+            elif fault.failing and action in (DELETE, CHANGE, SEND_MANY):
                 self.fake.fail(action, entries=fault.failing, times=inf)
 
     def present(self) -> set[str]:
@@ -193,7 +193,7 @@ class Telling(Watched):
 
     def carry(self, request: Request[Any]) -> Answer:
         """Look for what is told twice, or too late, or out of bounds."""
-        if request.action == SEND:
+        if request.action in (SEND, SEND_MANY):
             return self._send(request)
         handles = [entry["ReceiptHandle"] for entry in request.parameters["Entries"]]
         for place, entry in enumerate(request.parameters["Entries"]):
@@ -218,20 +218,36 @@ class Telling(Watched):
             world.wrong.append(f"a visibility of {entry['VisibilityTimeout']} s")
 
     def _send(self, request: Request[Any]) -> Answer:
-        world, parameters = self.world, dict(request.parameters)
-        body = json.loads(parameters["MessageBody"])
-        origin = body["of"]
-        if not 0 <= parameters.get("DelaySeconds", 0) <= LONGEST_DELAY:
-            world.wrong.append(f"a delay of {parameters['DelaySeconds']} s")
+        given = request.parameters
+        entries = [dict(entry) for entry in given.get("Entries", [given])]
+        origins = [
+            self._copy(place, entry, given["QueueUrl"], request.action == SEND_MANY)
+            for place, entry in enumerate(entries)
+        ]
+        changed = entries[0] if request.action == SEND else {**given, "Entries": entries}
+        answer = super().carry(replace(request, parameters=changed))
+        failed = {int(entry["Id"]) for entry in answer.content.get("Failed", ())}
+        for place, origin in enumerate(origins):
+            self.world.known_copies[origin] += place not in failed
+        return answer
+
+    def _copy(self, place: int, entry: dict[str, Any], url: str, is_of_many: bool) -> str:
+        """Look at one copy. Returns which message it is of."""
+        world, body = self.world, json.loads(entry["MessageBody"])
+        origin: str = body["of"]
+        if not 0 <= entry.get("DelaySeconds", 0) <= LONGEST_DELAY:
+            world.wrong.append(f"a delay of {entry['DelaySeconds']} s")
         if world.known_copies[origin]:
             world.wrong.append(f"a second copy of {origin}")
-        is_taken = not (world.fault.refuses or world.fault.refuses_copies)
-        if is_taken and parameters["QueueUrl"] == world.url:
-            parameters["MessageBody"] = world.named(body)  # It is a message of its own.
+        is_taken = not (
+            world.fault.refuses
+            or world.fault.refuses_copies
+            or (is_of_many and place in world.fault.failing)
+        )
+        if is_taken and url == world.url:
+            entry["MessageBody"] = world.named(body)  # It is a message of its own.
         world.copies[origin] += is_taken
-        answer = super().carry(replace(request, parameters=parameters))
-        world.known_copies[origin] += 1
-        return answer
+        return origin
 
 
 @dataclass(eq=False)
