@@ -483,13 +483,21 @@ class Leases:
         """Whether a queue that shares the window may poll for one message although others fill it.
         The pool must start messages soon: otherwise the message waits here, while another worker
         could run it."""
+        further, quiet = self._queues - 1, self._polls - self._busy_polls
         return (
-            self._queues > 1
-            and self._polls - self._busy_polls < self._queues
-            and len(self._held) < self._window + self._queues
+            further > 0
+            and quiet <= further
+            and len(self._held) + self._busy_reserved + quiet < self._most_held + further
             and self._unreported <= MOST_UNREPORTED
             and bool(self._forecast.soon(self._processes))
         )
+
+    @property
+    def _most_held(self) -> int:
+        if not self._multiplier:
+            return self._window
+        per_turn = self._processes * self._forecast.takes
+        return min(self._window, int(self._multiplier * per_turn))
 
     def _room(self) -> int:
         unreported = max(self._unreported - MOST_UNREPORTED, 0)
