@@ -16,6 +16,7 @@ from tornado.routing import URLSpec
 from tornado.web import authenticated, url
 
 from sqs_broker.flower.figures import QueueFigures
+from sqs_broker.flower.letter_pages import HANDLERS
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.broker import is_aws
@@ -107,8 +108,10 @@ IN_PLACE_OF = {
 
 
 def install() -> None:
-    """Replace Flower's handlers with these, before it creates its pages (flower 2.2 urls.py)."""
-    urls.handlers[:] = [in_place_of(handler) for handler in urls.handlers]
+    """Replace Flower's handlers with these, and add the page "Dead letters", before Flower creates
+    its pages (flower 2.2 urls.py). A second call changes nothing."""
+    added = [each for each in HANDLERS if each not in urls.handlers]
+    urls.handlers[:] = [*added, *(in_place_of(each) for each in urls.handlers)]
 
 
 def in_place_of(handler: Any) -> Any:

@@ -52,6 +52,12 @@ class Spool:
             last = found[-1][0]
             yield [(key, value) for _, key, value in found]
 
+    def page(self, start: int, size: int) -> Sequence[tuple[str | bytes, str]]:
+        """`size` rows, after the first `start` of them."""
+        return self._rows.execute(
+            "SELECT key, value FROM rows ORDER BY place LIMIT ? OFFSET ?", (size, start)
+        ).fetchall()
+
     def close(self) -> None:
         """Remove the file. A second call does nothing."""
         self._rows.close()

@@ -73,7 +73,9 @@ class ControlLedger:
 
 
 @contextmanager
-def ledger_of(options: Options, *, is_recorded: bool = True) -> Iterator[Ledger]:
+def ledger_of(
+    options: Options, *, is_recorded: bool = True, by: str | None = None
+) -> Iterator[Ledger]:
     """The ledger of a command; none if the options name no control database, or if the person who
     runs the command wants none.
 
@@ -88,7 +90,7 @@ def ledger_of(options: Options, *, is_recorded: bool = True) -> Iterator[Ledger]
     with control_store(options, PATIENCE) as store:
         Redrives(store).counts([])  # If it fails, then here, before anything is read or sent.
     with closing(Store(options.control_options())) as store:
-        yield ControlLedger(store, who(options))
+        yield ControlLedger(store, who(options) if by is None else by)
 
 
 @contextmanager

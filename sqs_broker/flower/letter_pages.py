@@ -1,0 +1,263 @@
+"""Flower's page "Dead letters". It reads only when told, because looking hides letters.
+
+Every request that reads or changes something is a POST of a form with Flower's token against
+cross-site requests. Without a login such requests are refused, as Flower's API refuses them.
+"""
+
+import asyncio
+import json
+import logging
+from base64 import b64decode
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+from flower.views import BaseHandler
+from tornado.web import HTTPError, RequestHandler, authenticated, url
+
+from sqs_broker.flower.letters import PAGE, Letters, masked
+from sqs_broker.options import Options
+from sqs_broker.rules.bounded_pattern import Unbounded, compiled
+from sqs_broker.sqs.drivers import driver_for
+from sqs_broker.tools.commands.dead_letter_queues import Filter
+from sqs_broker.tools.commands.durations import Duration
+from sqs_broker.worker.defaults import uses_sqs
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = str(Path(__file__).with_name("dead_letters.html"))
+
+#: Threads of their own: a slow SQS must not occupy Flower's threads, which wait for workers.
+_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sqs-letters")
+
+#: The fields of the filter, and their labels.
+FIELDS = {
+    "id": "Id",
+    "task": "Task (glob)",
+    "error": "Error (glob)",
+    "reason": "Part of the reason",
+    "older_than": "Older than (2h)",
+    "match": "Regular expression",
+}
+
+#: What the number must be typed for.
+CHANGES = ("redrive", "purge")
+
+
+@cache
+def letters_of(celery_app: Any) -> Letters:
+    """The dead letters of a Celery app on this broker."""
+    options = Options.read(celery_app.conf.broker_transport_options)
+    return Letters(options, driver_for(options))
+
+
+class LettersHandler(BaseHandler):
+    """What the requests of the page share."""
+
+    def check_xsrf_cookie(self) -> None:
+        """Refuse a cross-site request, also if Flower has no OAuth login and would not ask."""
+        super().check_xsrf_cookie()
+        RequestHandler.check_xsrf_cookie(self)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether Flower was started with `--read_only`."""
+        return bool(self.application.options.read_only)
+
+    @property
+    def has_login(self) -> bool:
+        """Whether Flower knows who this is, or was told that it need not."""
+        options = self.application.options
+        return bool(options.basic_auth or options.auth or self.unauthenticated_api)
+
+    @property
+    def letters(self) -> Letters:
+        """Those of the app. Raises HTTPError if it has another broker."""
+        if not uses_sqs(self.application.capp):
+            raise HTTPError(404, "This app does not use the SQS broker")
+        return letters_of(self.application.capp)
+
+    def user(self) -> str:
+        """Who this is, for the audit."""
+        login = self.request.headers.get("Authorization", "")
+        if self.application.options.basic_auth and login.startswith("Basic "):
+            name = b64decode(login.split()[1]).decode(errors="replace").partition(":")[0]
+            return f"Flower: {name}"
+        user = self.current_user
+        return f"Flower: {user}" if isinstance(user, str) else "Flower"
+
+    def require_login(self) -> None:
+        """Raise HTTPError if anybody could have sent this."""
+        if not self.has_login:
+            raise HTTPError(401, "Dead letters need a login: set FLOWER_BASIC_AUTH")
+
+    def require_changes(self) -> None:
+        """Raise HTTPError in Flower's read-only mode."""
+        if self.is_read_only:
+            raise HTTPError(403, "Read only mode is enabled")
+
+    def show(self, view: str, **given: Any) -> None:
+        """Render one view of the page."""
+        letters = self.letters
+        self.render(
+            TEMPLATE,
+            view=view,
+            fields=FIELDS,
+            snapshot=letters.snapshot,
+            job=letters.job,
+            is_read_only=self.is_read_only,
+            has_login=self.has_login,
+            **given,
+        )
+
+
+class ListPage(LettersHandler):
+    """The snapshot, and what runs."""
+
+    @authenticated
+    def get(self) -> None:
+        """Show what was read last. Reads nothing."""
+        snapshot = self.letters.snapshot
+        last = max((len(snapshot) - 1) // PAGE, 0) if snapshot else 0
+        page = min(max(_number(self.get_argument("page", "0")), 0), last)
+        self.show("list", page=page, last=last, rows=snapshot.page(page) if snapshot else [])
+
+
+class ReadAction(LettersHandler):
+    """Makes a new snapshot."""
+
+    @authenticated
+    def post(self) -> None:
+        """Begin to read."""
+        self.require_login()
+        if not self.letters.read(self._filter(), self.user()):
+            raise HTTPError(409, "Another job runs")
+        self.redirect(self.reverse_url("dead-letters"))
+
+    def _filter(self) -> Filter:
+        given = {name: self.get_argument(name, "").strip() or None for name in FIELDS}
+        try:
+            match = compiled(given["match"]) if given["match"] else None
+            older: timedelta | None = None
+            if given["older_than"]:
+                older = Duration().convert(given["older_than"], None, None)
+        except (Unbounded, click.ClickException) as exc:
+            why = exc.message if isinstance(exc, click.ClickException) else str(exc)
+            raise HTTPError(400, why.replace("%", "%%")) from exc
+        return Filter(
+            ids=(given["id"],) if given["id"] else (),
+            task=given["task"],
+            error=given["error"],
+            reason=given["reason"],
+            older_than=older,
+            match=match,
+        )
+
+
+class ConfirmAction(LettersHandler):
+    """Asks for the number."""
+
+    @authenticated
+    def post(self) -> None:
+        """Show what would be done to how many."""
+        self.require_login()
+        action = self.get_argument("action", "")
+        chosen = _chosen(self)
+        number = _count(self.letters, chosen)
+        if action == "dry run":
+            if not self.letters.redrive(chosen, self.user(), is_dry=True):
+                raise HTTPError(409, "Another job runs")
+            self.redirect(self.reverse_url("dead-letters"))
+            return
+        self.require_changes()
+        if action not in CHANGES or not number:
+            raise HTTPError(400, "Nothing is selected")
+        self.show("confirm", action=action, chosen=chosen, number=number)
+
+
+class RunAction(LettersHandler):
+    """Redrives or deletes."""
+
+    @authenticated
+    def post(self) -> None:
+        """Begin, if the typed number is the right one."""
+        self.require_login()
+        self.require_changes()
+        chosen, letters = _chosen(self), self.letters
+        if self.get_argument("typed", "").strip() != str(_count(letters, chosen)):
+            raise HTTPError(400, "The number is not the right one. Nothing was done")
+        match self.get_argument("action", ""):
+            case "redrive":
+                began = letters.redrive(chosen, self.user(), is_dry=False)
+            case "purge":
+                began = letters.purge(chosen, self.user())
+            case _:
+                raise HTTPError(400, "There is no such action")
+        if not began:
+            raise HTTPError(409, "Another job runs")
+        self.redirect(self.reverse_url("dead-letters"))
+
+
+class ShowAction(LettersHandler):
+    """Shows one dead letter, masked until asked for."""
+
+    @authenticated
+    async def post(self) -> None:
+        """Read it from the queue."""
+        self.require_login()
+        sqs_id, is_plain = self.get_argument("letter"), self.get_argument("plain", "") == "yes"
+        letters, by = self.letters, self.user()
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(_threads, letters.find, sqs_id)
+            if found is None:
+                raise HTTPError(404, "It is not there, or another reader has hidden it")
+            if is_plain:
+                self.require_changes()
+                await loop.run_in_executor(_threads, letters.note, "show", [found["id"]], by)
+                _log_shown(by, found["id"])
+        except click.ClickException as exc:
+            raise HTTPError(502, exc.message.replace("%", "%%")) from exc
+        shown = found if is_plain else masked(found)
+        text = json.dumps(shown, ensure_ascii=False, indent=2, default=str)
+        self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain)
+
+
+def _log_shown(by: str, id_: str) -> None:
+    logger.warning(
+        "%s was shown a dead letter with its personal data.",
+        by,
+        extra={"event": "dead_letter.shown", "message_id": id_, "reason": by},
+    )
+
+
+def _chosen(handler: Any) -> Sequence[str] | None:
+    """The selected MessageIds; None for all of the snapshot."""
+    if handler.get_argument("scope", "") == "all":
+        return None
+    selected: list[str] = handler.get_arguments("sqs_id")
+    return selected
+
+
+def _count(letters: Letters, chosen: Sequence[str] | None) -> int:
+    if chosen is not None:
+        return len(set(chosen))
+    return len(letters.snapshot) if letters.snapshot else 0
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
+#: The pages, in Flower's form.
+HANDLERS = [
+    url(r"/dead-letters", ListPage, name="dead-letters"),
+    url(r"/dead-letters/read", ReadAction, name="dead-letters-read"),
+    url(r"/dead-letters/confirm", ConfirmAction, name="dead-letters-confirm"),
+    url(r"/dead-letters/run", RunAction, name="dead-letters-run"),
+    url(r"/dead-letters/show", ShowAction, name="dead-letters-show"),
+]

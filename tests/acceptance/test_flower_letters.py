@@ -1,0 +1,178 @@
+"""Flower's page "Dead letters" in a real browser, and requests that it must refuse."""
+
+import json
+import re
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.acceptance.browser import SHOWN, browsing
+from tests.acceptance.flower_process import LOGIN, Flower, flowering
+from tests.acceptance.worker import Place
+from tests.integration.test_dlq_commands import body, bury, next_second
+from tests.services import Queues
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+expect.set_options(timeout=SHOWN)
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+NICKNAME = "marker-of-a-nickname"
+PATHS = ("read", "confirm", "run", "show")
+
+
+@pytest.fixture(scope="module")
+def flower(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    """Flower, with five dead letters behind it."""
+    for number in range(3):
+        bury(where.queues, body(f"conflict-{number}", nickname=NICKNAME), reason="it was there")
+    for number in range(2):
+        bury(where.queues, body(f"late-{number}", nickname=NICKNAME), reason="it took too long")
+    next_second(where.queues)
+    with flowering(where.environment, tmp_path_factory.mktemp("flower")) as running:
+        yield running
+
+
+@pytest.fixture
+def page(flower: Flower, tmp_path: Path) -> Iterator[Page]:
+    with browsing(tmp_path / "profile", LOGIN) as browser:
+        yield browser.pages[0]
+
+
+def is_over(page: Page, job: str) -> None:
+    """Returns once this job is over: the page loads itself again until then."""
+    expect(page.locator("#job")).to_contain_text(f"{job} by Flower: kim")
+    expect(page.locator("#job")).to_have_attribute("data-over", "yes")
+
+
+def waiting(queues: Queues) -> list[str]:
+    """The ids in the queue, which stay hidden."""
+    found: list[str] = []
+    while messages := queues.client.receive_message(
+        QueueUrl=queues.url, MaxNumberOfMessages=10, VisibilityTimeout=600
+    ).get("Messages"):
+        found += [json.loads(message["Body"])["id"] for message in messages]
+    return sorted(found)
+
+
+def test_an_operator_reads_looks_redrives_and_deletes(
+    flower: Flower, page: Page, where: Place, pytestconfig: pytest.Config
+) -> None:
+    page.goto(f"{flower.url}/broker")
+    page.locator("#dead-letters").click()
+    expect(page.locator("#snapshot")).to_have_count(0)
+    page.locator("#read").click()
+    is_over(page, "Read")
+    expect(page.locator("#snapshot")).to_contain_text("5 of about 5 were seen")
+    expect(page.locator("#reasons")).to_contain_text("it took too long")
+    if pytestconfig.getoption("--screenshots"):
+        page.screenshot(path=IMAGES / "flower-dead-letters.png", animations="disabled")
+
+    page.locator("#letter-table button", has_text="Show").first.click()
+    expect(page.locator("#letter")).to_contain_text("(hidden)")
+    expect(page.locator("#letter")).not_to_contain_text(NICKNAME)
+    assert flower.log_lines("dead_letter.shown") == []
+    page.locator("#plain").click()
+    expect(page.locator("#letter")).to_contain_text(NICKNAME)
+    (line,) = flower.log_lines("dead_letter.shown")
+    assert line["reason"] == "Flower: kim"
+
+    page.goto(f"{flower.url}/dead-letters")
+    page.locator("input[aria-label=late-1]").check()
+    page.locator("#dry-run").click()
+    is_over(page, "Dry run")
+    expect(page.locator("#job")).to_contain_text("1 would be redriven")
+    page.locator("input[aria-label=late-1]").check()
+    page.locator("#redrive").click()
+    expect(page.locator("#number")).to_have_text("1")
+    page.locator("#typed").fill("2")
+    page.locator("#run").click()
+    expect(page.locator("body")).to_contain_text("The number is not the right one")
+    page.go_back()
+    page.locator("#typed").fill("1")
+    page.locator("#run").click()
+    is_over(page, "Redrive")
+    expect(page.locator("#job")).to_contain_text("1 redriven")
+    assert waiting(where.queues) == ["late-1"]
+
+    page.locator("input[name=reason]").fill("it was there")
+    page.locator("#read").click()
+    is_over(page, "Read")
+    expect(page.locator("#snapshot")).to_contain_text("3 match")
+    page.locator("#all").check()
+    page.locator("#purge").click()
+    page.locator("#typed").fill("3")
+    page.locator("#run").click()
+    is_over(page, "Purge")
+    expect(page.locator("#job")).to_contain_text("3 deleted")
+    left = [json.loads(letter["Body"])["id"] for letter in where.queues.dead_letters()]
+    assert left == ["late-0"]
+    audit = where.database.client[f"{where.database.name}_control"]["audit"]
+    found = [(entry["action"], entry["by"]) for entry in audit.find().sort("at", 1)]
+    assert found[0] == ("show", "Flower: kim")
+    assert {action for action, _ in found} == {"show", "redrive", "purge"}
+    assert NICKNAME not in str(list(audit.find()))
+
+
+def post(flower: Flower, path: str, headers: dict[str, str], **fields: str) -> int:
+    """The status of a form that is sent without the page."""
+    request = urllib.request.Request(
+        f"{flower.url}/dead-letters/{path}", urlencode(fields).encode(), headers
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except HTTPError as refusal:
+        refusal.close()
+        return refusal.code
+
+
+def login() -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(LOGIN.encode()).decode()}"}
+
+
+def with_token(flower: Flower) -> tuple[dict[str, str], dict[str, str]]:
+    """The headers and fields of a form of the page."""
+    request = urllib.request.Request(f"{flower.url}/dead-letters", headers=login())
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        cookie = str(answer.headers["Set-Cookie"]).partition(";")[0]
+        found = re.search(r'name="_xsrf" value="([^"]+)"', answer.read().decode())
+    assert found is not None
+    return login() | {"Cookie": cookie}, {"_xsrf": found[1]}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_request_without_login_or_without_the_token_of_the_page_is_refused(
+    flower: Flower, path: str
+) -> None:
+    headers, fields = with_token(flower)
+    without = {name: value for name, value in headers.items() if name != "Authorization"}
+    assert post(flower, path, without, **fields) == 401
+    assert post(flower, path, login()) == 403
+    assert post(flower, path, headers | {"Sec-Fetch-Site": "cross-site"}, **fields) == 403
+    assert post(flower, path, headers | {"Origin": "https://evil.example"}, **fields) == 403
+    assert flower.get("/dead-letters", login=None).status == 401
+
+
+def test_a_filter_that_is_wrong_is_refused(flower: Flower) -> None:
+    headers, fields = with_token(flower)
+    assert post(flower, "read", headers, match="(a+)+", **fields) == 400
+    assert post(flower, "read", headers, older_than="soon", **fields) == 400
+
+
+def test_a_flower_that_is_read_only_changes_nothing(where: Place, tmp_path: Path) -> None:
+    before = len(where.queues.dead_letters())
+    with flowering(where.environment, tmp_path, "--read_only") as flower:
+        headers, fields = with_token(flower)
+        for action in ("redrive", "purge"):
+            more = {"action": action, "scope": "all", "typed": "0"}
+            assert post(flower, "run", headers, **fields, **more) == 403
+            assert post(flower, "confirm", headers, **fields, **more) == 403
+        assert 'id="redrive"' not in flower.get("/dead-letters").text
+    assert len(where.queues.dead_letters()) == before

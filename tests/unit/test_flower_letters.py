@@ -1,0 +1,166 @@
+"""Flower's dead letters: a snapshot without bodies, one job at a time, exactly the chosen ones."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from app.messages import decode_json
+from devstack.waiting import wait_until
+from sqs_broker.flower.letters import HIDDEN, MOST_REASONS, Job, Letters, masked
+from sqs_broker.rules.bounded_pattern import compiled
+from sqs_broker.sqs.errors import SqsError
+from sqs_broker.testing import Call, Clock, FakeSqs, State
+from sqs_broker.tools.commands.dead_letter_queues import Filter
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 30
+
+
+@pytest.fixture
+def fake(clock: Clock) -> FakeSqs:
+    """Its dead letters are 30 conflicts and 30 timeouts."""
+    made = FakeSqs(clock)
+    made.create_queue("jobs", dead_letters="dead")
+    for error in ("Conflict", "Timeout"):
+        for number in range(30):
+            bury(made, f"{error}-{number}", error)
+    clock.advance(60)
+    return made
+
+
+@pytest.fixture
+def letters(fake: FakeSqs) -> Letters:
+    return Letters(fake.options(decode_json=decode_json), fake)
+
+
+def bury(fake: FakeSqs, id_: str, error: str, reason: str = "it failed") -> None:
+    note = {"reason": reason, "error": error, "source_queue": "jobs", "task": "registerUser"}
+    attribute = {"DataType": "String", "StringValue": json.dumps(note)}
+    body = {"id": id_, "action": "registerUser", "data": {"userInfo": {"nickname": "marker"}}}
+    fake.put(dead_url(fake), json.dumps(body), attributes={"dead-letter": attribute})
+
+
+def dead_url(fake: FakeSqs) -> str:
+    return fake.options().queue("jobs").dead_letter_url or ""
+
+
+def ids(fake: FakeSqs, url: str) -> Counter[str]:
+    return Counter(json.loads(body)["id"] for body in fake.bodies(url))
+
+
+def ended(letters: Letters, began: bool = True) -> Job:
+    """The job, once it is over."""
+    assert began
+    job = letters.job
+    assert job is not None
+    wait_until(lambda: job.is_over, DEADLINE, "the end of the job")
+    return job
+
+
+def read(letters: Letters, filter_: Filter | None = None) -> list[str]:
+    """The MessageIds of a new snapshot."""
+    job = ended(letters, letters.read(filter_ or Filter(), "kim"))
+    assert job.error is None
+    assert letters.snapshot is not None
+    return [str(key) for pack in letters.snapshot.rows.packs(100) for key, _ in pack]
+
+
+def test_nothing_is_read_until_it_is_told(letters: Letters, fake: FakeSqs) -> None:
+    assert (letters.snapshot, letters.job, dict(fake.counts)) == (None, None, {})
+
+
+def test_a_snapshot_counts_by_reason_and_has_no_body(letters: Letters, fake: FakeSqs) -> None:
+    assert len(read(letters)) == 60
+    snapshot = letters.snapshot
+    assert snapshot is not None
+    assert (snapshot.seen, snapshot.expected, snapshot.hidden) == (60, 60, 0)
+    assert snapshot.reasons == {
+        ("registerUser", "Conflict", "it failed"): 30,
+        ("registerUser", "Timeout", "it failed"): 30,
+    }
+    rows = [*snapshot.page(0), *snapshot.page(1)]
+    assert len(rows) == 60
+    assert "marker" not in str(rows)
+    assert {message.state for message in fake.messages(dead_url(fake))} == {State.VISIBLE}
+
+
+def test_the_number_of_reasons_is_bounded(letters: Letters, fake: FakeSqs, clock: Clock) -> None:
+    for number in range(MOST_REASONS + 50):
+        bury(fake, f"x-{number}", "Odd", f"reason {number}")
+    read(letters)
+    assert letters.snapshot is not None
+    assert len(letters.snapshot.reasons) == MOST_REASONS + 1
+    assert letters.snapshot.reasons.total() == 60 + MOST_REASONS + 50
+
+
+def test_a_redrive_of_the_selected_moves_these(letters: Letters, fake: FakeSqs) -> None:
+    chosen = read(letters)[5:8]
+    job = ended(letters, letters.redrive(chosen, "kim", is_dry=False))
+    assert job.results["redriven"] == 3
+    jobs = fake.options().queue("jobs").url
+    assert ids(fake, jobs) == Counter({"Conflict-5": 1, "Conflict-6": 1, "Conflict-7": 1})
+    assert len(fake.messages(dead_url(fake))) == 57
+
+
+def test_a_redrive_of_all_moves_those_that_matched_and_no_later_ones(
+    letters: Letters, fake: FakeSqs, clock: Clock
+) -> None:
+    read(letters, Filter(match=compiled("conflict")))
+    bury(fake, "Conflict-late", "Conflict")
+    clock.advance(60)
+    ended(letters, letters.redrive(None, "kim", is_dry=False))
+    moved = ids(fake, fake.options().queue("jobs").url)
+    assert moved == Counter(f"Conflict-{n}" for n in range(30))
+
+
+def test_a_dry_run_changes_nothing(letters: Letters, fake: FakeSqs) -> None:
+    read(letters)
+    job = ended(letters, letters.redrive(None, "kim", is_dry=True))
+    assert job.results["would be redriven"] == 60
+    assert "60 would be redriven" in job.text
+    assert len(fake.messages(dead_url(fake))) == 60
+
+
+def test_a_purge_deletes_the_chosen_ones(letters: Letters, fake: FakeSqs) -> None:
+    read(letters, Filter(error="Timeout"))
+    assert ended(letters, letters.purge(None, "kim")).results["deleted"] == 30
+    assert ids(fake, dead_url(fake)) == Counter(f"Conflict-{n}" for n in range(30))
+
+
+def test_of_two_operators_one_waits(letters: Letters, fake: FakeSqs) -> None:
+    others: list[bool] = []
+
+    def start_another(call: Call) -> None:
+        if call.action == "ReceiveMessage" and not others:
+            others.append(letters.purge(None, "lee"))
+
+    fake.on_call = start_another
+    job = ended(letters, letters.read(Filter(), "kim"))
+    assert (others, job.by) == ([False], "kim")
+    fake.on_call = lambda call: None
+    ended(letters, letters.read(Filter(), "lee"))
+
+
+def test_a_job_that_fails_says_so_and_ends(letters: Letters, fake: FakeSqs) -> None:
+    fake.fail("ReceiveMessage", error=SqsError("AccessDenied"))
+    job = ended(letters, letters.read(Filter(), "kim"))
+    assert "sqs:ReceiveMessage" in (job.error or "") or "AccessDenied" in (job.error or "")
+    assert letters.snapshot is None
+
+
+def test_one_letter_is_found_by_its_id(letters: Letters, fake: FakeSqs) -> None:
+    sqs_id = read(letters)[3]
+    found = letters.find(sqs_id)
+    assert found is not None
+    assert found["body"]["id"] == "Conflict-3"
+    assert letters.find("sqs-none") is None
+    assert {message.state for message in fake.messages(dead_url(fake))} == {State.VISIBLE}
+
+
+def test_what_may_be_personal_is_masked() -> None:
+    content = {"id": "id-1", "body": {"action": "a", "data": {"n": 1, "l": ["x"], "none": None}}}
+    assert masked(content) == {
+        "id": "id-1",
+        "body": {"action": "a", "data": {"n": HIDDEN, "l": [HIDDEN], "none": None}},
+    }
