@@ -7,6 +7,7 @@ itself, its provider is used as it is.
 import os
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -100,7 +101,17 @@ def _exporter() -> Callable[[], Any]:
     )
 
 
-provide()
+@cache
+def _of_this_process() -> Traces:
+    provide()
+    return Traces()
 
-#: The option `tracing` (celeryconfig.py).
-tracing = Traces()
+
+#: The option `tracing` (celeryconfig.py). The provider is set when it is first needed.
+tracing: Traces
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tracing":
+        return _of_this_process()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
