@@ -44,12 +44,12 @@ from sqs_broker.worker.transport import Transport
 from tests.unit.conftest import VISIBILITY_TIMEOUT, Machine
 
 #: Seconds that nothing here comes near to.
-DEADLINE = 5
+DEADLINE = 30
 
 #: Seconds after which what has not happened does not happen.
 PATIENCE = 0.05
 
-RECEIVE, SEND = "ReceiveMessage", "SendMessage"
+RECEIVE, SEND, SEND_MANY = "ReceiveMessage", "SendMessage", "SendMessageBatch"
 DELETE, CHANGE = "DeleteMessageBatch", "ChangeMessageVisibilityBatch"
 
 
@@ -75,7 +75,15 @@ class Sqs(FakeSqs):
 
     @property
     def sent(self) -> list[Any]:
-        return list(self.asked(SEND))
+        """What was sent, alone or with others, in the order of the calls."""
+        found: list[Any] = []
+        for call in self.calls:
+            if call.action == SEND:
+                found.append(call.parameters)
+            elif call.action == SEND_MANY:
+                url = {"QueueUrl": call.parameters["QueueUrl"]}
+                found += [url | entry for entry in call.parameters["Entries"]]
+        return found
 
     @property
     def deleted(self) -> list[str]:

@@ -121,14 +121,14 @@ def test_a_failure_in_sqs_last_delivery_is_dead_lettered_with_our_reason(
 def test_what_this_machine_could_not_take_waits_as_a_failure_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("random.uniform", lambda _, high: high)
+    monkeypatch.setattr("sqs_broker.rules.backoff.RANDOM.uniform", lambda _, high: high)
     policy = replace(POLICY, backoff_base=2, backoff_max=600)
     waits = [decide(NotTaken("MemoryError"), of(deliveries), policy) for deliveries in (1, 2, 3, 7)]
     assert waits == [Released(2), Released(4), Released(8), Released(128)]
 
 
 def test_the_delay_of_a_failure_grows_with_its_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("sqs_broker.rules.backoff.RANDOM.uniform", lambda _low, high: high)
     policy = Policy(max_attempts=7, backoff_base=2.0, backoff_max=600)
     outcomes = [decide(FAILED, of(deliveries), policy) for deliveries in (1, 2, 3)]
     assert outcomes == [Retry(delay, "ValueError") for delay in (2, 4, 8)]
@@ -224,7 +224,7 @@ def test_the_reason_says_how_many_runs_failed_in_how_many_deliveries() -> None:
 def test_the_backoff_grows_with_the_failed_runs_and_not_with_the_deliveries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("sqs_broker.rules.backoff.RANDOM.uniform", lambda _low, high: high)
     policy = Policy(max_attempts=7, backoff_base=2.0, backoff_max=600)
     delays = [decide(FAILED, of(6, failed=failed), policy) for failed in (0, 1, 2)]
     assert delays == [Retry(delay, "ValueError") for delay in (2, 4, 8)]

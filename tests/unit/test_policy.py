@@ -14,7 +14,10 @@ HIGHEST, LOWEST = 1.0, 0.0
 def chance(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the jitter draws, as a share of its range."""
     drawn = {"share": HIGHEST}
-    monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) * drawn["share"])
+    monkeypatch.setattr(
+        "sqs_broker.rules.backoff.RANDOM.uniform",
+        lambda low, high: low + (high - low) * drawn["share"],
+    )
     return drawn
 
 

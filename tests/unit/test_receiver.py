@@ -321,7 +321,7 @@ def test_each_pause_is_up_to_twice_as_long_within_its_maximum(
         drawn.append((low, high))
         return 0.0
 
-    monkeypatch.setattr("random.uniform", draw)
+    monkeypatch.setattr("sqs_broker.rules.backoff.RANDOM.uniform", draw)
     fake.put(url, "{}")
     fail_with(fake, *[SqsError("InternalError")] * 5, None, SqsError("InternalError"))
     start(first_pause=1, changes={"receive_pause_max": 6})

@@ -1,7 +1,6 @@
 """Task: a retry is the same message later, and each failure is a retry or a dead letter."""
 
 import pickle
-import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 from pydantic import BaseModel
 
 from sqs_broker.errors import ConfigurationError, EtaTooFar
+from sqs_broker.rules.backoff import RANDOM
 from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
 from sqs_broker.worker.task import Task
@@ -148,9 +148,9 @@ def test_the_backoff_is_that_of_the_delivery(
 ) -> None:
     celery_app.conf.broker_transport_options["backoff_max"] = 600
     task = define(lambda self: self.retry(), retries=retries)
-    random.seed(7)
+    RANDOM.seed(7)
     expected = task.policy.backoff(retries + 1)
-    random.seed(7)
+    RANDOM.seed(7)
     assert raised_by(task).when == expected
 
 
