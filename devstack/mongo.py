@@ -28,6 +28,7 @@ HOW_TO_GET = (
 )
 #: MongoDB's error code for a node without a replica set configuration.
 NOT_YET_INITIALIZED = 94
+ALREADY_INITIALIZED = 23
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,19 @@ def _configure(client: "MongoClient[dict[str, Any]]", member: str) -> None:
     except OperationFailure as exc:
         if exc.code != NOT_YET_INITIALIZED:
             raise
-        members = [{"_id": 0, "host": member}]
-        client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+        _initiate(client, member)
         return
     if config["members"][0]["host"] != member:
         config["members"][0]["host"] = member
         config["version"] += 1
         client.admin.command("replSetReconfig", config, force=True)
+
+
+def _initiate(client: "MongoClient[dict[str, Any]]", member: str) -> None:
+    members = [{"_id": 0, "host": member}]
+    try:
+        client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+    except OperationFailure as exc:
+        # The one of a look before, whose answer did not come in time.
+        if exc.code != ALREADY_INITIALIZED:
+            raise
