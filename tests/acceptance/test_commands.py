@@ -12,6 +12,8 @@ from devstack.sqs import LARGEST_MESSAGE
 from tests.acceptance.worker import Service
 from tests.services import Queues, wait_until
 
+pytestmark = pytest.mark.slow
+
 COMMAND_SECONDS = 60
 
 #: Another project of the environment, whose package has the name of ours.
@@ -102,7 +104,6 @@ def test_a_message_that_was_listed_can_be_redriven(
     assert received(queues, queues.dead_letter_url) == []
 
 
-@pytest.mark.slow
 def test_the_group_is_there_from_the_wheel(
     environment: dict[str, str], tmp_path: Path, site: Path
 ) -> None:

@@ -12,6 +12,8 @@ from tests.acceptance.worker import living
 from tests.probe.project import PATIENCE, MakeProject, ProbeProject
 from tests.services import wait_until
 
+pytestmark = pytest.mark.slow
+
 Worker = Popen[bytes]
 
 
@@ -37,14 +39,7 @@ def assert_nothing_counted(project: ProbeProject, *ids: str) -> None:
     assert "ERROR" not in project.worker_log()
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        "prefork",
-        pytest.param("threads", marks=pytest.mark.slow),
-        pytest.param("solo", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 @pytest.mark.parametrize(
     ("tell", "number"),
     [
@@ -123,7 +118,6 @@ def test_a_forced_stop_runs_the_finally_of_a_job_that_many_messages_share(
     assert project.queues.counts() == (10, 0, 0)
 
 
-@pytest.mark.slow
 def test_a_task_past_its_hard_limit_is_ended_after_its_finally(make_project: MakeProject) -> None:
     project = make_project(celery={"task_soft_time_limit": None, "task_time_limit": 1})
     project.start("-c", "1")
@@ -146,7 +140,6 @@ def test_the_processes_that_a_task_starts_still_end_by_sigterm(make_project: Mak
     assert end["process"] == 7
 
 
-@pytest.mark.slow
 def test_a_process_that_has_run_its_tasks_ends_and_the_next_one_is_as_safe(
     make_project: MakeProject,
 ) -> None:
@@ -175,7 +168,6 @@ def test_a_run_that_a_sigterm_from_outside_has_ended_is_no_failure(
     assert len(project.events(id_, "start")) == 2
 
 
-@pytest.mark.slow
 def test_what_runs_finishes_in_a_pool_of_spawned_processes(make_project: MakeProject) -> None:
     project = make_project(celery={"worker_pool_start_method": "spawn"})
     # One process, which runs: another one may still be starting when the signal comes.

@@ -23,6 +23,8 @@ from tests.deployments.deployment import Deployment, User
 from tests.faults.tcp import TcpProxy, running
 from tests.services import Queues, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 NAME = "Kim-1f9c"
@@ -262,7 +264,6 @@ def test_runs_that_failed_in_a_function_and_in_a_worker_are_attempts_of_one_mess
     assert reason.endswith("(failed runs: 2, deliveries: 2)")
 
 
-@pytest.mark.slow
 def test_while_mongodb_is_away_the_invocation_fails_and_nothing_is_lost(
     start: Start,
     send: Callable[[str], str],
@@ -293,7 +294,6 @@ def test_while_mongodb_is_away_the_invocation_fails_and_nothing_is_lost(
     assert queues.is_empty()
 
 
-@pytest.mark.slow
 def test_if_mongodb_does_not_answer_the_invocation_ends_before_the_timeout(
     start: Start,
     send: Callable[[str], str],
@@ -322,7 +322,6 @@ def test_if_mongodb_does_not_answer_the_invocation_ends_before_the_timeout(
     assert answer.returned == []
 
 
-@pytest.mark.slow
 def test_a_sandbox_that_starts_while_mongodb_is_away_hands_its_messages_back(
     start: Start,
     send: Callable[[str], str],

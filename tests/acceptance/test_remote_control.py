@@ -25,6 +25,8 @@ from sqs_broker.control import planes
 from tests.acceptance.worker import PROGRAM_SECONDS, Place, Service, StartWorker, serving, workers
 from tests.services import wait_until
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("one@test", "two@test")
 
 #: Seconds for an answer, or for what follows from a command.
@@ -171,7 +173,6 @@ def _close_what_the_client_opened() -> Iterator[None]:
 # Asking
 
 
-@pytest.mark.slow
 def test_celery_status_shows_both(pair: Pair) -> None:
     ran = pair.celery("status", "--timeout", "10")
     assert ran.returncode == 0, ran.stderr
