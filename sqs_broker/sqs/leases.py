@@ -166,13 +166,19 @@ class Leases:
         `is_busy`: whether the queue has more messages than its share. It may then use the whole
         window, as if the others were empty. Each of the others can still receive one message.
         """
+        slots = 0
+
+        def is_over() -> bool:
+            nonlocal slots
+            # What is reserved is what was seen: looked up again, it may be 0 a moment later.
+            slots = self._slots(is_busy)
+            return slots > 0 or stopping.is_set()
+
         with self._changed:
             self._waiting_threads[is_busy] += 1
-            worth_it = self._changed.wait_for(
-                lambda: stopping.is_set() or self._is_worth_a_receive(is_busy), timeout
-            )
+            self._changed.wait_for(is_over, timeout)
             self._waiting_threads[is_busy] -= 1
-            slots = self._reserve(is_busy) if worth_it and not stopping.is_set() else 0
+            slots = 0 if stopping.is_set() else self._reserve(slots, is_busy)
             # Only one receiver is woken at a time. So this one wakes the next one, if there is
             # still room or if this one stops.
             self._wake_if_worth_it()
@@ -186,7 +192,7 @@ class Leases:
     def try_reserve(self, *, is_busy: bool = False) -> int:
         """Reserve slots if a receive is worth its call now; otherwise return 0."""
         with self._changed:
-            return self._reserve(is_busy)
+            return self._reserve(self._slots(is_busy), is_busy)
 
     @property
     def is_shared(self) -> bool:
@@ -530,8 +536,7 @@ class Leases:
         if self.is_empty:
             self.on_empty()
 
-    def _reserve(self, is_busy: bool = False) -> int:
-        slots = self._slots(is_busy)
+    def _reserve(self, slots: int, is_busy: bool) -> int:
         self._reserved += slots
         self._polls += slots > 0
         if is_busy:

@@ -633,3 +633,50 @@ def test_it_is_told_when_nothing_is_in_flight_and_no_receive_is_open(
     leases.fill(0, [make_delivery(tag="c")])
     leases.take_waiting()
     assert told == [True] * 3
+
+
+class Jumping:
+    """A clock that stands still, but for one moment while it is asked."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.asked = 0
+        self.jumps_at = 0
+
+    def __call__(self) -> float:
+        self.asked += 1
+        if self.asked == self.jumps_at:
+            self.now += SPAN * 1.5
+        return self.now
+
+
+@pytest.mark.parametrize("jumps_at", range(1, 9))
+def test_a_receiver_gets_slots_or_waits_whenever_the_pace_changes(
+    make_delivery: MakeDelivery, jumps_at: int
+) -> None:
+    clock = Jumping()
+    leases = Leases(VISIBILITY_TIMEOUT, clock=clock)
+    leases.resize(4)
+
+    def fill() -> list[str]:
+        deliveries = [make_delivery() for _ in range(leases.try_reserve())]
+        leases.fill(len(deliveries), deliveries)
+        return [delivery.tag for delivery in deliveries]
+
+    # Many end in a short time, so that many are held ahead.
+    for _ in range(3):
+        for _ in range(20):
+            for tag in fill():
+                leases.take(tag)
+        clock.now += SPAN
+    fill()
+    clock.asked, clock.jumps_at = 0, jumps_at
+    reserver = Reserver(leases)
+    slots = reserver.reserve()
+    try:
+        # A receiver takes 0 for a stop.
+        assert slots.result(PATIENCE) > 0
+    except TimeoutError:
+        pass  # It waits.
+    finally:
+        reserver.close()
