@@ -6,7 +6,7 @@ from sqs_broker.function.sandbox import Sandbox
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Outcome, Postponed, Released, Retry
-from sqs_broker.sqs.errors import Errors
+from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.settlement import Settlement
 
 #: Seconds after which an outcome is reported before another task starts. If the process is killed,
@@ -57,7 +57,7 @@ class Report:
             if error is not None:
                 self._on_failure(message.delivery)
             self._sandbox.observers.settled(message, outcome, error.code if error else None)
-            if self._need_not_come_again(message.delivery, outcome):
+            if self._need_not_come_again(message.delivery, outcome, error):
                 self._gone.add(message.delivery.message_id)
         self._sent_at = self._sandbox.clock()
 
@@ -75,8 +75,10 @@ class Report:
                 errors[place] = error
         return errors
 
-    def _need_not_come_again(self, delivery: Delivery, outcome: Outcome) -> bool:
+    def _need_not_come_again(
+        self, delivery: Delivery, outcome: Outcome, error: SqsError | None
+    ) -> bool:
         # What is done and could not be deleted is deleted by Lambda.
         if isinstance(outcome, DeadLetter | Postponed):
-            return self._sandbox.reporter.copies.are_sent(delivery)
+            return error is None or self._sandbox.reporter.copies.are_sent(delivery)
         return not isinstance(outcome, Retry | Released)

@@ -7,8 +7,9 @@ sent. It deletes the next delivery of such a message, without a second run or a 
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from sqs_broker.limits import LONGEST_DELAY
 from sqs_broker.options import Options
@@ -19,7 +20,7 @@ from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter, Postponed
 from sqs_broker.sqs.driver import Driver
-from sqs_broker.sqs.errors import Errors, SqsError
+from sqs_broker.sqs.errors import LEASE_OVER, Errors, SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, packed
 
@@ -61,9 +62,18 @@ class Copies:
         Queue(url, self._driver).send(copy)
         self._remember(message)
 
-    def send_many(self, wanted: Sequence[tuple[Facts, DeadLetter | Postponed]]) -> Errors:
+    def send_many(
+        self,
+        wanted: Sequence[tuple[Facts, DeadLetter | Postponed]],
+        is_held: Callable[[Place], bool] = lambda _: True,
+    ) -> Errors:
         """Send the copies that were not sent before, with as few calls as possible. Returns the
-        error of each. Never raises."""
+        error of each. Never raises.
+
+        `is_held` says whether the message at a place of `wanted` still has its lease. It is asked
+        before each call, because each call takes some time. A copy whose message has none is not
+        sent: its error is LEASE_OVER.
+        """
         errors: Errors = [None] * len(wanted)
         copies: dict[str, dict[Place, Outgoing]] = {}
         seen: set[str] = set()
@@ -79,26 +89,50 @@ class Copies:
                     errors[place] = SqsError.of(exc)
                 else:
                     copies.setdefault(url, {})[place] = copy
+        sent: set[str] = set()
         for url, some in copies.items():
-            for place, error in zip(some, self._send_to(url, list(some.values())), strict=True):
+            for place, error in self._send_to(url, some, is_held):
                 errors[place] = error
                 if error is None:
-                    self._remember(wanted[place][0])
+                    message = wanted[place][0]
+                    sent.add(message.delivery.message_id)
+                    self._remember(message)
         return [
-            error or (None if self.are_sent(message.delivery) else SqsError(NOT_SENT))
+            error or (None if self._is_among(message, sent) else SqsError(NOT_SENT))
             for error, (message, _) in zip(errors, wanted, strict=True)
         ]
 
-    def _send_to(self, url: str, copies: Sequence[Outgoing]) -> Errors:
+    def _is_among(self, message: Facts, sent: set[str]) -> bool:
+        # Not only those that are remembered: a call may send more.
+        return message.delivery.message_id in sent or self.are_sent(message.delivery)
+
+    def _send_to(
+        self, url: str, copies: Mapping[Place, Outgoing], is_held: Callable[[Place], bool]
+    ) -> Iterator[tuple[Place, SqsError | None]]:
         queue = Queue(url, self._driver)
-        errors: Errors = []
-        for pack in packed(copies, self._options.max_message_bytes):
-            found = queue.send_once(pack)
+        left = iter(copies)
+        for pack in packed(list(copies.values()), self._options.max_message_bytes):
+            places = list(islice(left, len(pack)))
+            found = self._send_held(queue, copies, places, is_held)
             # A refused call says nothing about which of its copies SQS does not accept.
-            if len(pack) > 1 and all(map(_is_of_the_call, found)):
-                found = [error for copy in pack for error in queue.send_once([copy])]
-            errors += found
-        return errors
+            if len(pack) > 1 and all(_is_of_the_call(error) for _, error in found):
+                for place in places:
+                    yield from self._send_held(queue, copies, [place], is_held)
+            else:
+                yield from found
+
+    def _send_held(
+        self,
+        queue: Queue,
+        copies: Mapping[Place, Outgoing],
+        places: Sequence[Place],
+        is_held: Callable[[Place], bool],
+    ) -> list[tuple[Place, SqsError | None]]:
+        """Send the copies at these places in one call, without those whose lease is over."""
+        held = [place for place in places if is_held(place)]
+        errors = queue.send_once([copies[place] for place in held]) if held else []
+        over = [(place, SqsError(LEASE_OVER)) for place in places if place not in held]
+        return [*zip(held, errors, strict=True), *over]
 
     def _remember(self, message: Facts) -> None:
         with self._lock:

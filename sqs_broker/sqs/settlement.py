@@ -126,7 +126,11 @@ class Reporter:
             if errors[place] is None and isinstance(settlement.outcome, DeadLetter | Postponed)
         }
         if wanted:
-            for place, error in zip(wanted, self.copies.send_many([*wanted.values()]), strict=True):
+            places = list(wanted)
+            found = self.copies.send_many(
+                [*wanted.values()], lambda n: self._has_lease(settlements[places[n]])
+            )
+            for place, error in zip(places, found, strict=True):
                 errors[place] = error
         return errors
 

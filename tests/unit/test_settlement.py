@@ -290,6 +290,25 @@ def test_two_deliveries_of_one_message_have_one_copy(
     assert len(fake.entries(MANY)) == 2
 
 
+def test_more_copies_at_once_than_are_remembered_are_sent_once_each(
+    tell: Told, fake: FakeSqs, receive: Receive
+) -> None:
+    leases = [receive(f"body-{n}") for n in range(MOST_REMEMBERED + 15)]
+    assert codes(tell(leases, DEAD)) == []
+    assert len(fake.entries(MANY)) == len(leases)
+
+
+def test_a_copy_whose_lease_ended_while_others_were_sent_is_not_sent(
+    tell: Told, fake: FakeSqs, receive: Receive
+) -> None:
+    leases = [receive(f"body-{n}") for n in range(20)]
+    fake.slow(MANY, after=VISIBILITY_TIMEOUT + 1, times=1)
+    # The first ten are sent; another worker may have them by now, so they are not deleted.
+    assert codes(tell(leases, DEAD)) == ["LeaseOver"] * 20
+    assert len(fake.entries(MANY)) == 10
+    assert fake.counts == {MANY: 1}
+
+
 # What fails
 
 
