@@ -89,10 +89,16 @@ class Redrive:
         failed = {} if self.is_dry else self._send(first)
         self.is_refused = bool(first) and len(failed) == len(first)
         sent = [message for n, message in enumerate(first) if n not in failed]
-        self._sent.add((message.duplicate_key, "") for message in sent)
         # If the first one was not sent, its duplicate stays: it is a copy of the only message.
-        dropped = [message for message in duplicates if message.duplicate_key in self._sent]
+        keys = {message.duplicate_key for message in sent}
+        dropped = [
+            message
+            for message in duplicates
+            if message.duplicate_key in keys or message.duplicate_key in self._sent
+        ]
         kept = {} if self.is_dry else self._delete([*sent, *dropped])
+        # After the delete: if it fails, as on a full disk, what was sent is not sent again.
+        self._sent.add((key, "") for key in keys)
         if sent and not self.is_dry:
             # Last: an observer may take its time, and a message that is not deleted yet would be
             # sent twice if this process were killed.
