@@ -34,12 +34,19 @@ class Pauses:
             documents = list(self._documents.find())
         return [pause for each in documents if (pause := Pause.read(each)) is not None]
 
+    def of(self, queue: str) -> Pause | None:
+        """The pause of a queue, also one that is over; None if there is none."""
+        return next((pause for pause in self.all() if pause.queue == queue), None)
+
     def begin(self, pause: Pause) -> None:
-        """Pause a queue. An earlier pause of the queue is replaced."""
-        document = asdict(pause)
-        document["_id"] = document.pop("queue")
+        """Pause a queue. An earlier pause of the queue is replaced; the mappings that it has
+        disabled are still known."""
+        fields = asdict(pause)
+        mappings = list(fields.pop("mappings"))
+        key = {"_id": fields.pop("queue")}
+        change = {"$set": fields, "$addToSet": {"mappings": {"$each": mappings}}}
         with self._store.needs("update", PAUSES):
-            self._documents.replace_one({"_id": pause.queue}, document, upsert=True)
+            self._documents.update_one(key, change, upsert=True)
 
     def end(self, queue: str) -> Pause | None:
         """End the pause of a queue. Returns it; None if there was none."""

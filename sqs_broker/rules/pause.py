@@ -21,6 +21,8 @@ class Pause:
     """When it began, in UTC."""
     until: datetime | None = None
     """When it ends by itself, in UTC; None if a person must end it."""
+    mappings: tuple[str, ...] = ()
+    """The event source mappings that it has disabled, by their UUIDs."""
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self | None:
@@ -31,7 +33,15 @@ class Pause:
         if until is not None and not isinstance(until, datetime):
             return None
         reason, by = str(document.get("reason", "")), str(document.get("by", ""))
-        return cls(queue, reason, by, _utc(at), None if until is None else _utc(until))
+        mappings = document.get("mappings")
+        return cls(
+            queue,
+            reason,
+            by,
+            _utc(at),
+            None if until is None else _utc(until),
+            tuple(map(str, mappings)) if isinstance(mappings, list) else (),
+        )
 
     def lasts(self, now: datetime) -> bool:
         """Whether the queue is paused at this time."""

@@ -14,7 +14,7 @@ from sqs_broker.control.store import Store
 from sqs_broker.options import ControlOptions, Options
 from sqs_broker.rules.pause import Pause
 from sqs_broker.tools.checks import Finding, Level
-from sqs_broker.tools.mappings import switch
+from sqs_broker.tools.mappings import enabled, switch
 from sqs_broker.tools.pauses import check_pauses
 from tests.integration.conftest import Run, transport_options
 from tests.services import Queues
@@ -121,26 +121,39 @@ def test_a_document_of_somebody_else_is_left_out(
     assert ControlOptions.read(options).uri is not None
 
 
-def test_each_mapping_of_the_queue_is_switched() -> None:
-    class Lambda:
-        def __init__(self) -> None:
-            self.switched: list[tuple[str, bool]] = []
+class Lambda:
+    """AWS Lambda with three mappings of a queue."""
 
-        def list_event_source_mappings(self, **call: Any) -> dict[str, Any]:
-            assert call == {"EventSourceArn": "arn:q"}
-            arn = "arn:aws:lambda:x:1:function:"
-            return {
-                "EventSourceMappings": [
-                    {"UUID": "u1", "FunctionArn": f"{arn}one"},
-                    {"UUID": "u2", "FunctionArn": f"{arn}two"},
-                ]
-            }
+    def __init__(self) -> None:
+        self.states = {"u1": "Enabled", "u2": "Enabled", "u3": "Disabled"}
 
-        def update_event_source_mapping(self, **call: Any) -> dict[str, Any]:
-            self.switched.append((call["UUID"], call["Enabled"]))
-            return {}
+    def list_event_source_mappings(self, **call: Any) -> dict[str, Any]:
+        assert call == {"EventSourceArn": "arn:q"}
+        found = [{"UUID": uuid, "State": state} for uuid, state in self.states.items()]
+        return {"EventSourceMappings": found}
 
+    def update_event_source_mapping(self, **call: Any) -> dict[str, Any]:
+        self.states[call["UUID"]] = "Enabled" if call["Enabled"] else "Disabled"
+        return {"FunctionArn": f"arn:aws:lambda:x:1:function:f-{call['UUID']}"}
+
+
+def test_only_the_mappings_that_were_enabled_are_switched() -> None:
     client = Lambda()
-    lines = list(switch(client, "arn:q", enabled=False))
-    assert client.switched == [("u1", False), ("u2", False)]
-    assert "two: its mapping is disabled" in lines[1]
+    found = list(enabled(client, "arn:q"))
+    lines = list(switch(client, found, enabled=False))
+    assert set(client.states.values()) == {"Disabled"}
+    assert "f-u2: its mapping is disabled" in lines[1]
+    list(switch(client, found, enabled=True))
+    assert client.states == {"u1": "Enabled", "u2": "Enabled", "u3": "Disabled"}
+
+
+def test_a_pause_that_replaces_another_knows_the_mappings_of_both(
+    queues: Queues, store: Store
+) -> None:
+    now = datetime.now(UTC)
+    pauses = Pauses(store)
+    pauses.begin(Pause(queues.name, "deploy", "kim", now, mappings=("u1", "u2")))
+    pauses.begin(Pause(queues.name, "deploy again", "lee", now))
+    ended = pauses.end(queues.name)
+    assert ended is not None
+    assert (ended.reason, set(ended.mappings)) == ("deploy again", {"u1", "u2"})

@@ -1,6 +1,7 @@
 """`sqs pause` and `sqs resume`: no worker receives from a paused queue."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqs_broker.tools.commands.durations import Duration
 from sqs_broker.tools.commands.output import print_note, printable
 from sqs_broker.tools.control_store import control_store
 from sqs_broker.tools.identity import who
-from sqs_broker.tools.mappings import switch_mappings
+from sqs_broker.tools.mappings import mappings_of, switch_mappings
 
 #: Within so many seconds a worker that runs obeys.
 OBEYED = 10
@@ -49,12 +50,16 @@ def pause(ctx: click.Context, /, queue: str, lasts: timedelta | None, reason: st
         from sqs_broker.control.audit import Audit  # These need pymongo.
         from sqs_broker.control.pauses import Pauses
 
-        Pauses(store).begin(begun)
+        found = mappings_of(options, queue)
+        # Noted before they are disabled, so that `resume` knows them whatever happens.
+        Pauses(store).begin(replace(begun, mappings=found.enabled))
+        click.echo(printable(f"{queue} is paused: {begun.text}"))
+        print_note(f"Workers stop receiving within {OBEYED} s.")
+        if found.fault is not None:
+            print_note(found.fault)
+        for line in switch_mappings(options, queue, found.enabled, enabled=False):
+            print_note(line)
         Audit(store).note("pause", begun.by, queue=queue, reason=begun.reason, until=until)
-    click.echo(printable(f"{queue} is paused: {begun.text}"))
-    print_note(f"Workers stop receiving within {OBEYED} s.")
-    for line in switch_mappings(options, queue, enabled=False):
-        print_note(line)
 
 
 @click.command("resume", epilog="Example: celery -A app sqs resume registrations")
@@ -69,12 +74,16 @@ def resume(ctx: click.Context, /, queue: str, reason: str) -> None:
         from sqs_broker.control.audit import Audit  # These need pymongo.
         from sqs_broker.control.pauses import Pauses
 
-        ended = Pauses(store).end(queue)
-        if ended is not None:
-            Audit(store).note("resume", who(options), queue=queue, reason=_reason(reason))
-    click.echo(f"{queue} {'was not paused' if ended is None else 'is resumed'}")
-    for line in switch_mappings(options, queue, enabled=True):
-        print_note(line)
+        pauses = Pauses(store)
+        if (pause := pauses.of(queue)) is None:
+            click.echo(f"{queue} was not paused")
+            return
+        # Before the pause ends, so that this can be run again.
+        for line in switch_mappings(options, queue, pause.mappings, enabled=True):
+            print_note(line)
+        pauses.end(queue)
+        click.echo(f"{queue} is resumed")
+        Audit(store).note("resume", who(options), queue=queue, reason=_reason(reason))
 
 
 def _check(options: Options, queue: str) -> None:
