@@ -166,6 +166,8 @@ class ConfirmAction(LettersHandler):
         """Show what would be done to how many."""
         self.require_login()
         action = self.get_argument("action", "")
+        if action != "dry run":
+            self.require_changes()
         chosen = _chosen(self)
         number = _count(self.letters, chosen)
         if action == "dry run":
@@ -173,7 +175,6 @@ class ConfirmAction(LettersHandler):
                 raise HTTPError(409, "Another job runs")
             self.redirect(self.reverse_url("dead-letters"))
             return
-        self.require_changes()
         if action not in CHANGES or not number:
             raise HTTPError(400, "Nothing is selected")
         self.show("confirm", action=action, chosen=chosen, number=number)
@@ -236,8 +237,12 @@ def _log_shown(by: str, id_: str) -> None:
 
 
 def _chosen(handler: Any) -> Sequence[str] | None:
-    """The selected MessageIds; None for all of the snapshot."""
+    """The selected MessageIds; None for all of the snapshot. Raises HTTPError if that is not the
+    snapshot that the user saw."""
     if handler.get_argument("scope", "") == "all":
+        snapshot = handler.letters.snapshot
+        if snapshot is None or handler.get_argument("snapshot", "") != snapshot.mark:
+            raise HTTPError(409, "The dead letters were read again since. Nothing was done")
         return None
     selected: list[str] = handler.get_arguments("sqs_id")
     return selected

@@ -64,6 +64,11 @@ class Snapshot:
     rows: Spool = field(default_factory=Spool)
     """By SQS's MessageId, a row as JSON."""
 
+    @property
+    def mark(self) -> str:
+        """Differs from that of any other snapshot."""
+        return self.at.isoformat()
+
     def add(self, message: DeadLetterMessage) -> None:
         """Add a dead letter."""
         reason = (message.task or "", message.error or "", message.reason)

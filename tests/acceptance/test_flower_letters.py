@@ -166,6 +166,20 @@ def test_a_filter_that_is_wrong_is_refused(flower: Flower) -> None:
     assert post(flower, "read", headers, older_than="soon", **fields) == 400
 
 
+def test_all_of_a_snapshot_that_is_not_the_present_one_is_refused(
+    where: Place, flower: Flower
+) -> None:
+    before = len(where.queues.dead_letters())
+    headers, fields = with_token(flower)
+    stale = {"scope": "all", "snapshot": "2026-01-02T03:04:05+00:00"}
+    for typed in ("0", str(before)):
+        for action in ("redrive", "purge"):
+            more = fields | stale | {"action": action, "typed": typed}
+            assert post(flower, "run", headers, **more) == 409
+            assert post(flower, "confirm", headers, **more) == 409
+    assert len(where.queues.dead_letters()) == before
+
+
 def test_a_flower_that_is_read_only_changes_nothing(where: Place, tmp_path: Path) -> None:
     before = len(where.queues.dead_letters())
     with flowering(where.environment, tmp_path, "--read_only") as flower:
