@@ -97,6 +97,10 @@ class Api:
             await request.run(response_of(unavailable("It took too long.", 1)))
         # A sandbox may be frozen when the function has returned.
         await self._service.recorded()
+        if get_settings().tracing:
+            from app.tracing import flush
+
+            await asyncio.to_thread(flush)
         return request.response()
 
 

@@ -82,8 +82,12 @@ class MongoDb:
         return error
 
     def finish(self) -> None:
-        """Write the outcomes of registrations: a frozen sandbox writes nothing."""
+        """Write the outcomes of registrations, and send the spans. A frozen sandbox does not."""
         observer.writer.flush(FLUSH_TIMEOUT)
+        if get_settings().tracing:
+            from app.tracing import flush
+
+            flush()
 
     def control(self) -> Store:
         """The control database of the present URI, which the workers use too. Its client connects

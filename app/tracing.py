@@ -16,11 +16,11 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from app.errors import SettingsError
-from app.settings import is_function
 from app.spans import Traces
+from sqs_broker.machine import threads
 
 #: The name of the service if OTEL_SERVICE_NAME gives none.
 SERVICE = "registrations"
@@ -31,8 +31,13 @@ EXPORTER = "OTEL_TRACES_EXPORTER"
 #: The kind of entry points by which packages offer exporters.
 GROUP = "opentelemetry_traces_exporter"
 
-#: Milliseconds in which a process of the pool sends its last spans.
-FLUSH = 2_000
+#: Seconds in which a process of the pool sends its last spans, and a Lambda function those of an
+#: invocation. Spans that are not sent by then are lost with their process.
+FLUSH = 1.0
+
+
+#: The thread that sends the spans that waited at the last `flush`.
+_sender: threading.Thread | None = None
 
 
 class OfEachProcess(SpanProcessor):
@@ -73,13 +78,27 @@ def provide() -> None:
     if isinstance(trace.get_tracer_provider(), TracerProvider):
         return
     exporter = _exporter()
-    # A sandbox may be frozen whenever the function has returned.
-    processor = SimpleSpanProcessor if is_function() else BatchSpanProcessor
     provider = TracerProvider(resource=_resource())
-    provider.add_span_processor(OfEachProcess(lambda: processor(exporter())))
+    # Not a processor that sends each span as it ends: it would do so on the thread of the task, and
+    # would catch the exception of the task's time limit (SDK 1.45 `SimpleSpanProcessor.on_end`).
+    provider.add_span_processor(OfEachProcess(lambda: BatchSpanProcessor(exporter())))
     trace.set_tracer_provider(provider)
     # A process of the pool ends without Python's own end.
-    worker_process_shutdown.connect(lambda **_: provider.force_flush(FLUSH), weak=False)
+    worker_process_shutdown.connect(flush, weak=False)
+
+
+def flush(**_: Any) -> None:
+    """Send the spans that wait, and return after FLUSH seconds at the latest. Never raises. While
+    an earlier call still sends, it sends nothing."""
+    global _sender
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        return
+    if _sender is None or not _sender.is_alive():
+        # `force_flush` has no limit of time in SDK 1.45: it waits for the exporter.
+        _sender = threads.start(provider.force_flush, "span-sender")
+    if _sender is not None:
+        _sender.join(FLUSH)
 
 
 def _resource() -> Resource:

@@ -3,8 +3,11 @@
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ USER = {"stockId": "s1", "userId": "u1", "userInfo": {"nickname": "kim", "gender
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 SEND = "SendMessageBatch"
 SECOND = timedelta(seconds=1)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -218,3 +222,40 @@ def test_a_command_that_fails_has_the_code_of_its_error_and_not_the_text(
     assert span.status.status_code is StatusCode.ERROR
     assert dict(span.attributes or {})["error.type"] == "11000"
     assert "Kim-1f9c" not in span.to_json()
+
+
+# The end of a process, or of an invocation
+
+SILENT = """
+import os, threading, time
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from app.tracing import flush
+
+class Silent(SpanExporter):
+    def export(self, spans):
+        time.sleep(600)
+
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(Silent()))
+trace.set_tracer_provider(provider)
+trace.get_tracer("t").start_span("s").end()
+flush()
+flush()
+print(sum(thread.name == "span-sender" for thread in threading.enumerate()), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    # A second end, while the first one's spans wait, needs no second thread.
+    assert done.stdout.strip() == "1"
