@@ -9,8 +9,8 @@ from bench.lab import VISIBILITY_TIMEOUT
 from bench.publishing import WAYS
 from bench.results import Results, Throughput
 
-#: Commands of MongoDB that store a user or look for one; events, which are no part of it, insert.
-STORING = ("findAndModify", "update", "find")
+#: Commands of MongoDB that store a user or look for one. The inserts include those of events.
+STORING = ("findAndModify", "insert", "update", "find")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ PATIENCE = 240
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(PATIENCE + 10)
 def test_a_fleet_under_fire_keeps_every_promise(tmp_path: Path) -> None:
     command = ["--short", "--seed", str(SEED), "--directory", str(tmp_path)]

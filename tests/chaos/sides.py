@@ -118,7 +118,7 @@ class Ours(Side):
     """This project, as the Procfile starts it."""
 
     name = "this project"
-    writes = ("update", "commitTransaction")
+    writes = ("insert", "update", "commitTransaction")
     has_releases = True
 
     def doors(self) -> list[Door]:
