@@ -54,14 +54,6 @@ class Copies:
         """
         return delivery.message_id in self._sent
 
-    def send(self, message: Facts, outcome: DeadLetter | Postponed) -> None:
-        """Send the copy, unless it was sent before. Raises what `Queue.send` raises."""
-        if self.are_sent(message.delivery):
-            return
-        url, copy = self._copy(message, outcome)
-        Queue(url, self._driver).send(copy)
-        self._remember(message)
-
     def send_many(
         self,
         wanted: Sequence[tuple[Facts, DeadLetter | Postponed]],

@@ -221,7 +221,7 @@ def test_a_worker_remembers_the_last_copies_and_not_all_of_them(
     copies = Copies(options, fake)
     deliveries = [make_lease().delivery for _ in range(MOST_REMEMBERED + 5)]
     for delivery in deliveries:
-        copies.send(facts_of(delivery, None), DEAD)
+        assert copies.send_many([(facts_of(delivery, None), DEAD)]) == [None]
     assert [copies.are_sent(delivery) for delivery in deliveries] == (
         [False] * 5 + [True] * MOST_REMEMBERED
     )
