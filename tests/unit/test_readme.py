@@ -14,7 +14,7 @@ from sqs_broker.options import Options, Role
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
 OPTIONS = (ROOT / "docs" / "options.md").read_text()
 #: Options whose field has another name.
 OPTION = {
