@@ -23,7 +23,7 @@ from infra.templates import path_of, read
 from sqs_broker.observers.instruments import ALL, Kind, prometheus
 from sqs_broker.observers.metrics import UNITS
 from sqs_broker.tools.commands import sqs
-from tests.runbooks import ANY, DIRECTORY, PARTS, Page, names, prints, programs_of
+from tests.runbooks import ANY, DIRECTORY, PARTS, RUN, Page, names, prints, programs_of
 from tests.unit.test_logging_docs import rows as rows_of_events
 
 ROOT = Path(__file__).parents[2]
@@ -250,12 +250,14 @@ def parse(words: list[str]) -> None:
 
 
 def test_the_commands_are_of_programs_that_a_page_may_use(page: Page) -> None:
-    programs = {
-        program for block in page.blocks() for x in block.lines for program in programs_of(x)
-    }
-    assert programs <= OTHERS | {"celery", "grep", "sort", "uniq"}
+    lines = [line for block in page.blocks() for line in block.lines]
+    assert {program for line in lines for program in programs_of(line)} <= OTHERS | RUN
+
+
+def test_no_block_has_commands_of_both_kinds(page: Page) -> None:
     for block in page.blocks():
-        assert block.is_run in (True, False)
+        kinds = {program in RUN for line in block.lines for program in programs_of(line)}
+        assert kinds == {block.is_run}
 
 
 def test_each_call_of_aws_is_an_operation_with_these_parameters(page: Page) -> None:
