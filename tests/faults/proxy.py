@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -101,6 +102,8 @@ class FaultProxy:
         self.failed: Counter[str] = Counter()
         #: Seconds that each call takes longer, as if the server were far away.
         self.distance = 0.0
+        #: Seconds that the clock of the server is ahead, as its answers say.
+        self.ahead = 0.0
         self._held: set[str] = set()
         self._plans: dict[str, _Plan] = {}
         self._changed = threading.Condition()
@@ -284,11 +287,16 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         self.send_response(status)
         for name, value in headers:
-            if name.lower() not in HOP_BY_HOP:
+            # `send_response` has sent a date.
+            if name.lower() not in HOP_BY_HOP | {"date"}:
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:sent])
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The time of the server."""
+        return super().date_time_string((timestamp or time.time()) + self.proxy.ahead)
 
     def _drip(self, status: int, headers: list[tuple[str, str]], body: bytes, fault: Fault) -> None:
         whole, self.wfile = self.wfile, io.BytesIO()

@@ -1,5 +1,6 @@
 """docs/runbooks/: what the pages name exists, and each alarm leads to a page."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -23,7 +24,18 @@ from infra.templates import path_of, read
 from sqs_broker.observers.instruments import ALL, Kind, prometheus
 from sqs_broker.observers.metrics import UNITS
 from sqs_broker.tools.commands import sqs
-from tests.runbooks import ANY, DIRECTORY, PARTS, RUN, Page, names, prints, programs_of
+from tests.runbooks import (
+    ANY,
+    DIRECTORY,
+    PARTS,
+    RUN,
+    Block,
+    Page,
+    Runbook,
+    names,
+    prints,
+    programs_of,
+)
 from tests.unit.test_logging_docs import rows as rows_of_events
 
 ROOT = Path(__file__).parents[2]
@@ -294,11 +306,48 @@ def test_each_target_and_parameter_of_make_exists(page: Page) -> None:
         ("… paused: …", True),
         ("…is paused…", True),
         ("paused", False),
+        ("jobs 120", False),
     ],
 )
 def test_a_line_is_compared_as_a_whole_and_without_spaces(line: str, is_printed: bool) -> None:
     output = "QUEUE  VISIBLE\njobs       120   0  -\njobs is paused: x\n"
     assert prints(output, line) is is_printed
+
+
+@pytest.fixture
+def runbook(tmp_path: Path) -> Runbook:
+    (tmp_path / "worker.log").write_text("jobs is paused\n")
+    return Runbook(INDEX, os.environ, tmp_path, {"QUEUE": "jobs"}, patience=0)
+
+
+def test_a_block_whose_output_is_that_of_the_page_passes(runbook: Runbook) -> None:
+    printed = runbook.run_block(Block("grep QUEUE worker.log\n", ("QUEUE is …",)))
+    assert printed == "jobs is paused\n"
+
+
+def test_a_block_that_prints_something_else_fails(runbook: Runbook) -> None:
+    with pytest.raises(AssertionError, match="no line is 'jobs is resumed'"):
+        runbook.run_block(Block("grep QUEUE worker.log\n", ("QUEUE is resumed",)))
+
+
+def test_a_command_that_cannot_do_its_work_fails(runbook: Runbook) -> None:
+    with pytest.raises(AssertionError):
+        runbook.run_block(Block("grep QUEUE nothing.log\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "is_look"),
+    [
+        ("celery -A app sqs dlq list --id ID", True),
+        ("celery -A app inspect ping", True),
+        ("grep x worker.log | sort", True),
+        ("celery -A app sqs dlq redrive --dry-run", False),
+        ("celery -A app sqs resume QUEUE", False),
+        ("celery -A app control revoke ID", False),
+    ],
+)
+def test_only_what_changes_nothing_is_repeated(line: str, is_look: bool) -> None:
+    assert Block(f"{line}\n").is_look is is_look
 
 
 def test_no_page_is_elsewhere() -> None:
