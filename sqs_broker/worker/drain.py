@@ -12,8 +12,8 @@ from celery.worker import state
 
 from sqs_broker.worker.loop import Loop
 
-#: Seconds that a pool process has to end after SIGQUIT, before it is killed: the `finally` blocks of
-#: its task run meanwhile, also on a busy machine.
+#: Seconds that a pool process has to end after SIGQUIT, before it is killed. The `finally` blocks
+#: of its task run meanwhile, also on a busy machine.
 CANCEL_PATIENCE = 5
 
 #: Longest wait for a killed process to end, in seconds.
