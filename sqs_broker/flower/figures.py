@@ -1,7 +1,8 @@
 """The figures of queues that Flower's `/metrics` has in addition to Flower's own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
 
 from sqs_broker.observers import instruments as of
@@ -13,31 +14,40 @@ from sqs_broker.tools.commands.queues import Row
 VALID = 15.0
 
 
+@dataclass(frozen=True)
+class Look:
+    """The queues, as they were when somebody looked."""
+
+    rows: Sequence[Row] = field(default_factory=tuple)
+    fault: str | None = None
+    """Why it is not known which queues are paused; None if it is."""
+
+
 class QueueFigures:
     """Remembers the latest look at the queues. Several who ask at once share one."""
 
     def __init__(
-        self, look: Callable[[], Awaitable[list[Row]]], clock: Callable[[], float] = monotonic
+        self, look: Callable[[], Awaitable[Look]], clock: Callable[[], float] = monotonic
     ) -> None:
         self._look = look
         self._clock = clock
         self._lock = asyncio.Lock()
         self._looked_at = float("-inf")
-        self._rows: list[Row] = []
+        self._latest = Look()
 
     async def text(self) -> bytes:
         """The figures as Prometheus reads them."""
         async with self._lock:
             if self._clock() - self._looked_at >= VALID:
-                self._rows = await self._look()
+                self._latest = await self._look()
                 self._looked_at = self._clock()
-            return text_of(samples_of(self._rows))
+            return text_of(samples_of(self._latest))
 
 
-def samples_of(rows: Iterable[Row]) -> Iterator[Sample]:
+def samples_of(look: Look) -> Iterator[Sample]:
     """The figures of the queues. A queue that SQS did not count is not readable, and has no others:
     0 would mean that it is empty."""
-    for row in rows:
+    for row in look.rows:
         is_read = row.visible is not None
         yield Sample(of.READ, (row.queue,), int(is_read))
         if not is_read:

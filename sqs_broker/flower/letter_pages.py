@@ -1,13 +1,8 @@
-"""Flower's page "Dead letters". It reads only when told, because looking hides letters.
-
-Every request that reads or changes something is a POST of a form with Flower's token against
-cross-site requests. Without a login such requests are refused, as Flower's API refuses them.
-"""
+"""Flower's page "Dead letters". It reads only when told, because looking hides letters."""
 
 import asyncio
 import json
 import logging
-from base64 import b64decode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from flower.views import BaseHandler
-from tornado.web import HTTPError, RequestHandler, authenticated, url
+from tornado.web import HTTPError, authenticated, url
 
+from sqs_broker.flower.guarded import Guarded, refusal
 from sqs_broker.flower.letters import PAGE, Letters, masked
 from sqs_broker.options import Options
 from sqs_broker.rules.bounded_pattern import Unbounded, compiled
@@ -55,24 +50,8 @@ def letters_of(celery_app: Any) -> Letters:
     return Letters(options, driver_for(options))
 
 
-class LettersHandler(BaseHandler):
+class LettersHandler(Guarded):
     """What the requests of the page share."""
-
-    def check_xsrf_cookie(self) -> None:
-        """Refuse a cross-site request, also if Flower has no OAuth login and would not ask."""
-        super().check_xsrf_cookie()
-        RequestHandler.check_xsrf_cookie(self)
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether Flower was started with `--read_only`."""
-        return bool(self.application.options.read_only)
-
-    @property
-    def has_login(self) -> bool:
-        """Whether Flower knows who this is, or was told that it need not."""
-        options = self.application.options
-        return bool(options.basic_auth or options.auth or self.unauthenticated_api)
 
     @property
     def letters(self) -> Letters:
@@ -80,25 +59,6 @@ class LettersHandler(BaseHandler):
         if not uses_sqs(self.application.capp):
             raise HTTPError(404, "This app does not use the SQS broker")
         return letters_of(self.application.capp)
-
-    def user(self) -> str:
-        """Who this is, for the audit."""
-        login = self.request.headers.get("Authorization", "")
-        if self.application.options.basic_auth and login.startswith("Basic "):
-            name = b64decode(login.split()[1]).decode(errors="replace").partition(":")[0]
-            return f"Flower: {name}"
-        user = self.current_user
-        return f"Flower: {user}" if isinstance(user, str) else "Flower"
-
-    def require_login(self) -> None:
-        """Raise HTTPError if anybody could have sent this."""
-        if not self.has_login:
-            raise HTTPError(401, "Dead letters need a login: set FLOWER_BASIC_AUTH")
-
-    def require_changes(self) -> None:
-        """Raise HTTPError in Flower's read-only mode."""
-        if self.is_read_only:
-            raise HTTPError(403, "Read only mode is enabled")
 
     def show(self, view: str, **given: Any) -> None:
         """Render one view of the page."""
@@ -147,7 +107,7 @@ class ReadAction(LettersHandler):
                 older = Duration().convert(given["older_than"], None, None)
         except (Unbounded, click.ClickException) as exc:
             why = exc.message if isinstance(exc, click.ClickException) else str(exc)
-            raise HTTPError(400, why.replace("%", "%%")) from exc
+            raise refusal(400, why) from exc
         return Filter(
             ids=(given["id"],) if given["id"] else (),
             task=given["task"],
@@ -222,7 +182,7 @@ class ShowAction(LettersHandler):
                 await loop.run_in_executor(_threads, letters.note, "show", [found["id"]], by)
                 _log_shown(by, found["id"])
         except click.ClickException as exc:
-            raise HTTPError(502, exc.message.replace("%", "%%")) from exc
+            raise refusal(502, exc.message) from exc
         shown = found if is_plain else masked(found)
         text = json.dumps(shown, ensure_ascii=False, indent=2, default=str)
         self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain)

@@ -1,6 +1,7 @@
 """Flower as it is run: the Procfile's command, in a process of its own."""
 
 import json
+import re
 import sys
 import urllib.request
 import uuid
@@ -115,3 +116,32 @@ def started(environment: Mapping[str, str], home: Path, *arguments: str) -> Iter
         flower.kill()
         # pytest shows it where the test failed.
         sys.stdout.write(f"--- {flower.log}\n{flower.log_text()}")
+
+
+# Forms that are sent without the page
+
+
+def status_of(flower: Flower, path: str, headers: dict[str, str], **fields: str) -> int:
+    """The status of a form that is sent without its page."""
+    request = urllib.request.Request(flower.url + path, urlencode(fields).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+            return int(answer.status)
+    except HTTPError as refusal:
+        refusal.close()
+        return refusal.code
+
+
+def login() -> dict[str, str]:
+    """The header of a login."""
+    return {"Authorization": f"Basic {b64encode(LOGIN.encode()).decode()}"}
+
+
+def with_token(flower: Flower, page: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The headers and fields of a form of a page."""
+    request = urllib.request.Request(flower.url + page, headers=login())
+    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+        cookie = str(answer.headers["Set-Cookie"]).partition(";")[0]
+        found = re.search(r'name="_xsrf" value="([^"]+)"', answer.read().decode())
+    assert found is not None
+    return login() | {"Cookie": cookie}, {"_xsrf": found[1]}

@@ -1,19 +1,14 @@
 """Flower's page "Dead letters" in a real browser, and requests that it must refuse."""
 
 import json
-import re
-import urllib.request
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.acceptance.browser import SHOWN, browsing
-from tests.acceptance.flower_process import LOGIN, Flower, flowering
+from tests.acceptance.flower_process import LOGIN, Flower, flowering, login, status_of, with_token
 from tests.acceptance.worker import Place
 from tests.integration.test_dlq_commands import body, bury, next_second
 from tests.services import Queues
@@ -24,6 +19,7 @@ expect.set_options(timeout=SHOWN)
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 NICKNAME = "marker-of-a-nickname"
+PAGE = "/dead-letters"
 PATHS = ("read", "confirm", "run", "show")
 
 
@@ -120,73 +116,52 @@ def test_an_operator_reads_looks_redrives_and_deletes(
     assert NICKNAME not in str(list(audit.find()))
 
 
-def post(flower: Flower, path: str, headers: dict[str, str], **fields: str) -> int:
-    """The status of a form that is sent without the page."""
-    request = urllib.request.Request(
-        f"{flower.url}/dead-letters/{path}", urlencode(fields).encode(), headers
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except HTTPError as refusal:
-        refusal.close()
-        return refusal.code
-
-
-def login() -> dict[str, str]:
-    return {"Authorization": f"Basic {b64encode(LOGIN.encode()).decode()}"}
-
-
-def with_token(flower: Flower) -> tuple[dict[str, str], dict[str, str]]:
-    """The headers and fields of a form of the page."""
-    request = urllib.request.Request(f"{flower.url}/dead-letters", headers=login())
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        cookie = str(answer.headers["Set-Cookie"]).partition(";")[0]
-        found = re.search(r'name="_xsrf" value="([^"]+)"', answer.read().decode())
-    assert found is not None
-    return login() | {"Cookie": cookie}, {"_xsrf": found[1]}
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_a_request_without_login_or_without_the_token_of_the_page_is_refused(
     flower: Flower, path: str
 ) -> None:
-    headers, fields = with_token(flower)
+    headers, fields = with_token(flower, PAGE)
     without = {name: value for name, value in headers.items() if name != "Authorization"}
-    assert post(flower, path, without, **fields) == 401
-    assert post(flower, path, login()) == 403
-    assert post(flower, path, headers | {"Sec-Fetch-Site": "cross-site"}, **fields) == 403
-    assert post(flower, path, headers | {"Origin": "https://evil.example"}, **fields) == 403
+    assert status_of(flower, f"{PAGE}/{path}", without, **fields) == 401
+    assert status_of(flower, f"{PAGE}/{path}", login()) == 403
+    assert (
+        status_of(flower, f"{PAGE}/{path}", headers | {"Sec-Fetch-Site": "cross-site"}, **fields)
+        == 403
+    )
+    assert (
+        status_of(flower, f"{PAGE}/{path}", headers | {"Origin": "https://evil.example"}, **fields)
+        == 403
+    )
     assert flower.get("/dead-letters", login=None).status == 401
 
 
 def test_a_filter_that_is_wrong_is_refused(flower: Flower) -> None:
-    headers, fields = with_token(flower)
-    assert post(flower, "read", headers, match="(a+)+", **fields) == 400
-    assert post(flower, "read", headers, older_than="soon", **fields) == 400
+    headers, fields = with_token(flower, PAGE)
+    assert status_of(flower, f"{PAGE}/read", headers, match="(a+)+", **fields) == 400
+    assert status_of(flower, f"{PAGE}/read", headers, older_than="soon", **fields) == 400
 
 
 def test_all_of_a_snapshot_that_is_not_the_present_one_is_refused(
     where: Place, flower: Flower
 ) -> None:
     before = len(where.queues.dead_letters())
-    headers, fields = with_token(flower)
+    headers, fields = with_token(flower, PAGE)
     stale = {"scope": "all", "snapshot": "2026-01-02T03:04:05+00:00"}
     for typed in ("0", str(before)):
         for action in ("redrive", "purge"):
             more = fields | stale | {"action": action, "typed": typed}
-            assert post(flower, "run", headers, **more) == 409
-            assert post(flower, "confirm", headers, **more) == 409
+            assert status_of(flower, f"{PAGE}/run", headers, **more) == 409
+            assert status_of(flower, f"{PAGE}/confirm", headers, **more) == 409
     assert len(where.queues.dead_letters()) == before
 
 
 def test_a_flower_that_is_read_only_changes_nothing(where: Place, tmp_path: Path) -> None:
     before = len(where.queues.dead_letters())
     with flowering(where.environment, tmp_path, "--read_only") as flower:
-        headers, fields = with_token(flower)
+        headers, fields = with_token(flower, PAGE)
         for action in ("redrive", "purge"):
             more = {"action": action, "scope": "all", "typed": "0"}
-            assert post(flower, "run", headers, **fields, **more) == 403
-            assert post(flower, "confirm", headers, **fields, **more) == 403
+            assert status_of(flower, f"{PAGE}/run", headers, **fields, **more) == 403
+            assert status_of(flower, f"{PAGE}/confirm", headers, **fields, **more) == 403
         assert 'id="redrive"' not in flower.get("/dead-letters").text
     assert len(where.queues.dead_letters()) == before

@@ -4,7 +4,7 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sqs_broker.flower.figures import VALID, QueueFigures, samples_of
+from sqs_broker.flower.figures import VALID, Look, QueueFigures, samples_of
 from sqs_broker.observers import instruments as of
 from sqs_broker.observers.instruments import OF_QUEUES
 from sqs_broker.testing import Clock
@@ -16,7 +16,7 @@ DEAD = Row("jobs-dlq", 4, 1, 0, dead_letters_of="jobs")
 
 
 def test_a_queue_has_its_depth_and_its_dead_letters() -> None:
-    assert counted(samples_of([JOBS, DEAD])) == {
+    assert counted(samples_of(Look([JOBS, DEAD]))) == {
         (of.READ, ("jobs",)): 1,
         (of.DEPTH, ("jobs", "visible")): 3,
         (of.DEPTH, ("jobs", "in flight")): 2,
@@ -29,23 +29,27 @@ def test_a_queue_has_its_depth_and_its_dead_letters() -> None:
 
 
 def test_the_age_of_the_oldest_message_is_there_if_cloudwatch_knows_it() -> None:
-    assert counted(samples_of([Row("jobs", 0, 0, 0, oldest=77)]))[of.QUEUE_AGE, ("jobs",)] == 77
+    assert (
+        counted(samples_of(Look([Row("jobs", 0, 0, 0, oldest=77)])))[of.QUEUE_AGE, ("jobs",)] == 77
+    )
 
 
 def test_a_queue_that_sqs_did_not_count_is_not_empty_but_unreadable() -> None:
-    assert counted(samples_of([Row("jobs", fault="AccessDenied")])) == {(of.READ, ("jobs",)): 0}
+    assert counted(samples_of(Look([Row("jobs", fault="AccessDenied")]))) == {
+        (of.READ, ("jobs",)): 0
+    }
 
 
 def test_each_figure_of_queues_is_here() -> None:
     rows = [Row("jobs", 0, 0, 0, oldest=1), DEAD]
-    assert {each.instrument for each in samples_of(rows)} == set(OF_QUEUES)
+    assert {each.instrument for each in samples_of(Look(rows))} == set(OF_QUEUES)
 
 
 def test_a_look_is_shared_and_valid_for_a_while() -> None:
-    clock, looks = Clock(), iter(([JOBS], [DEAD]))
+    clock, looks = Clock(), iter((Look([JOBS]), Look([DEAD])))
     taken = 0
 
-    async def look() -> list[Row]:
+    async def look() -> Look:
         nonlocal taken
         taken += 1
         await asyncio.sleep(0)  # The others ask meanwhile.
