@@ -88,7 +88,7 @@ def _gauge(name: str, unit: str, what: str, *labels: str) -> Instrument:
 SENT = _counter(
     "messaging.client.sent.messages",
     "{message}",
-    "Messages that this process sent and SQS accepted, without copies of messages.",
+    "Messages that this process and its pool sent and SQS accepted, without copies of messages.",
     QUEUE,
 )
 CONSUMED = _counter(

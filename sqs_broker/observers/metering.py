@@ -2,6 +2,8 @@
 
 observer -> Metering -> Figures -> Prometheus (exposition.py)
                      -> Meters  -> OpenTelemetry (meters.py)
+
+In a process of a prefork pool, PoolSends takes the place of Figures (pool_sends.py).
 """
 
 import os
@@ -13,6 +15,7 @@ from sqs_broker.observers import instruments as of
 from sqs_broker.observers.figures import Figures, Labels, Recorder
 from sqs_broker.observers.instruments import Instrument
 from sqs_broker.observers.observer import Observer
+from sqs_broker.observers.pool_sends import pool_sends
 from sqs_broker.options import MetricsOptions
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import (
@@ -60,7 +63,7 @@ def figures() -> Figures:
 def _metering_for(options: MetricsOptions, pid: int) -> "Metering | None":
     recorders: list[Recorder] = []
     if options.port is not None:
-        recorders.append(figures())
+        recorders.append(pool_sends if pool_sends.is_joined else figures())
     if options.opentelemetry:
         from sqs_broker.observers.meters import meters
 

@@ -13,6 +13,7 @@ from sqs_broker.machine.seldom import Seldom
 from sqs_broker.observers import instruments as of
 from sqs_broker.observers.figures import Sample
 from sqs_broker.observers.metering import figures
+from sqs_broker.observers.pool_sends import pool_sends
 from sqs_broker.options import Options
 from sqs_broker.worker.defaults import is_elsewhere
 from sqs_broker.worker.transport import BEAT
@@ -115,7 +116,7 @@ class Metrics(bootsteps.StartStopStep):
             from sqs_broker.observers.endpoint import Endpoint
 
             Endpoint(
-                lambda: [*figures().samples(), *readings()],
+                _samples,
                 port=self._options.port,
                 address=self._options.address,
                 login=self._options.login,
@@ -127,3 +128,8 @@ class Metrics(bootsteps.StartStopStep):
 
     def stop(self, consumer: Any) -> None:
         """Does nothing: the messages that still run are read, too."""
+
+
+def _samples() -> list[Sample]:
+    pool_sends.pass_on(figures())
+    return [*figures().samples(), *readings()]

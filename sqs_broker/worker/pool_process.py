@@ -11,8 +11,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from billiard import context
+from billiard import context, current_process
 from celery.concurrency import asynpool
+
+from sqs_broker.observers.pool_sends import pool_sends
 
 #: Seconds in which further SIGQUITs to a process mean the same as the first.
 ONE_END = 1.0
@@ -20,6 +22,12 @@ ONE_END = 1.0
 
 class Worker(asynpool.Worker):
     """What a pool process runs."""
+
+    def after_fork(self) -> None:
+        """Set the process up, which calls Celery's signal `worker_process_init`."""
+        # First, because a receiver of the signal may send messages.
+        pool_sends.join(current_process().index)
+        super().after_fork()
 
     def workloop(self, *args: Any, **options: Any) -> Any:
         """Run one job after another, until the process must end."""

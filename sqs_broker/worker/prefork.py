@@ -23,7 +23,10 @@ from celery.concurrency import asynpool
 from celery.concurrency.prefork import TaskPool as CeleryTaskPool
 from celery.worker import state
 
+from sqs_broker.observers.pool_sends import pool_sends
+from sqs_broker.options import Options
 from sqs_broker.rules.happened import ProcessTerminated
+from sqs_broker.worker.defaults import is_elsewhere
 from sqs_broker.worker.pool_process import ForkProcess, SpawnProcess, Worker
 
 logger = logging.getLogger(__name__)
@@ -157,3 +160,11 @@ class TaskPool(CeleryTaskPool):
     """Celery's prefork pool with these processes. Set by `worker_pool`."""
 
     Pool = Processes
+
+    def on_start(self) -> None:
+        """Start the processes."""
+        if not is_elsewhere(self.app):
+            options = Options.read(self.app.conf.broker_transport_options)
+            if options.metrics.port is not None:
+                pool_sends.open(tuple(options.queues))
+        super().on_start()

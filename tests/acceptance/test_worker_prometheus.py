@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from devstack import ports
 from tests.acceptance.worker import StartWorker, Worker
-from tests.services import Queues
+from tests.probe.project import MakeProject
+from tests.services import Queues, wait_until
 
 # A worker whose pool processes end after each two tasks.
 pytestmark = pytest.mark.slow
@@ -45,11 +46,10 @@ def page(port: int, login: str | None = LOGIN) -> str:
         return text
 
 
-def total(port: int, name: str, **labels: str) -> float:
+def total(port: int, name: str, login: str | None = LOGIN, **labels: str) -> float:
     """The sum of all series with these labels."""
-    samples = [
-        sample for family in text_string_to_metric_families(page(port)) for sample in family.samples
-    ]
+    families = text_string_to_metric_families(page(port, login))
+    samples = [sample for family in families for sample in family.samples]
     return sum(
         sample.value
         for sample in samples
@@ -100,3 +100,21 @@ def test_all_that_a_pool_of_processes_does_is_on_the_page_of_its_worker(
 
 def _wait(worker: Worker, port: int, name: str, count: int, **labels: str) -> None:
     worker.wait_for(lambda: total(port, name, **labels) == count, SECONDS, f"{count} of {name}")
+
+
+def test_what_tasks_send_in_processes_of_the_pool_is_on_the_page(
+    make_project: MakeProject, queues: Queues
+) -> None:
+    port = ports.preferred_or_any(None)
+    project = make_project(transport={"metrics": {"port": port}})
+    # Each process ends after two tasks, and the next one goes on with its sum.
+    worker = project.start("--max-tasks-per-child=2")
+    for times in (1, 2, 3, 4):
+        project.send("send", times)
+    wait_until(lambda: len(project.events(event="sent")) == 4, SECONDS, "all that was sent")
+    project.wait_for_empty_queue(SECONDS)
+    sent = "messaging_client_sent_messages_total"
+    assert len({line["pid"] for line in project.events(event="end")}) > 2
+    assert total(port, sent, login=None, messaging_destination_name=queues.name) == 10
+    assert total(port, sent, login=None) == 10
+    assert project.stop(worker) == 0

@@ -270,3 +270,11 @@ def end_the_receiver(self):
 def hang_the_loop(self, seconds):
     """In a pool of threads: keep the worker's event loop for so long."""
     get_event_loop().call_soon(time.sleep, seconds)
+
+
+@app.task(bind=True)
+def send(self, times):
+    """Sends so many messages."""
+    for _ in range(times):
+        work.delay()
+    say(self, "sent")
