@@ -16,6 +16,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.artifacts import Bucket, Repository
+from infra.retained import Retained, find, key_of
 from infra.stacks import Parameters, Plan, StackError, Stacks
 from infra.templates import path_of, read
 
@@ -63,6 +64,11 @@ class Stage:
     def stack(self, template: str) -> str:
         """The name of the stack of a template."""
         return f"registrations-{self.name}-{template}"
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue."""
+        return f"registrations-{self.name}"
 
     @property
     def repository(self) -> str:
@@ -128,11 +134,19 @@ class Deployment:
     def _deploy(self, template: str) -> None:
         stack = self._stage.stack(template)
         present = self._stacks.parameters(stack)
-        artifacts = dict(self._artifacts(template, present))
-        parameters = self._parameters(template, stack, present, artifacts)
+        made = dict(self._artifacts(template, present))
+        retained = self._retained(stack) if template == "queue" else None
+        if retained is not None and retained.has_key:
+            made["Encryption"] = "kms"
+        parameters = self._parameters(template, stack, present, made)
         if parameters is None:
             print(f"{stack}: cannot be shown before the stacks above are deployed.")
             return
+        if retained is not None:
+            self._take_back(stack, retained, parameters)
+            if self._wanted.is_dry_run:
+                print(f"{stack}: the rest cannot be shown before that.")
+                return
         try:
             plan = self._stacks.plan(stack, path_of(template).read_text(), parameters)
         except StackError:
@@ -151,6 +165,29 @@ class Deployment:
             return
         self._stacks.execute(plan)
         print(f"{stack}: done.")
+
+    def _retained(self, stack: str) -> Retained | None:
+        """The queues that exist although their stack does not."""
+        if not self._stacks.is_new(stack):
+            return None
+        name = self._wanted.given.get("QueueName") or self._stage.queue
+        return find(self._aws.client("sqs"), self._aws.client("kms"), name)
+
+    def _take_back(self, stack: str, retained: Retained, parameters: Parameters) -> None:
+        """Make the stack of the queues that `destroy` has left, as they are."""
+        if retained.has_key and parameters["Encryption"] != "kms":
+            raise StackError(
+                f"{stack}: the messages in the queue are encrypted by its key. Leave out "
+                "Encryption, or empty and delete the queues."
+            )
+        name = {"QueueName": parameters["QueueName"]}
+        plan = self._stacks.plan_import(stack, retained.template, name, retained.identifiers)
+        self._show(plan)
+        if self._wanted.is_dry_run:
+            self._is_ahead = True
+            self._stacks.discard(plan)
+        else:
+            self._stacks.execute(plan)
 
     def _show(self, plan: Plan) -> None:
         what = "is created" if plan.is_new else "changes"
@@ -204,7 +241,7 @@ class Deployment:
             "Stage": self._stage.name,
             "QueueStack": self._stage.stack("queue"),
             "AlarmStack": self._stage.stack("alarms"),
-            "QueueName": f"registrations-{self._stage.name}",
+            "QueueName": self._stage.queue,
             **({"Consumer": self._wanted.consumer} if self._wanted.consumer != "none" else {}),
             **self._found,
             **artifacts,
@@ -246,22 +283,29 @@ def destroy(aws: Aws, stage: Stage, stacks: Stacks) -> None:
     if stage.images(aws).delete():
         print(f"image repository {stage.repository}: deleted.")
     sqs = aws.client("sqs")
-    for name in ("QueueUrl", "DeadLetterQueueUrl"):
-        if name in queues:
-            print(f"{queues[name]}: stays, with {_count(sqs, queues[name])} messages.")
+    urls = [queues[name] for name in ("QueueUrl", "DeadLetterQueueUrl") if name in queues]
+    found = {url: _attributes(sqs, url) for url in urls}
+    for url, attributes in found.items():
+        print(f"{url}: stays, with {_count(attributes)} messages.")
+    for key in sorted(filter(None, {key_of(attributes) for attributes in found.values()})):
+        print(f"KMS key {key}: stays, because it has encrypted the messages.")
     if queues:
         print("`make deploy` with the same STAGE takes them back. To delete a queue with its")
         print("messages: aws sqs delete-queue --queue-url URL")
 
 
-def _count(sqs: Any, url: str) -> int:
+def _attributes(sqs: Any, url: str) -> Mapping[str, str]:
+    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+    return dict(found["Attributes"])
+
+
+def _count(attributes: Mapping[str, str]) -> int:
     names = [
         "ApproximateNumberOfMessages",
         "ApproximateNumberOfMessagesNotVisible",
         "ApproximateNumberOfMessagesDelayed",
     ]
-    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
-    return sum(int(value) for value in found.values())
+    return sum(int(attributes[name]) for name in names)
 
 
 def _confirmed(stage: Stage, aws: Aws) -> bool:

@@ -1,5 +1,6 @@
 """Changes stacks of CloudFormation: by change sets, which are shown before they are executed."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,19 @@ TIMEOUT = 3600.0
 #: How CloudFormation says that a change set is empty. There is no code for it.
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 
-#: What must never be replaced: the messages of a queue would stay behind in the old one.
-KEPT = "AWS::SQS::Queue"
+#: What must never be replaced or removed, and why.
+KEPT = {
+    "AWS::SQS::Queue": (
+        "would leave messages behind in {}, and continue with another queue. Nothing was changed. "
+        "For another name, deploy another stage, let its queue take over, and destroy this one "
+        "when it is empty."
+    ),
+    "AWS::KMS::Key": (
+        "would take away the permission for {}, without which nobody can read the messages that it "
+        "has encrypted. Nothing was changed. For other encryption, deploy another stage, let its "
+        "queue take over, and destroy this one when it is empty."
+    ),
+}
 
 Parameters = Mapping[str, str | None]
 """The values of parameters. None: the value that the stack has."""
@@ -38,9 +50,9 @@ class Change:
 
     @property
     def is_refused(self) -> bool:
-        """Whether a queue would be left behind with its messages."""
+        """Whether messages would be left behind in a queue, or without their key."""
         is_lost = self.action == "Remove" or self.replacement != "False"
-        return self.type == KEPT and self.action in ("Modify", "Remove") and is_lost
+        return self.type in KEPT and self.action in ("Modify", "Remove") and is_lost
 
     def __str__(self) -> str:
         notes = {"True": ", is replaced", "Conditional": ", may be replaced"}
@@ -82,20 +94,74 @@ class Stacks:
         given = described.get("Parameters", [])
         return {one["ParameterKey"]: one["ParameterValue"] for one in given}
 
+    def is_new(self, stack: str) -> bool:
+        """Whether there is no such stack. What a failed creation has left is deleted. Raises
+        StackError if another change is under way."""
+        status = self.status(stack)
+        if status == "ROLLBACK_COMPLETE":
+            # It has nothing, and CloudFormation accepts no change of it.
+            self.delete(stack)
+            return True
+        if status is not None and status.endswith("_IN_PROGRESS") and "REVIEW" not in status:
+            raise StackError(f"{stack}: {status}: another change is under way. Try again later.")
+        return status in (None, "REVIEW_IN_PROGRESS")
+
     def plan(self, stack: str, template: str, parameters: Parameters) -> Plan | None:
         """Create a change set; None if it would change nothing. Raises StackError if it would
-        replace or remove a queue, or if CloudFormation refuses it. Then nothing is left of it."""
-        is_new = self._is_new(stack)
+        replace or remove a queue or its key, or if CloudFormation refuses it. Then nothing is left
+        of it."""
+        is_new = self.is_new(stack)
+        kind = "CREATE" if is_new else "UPDATE"
+        plan = self._plan(stack, template, parameters, is_new, {"ChangeSetType": kind})
+        if plan is not None:
+            self._refuse(plan)
+        return plan
+
+    def plan_import(
+        self,
+        stack: str,
+        template: str,
+        parameters: Parameters,
+        identifiers: Mapping[str, Mapping[str, str]],
+    ) -> Plan:
+        """Create a change set that makes a new stack of resources that exist. The template has
+        these alone, and no outputs: CloudFormation accepts nothing else in an import.
+        `identifiers`: by the names of the resources, the property that identifies it, and its
+        value.
+
+        Raises StackError if CloudFormation refuses it. Then nothing is left of it.
+        """
+        resources = json.loads(template)["Resources"]
+        imported = [
+            {
+                "ResourceType": resources[name]["Type"],
+                "LogicalResourceId": name,
+                "ResourceIdentifier": identifier,
+            }
+            for name, identifier in identifiers.items()
+        ]
+        how = {"ChangeSetType": "IMPORT", "ResourcesToImport": imported}
+        plan = self._plan(stack, template, parameters, True, how)
+        if plan is None:
+            raise StackError(f"{stack}: CloudFormation finds nothing to import.")
+        return plan
+
+    def _plan(
+        self,
+        stack: str,
+        template: str,
+        parameters: Parameters,
+        is_new: bool,
+        how: Mapping[str, Any],
+    ) -> Plan | None:
         try:
             created = self._client.create_change_set(
                 StackName=stack,
                 ChangeSetName=f"deploy-{time.time_ns()}",
-                ChangeSetType="CREATE" if is_new else "UPDATE",
                 TemplateBody=template,
                 Parameters=[_parameter(name, value) for name, value in parameters.items()],
                 Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
-                # The queues that `destroy` has left become part of the new stack.
-                ImportExistingResources=is_new,
+                **how,
             )
         except ClientError as exc:
             reason = exc.response["Error"]["Message"]
@@ -111,14 +177,19 @@ class Stacks:
                 return None
             raise StackError(f"{stack}: {reason}")
         plan.changes.extend(self._changes(plan))
-        if refused := [change for change in plan.changes if change.is_refused]:
-            self.discard(plan)
-            raise StackError(
-                f"{stack}: this would leave messages behind in {', '.join(c.name for c in refused)}"
-                " and continue with another queue. Nothing was changed. For another name, deploy "
-                "another stage, let its queue take over, and destroy this one when it is empty."
-            )
         return plan
+
+    def _refuse(self, plan: Plan) -> None:
+        """Delete a change set that must not be executed, and raise StackError."""
+        refused = [change for change in plan.changes if change.is_refused]
+        if not refused:
+            return
+        self.discard(plan)
+        reasons = [
+            KEPT[type_].format(", ".join(each.name for each in refused if each.type == type_))
+            for type_ in dict.fromkeys(change.type for change in refused)
+        ]
+        raise StackError("\n".join(f"{plan.stack}: this {reason}" for reason in reasons))
 
     def discard(self, plan: Plan) -> None:
         """Delete a change set. A new stack is deleted too: it consists of its change set."""
@@ -154,16 +225,6 @@ class Stacks:
                 return None
             raise
         return next((one for one in stacks if one["StackStatus"] != "DELETE_COMPLETE"), None)
-
-    def _is_new(self, stack: str) -> bool:
-        status = self.status(stack)
-        if status == "ROLLBACK_COMPLETE":
-            # It has nothing, and CloudFormation accepts no change of it.
-            self.delete(stack)
-            return True
-        if status is not None and status.endswith("_IN_PROGRESS") and "REVIEW" not in status:
-            raise StackError(f"{stack}: {status}: another change is under way. Try again later.")
-        return status in (None, "REVIEW_IN_PROGRESS")
 
     def _until_created(self, plan: Plan) -> Mapping[str, Any]:
         for _ in self._while_waiting(plan.stack):
@@ -205,7 +266,8 @@ class Stacks:
         """Why the last change failed. Events come newest first, and those after the first failure
         are cancellations."""
         reason = "see its events"
-        for event in self._client.describe_stack_events(StackName=stack)["StackEvents"]:
+        pages = self._client.get_paginator("describe_stack_events").paginate(StackName=stack)
+        for event in (event for page in pages for event in page["StackEvents"]):
             is_start = event.get("ResourceStatusReason") == "User Initiated"
             if event["ResourceStatus"].endswith("_FAILED"):
                 reason = f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', '')}"

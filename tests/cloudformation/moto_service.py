@@ -5,14 +5,17 @@ tasks only. Here each of them is made by a call to moto's own API, whose paramet
 """
 
 import ipaddress
+import json
 from typing import Any
 
 from moto.cloudformation import parsing
+from moto.cloudformation.exceptions import ValidationError
 from moto.cloudformation.models import CloudFormationBackend
 from moto.cloudformation.responses import CloudFormationResponse
 from moto.core.common_models import CloudFormationModel
 from moto.ecs.models import Cluster, Service, TaskDefinition, ecs_backends
 from moto.iam.models import Role
+from moto.kms.models import Key, kms_backends
 from moto.sqs.models import Queue, sqs_backends
 
 from tests.cloudformation.moto_types import Properties, _Made, client
@@ -154,28 +157,77 @@ def _exporting(execute: Any) -> Any:
     return executed
 
 
-#: The names of new stacks that take over the resources that exist.
-_importing: set[str] = set()
+#: The identifiers of the resources that a new stack imports, by the names of the two.
+_importing: dict[tuple[str, str], dict[str, str]] = {}
 
 
 def _noting_import(create: Any) -> Any:
     def noted(self: Any) -> Any:
-        _importing.discard(self._get_param("StackName"))
-        if self._get_bool_param("ImportExistingResources", False):
-            _importing.add(self._get_param("StackName"))
-        return create(self)
+        stack, imported = self._get_param("StackName"), self._get_param("ResourcesToImport", [])
+        for each in imported:
+            _importing[stack, each["LogicalResourceId"]] = dict(each["ResourceIdentifier"])
+        if self._get_param("ChangeSetType") == "IMPORT":
+            _check_import(self._get_param("TemplateBody"), imported)
+        made = create(self)
+        if imported:
+            for change in list(self.cloudformation_backend.change_sets.values())[-1].changes:
+                change.action = "Import"
+        return made
 
     return noted
+
+
+def _check_import(template: str, imported: list[dict[str, Any]]) -> None:
+    """What CloudFormation refuses in an import:
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/import-resources-manually.html
+    """
+    given = json.loads(template)
+    if "Outputs" in given:
+        message = "As part of the import operation, you cannot modify or add [Outputs]"
+        raise ValidationError(message=message)
+    if set(given["Resources"]) != {each["LogicalResourceId"] for each in imported}:
+        raise ValidationError(message="You can only import resources in an import operation.")
+    if any("DeletionPolicy" not in resource for resource in given["Resources"].values()):
+        raise ValidationError(message="Resources to import must have a DeletionPolicy.")
 
 
 def _importing_queue(make: Any) -> Any:
     def create(cls: Any, name: str, given: Properties, account: str, region: str, **kw: Any) -> Any:
         existing = sqs_backends[account][region].queues.get(name)
-        if existing is not None and kw["StackId"].split("/")[1] in _importing:
+        identifier = _importing.get((kw["StackId"].split("/")[1], kw["LogicalId"]), {})
+        if existing is None:
+            return make(cls, name, given, account, region, **kw)
+        if identifier.get("QueueUrl", "").endswith(f"/{account}/{name}"):
             return existing
-        return make(cls, name, given, account, region, **kw)
+        raise ValidationError(message=f"{name} already exists")
 
     return create
+
+
+def _importing_key(make: Any) -> Any:
+    def create(cls: Any, name: str, given: Properties, account: str, region: str, **kw: Any) -> Any:
+        identifier = _importing.get((kw["StackId"].split("/")[1], kw["LogicalId"]))
+        if identifier is None:
+            return make(cls, name, given, account, region, **kw)
+        return kms_backends[account][region].keys[identifier["KeyId"]]
+
+    return create
+
+
+def _changed_key(
+    cls: Any,
+    original_resource: Any,
+    new_resource_name: str,
+    cloudformation_json: Properties,
+    account_id: str,
+    region_name: str,
+) -> Any:
+    given = cloudformation_json["Properties"]
+    kms, id_ = client("kms", region_name), original_resource.id
+    policy = json.dumps(given["KeyPolicy"])
+    kms.put_key_policy(KeyId=id_, PolicyName="default", Policy=policy)
+    kms.update_key_description(KeyId=id_, Description=given["Description"])
+    return original_resource
 
 
 def _detaching(delete: Any) -> Any:
@@ -200,8 +252,8 @@ def _keeping_policy(set_attributes: Any) -> Any:
 
 
 def complete() -> None:
-    """Make moto keep what it drops, know `Fn::Cidr`, export what a change set has made, let a
-    new stack take over queues that exist, and delete roles that have policies."""
+    """Make moto keep what it drops, know `Fn::Cidr`, export what a change set has made, import
+    what exists and make no queue twice, and delete roles that have policies."""
     # A change of another attribute would delete the policy.
     queue: Any = Queue
     queue._set_attributes = _keeping_policy(queue._set_attributes)
@@ -213,6 +265,9 @@ def complete() -> None:
     models: list[tuple[Any, str, Any]] = [
         (Queue, "create_from_cloudformation_json",
          _importing_queue(Queue.create_from_cloudformation_json.__func__)),
+        (Key, "create_from_cloudformation_json",
+         _importing_key(Key.create_from_cloudformation_json.__func__)),
+        (Key, "update_from_cloudformation_json", _changed_key),
         (Role, "delete_from_cloudformation_json",
          _detaching(Role.delete_from_cloudformation_json.__func__)),
         (TaskDefinition, "create_from_cloudformation_json", _task_definition),

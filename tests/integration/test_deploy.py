@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import io
+import json
 import os
+import re
 import stat
 import sys
 import uuid
@@ -121,6 +123,10 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def queue(cloud: Cloud, stage: str) -> tuple[Any, str]:
     sqs = cloud.client("sqs")
     return sqs, sqs.get_queue_url(QueueName=f"registrations-{stage}")["QueueUrl"]
+
+
+def attributes(sqs: Any, url: str) -> dict[str, str]:
+    return dict(sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"])
 
 
 def stacks(cloud: Cloud, stage: str) -> dict[str, str]:
@@ -273,6 +279,85 @@ def test_destroy_asks_leaves_the_messages_and_the_next_deploy_takes_them_back(
     assert status == 0, printed
     (message,) = sqs.receive_message(QueueUrl=url)["Messages"]
     assert message["Body"] == "kept"
+
+
+def test_queues_that_are_taken_back_are_shown_as_they_are_and_then_changed_to_the_template(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    run("deploy", "--consumer", "function")  # The function has no secret, so it stops there.
+    sqs, url = queue(cloud, stage)
+    assert attributes(sqs, url)["VisibilityTimeout"] == "210"
+    run("destroy", "--yes")
+    status, printed = run("deploy", "--dry-run", "--consumer", "none")
+    assert status == 0, printed
+    assert "Import  Queue (AWS::SQS::Queue)" in printed
+    assert "Import  DeadLetterQueue (AWS::SQS::Queue)" in printed
+    assert "the rest cannot be shown before that." in printed
+    assert stacks(cloud, stage) == {}
+    status, printed = run("deploy", "--consumer", "none", "MaxReceiveCount=12")
+    assert status == 0, printed
+    assert "Modify  Queue (AWS::SQS::Queue)" in printed
+    assert re.search(rf"^QueueUrl=\S+/{ACCOUNT}/registrations-{stage}$", printed, re.MULTILINE)
+    found = attributes(sqs, url)
+    assert found["VisibilityTimeout"] == "60"
+    assert json.loads(found["RedrivePolicy"])["maxReceiveCount"] == 12
+    assert "OnlyByTls" in found["Policy"]
+    assert run("deploy", "--consumer", "none")[1].count("nothing to do.") == 2
+
+
+def test_a_dead_letter_queue_whose_queue_is_gone_is_taken_back_alone(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    run("deploy", "--consumer", "none")
+    sqs, url = queue(cloud, stage)
+    sqs.send_message(QueueUrl=f"{url}-dlq", MessageBody="kept")
+    run("destroy", "--yes")
+    sqs.delete_queue(QueueUrl=url)
+    status, printed = run("deploy", "--consumer", "none")
+    assert status == 0, printed
+    assert "Import  Queue " not in printed
+    (message,) = sqs.receive_message(QueueUrl=f"{url}-dlq")["Messages"]
+    assert message["Body"] == "kept"
+    assert json.loads(attributes(sqs, queue(cloud, stage)[1])["RedrivePolicy"])
+
+
+def test_messages_that_a_key_has_encrypted_are_taken_back_with_the_key(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    run("deploy", "--consumer", "none", "Encryption=kms", "Topic=true")
+    sqs, url = queue(cloud, stage)
+    key = attributes(sqs, url)["KmsMasterKeyId"]
+    kms = cloud.client("kms")
+    policy = kms.get_key_policy(KeyId=key, PolicyName="default")["Policy"]
+    status, printed = run("destroy", "--yes")
+    assert f"KMS key {key.rpartition('/')[2]}: stays" in printed
+    status, printed = run("deploy", "--consumer", "none", "Encryption=sqs")
+    assert (status, "encrypted by its key" in printed, stacks(cloud, stage)) == (1, True, {})
+    # Nobody has to remember how the queue was encrypted.
+    status, printed = run("deploy", "--consumer", "none", "Topic=true")
+    assert status == 0, printed
+    assert "Import  Key (AWS::KMS::Key)" in printed
+    for each in (url, f"{url}-dlq"):
+        assert attributes(sqs, each)["KmsMasterKeyId"] == key
+    again = kms.get_key_policy(KeyId=key, PolicyName="default")["Policy"]
+    assert json.loads(again) == json.loads(policy)
+    consumer = cloud.client("iam")
+    outputs = dict(line.partition("=")[::2] for line in printed.splitlines() if "=" in line)
+    arn = outputs["ConsumerPolicyArn"]
+    version = consumer.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+    document = consumer.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]
+    assert key in json.dumps(document["Document"])
+    assert run("deploy", "--consumer", "none")[1].count("nothing to do.") == 2
+
+
+def test_queues_that_a_strange_key_encrypts_are_left_alone(
+    run: Run, cloud: Cloud, stage: str
+) -> None:
+    cloud.client("sqs").create_queue(
+        QueueName=f"registrations-{stage}", Attributes={"KmsMasterKeyId": "alias/other"}
+    )
+    status, printed = run("deploy", "--consumer", "none")
+    assert (status, "alias/other" in printed, stacks(cloud, stage)) == (1, True, {})
 
 
 # The function -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Change sets: what they say is shown, and what would leave messages behind is refused."""
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,16 @@ def test_a_change_that_would_leave_a_queue_behind_is_refused_and_deleted(
         stacks.plan(STACK, "{}", {})
 
 
+def test_a_change_that_would_take_the_key_of_messages_away_is_refused_and_deleted(
+    cloudformation: Stubber, stacks: Stacks
+) -> None:
+    exists(cloudformation)
+    makes(cloudformation, change("Modify", "False"), change("Remove", None, "AWS::KMS::Key"))
+    is_deleted(cloudformation)
+    with pytest.raises(StackError, match="nobody can read the messages"):
+        stacks.plan(STACK, "{}", {})
+
+
 @pytest.mark.parametrize(
     "found",
     [
@@ -153,7 +164,6 @@ def test_parameters_that_nobody_gave_keep_their_value(
                 {"ParameterKey": "MongoSecretArn", "UsePreviousValue": True},
             ],
             "Capabilities": ["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
-            "ImportExistingResources": False,
         },
     )
     for _ in range(2):
@@ -163,24 +173,29 @@ def test_parameters_that_nobody_gave_keep_their_value(
     assert stacks.plan(STACK, "{}", {"MaxTasks": "7", "MongoSecretArn": None}) is not None
 
 
-def test_a_new_stack_takes_back_what_an_old_one_has_left(
+def test_what_an_old_stack_has_left_is_imported_by_its_identifier(
     cloudformation: Stubber, stacks: Stacks
 ) -> None:
-    is_missing(cloudformation)
+    template = json.dumps({"Resources": {"Queue": {"Type": QUEUE}}})
     names = ("StackName", "ChangeSetName", "TemplateBody", "Parameters", "Capabilities")
-    expected = dict.fromkeys(names, ANY)
+    imported = {
+        "ResourceType": QUEUE,
+        "LogicalResourceId": "Queue",
+        "ResourceIdentifier": {"QueueUrl": "https://q"},
+    }
     cloudformation.add_response(
         "create_change_set",
         {"Id": ID},
-        expected | {"ChangeSetType": "CREATE", "ImportExistingResources": True},
+        dict.fromkeys(names, ANY) | {"ChangeSetType": "IMPORT", "ResourcesToImport": [imported]},
     )
+    answer = {"Status": "CREATE_COMPLETE", "Changes": [
+        {"Type": "Resource", "ResourceChange": change("Import", None)}
+    ]}  # fmt: skip
     for _ in range(2):
-        cloudformation.add_response(
-            "describe_change_set", {"Status": "CREATE_COMPLETE", "Changes": []}
-        )
-    plan = stacks.plan(STACK, "{}", {})
-    assert plan is not None
+        cloudformation.add_response("describe_change_set", answer)
+    plan = stacks.plan_import(STACK, template, {}, {"Queue": {"QueueUrl": "https://q"}})
     assert plan.is_new
+    assert str(plan.changes[0]) == "  Import  Queue (AWS::SQS::Queue)"
 
 
 def test_a_stack_whose_first_creation_failed_is_made_again(
@@ -222,9 +237,12 @@ def test_a_failure_names_what_failed_first_in_this_change(
     exists(cloudformation, "UPDATE_IN_PROGRESS")
     exists(cloudformation, "UPDATE_ROLLBACK_COMPLETE")
     stack = "AWS::CloudFormation::Stack"
-    cloudformation.add_response("describe_stack_events", {"StackEvents": [
+    # CloudFormation gives a hundred of them at a time.
+    cloudformation.add_response("describe_stack_events", {"NextToken": "more", "StackEvents": [
         event("UPDATE_ROLLBACK_COMPLETE", "", STACK, stack),
         event("UPDATE_FAILED", "Resource update cancelled", "Other"),
+    ]})  # fmt: skip
+    cloudformation.add_response("describe_stack_events", {"StackEvents": [
         event("UPDATE_FAILED", "the circuit breaker was triggered"),
         event("UPDATE_IN_PROGRESS", "User Initiated", STACK, stack),
         event("UPDATE_FAILED", "an older failure"),
