@@ -48,6 +48,8 @@ def samples_of(look: Look) -> Iterator[Sample]:
     """The figures of the queues. A queue that SQS did not count is not readable, and has no others:
     0 would mean that it is empty."""
     for row in look.rows:
+        if row.dead_letters_of is None and look.fault is None:
+            yield Sample(of.QUEUE_PAUSED, (row.queue,), int(row.paused is not None))
         is_read = row.visible is not None
         yield Sample(of.READ, (row.queue,), int(is_read))
         if not is_read:

@@ -254,8 +254,15 @@ READ = _gauge(
     "sqs_broker.queue.readable", "1", "1 if SQS counted the messages of a queue; else 0.", QUEUE
 )
 
+QUEUE_PAUSED = _gauge(
+    "sqs_broker.queue.paused",
+    "1",
+    "1 while an operator has paused a queue, else 0; missing if that is not known.",
+    QUEUE,
+)
+
 #: Those that Flower has.
-OF_QUEUES = (DEPTH, DEAD_LETTERS, QUEUE_AGE, READ)
+OF_QUEUES = (DEPTH, DEAD_LETTERS, QUEUE_AGE, READ, QUEUE_PAUSED)
 
 
 def _all() -> Iterator[Instrument]:

@@ -11,6 +11,7 @@ from sqs_broker.observers.metrics import Metrics
 from sqs_broker.observers.observer import Observer
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import Happened, Outcome
+from sqs_broker.rules.pause import is_paused
 
 
 class MetricLines(Observer):
@@ -29,7 +30,8 @@ class MetricLines(Observer):
         wall_clock: Callable[[], float] = time,
     ) -> None:
         """`period`: seconds. `queues` have a line while receiving is paused for one of the reasons
-        `away`, with `ServiceAway`. `write`: writes a line; by default to stdout."""
+        `away`, with `ServiceAway`; and each of them while it is paused itself, with `Paused`.
+        `write`: writes a line; by default to stdout."""
         self._period = period
         self._queues = tuple(queues)
         self._reasons = frozenset(away)
@@ -38,6 +40,7 @@ class MetricLines(Observer):
         self._lock = threading.Lock()
         self._metrics: dict[str, Metrics] = {}
         self._is_away = False
+        self._paused: tuple[str, ...] = ()
         self._is_running = False
         self._stopping = threading.Event()
 
@@ -67,11 +70,12 @@ class MetricLines(Observer):
         self._begin()
 
     def paused(self, reasons: frozenset[str]) -> None:
-        """Note whether a service is away."""
+        """Note whether a service is away, and which queues are paused."""
         with self._lock:
             self._is_away = bool(reasons & self._reasons)
-            self._note_absence()
-        if self._is_away:
+            self._paused = tuple(queue for queue in self._queues if is_paused(queue, reasons))
+            self._note_pauses()
+        if self._is_away or self._paused:
             self._begin()
 
     def flush(self) -> None:
@@ -82,11 +86,12 @@ class MetricLines(Observer):
     def _of(self, queue: str) -> Metrics:
         return self._metrics.setdefault(queue, Metrics(queue))
 
-    def _note_absence(self) -> None:
-        if self._is_away:
-            for queue in self._queues:
-                if not self._of(queue).has("ServiceAway"):
-                    self._of(queue).count("ServiceAway")
+    def _note_pauses(self) -> None:
+        away = self._queues if self._is_away else ()
+        for name, queues in (("ServiceAway", away), ("Paused", self._paused)):
+            for queue in queues:
+                if not self._of(queue).has(name):
+                    self._of(queue).count(name)
 
     def _begin(self) -> None:
         with self._lock:
@@ -101,7 +106,7 @@ class MetricLines(Observer):
         while not self._stopping.wait(self._period):
             self._write_lines()
             with self._lock:
-                self._note_absence()
+                self._note_pauses()
                 if not self._metrics:
                     self._is_running = False
                     return

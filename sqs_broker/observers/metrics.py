@@ -35,6 +35,10 @@ MOST_VALUES = 100
 #: The number of the failed run of a message from which one counts as `LateFailures`.
 LATE = 3
 
+#: Metrics that a line has only if they were counted: CloudWatch bills a series in each hour in which
+#: it has data.
+SELDOM = frozenset({"Paused"})
+
 #: The metrics, with their units.
 UNITS: Mapping[str, str] = {
     "Ended": "Count",
@@ -46,6 +50,7 @@ UNITS: Mapping[str, str] = {
     "LostLeases": "Count",
     "UnreadableRecords": "Count",
     "ServiceAway": "Count",
+    "Paused": "Count",
     "Age": "Seconds",
     "SentToDone": "Milliseconds",
 }
@@ -91,7 +96,9 @@ class Metrics:
 
     def line(self, now: float) -> str:
         """The line, without a line end. `now`: seconds since 1970."""
-        values: dict[str, Any] = {name: self._counts[name] for name in UNITS}
+        values: dict[str, Any] = {
+            name: self._counts[name] for name in UNITS if name not in SELDOM or self._counts[name]
+        }
         values["Age"] = None if self._oldest is None else round(self._oldest, 3)
         values["SentToDone"] = [round(time) for time in self._times] or None
         values = {name: value for name, value in values.items() if value is not None}

@@ -52,7 +52,8 @@ class Observer:
         its URL. A worker's calls alone: those that send new messages are left out."""
 
     def paused(self, reasons: frozenset[str]) -> None:
-        """Receiving is paused for these reasons. If there are none, receiving resumes."""
+        """Receiving is paused for these reasons. If there are none, receiving resumes. If only a
+        queue is paused, the reason begins with its name and `: `."""
 
     def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
         """Up to ten dead letters were sent back to their queue. `began_at`: when the send began; a

@@ -1,6 +1,6 @@
 """The pause of a queue: who began it, why, and until when it lasts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -52,6 +52,16 @@ class Pause:
         """The reason, who began the pause, and when it ends. In one line."""
         ends = f"until {self.until:%Y-%m-%d %H:%M:%S} UTC" if self.until else "until it is resumed"
         return f"{self.reason} ({self.by}, {ends})"
+
+
+def pause_text(queue: str, why: str) -> str:
+    """What observers are told while a queue is paused."""
+    return f"{queue}: {why}"
+
+
+def is_paused(queue: str, reasons: Iterable[str]) -> bool:
+    """Whether a queue is paused, by what observers are told."""
+    return any(reason.startswith(pause_text(queue, "")) for reason in reasons)
 
 
 def _utc(time: datetime) -> datetime:

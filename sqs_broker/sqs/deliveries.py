@@ -22,6 +22,7 @@ from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.lease import LIMIT_MARGIN, Delivery, Lease
 from sqs_broker.rules.outcomes import Happened, decide
+from sqs_broker.rules.pause import pause_text
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.suspicion import Suspicion
 from sqs_broker.sqs.copies import can_carry
@@ -415,7 +416,7 @@ class Deliveries:
     def pauses(self) -> frozenset[str]:
         """Why nothing is received now, or nothing from a queue that would be received from."""
         paused = self._paused_queues.copy().items()
-        of_queues = (f"{queue}: {why}" for queue, why in paused if queue in self._queues)
+        of_queues = (pause_text(queue, why) for queue, why in paused if queue in self._queues)
         return self._leases.pauses | frozenset(of_queues)
 
     @property

@@ -82,7 +82,11 @@ class Watched:
 
     @property
     def trouble(self) -> str:
-        alarm = self.alarms["Trouble"]
+        return self.composite("Trouble")
+
+    def composite(self, alarm_name: str) -> str:
+        """The state of a composite alarm."""
+        alarm = self.alarms[alarm_name]
         by_full_name = {
             self.alarms[name]["AlarmName"]: state for name, state in self.states.items()
         }
@@ -106,6 +110,8 @@ def test_each_alarm_exists_and_says_what_to_do(stack: Stack) -> None:
         "ErrorRate",
         "NobodyPolls",
         "Trouble",
+        "PausedTrouble",
+        "Paused",
         "Outage",
         "DeadLetters",
         "DeadLettersGrow",
@@ -119,7 +125,14 @@ def test_one_topic_with_the_address_gets_all_alarms(stack: Stack) -> None:
     (subscription,) = sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"]
     assert (subscription["Protocol"], subscription["Endpoint"]) == ("email", "someone@example.com")
     with_actions = {name for name, alarm in alarms(stack).items() if alarm.get("AlarmActions")}
-    assert with_actions == {"Trouble", "Outage", "DeadLetters", "DeadLettersGrow", "LateFailures"}
+    assert with_actions == {
+        "Trouble",
+        "PausedTrouble",
+        "Outage",
+        "DeadLetters",
+        "DeadLettersGrow",
+        "LateFailures",
+    }
     assert {action for a in alarms(stack).values() for action in a["AlarmActions"]} == {topic}
 
 
@@ -294,3 +307,32 @@ def test_an_outage_has_one_page_and_no_other(watched: Watched) -> None:
     assert {"Depth", "Oldest", "NobodyPolls"} <= watched.fired
     watched.quiet(26)
     assert watched.fired == set()
+
+
+def test_what_follows_from_a_pause_has_a_page_that_says_so_and_no_other(watched: Watched) -> None:
+    pages: set[str] = set()
+    for minute in range(60):
+        if minute < 40:
+            watched.metrics.put(NAMESPACE, "Paused", watched.now, 1, **{DIMENSION: watched.queue})
+        watched.minute(
+            ApproximateNumberOfMessagesVisible=500 if minute < 45 else 0,
+            ApproximateAgeOfOldestMessage=60 * minute if minute < 45 else 0,
+            NumberOfEmptyReceives=0 if minute < 40 else 9,
+            NumberOfMessagesReceived=0,
+        )
+        pages |= {name for name in ("Trouble", "PausedTrouble") if watched.composite(name) == ALARM}
+        if minute == 39:
+            assert {"Depth", "Oldest", "NobodyPolls", "Paused"} <= watched.fired
+    assert pages == {"PausedTrouble"}
+    assert "is paused" in watched.alarms["PausedTrouble"]["AlarmDescription"]
+    assert (watched.fired, watched.composite("PausedTrouble")) == (set(), OK)
+
+
+def test_a_pause_of_an_empty_queue_has_no_page_and_failures_in_it_have(watched: Watched) -> None:
+    watched.ours(Paused=1)
+    assert watched.fired == {"Paused"}
+    assert (watched.trouble, watched.composite("PausedTrouble")) == (OK, OK)
+    for _ in range(10):
+        watched.ours(Paused=1, Failed=20, Ended=20)
+    assert "ErrorRate" in watched.fired
+    assert (watched.trouble, watched.composite("PausedTrouble")) == (ALARM, OK)

@@ -103,7 +103,7 @@ def test_a_lost_lease_is_counted_and_nothing_else_is(
     observer.lost(message(), "its time ran out")
     observer.flush()
     (line,) = written.lines
-    counts = {name: line[name] for name, unit in UNITS.items() if unit == "Count"}
+    counts = {name: line.get(name, 0) for name, unit in UNITS.items() if unit == "Count"}
     assert {name: count for name, count in counts.items() if count} == {"LostLeases": 1}
     assert not {"Age", "SentToDone"} & set(line)
 
@@ -151,6 +151,25 @@ def test_an_outage_is_in_each_line_of_each_queue_until_it_is_over(written: Writt
     observer.paused(frozenset({"another reason"}))
     assert running() == []
     assert len(written.lines) == count
+
+
+def test_a_paused_queue_has_a_line_each_period_until_it_is_resumed(written: Written) -> None:
+    observer = written.observer(period=0.02, queues=["jobs", "jobs2"], away=["away"])
+    observer.paused(frozenset({"jobs: deploy (kim, until it is resumed)"}))
+    wait_until(lambda: len(written.lines) >= 3, 30, "three lines")
+    assert {line["Queue"] for line in written.lines} == {"jobs"}
+    assert {(line["Paused"], line["ServiceAway"]) for line in written.lines} == {(1, 0)}
+    observer.paused(frozenset())
+    wait_until(lambda: not running(), 30, "the end of the thread")
+
+
+def test_a_line_of_a_queue_that_is_not_paused_has_no_series_for_pauses(
+    written: Written, message: Callable[..., Facts]
+) -> None:
+    observer = written.observer(queues=["jobs"])
+    observer.received(message())
+    observer.flush()
+    assert "Paused" not in written.lines[0]
 
 
 def test_an_outage_that_is_shorter_than_a_period_is_in_its_line(written: Written) -> None:

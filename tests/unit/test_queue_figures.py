@@ -17,6 +17,7 @@ DEAD = Row("jobs-dlq", 4, 1, 0, dead_letters_of="jobs")
 
 def test_a_queue_has_its_depth_and_its_dead_letters() -> None:
     assert counted(samples_of(Look([JOBS, DEAD]))) == {
+        (of.QUEUE_PAUSED, ("jobs",)): 0,
         (of.READ, ("jobs",)): 1,
         (of.DEPTH, ("jobs", "visible")): 3,
         (of.DEPTH, ("jobs", "in flight")): 2,
@@ -36,8 +37,16 @@ def test_the_age_of_the_oldest_message_is_there_if_cloudwatch_knows_it() -> None
 
 def test_a_queue_that_sqs_did_not_count_is_not_empty_but_unreadable() -> None:
     assert counted(samples_of(Look([Row("jobs", fault="AccessDenied")]))) == {
-        (of.READ, ("jobs",)): 0
+        (of.READ, ("jobs",)): 0,
+        (of.QUEUE_PAUSED, ("jobs",)): 0,
     }
+
+
+def test_a_pause_is_there_unless_it_is_not_known() -> None:
+    paused = Row("jobs", 0, 0, 0, paused="deploy (kim, until it is resumed)")
+    assert counted(samples_of(Look([paused])))[of.QUEUE_PAUSED, ("jobs",)] == 1
+    unknown = counted(samples_of(Look([Row("jobs", 0, 0, 0)], "MongoDB does not answer")))
+    assert (of.QUEUE_PAUSED, ("jobs",)) not in unknown
 
 
 def test_each_figure_of_queues_is_here() -> None:
