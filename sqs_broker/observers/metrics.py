@@ -35,8 +35,8 @@ MOST_VALUES = 100
 #: The number of the failed run of a message from which one counts as `LateFailures`.
 LATE = 3
 
-#: Metrics that a line has only if they were counted: CloudWatch bills a series in each hour in which
-#: it has data.
+#: Metrics that a line has only if they were counted: CloudWatch bills a series in each hour in
+#: which it has data.
 SELDOM = frozenset({"Paused"})
 
 #: The metrics, with their units.

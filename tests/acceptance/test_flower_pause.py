@@ -1,4 +1,4 @@
-"""Flower pauses and resumes a queue on its Broker page, as the commands do, and shows each pause."""
+"""Flower pauses and resumes a queue on its Broker page, as the commands do, and shows pauses."""
 
 import json
 from collections.abc import Iterator
