@@ -156,8 +156,9 @@ class TypedTask(Task):
 
     @property
     def needs_request(self) -> bool:
-        """Whether a shared job needs Celery's requests: not to make pairs of `Call.given`."""
-        return self.model is None
+        """Whether a shared job needs Celery's requests: for its span, but not to make pairs of
+        `Call.given`."""
+        return self.model is None or self.tracing is not None
 
     def run_many(self, calls: Sequence[Any]) -> Sequence[Any]:
         """The outcomes of `many`, which takes pairs of (message, provenance). A message that its
@@ -165,9 +166,14 @@ class TypedTask(Task):
         if self.model is None:
             return super().run_many(calls)
         read = [self._read(call) for call in calls]
-        pairs = [pair for pair in read if isinstance(pair, tuple)]
-        outcomes = iter(super().run_many(pairs) if pairs else ())
-        return [next(outcomes) if isinstance(pair, tuple) else pair for pair in read]
+        valid = [place for place, pair in enumerate(read) if isinstance(pair, tuple)]
+        outcomes: dict[int, Any] = dict(enumerate(read))
+        if valid:
+            done = self.run_given(
+                [calls[place] for place in valid], [read[place] for place in valid]
+            )
+            outcomes |= zip(valid, done, strict=True)
+        return list(outcomes.values())
 
     def _read(self, call: Call) -> tuple[Message, Provenance] | Exception:
         try:

@@ -17,7 +17,8 @@ from sqs_broker.errors import ConfigurationError
 from sqs_broker.worker.failures import give_verdict
 
 #: What the worker or `Task` sets, so that a class of a project cannot have its own.
-RESERVED = ("retry", "__trace__", "policy", "most_retries", "eta_max", "brackets", "run_many")
+RESERVED = ("retry", "__trace__", "policy", "most_retries", "eta_max", "brackets", "run_many",
+            "run_given")  # fmt: skip
 
 
 class Outermost(CeleryTask):

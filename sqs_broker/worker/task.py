@@ -259,12 +259,19 @@ class Task(CeleryTask):
 
         Raises what `many` raises, and RuntimeError if it does not return one outcome for each call.
         """
+        return self.run_given(calls, calls)
+
+    def run_given(self, calls: Sequence[Any], given: Sequence[Any]) -> Sequence[Any]:
+        """The outcome of each call, in order. `many` gets what is `given` for them instead.
+
+        Raises as `run_many` does.
+        """
         # Read from the class: read from the instance, it would be a bound method.
         many = type(self).many
         assert many is not None
         tracing = self.tracing
         with tracing.work(self.name, [c.request for c in calls]) if tracing else nullcontext():
-            return outcomes_of(self.name, many(calls), len(calls))
+            return outcomes_of(self.name, many(given), len(calls))
 
     def retry_delay(self, exc: Exception) -> float | None:
         """Seconds until a failure is retried; None means the policy's backoff."""

@@ -323,6 +323,19 @@ def test_messages_of_one_job_share_a_span_with_links_to_each_and_from_each(
     assert codes == ["ERROR", "UNSET", "UNSET"]
 
 
+def test_messages_with_a_model_share_a_span_and_one_that_is_refused_has_no_part(
+    traced: Traced, spans: Spans, worker: InMemoryWorker
+) -> None:
+    for input in (1, "x", 2):
+        traced.app.send_task("typed", kwargs={"input": input})
+    traced.run(worker)
+    runs, work = spans.named("process typed"), spans.one("process typed together")
+    errors = [run.attributes and run.attributes.get("error.type") for run in runs]
+    assert sorted(map(str, errors)) == ["InvalidMessage", "None", "None"]
+    done = {id_of(run) for run, error in zip(runs, errors, strict=True) if error is None}
+    assert links(work) == done
+
+
 def test_the_work_of_a_job_is_in_the_trace_of_a_message_that_is_sampled(
     traced: Traced, spans: Spans, worker: InMemoryWorker
 ) -> None:

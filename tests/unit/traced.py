@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from app.messages import Increment
+from app.typed_task import TypedTask
 from sqs_broker import install
 from sqs_broker.observers.observer import Observer
 from sqs_broker.rules.facts import Facts
@@ -99,7 +100,7 @@ class Settlements(Observer):
 
 
 class Traced:
-    """An app with three tasks, its worker and its spans. `do` is what they do, with the input."""
+    """An app with a few tasks, its worker and its spans. `do` is what they do, with the input."""
 
     def __init__(self, spans: Spans) -> None:
         self.spans = spans
@@ -141,6 +142,14 @@ class Traced:
         @app.task(shared=False, name="shared", many=many)
         def shared(input: int) -> None:
             self.do(input)
+
+        def many_typed(pairs: Sequence[Any]) -> list[Any]:
+            self.do(len(pairs))
+            return [None] * len(pairs)
+
+        @app.task(base=TypedTask, shared=False, name="typed", model=Increment, many=many_typed)
+        def typed(message: Increment, provenance: Any) -> None:
+            self.do(message.input)
 
     @property
     def url(self) -> str:
