@@ -15,7 +15,12 @@ from sqs_broker.options import ControlOptions
 
 Document = dict[str, Any]
 
-BROADCASTS, REPLIES, REVOKES, ATTEMPTS = "broadcasts", "replies", "revokes", "attempts"
+BROADCASTS, EVENTS = "broadcasts", "events"
+REPLIES, REVOKES, ATTEMPTS = "replies", "revokes", "attempts"
+
+#: The capped collections. A worker reads only the commands, which are among the broadcasts: the
+#: cursor of each reader looks at every document of its collection.
+STREAMS = (BROADCASTS, EVENTS)
 
 #: Seconds that a reply is kept if its client does not read it.
 REPLY_SECONDS = 60
@@ -53,12 +58,13 @@ class Collections:
         self._database = database
         self._options = options
         self.faults: list[Fault] = []
-        #: Why no reader can read the broadcasts; None if they can.
-        self.unreadable: Fault | None = None
+        #: For each capped collection that no reader can read, why.
+        self.unreadable: dict[str, Fault] = {}
 
     def prepare(self) -> None:
         """Create missing collections and indexes, and change those that differ."""
-        self._prepare_broadcasts()
+        for name in STREAMS:
+            self._prepare_stream(name)
         self._expire(REPLIES, REPLY_SECONDS)
         self._expire(REVOKES, self._options.revokes_seconds)
         self._expire(ATTEMPTS, LONGEST_RETENTION)
@@ -73,24 +79,24 @@ class Collections:
     def differences(self) -> list[Difference]:
         """What `prepare` would create or change, and what it cannot. Changes nothing."""
         return [
-            *self._differences_of_broadcasts(),
+            *(difference for name in STREAMS for difference in self._differences_of_stream(name)),
             *self._differences_of_expiry(REPLIES, REPLY_SECONDS),
             *self._differences_of_expiry(REVOKES, self._options.revokes_seconds),
             *self._differences_of_expiry(ATTEMPTS, LONGEST_RETENTION),
         ]
 
-    def _differences_of_broadcasts(self) -> Iterator[Difference]:
-        found = self._find(BROADCASTS)
+    def _differences_of_stream(self, name: str) -> Iterator[Difference]:
+        found = self._find(name)
         if found is None:
-            yield Difference(BROADCASTS, "does not exist yet", "createCollection")
+            yield Difference(name, "does not exist yet", "createCollection")
         elif found["type"] != "collection":
-            yield Difference(BROADCASTS, f"is a {found['type']}", None)
+            yield Difference(name, f"is a {found['type']}", None)
         elif not found["options"].get("capped"):
-            yield Difference(BROADCASTS, "is not capped", "convertToCapped")
+            yield Difference(name, "is not capped", "convertToCapped")
         elif self._changes(found["options"]):
-            yield Difference(BROADCASTS, self._cost(found["options"]), "collMod")
+            yield Difference(name, self._cost(found["options"]), "collMod")
         if found is not None and found["type"] == "collection":
-            yield from self._strange(BROADCASTS, found["options"])
+            yield from self._strange(name, found["options"])
 
     def _differences_of_expiry(self, name: str, seconds: int) -> Iterator[Difference]:
         info = self._find(name)
@@ -118,67 +124,67 @@ class Collections:
                 yield Difference(name, text, None, "Drop the index.")
 
     def _indexes_of(self, name: str) -> list[Mapping[str, Any]]:
-        """All indexes; none if this user may not list them, which only the broadcasts do not
-        need."""
+        """All indexes; none if this user may not list them, which only the capped collections do
+        not need."""
         try:
             return list(self._database[name].list_indexes())
         except OperationFailure:
             return []
 
-    def _prepare_broadcasts(self) -> None:
+    def _prepare_stream(self, name: str) -> None:
         found: Mapping[str, Any] | None = None
-        with self._needs("listCollections", BROADCASTS, "its size is not checked"):
-            found = self._find(BROADCASTS)
+        with self._needs("listCollections", name, "its size is not checked"):
+            found = self._find(name)
         if found is None:
-            self._create_broadcasts()
+            self._create_stream(name)
         elif found["type"] != "collection":
-            self._give_up(view(self._database.name, BROADCASTS, found["type"]))
+            self._give_up(name, view(self._database.name, name, found["type"]))
         elif not found["options"].get("capped"):
-            self._cap()
+            self._cap(name)
         else:
-            self._resize(found["options"])
-        if self.unreadable is None:
-            self._begin()
+            self._resize(name, found["options"])
+        if name not in self.unreadable:
+            self._begin(name)
 
     def _find(self, name: str) -> Mapping[str, Any] | None:
         with self._database.list_collections(filter={"name": name}) as listed:
             return next(iter(listed), None)
 
-    def _create_broadcasts(self) -> None:
+    def _create_stream(self, name: str) -> None:
         known = len(self.faults)
         # A capped collection needs both rights.
-        with self._needs("createCollection` and `convertToCapped", BROADCASTS):
+        with self._needs("createCollection` and `convertToCapped", name):
             try:
                 self._database.create_collection(
-                    BROADCASTS, capped=True, size=self._options.size_bytes, check_exists=False
+                    name, capped=True, size=self._options.size_bytes, check_exists=False
                 )
             except OperationFailure as exc:
                 if exc.code != NAMESPACE_EXISTS:
                     raise
-        if len(self.faults) > known and self._is_empty():
+        if len(self.faults) > known and self._is_empty(name):
             # A write would create the collection, but not capped.
-            self._give_up(self.faults.pop())
+            self._give_up(name, self.faults.pop())
 
-    def _is_empty(self) -> bool:
-        """Whether there are no broadcasts, or this user may not read them."""
+    def _is_empty(self, name: str) -> bool:
+        """Whether it has no documents, or this user may not read it."""
         try:
-            return self._database[BROADCASTS].find_one({}, {"_id": 1}) is None
+            return self._database[name].find_one({}, {"_id": 1}) is None
         except OperationFailure:
             return True
 
-    def _cap(self) -> None:
+    def _cap(self, name: str) -> None:
         # The collection was dropped, and the write of an event created it again.
         known = len(self.faults)
-        with self._needs("convertToCapped", BROADCASTS, "it is not capped and cannot be read"):
+        with self._needs("convertToCapped", name, "it is not capped and cannot be read"):
             size = self._options.size_bytes
-            self._database.command("convertToCapped", BROADCASTS, size=size)
+            self._database.command("convertToCapped", name, size=size)
         if len(self.faults) > known:
-            self._give_up(self.faults.pop())
+            self._give_up(name, self.faults.pop())
 
-    def _resize(self, options: Mapping[str, Any]) -> None:
+    def _resize(self, name: str, options: Mapping[str, Any]) -> None:
         if changes := self._changes(options):
-            with self._needs("collMod", BROADCASTS, self._cost(options)):
-                self._database.command("collMod", BROADCASTS, **changes)
+            with self._needs("collMod", name, self._cost(options)):
+                self._database.command("collMod", name, **changes)
 
     def _changes(self, options: Mapping[str, Any]) -> dict[str, Any]:
         size = self._options.size_bytes
@@ -195,14 +201,14 @@ class Collections:
         wanted = f"{self._options.size_bytes} bytes"
         return f"it holds {options['size']} bytes{limit}; the options say {wanted}"
 
-    def _begin(self) -> None:
+    def _begin(self, name: str) -> None:
         """Write a first document: in an empty collection a waiting cursor ends at once."""
-        known, collection = len(self.faults), self._database[BROADCASTS]
+        known, collection = len(self.faults), self._database[name]
         is_empty = False
-        with self._needs("find", BROADCASTS):
+        with self._needs("find", name):
             is_empty = collection.find_one({"at": {"$type": "timestamp"}}, {"_id": 1}) is None
         if len(self.faults) == known and is_empty:
-            with self._needs("insert", BROADCASTS):
+            with self._needs("insert", name):
                 collection.insert_one({"at": Timestamp(0, 0)})
 
     def _expire(self, name: str, seconds: int) -> None:
@@ -238,8 +244,8 @@ class Collections:
     def _create_expiry(self, name: str, index: str, seconds: int) -> None:
         self._database[name].create_index("at", name=index, expireAfterSeconds=seconds)
 
-    def _give_up(self, fault: Fault) -> None:
-        self.unreadable = fault
+    def _give_up(self, name: str, fault: Fault) -> None:
+        self.unreadable[name] = fault
         self.faults.append(fault)
 
     @contextmanager

@@ -1,14 +1,15 @@
 """The control plane of one kombu connection: what it publishes and what its queues receive."""
 
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.planes import plane_for
+from sqs_broker.control.waiting import Read, Waiting
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.options import ControlOptions, Kind, Options
@@ -22,19 +23,20 @@ logger = logging.getLogger(__name__)
 #: The only content type. No message is ever unpickled.
 JSON = "application/json"
 
-#: Most messages that wait for delivery on this connection. Then the reader waits; if it waits too
-#: long, MongoDB overwrites events that it has not read.
-MOST_WAITING = 10_000
-
 
 class ControlConnection:
     """Publishes to the control plane, and receives the messages for this connection's queues.
 
-    The reader's thread decodes a message and puts it into `inbox` as `(queue, message)`. The code
-    that empties the inbox passes it to `deliver`.
+    The reader's thread decodes a message and puts it into `inbox` as `(queue, read)`. The code that
+    empties the inbox passes both to `deliver`.
     """
 
-    def __init__(self, options: Options, inbox: Callable[[], Inbox]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        inbox: Callable[[], Inbox],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._given = options
         self._inbox = inbox
         self._callbacks: dict[str, Callable[[Any], Any]] = {}
@@ -42,8 +44,7 @@ class ControlConnection:
         #: By queue, the bindings whose reader's thread could not start yet.
         self._unread: dict[str, list[_Bound]] = {}
         self._has_published = False
-        self._waiting = 0
-        self._changed = threading.Condition()
+        self._waiting = Waiting(clock)
         #: Called on a reader's thread when it begins to read this connection's commands: at the
         #: start and after each outage.
         self.on_commands_open: Callable[[], None] = lambda: None
@@ -118,13 +119,11 @@ class ControlConnection:
             return
         plane = plane_for(self.options)
         # Created here, before a thread could create a second one.
-        inbox = self._inbox()
+        self._inbox()
         self._callbacks[queue] = callback
         self._listeners[queue] = []
         for exchange, routing_key, arguments, kind in bindings:
-            bound = _Bound(
-                self, plane, inbox, channel, queue, exchange, routing_key, arguments, kind
-            )
+            bound = _Bound(self, plane, channel, queue, exchange, routing_key, arguments, kind)
             try:
                 self._listen(queue, bound)
             except NoThread:
@@ -152,30 +151,24 @@ class ControlConnection:
     def cancel(self, queue: str) -> None:
         """Stop receiving for a queue."""
         self._unread.pop(queue, None)
-        with self._changed:
-            self._callbacks.pop(queue, None)
-            self._changed.notify_all()
+        self._callbacks.pop(queue, None)
+        self._waiting.unwanted()
         for bound in self._listeners.pop(queue, ()):
             bound.leave()
 
-    def deliver(self, queue: str, message: Any) -> None:
-        """Pass a message to its consumer; drop it if that consumer was cancelled."""
-        with self._changed:
-            self._waiting -= 1
-            self._changed.notify_all()
-        if callback := self._callbacks.get(queue):
-            callback(message)
+    def deliver(self, queue: str, read: Read) -> None:
+        """Pass a message to its consumer; drop it if that consumer was cancelled, or if it is an
+        event that has waited for too long."""
+        is_due = self._waiting.leave(read)
+        if is_due and (callback := self._callbacks.get(queue)):
+            callback(read.message)
 
-    def reserve(self, queue: str) -> bool:
-        """Wait until one more message may wait for delivery. Return False if the queue's consumer
-        was cancelled."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._waiting < MOST_WAITING or queue not in self._callbacks
-            )
-            is_wanted = queue in self._callbacks
-            self._waiting += is_wanted
-            return is_wanted
+    def put(self, queue: str, message: Any, events: int) -> None:
+        """Put a message with so many events into the inbox, unless it is dropped. Called on a
+        reader's thread, which waits here if too many commands or replies do."""
+        read = self._waiting.enter(message, events, lambda: queue in self._callbacks)
+        if read is not None:
+            self._inbox().put([(queue, read)])
 
     def delete(self, channel: Any, queue: str, exchange: str, routing_key: str, *_: object) -> None:
         """Remove a binding of a queue, and delete the replies that no client waits for any more."""
@@ -199,7 +192,6 @@ class _Bound:
         self,
         connection: ControlConnection,
         plane: "Plane",
-        inbox: Inbox,
         channel: Any,
         queue: str,
         exchange: str,
@@ -210,7 +202,6 @@ class _Bound:
         self.exchange = exchange
         self._connection = connection
         self._plane = plane
-        self._inbox = inbox
         self._channel = channel
         self._queue = queue
         self._routing_key = routing_key
@@ -260,8 +251,12 @@ class _Bound:
             # Broad on purpose: one bad document must not end the readers of all processes.
             _log_unreadable(exc)
             return
-        if self._connection.reserve(self._queue):
-            self._inbox.put([(self._queue, message)])
+        self._connection.put(self._queue, message, self._events(message))
+
+    def _events(self, message: Any) -> int:
+        if self._kind is not Kind.EVENTS:
+            return 0
+        return len(message.payload) or 1 if isinstance(message.payload, list) else 1
 
     def _message(self, document: dict[str, Any]) -> Any:
         about = {"exchange": self.exchange, "routing_key": document["routing_key"]}

@@ -126,7 +126,8 @@ class Plane:
             for listener in self._listeners_of(exchange):
                 listener.arrived(document)
 
-        return Tail(self.store, exchange, opened, arrived, lambda: self._is_wanted(exchange))
+        stream = self.store.stream(exchange)
+        return Tail(stream, exchange, opened, arrived, lambda: self._is_wanted(exchange))
 
     def _listeners_of(self, exchange: str) -> list[Listener]:
         with self._lock:

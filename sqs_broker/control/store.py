@@ -2,47 +2,40 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
 import pymongo
-from bson import ObjectId, Timestamp
+from bson import Timestamp
 from bson.codec_options import CodecOptions, DatetimeConversion
-from pymongo import ASCENDING, CursorType, MongoClient, ReadPreference, UpdateOne, WriteConcern
+from pymongo import ASCENDING, MongoClient, ReadPreference, UpdateOne, WriteConcern
 from pymongo.collection import Collection
-from pymongo.cursor import Cursor
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import OperationFailure
 
 from sqs_broker.control.broadcast import Broadcast
 from sqs_broker.control.collections import (
     ATTEMPTS,
     BROADCASTS,
+    EVENTS,
     REPLIES,
     REVOKES,
     Collections,
     Document,
 )
 from sqs_broker.control.faults import Fault, Refused, fault_of
+from sqs_broker.control.stream import Stream, document_of, insert
 from sqs_broker.options import ControlOptions, Kind
 from sqs_broker.rules.attempts import Record
 
 logger = logging.getLogger(__name__)
 
-#: Milliseconds that a read waits on the server for a new document. A reader's thread notices only
-#: after this time that it must stop. An idle reader costs one operation in this time.
-AWAIT_MS = 1_000
-
-#: MongoDB's option to send one answer after the other without further requests. When MongoDB sends
-#: to a dead client, it notices that and ends the cursor, which otherwise stays for 10 minutes.
-#: https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/#op_msg
-EXHAUST = 64
-
 #: Milliseconds after which MongoDB counts as unavailable. This replaces the URI's value: a reader
-#: must wait longer than AWAIT_MS, and a client of `inspect` not much longer than its own timeout.
+#: must wait longer than its cursor does, and a client of `inspect` not much longer than its own
+#: timeout.
 AWAY_MS = 5_000
 
 #: Seconds for the close of the client. It tells MongoDB which sessions have ended.
@@ -60,9 +53,6 @@ CODEC: CodecOptions[Document] = CodecOptions(
 #: Age in seconds of the oldest messages that a reader still reads after an interruption.
 CATCH_UP_SECONDS = 60
 
-#: MongoDB's error code for a second document with the same key.
-DUPLICATE_KEY = 11_000
-
 
 class Store:
     """Reads and writes the control database. Thread-safe; belongs to one process.
@@ -73,13 +63,9 @@ class Store:
     def __init__(self, options: ControlOptions) -> None:
         self._options = options
         self._prepared_until = float("-inf")
-        self._unreadable: Fault | None = None
         self._lock = threading.Lock()
         self._reported: set[Fault] = set()
         self._odd = 0
-        self._numbering = threading.Lock()
-        self._writer = ObjectId()
-        self._number = 0
         #: Its user and its timeouts are those of the control plane.
         self.client: MongoClient[Document] = MongoClient(
             options.require_uri(),
@@ -92,7 +78,10 @@ class Store:
         self._database: Database[Document] = self.client.get_database(
             options.database, codec_options=CODEC
         )
-        self._broadcasts: Collection[Document] = self._database[BROADCASTS]
+        #: Commands, and notices of replies.
+        self.broadcasts = Stream(self._database[BROADCASTS], self.needs, self.prepare, False)
+        #: Apart from the commands, so that no worker reads them.
+        self.events = Stream(self._database[EVENTS], self.needs, self.prepare, True)
         self._replies: Collection[Document] = self._database[REPLIES]
         self._revokes: Collection[Document] = self._database[REVOKES]
         # Whatever the URI says: what one worker has recorded, the next one must read.
@@ -110,64 +99,15 @@ class Store:
         with pymongo.timeout(CLOSE_TIMEOUT):
             self.client.close()
 
-    # Broadcasts
+    # Events and commands
+
+    def stream(self, exchange: str) -> Stream:
+        """The collection of the messages to an exchange."""
+        return self.events if self._options.kind(exchange) is Kind.EVENTS else self.broadcasts
 
     def broadcast(self, messages: Sequence[Broadcast]) -> None:
-        """Write messages for all readers, in one operation. Raises Refused."""
-        self.prepare()
-        if self._unreadable is not None:
-            # Nobody could read them, and nothing would ever delete them.
-            raise Refused(self._unreadable)
-        # MongoDB replaces an empty timestamp with its own time, so the order is the server's.
-        documents: list[Document] = [
-            {"at": Timestamp(0, 0)} | _document(message) for message in messages
-        ]
-        if not any(self._is_numbered(message) for message in messages):
-            self._insert(self._broadcasts, documents)
-            return
-        with self._numbering:
-            number = self._number
-            for message, document in zip(messages, documents, strict=True):
-                if self._is_numbered(message):
-                    number += message.events
-                    document |= {
-                        "writer": self._writer,
-                        "number": number,
-                        "events": message.events,
-                    }
-            self._insert(self._broadcasts, documents)
-            # Only now: the next try has the same numbers, and what was refused has none.
-            self._number = number
-
-    def _is_numbered(self, message: Broadcast) -> bool:
-        return self._options.kind(message.exchange) is Kind.EVENTS
-
-    def newest(self) -> Timestamp:
-        """The time of the newest broadcast; the beginning of time if there is none."""
-        self.prepare(again=True)
-        with self.needs("find", BROADCASTS):
-            # Somebody else may have written a document without a time.
-            found = self._broadcasts.find({"at": {"$type": "timestamp"}}, {"at": 1})
-            for document in found.sort("$natural", -1).limit(1):
-                return document["at"]  # type: ignore[no-any-return]  # a document's value is Any
-        return Timestamp(0, 1)
-
-    @contextmanager
-    def read_on(self, exchange: str, after: Timestamp) -> Iterator["Reading"]:
-        """Read the broadcasts to an exchange after a time, and wait for new ones. Raises Refused,
-        as does the reading."""
-        if self._unreadable is not None:
-            raise Refused(self._unreadable)
-        found = (
-            self._broadcasts.find(
-                {"exchange": exchange, "at": {"$gt": after}},
-                cursor_type=CursorType.TAILABLE_AWAIT,
-            )
-            .max_await_time_ms(AWAIT_MS)
-            .add_option(EXHAUST)
-        )
-        with found as cursor:
-            yield Reading(cursor, lambda: self.needs("find", BROADCASTS))
+        """Write messages to one exchange for all readers, in one operation. Raises Refused."""
+        self.stream(messages[0].exchange).write(messages)
 
     # Replies
 
@@ -175,8 +115,9 @@ class Store:
         """Store replies until their client takes them, and notify the client. Two operations."""
         self.prepare()
         now = datetime.now(UTC)
-        self._insert(self._replies, [{"at": now} | _document(reply) for reply in replies])
-        self.broadcast([Broadcast(r.exchange, r.routing_key, {}, "") for r in replies])
+        documents: list[Document] = [{"at": now} | document_of(reply) for reply in replies]
+        insert(self._replies, documents, self.needs)
+        self.broadcasts.write([Broadcast(r.exchange, r.routing_key, {}, "") for r in replies])
 
     def take_reply(self, exchange: str, routing_key: str) -> Document | None:
         """Remove and return the oldest reply to a client; None if there is none."""
@@ -292,14 +233,16 @@ class Store:
 
     def prepare(self, again: bool = False) -> None:
         """Create missing collections and indexes. Done once, unless `again` is true or something
-        was refused a minute ago. What MongoDB refuses is logged once, and the rest is done. If the
-        broadcasts cannot be read, each call that needs them raises that, and it is not logged."""
+        was refused a minute ago. What MongoDB refuses is logged once, and the rest is done. If a
+        stream cannot be read, each call that needs it raises that, and it is not logged."""
         if monotonic() < self._prepared_until and not again:
             return
         collections = Collections(self._database, self._options)
         collections.prepare()
-        self._unreadable = collections.unreadable
-        self._report(fault for fault in collections.faults if fault != self._unreadable)
+        unreadable = collections.unreadable
+        self.broadcasts.unreadable = unreadable.get(BROADCASTS)
+        self.events.unreadable = unreadable.get(EVENTS)
+        self._report(fault for fault in collections.faults if fault not in unreadable.values())
         self._prepared_until = monotonic() + TRY_AGAIN if collections.faults else float("inf")
 
     def _report(self, faults: Iterable[Fault]) -> None:
@@ -323,47 +266,6 @@ class Store:
             fault = fault_of(exc, action, self._database.name, collection)
             raise Refused(fault, exc.code) from exc
 
-    def _insert(self, collection: Collection[Document], documents: list[Document]) -> None:
-        with self.needs("insert", collection.name):
-            try:
-                collection.insert_many(documents, ordered=False)
-            except BulkWriteError as exc:
-                if not all(map(_is_written_before, exc.details["writeErrors"])):
-                    raise
-
-
-class Reading:
-    """An open cursor over broadcasts."""
-
-    def __init__(
-        self, cursor: Cursor[Document], needs: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        self._cursor = cursor
-        self._needs = needs
-
-    @property
-    def alive(self) -> bool:
-        """Whether more documents can come."""
-        return self._cursor.alive
-
-    def __iter__(self) -> "Reading":
-        return self
-
-    def __next__(self) -> Document:
-        """The next document. Waits up to AWAIT_MS, and raises StopIteration if none came."""
-        with self._needs():
-            document = next(self._cursor, None)
-        if document is None:
-            raise StopIteration
-        return document
-
-
-def _is_written_before(error: Document) -> bool:
-    """Whether an earlier try, whose answer was lost, has written the document."""
-    # Somebody may have made another index of the collection unique.
-    is_by_id = error.get("keyPattern", {"_id": 1}) == {"_id": 1}
-    return bool(error["code"] == DUPLICATE_KEY and is_by_id)
-
 
 def _numbers(value: Any) -> frozenset[int]:
     """The numbers of deliveries in a document that somebody else may have changed."""
@@ -380,18 +282,6 @@ def _revoked(key: Any) -> tuple[str, str] | str:
         case {"header": str(header), "stamp": str(stamp)}:
             return header, stamp
     raise ValueError("neither an id nor a stamp")
-
-
-def _document(message: Broadcast) -> Document:
-    if message.id is None:
-        message.id = ObjectId()
-    return {
-        "_id": message.id,
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "headers": message.headers,
-        "body": message.body,
-    }
 
 
 def start_of(last: Timestamp | None, newest: Timestamp) -> Timestamp:

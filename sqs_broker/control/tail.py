@@ -11,7 +11,8 @@ from pymongo.errors import OperationFailure
 
 from sqs_broker.control.gaps import Gaps
 from sqs_broker.control.outage import FIRST_PAUSE, Outage
-from sqs_broker.control.store import Store, start_of
+from sqs_broker.control.store import start_of
+from sqs_broker.control.stream import Stream
 from sqs_broker.errors import NoThread
 from sqs_broker.machine import threads
 
@@ -43,14 +44,14 @@ class Tail:
 
     def __init__(
         self,
-        store: Store,
+        stream: Stream,
         exchange: str,
         on_open: Callable[[], None],
         on_message: Callable[[dict[str, Any]], None],
         is_wanted: Callable[[], bool],
         first_pause: float = FIRST_PAUSE,
     ) -> None:
-        self._store = store
+        self._stream = stream
         self._exchange = exchange
         self._on_open = on_open
         self._on_message = on_message
@@ -95,14 +96,14 @@ class Tail:
         return not self._has_ended
 
     def _read(self) -> None:
-        self._seen = start_of(self._seen, self._store.newest())
+        self._seen = start_of(self._seen, self._stream.newest())
         # Every message after this position will be read. `on_open` is called before the cursor is
         # opened: if the client were killed during the call, the open cursor would stay on the
         # server.
         self._on_open()
         self._has_read = False
         left = FIRST_BATCH
-        with self._store.read_on(self._exchange, self._seen) as cursor:
+        with self._stream.read_on(self._exchange, self._seen) as cursor:
             while self._is_wanted():
                 document = next(cursor, None)
                 if left < 0:

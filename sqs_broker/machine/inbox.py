@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-#: The name of a queue, and a message for it: a payload of SQS, or a message of the control plane.
+#: The name of a queue, and a message for it: a payload of SQS, or a `Read` of the control plane.
 Arrived = tuple[str, Any]
 
 

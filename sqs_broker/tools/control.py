@@ -17,9 +17,12 @@ from sqs_broker.options import ControlOptions
 from sqs_broker.tools.checks import Finding, Subject
 
 if TYPE_CHECKING:
+    from bson import Timestamp
+
     from sqs_broker.control.collections import Difference
     from sqs_broker.control.rights import Rights
     from sqs_broker.control.store import Store
+    from sqs_broker.control.stream import Stream
 
 #: Seconds for all calls together.
 TIMEOUT = 15.0
@@ -37,6 +40,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "attempts": ("createIndex", "find", "insert", "listIndexes", "update"),
     "audit": ("createIndex", "find", "insert"),
     "broadcasts": ("convertToCapped", "createCollection", "find", "insert"),
+    "events": ("convertToCapped", "createCollection", "find", "insert"),
     "pauses": ("find", "insert", "remove", "update"),
     "redrives": ("createIndex", "find", "insert", "update"),
     "replies": ("createIndex", "find", "insert", "listIndexes", "remove"),
@@ -135,21 +139,32 @@ def _works(store: "Store", options: ControlOptions) -> Finding:
 
     key = uuid.uuid4().hex
     try:
-        start = store.newest()
+        start = store.broadcasts.newest()
         store.reply([Broadcast(NOBODYS, key, {}, "{}")])
         store.take_reply(NOBODYS, key)
         store.revoked()
         _try_a_revoke(store, options)
-        with store.read_on(NOBODYS, start) as reading:
-            # The second one needs another call than the first.
-            found = [next(reading, None) for _ in range(2)]
+        is_read = _is_read(store.broadcasts, start) and _is_written_and_read(store.events)
     except Refused as exc:
         return WORKS.fault(exc.fault.text, exc.fault.fix)
-    if found[0] is None:
+    if not is_read:
         return WORKS.fault(
             "a message that was written cannot be read", "Raise the size of the control plane."
         )
     return WORKS.ok("a message was written and read")
+
+
+def _is_written_and_read(stream: "Stream") -> bool:
+    start = stream.newest()
+    stream.write([Broadcast(NOBODYS, "", {}, "{}")])
+    return _is_read(stream, start)
+
+
+def _is_read(stream: "Stream", start: "Timestamp") -> bool:
+    with stream.read_on(NOBODYS, start) as reading:
+        # The second one needs another call than the first.
+        found = [next(reading, None) for _ in range(2)]
+    return found[0] is not None
 
 
 def _try_a_revoke(store: "Store", options: ControlOptions) -> None:

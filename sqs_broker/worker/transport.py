@@ -14,6 +14,7 @@ from kombu.transport import virtual
 
 from sqs_broker.control.connection import ControlConnection
 from sqs_broker.control.planes import attempts_for
+from sqs_broker.control.waiting import Read
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.machine.textless import textless
@@ -28,7 +29,7 @@ from sqs_broker.rules.stock_options import RETRY_POLICY
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.sqs.sender import Sender, sender_for
-from sqs_broker.worker.channel import Channel, Message
+from sqs_broker.worker.channel import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Transport(virtual.Transport):
     "sqs://"`."""
 
     Channel = Channel
-    #: Measures the silence of the event loop, in seconds.
+    #: Measures the silence of the event loop and the age of events, in seconds.
     clock: Callable[[], float] = staticmethod(monotonic)
     default_port = None
     driver_type = "sqs"
@@ -67,7 +68,7 @@ class Transport(virtual.Transport):
         own = [MessageLog()] if metering is None else [MessageLog(), metering]
         self.observers = Observers([*own, *self.options.observers])
         self.sqs = driver_for(self.options)
-        self.control = ControlConnection(self.options, lambda: self.inbox)
+        self.control = ControlConnection(self.options, lambda: self.inbox, lambda: self.clock())
         self._beat_at: float | None = None
 
     @cached_property
@@ -136,7 +137,7 @@ class Transport(virtual.Transport):
                 )
 
     def _hand_over(self, queue: str, arrived: Any) -> None:
-        if isinstance(arrived, Message):
+        if isinstance(arrived, Read):
             self.control.deliver(queue, arrived)
         else:
             self._hand_over_task(queue, arrived)

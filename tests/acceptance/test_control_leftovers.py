@@ -75,7 +75,8 @@ def test_twenty_kills_leave_no_document_cursor_queue_or_process(
 
     assert not {group for _, _, group in living()} & set(killed)
     assert where.queues.client.list_queues().get("QueueUrls", []) == queues_before
-    assert set(database.list_collection_names()) == {"attempts", "broadcasts", "replies", "revokes"}
+    made = {"attempts", "broadcasts", "events", "replies", "revokes"}
+    assert set(database.list_collection_names()) == made
 
 
 def is_swept(database: Any, readers: int) -> Callable[[], bool]:
@@ -85,5 +86,6 @@ def is_swept(database: Any, readers: int) -> Callable[[], bool]:
 
 def cursors(database: Any) -> int:
     listing = database.client.admin.aggregate([{"$currentOp": {"idleCursors": True}}])
-    ours = [op for op in listing if op.get("ns") == f"{database.name}.broadcasts"]
+    streams = {f"{database.name}.{name}" for name in ("broadcasts", "events")}
+    ours = [op for op in listing if op.get("ns") in streams]
     return sum(op["type"] == "idleCursor" or op.get("op") == "getmore" for op in ours)

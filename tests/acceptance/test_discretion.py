@@ -127,7 +127,7 @@ def test_nothing_personal_and_no_secret_is_told_at_any_level(
     assert "All is turned up." in told["the log"]
     assert "message.retry" in told["the log"]
     assert "task.unknown" in told["the log"]
-    assert "task-received" in told["broadcasts"]
+    assert "task-received" in told["events"]
     hidden = {"what a user typed": MARKER, **SECRETS}
     hidden["what a user typed, in base64"] = base64.b64encode(MARKER.encode()).decode()[:16]
     found = [

@@ -364,7 +364,7 @@ def test_no_nickname_and_no_secret_is_anywhere_to_be_seen(story: Story) -> None:
         for name in control.list_collection_names()
     }
 
-    assert "registerUser" in texts["the collection broadcasts"]
+    assert "registerUser" in texts["the collection events"]
     for place_, text in texts.items():
         assert NICKNAME not in text, place_
         assert SECRET not in text, place_

@@ -187,8 +187,9 @@ def leave_no_cursor(mongo_client: MongoClient[dict[str, Any]], before: dict[str,
 def leave_no_document(mongo_client: MongoClient[dict[str, Any]], where: Place) -> None:
     """Nothing is there but what expires, and it does."""
     control = mongo_client[f"{where.database.name}_control"]
-    assert set(control.list_collection_names()) == {"attempts", "broadcasts", "replies", "revokes"}
-    assert control["broadcasts"].options()["capped"]
+    made = {"attempts", "broadcasts", "events", "replies", "revokes"}
+    assert set(control.list_collection_names()) == made
+    assert all(control[name].options()["capped"] for name in ("broadcasts", "events"))
     assert control["revokes"].count_documents({}) == 0
     # MongoDB looks once a minute, and a reply is kept for one.
     past = datetime.now(UTC) - timedelta(hours=1)

@@ -129,7 +129,11 @@ def test_a_size_and_a_time_that_the_user_may_not_change_are_faults(secured: Depl
 
     assert faults(list(check_control(options))) == []
     findings = list(check_control(changed))
-    assert faults(findings) == ["collection broadcasts", "collection revokes"]
+    assert faults(findings) == [
+        "collection broadcasts",
+        "collection events",
+        "collection revokes",
+    ]
     assert all("collMod" in f.text and "dbAdmin" in f.fix for f in findings if f.fix)
     assert findings[-1].check == "works"
     assert findings[-1].level is Level.OK
@@ -139,11 +143,12 @@ def test_a_size_that_the_user_may_change_is_no_fault_and_stays(
     options: dict[str, Any], store: Store, database: Control
 ) -> None:
     store.prepare()
-    before = database.command("collStats", "broadcasts")["maxSize"]
+    before = database.command("collStats", "events")["maxSize"]
     findings = list(check_control(ControlOptions.read(options | {"size_bytes": MIB})))
     assert faults(findings) == []
-    assert [f.check for f in findings] == ["rights", "collection broadcasts", "works"]
-    assert database.command("collStats", "broadcasts")["maxSize"] == before
+    streams = ["collection broadcasts", "collection events"]
+    assert [f.check for f in findings] == ["rights", *streams, "works"]
+    assert database.command("collStats", "events")["maxSize"] == before
 
 
 def view(database: Control, name: str) -> None:
@@ -151,7 +156,7 @@ def view(database: Control, name: str) -> None:
     database.create_collection(name, viewOn="other", pipeline=[])
 
 
-@pytest.mark.parametrize("name", ["broadcasts", "replies", "revokes"])
+@pytest.mark.parametrize("name", ["broadcasts", "events", "replies", "revokes"])
 def test_a_view_is_a_fault(
     options: dict[str, Any], store: Store, database: Control, name: str
 ) -> None:
@@ -196,17 +201,18 @@ def test_a_collection_that_was_made_otherwise_is_a_fault(
     assert (fault.fix or "").startswith("Drop")
 
 
+@pytest.mark.parametrize("name", ["broadcasts", "events"])
 @pytest.mark.parametrize("what", ["collation", "unique index"])
-def test_broadcasts_that_were_made_otherwise_are_a_fault(
-    options: dict[str, Any], store: Store, database: Control, what: str
+def test_a_stream_that_was_made_otherwise_is_a_fault(
+    options: dict[str, Any], store: Store, database: Control, what: str, name: str
 ) -> None:
     if what == "collation":
         collation = {"locale": "en", "strength": 1}
-        database.create_collection("broadcasts", capped=True, size=MIB, collation=collation)
+        database.create_collection(name, capped=True, size=MIB, collation=collation)
     store.prepare()
     if what == "unique index":
-        database.broadcasts.create_index("exchange", unique=True)
-    assert faults(list(check_control(ControlOptions.read(options)))) == ["collection broadcasts"]
+        database[name].create_index("exchange", unique=True)
+    assert faults(list(check_control(ControlOptions.read(options)))) == [f"collection {name}"]
 
 
 def test_an_index_that_deletes_only_some_documents_is_not_the_one_that_deletes_all(
@@ -222,7 +228,7 @@ def test_an_index_that_deletes_only_some_documents_is_not_the_one_that_deletes_a
     assert len(database.replies.index_information()) == 4
 
 
-@pytest.mark.parametrize("name", ["broadcasts", "replies", "revokes"])
+@pytest.mark.parametrize("name", ["broadcasts", "events", "replies", "revokes"])
 def test_a_validator_that_refuses_the_documents_is_a_fault(
     options: dict[str, Any], store: Store, database: Control, name: str
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_size_and_a_time_that_may_not_be_changed_cost_nothing_else(
     faults = lines(caplog, "control.fault")
     assert [line.partition(f"{name}.")[2].partition(":")[0] for line in faults] == [
         "broadcasts",
+        "events",
         "revokes",
     ]
     assert all("the right `collMod`" in line and "role dbAdmin" in line for line in faults)
@@ -191,7 +192,7 @@ def test_without_the_right_to_create_the_capped_collection_no_other_is_made(
     store.revoke(["id-1"])
 
     assert store.revoked() == (["id-1"], [])
-    assert "broadcasts" not in secured.client()[name].list_collection_names()
+    assert not {"broadcasts", "events"} & set(secured.client()[name].list_collection_names())
     assert lines(caplog, "control.fault") == []
     store.close()
 
@@ -203,97 +204,119 @@ def test_a_cursor_that_mongodb_refuses_is_one_line_and_messages_still_come(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     reader, sender = Reader(connect(), EVENTS, "#", "celeryev.one"), connect()
-    with refusing(mongo_client, f"{database.name}.broadcasts", "getMore"):
+    with refusing(mongo_client, f"{database.name}.events", "getMore"):
         for number in range(1, 4):
             publish(sender, {"n": number}, "worker.heartbeat")
             assert reader.drain(number)[-1] == {"n": number}
         (line,) = lines(caplog, "control.down")
-        assert f"this user lacks the right `find` on {database.name}.broadcasts" in line
+        assert f"this user lacks the right `find` on {database.name}.events" in line
         assert lines(caplog, "control.up") == []
     wait_until(lambda: len(lines(caplog, "control.up")) == 1, DEADLINE, "the end of the outage")
 
 
 # Collections
 
-#: What somebody else may have made, and whether events can be read all the same.
-STATES: dict[str, tuple[Callable[[Control], Any], bool]] = {
-    "view": (lambda db: db.create_collection("broadcasts", viewOn="other", pipeline=[]), False),
-    "time series": (
-        lambda db: db.create_collection("broadcasts", timeseries={"timeField": "time"}),
+#: What somebody else may have made in place of a stream, and whether it can be read all the same.
+STATES: dict[str, tuple[Callable[[Control, str], Any], bool]] = {
+    "a view": (
+        lambda db, name: db.create_collection(name, viewOn="other", pipeline=[]),
         False,
     ),
-    "not capped": (lambda db: db.broadcasts.insert_one({"x": 1}), True),
+    "a time series": (
+        lambda db, name: db.create_collection(name, timeseries={"timeField": "time"}),
+        False,
+    ),
+    "not capped": (lambda db, name: db[name].insert_one({"x": 1}), True),
     "few documents": (
-        lambda db: db.create_collection("broadcasts", capped=True, size=MIB, max=2),
+        lambda db, name: db.create_collection(name, capped=True, size=MIB, max=2),
         True,
     ),
     "no time": (
-        lambda db: (
-            db.create_collection("broadcasts", capped=True, size=MIB),
-            db.broadcasts.insert_one({"hello": 1}),
+        lambda db, name: (
+            db.create_collection(name, capped=True, size=MIB),
+            db[name].insert_one({"hello": 1}),
         ),
         True,
     ),
     "another kind of time": (
-        lambda db: (
-            db.create_collection("broadcasts", capped=True, size=MIB),
-            db.broadcasts.insert_one({"at": "newer", "exchange": "celeryev"}),
+        lambda db, name: (
+            db.create_collection(name, capped=True, size=MIB),
+            db[name].insert_one({"at": "newer", "exchange": "celeryev"}),
         ),
-        True,
-    ),
-    "expiry without expiry": (lambda db: db.revokes.create_index("at", name="expiry"), True),
-    "expiry of other keys": (
-        lambda db: db.revokes.create_index("when", name="expiry", expireAfterSeconds=5),
-        True,
-    ),
-    "expiry of another name": (
-        lambda db: db.revokes.create_index("at", name="mine", expireAfterSeconds=5),
-        True,
-    ),
-    "replies with another index": (
-        lambda db: db.replies.create_index(
-            [("exchange", 1), ("routing_key", 1), ("at", 1)], name="mine"
-        ),
-        True,
-    ),
-    "replies in a view": (
-        lambda db: db.create_collection("replies", viewOn="other", pipeline=[]),
         True,
     ),
 }
 
+#: What somebody else may have made beside them.
+OTHERS: dict[str, Callable[[Control], Any]] = {
+    "expiry without expiry": lambda db: db.revokes.create_index("at", name="expiry"),
+    "expiry of other keys": lambda db: db.revokes.create_index(
+        "when", name="expiry", expireAfterSeconds=5
+    ),
+    "expiry of another name": lambda db: db.revokes.create_index(
+        "at", name="mine", expireAfterSeconds=5
+    ),
+    "replies with another index": lambda db: db.replies.create_index(
+        [("exchange", 1), ("routing_key", 1), ("at", 1)], name="mine"
+    ),
+    "replies in a view": lambda db: db.create_collection("replies", viewOn="other", pipeline=[]),
+}
 
+
+@pytest.mark.parametrize("name", ["broadcasts", "events"])
 @pytest.mark.parametrize(("make", "is_readable"), STATES.values(), ids=STATES)
-def test_a_collection_that_differs_costs_as_little_as_it_can(
+def test_a_stream_that_differs_costs_as_little_as_it_can(
     connect: Connect,
     database: Control,
     caplog: pytest.LogCaptureFixture,
-    make: Callable[[Control], Any],
+    make: Callable[[Control, str], Any],
     is_readable: bool,
+    name: str,
 ) -> None:
-    make(database)
+    make(database, name)
     reader, sender = Reader(connect(), EVENTS, "#", "celeryev.one"), connect()
     publish(sender, {"n": 1}, "worker.heartbeat")
     plane = plane_for(sender.transport.control.options)
-    if is_readable:
+    if is_readable or name == "broadcasts":
         assert reader.drain() == [{"n": 1}]
+    else:
+        wait_until(lambda: plane.writer.lost == 1, DEADLINE, "a loss that is counted")
+        # Readers and writers are lines of their own.
+        assert lines(caplog, "control.down")
+    if is_readable or name == "events":
         revoke(sender, "id-1")
     else:
         with pytest.raises(ControlPlaneDown, match="stored for the workers that start later"):
             revoke(sender, "id-1")
     assert plane.store.revoked() == (["id-1"], [])
+    # Nothing is logged of what was corrected. What concerns all messages of a stream is one kind of
+    # line, of those that do not get through.
+    assert lines(caplog, "control.fault") == []
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_a_collection_that_differs_costs_as_little_as_it_can(
+    connect: Connect,
+    database: Control,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[Control], Any],
+) -> None:
+    make(database)
+    reader, sender = Reader(connect(), EVENTS, "#", "celeryev.one"), connect()
+    publish(sender, {"n": 1}, "worker.heartbeat")
+    assert reader.drain() == [{"n": 1}]
+    revoke(sender, "id-1")
+    assert plane_for(sender.transport.control.options).store.revoked() == (["id-1"], [])
     # Nothing is logged of what was corrected, and a fault once.
     faults = lines(caplog, "control.fault")
     assert len(set(faults)) == len(faults)
-    assert all("is a view" in line or "is a timeseries" in line for line in faults)
-    # What concerns all messages is one kind of line, of those that do not get through.
-    assert is_readable or (faults == [] and lines(caplog, "control.down"))
+    assert all("is a view" in line for line in faults)
 
 
 def test_a_limit_of_documents_is_removed(store: Store, database: Control) -> None:
-    database.create_collection("broadcasts", capped=True, size=MIB, max=2)
+    database.create_collection("events", capped=True, size=MIB, max=2)
     store.broadcast([Broadcast("celeryev", "", {}, "{}") for _ in range(9)])
-    assert database.broadcasts.count_documents({}) >= 9
+    assert database.events.count_documents({}) >= 9
 
 
 def test_every_expiry_is_that_of_the_options_whatever_index_was_there(
@@ -330,15 +353,15 @@ def test_a_validator_that_refuses_events_is_named_once(
     connect: Connect, store: Store, database: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.prepare()
-    database.command("collMod", "broadcasts", validator=REFUSE_ALL)
+    database.command("collMod", "events", validator=REFUSE_ALL)
     sender = connect()
     writer = plane_for(sender.transport.control.options).writer
     for number in range(1, 4):
         publish(sender, {"n": number}, "worker.heartbeat")
         wait_until(lambda: writer.lost == number, DEADLINE, "a loss that is counted")  # noqa: B023
     (line,) = lines(caplog, "control.down")
-    assert f"a validator of {database.name}.broadcasts refuses the documents" in line
-    assert "collMod: 'broadcasts', validator: {}" in line
+    assert f"a validator of {database.name}.events refuses the documents" in line
+    assert "collMod: 'events', validator: {}" in line
 
 
 def test_replies_that_are_refused_cost_no_event(
@@ -380,11 +403,11 @@ def test_a_revoke_that_cannot_be_stored_still_reaches_those_who_run(
     ],
     ids=str,
 )
-def test_an_odd_document_among_the_broadcasts_is_left_out(
+def test_an_odd_document_among_the_events_is_left_out(
     connect: Connect, database: Control, caplog: pytest.LogCaptureFixture, odd: dict[str, Any]
 ) -> None:
     reader, sender = Reader(connect(), EVENTS, "#", "celeryev.one"), connect()
-    database.broadcasts.insert_one({"at": Timestamp(0, 0), "exchange": "celeryev"} | odd)
+    database.events.insert_one({"at": Timestamp(0, 0), "exchange": "celeryev"} | odd)
     publish(sender, {"n": 1}, "worker.heartbeat")
     wait_until(lambda: {"n": 1} in reader.drain(len(reader.got) + 1), DEADLINE, "the event")
     assert lines(caplog, "control.down") == []
@@ -430,7 +453,7 @@ def test_events_that_were_overwritten_before_they_were_read_are_counted(
         may_go_on.wait(DEADLINE)
 
     reading, writing = Store(control), Store(control)
-    Tail(reading, "celeryev", is_open.set, read_slowly, lambda: not is_over.is_set()).start()
+    Tail(reading.events, "celeryev", is_open.set, read_slowly, lambda: not is_over.is_set()).start()
     assert is_open.wait(DEADLINE)
     written = 0
     for _ in range(150):

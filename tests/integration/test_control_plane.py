@@ -193,11 +193,11 @@ def test_the_capped_collection_keeps_its_size(
     small = Store(ControlOptions.read(options | {"size_bytes": MIB}))
     for number in range(40):
         small.broadcast([Broadcast("celeryev", f"{number}", {}, "x" * 10_000) for _ in range(20)])
-    stats = database.command("collStats", "broadcasts")
+    stats = database.command("collStats", "events")
     small.close()
     assert stats["capped"]
     assert stats["size"] <= MIB
-    newest = database.broadcasts.find().sort("$natural", -1).limit(1)
+    newest = database.events.find().sort("$natural", -1).limit(1)
     assert next(iter(newest))["routing_key"] == "39"
 
 
@@ -208,7 +208,8 @@ def test_a_changed_setting_changes_what_is_there(
     other = Store(ControlOptions.read(options | {"size_bytes": MIB, "revokes_seconds": 3600}))
     other.prepare()
     other.close()
-    assert database.command("collStats", "broadcasts")["maxSize"] == MIB
+    sizes = [database.command("collStats", name)["maxSize"] for name in ("broadcasts", "events")]
+    assert sizes == [MIB, MIB]
     assert database.revokes.index_information()["expiry"]["expireAfterSeconds"] == 3600
 
 
@@ -216,7 +217,7 @@ def test_a_collection_that_somebody_dropped_is_made_anew(
     connect: Connect, database: Database[dict[str, Any]]
 ) -> None:
     reader, sender = Reader(connect(), EVENTS, "#", "celeryev.one"), connect()
-    database.drop_collection("broadcasts")
+    database.drop_collection("events")
     shared = plane_for(sender.transport.control.options)
 
     def is_heard() -> bool:
@@ -225,7 +226,22 @@ def test_a_collection_that_somebody_dropped_is_made_anew(
         return not reader.is_silent()
 
     wait_until(is_heard, DEADLINE, "an event")
-    assert database.command("collStats", "broadcasts")["capped"]
+    assert database.command("collStats", "events")["capped"]
+
+
+def test_a_worker_reads_commands_and_no_event(
+    connect: Connect, database: Database[dict[str, Any]]
+) -> None:
+    Node(connect(), "one")
+    sender = connect()
+    for number in range(20):
+        publish(sender, {"n": number}, "worker.heartbeat")
+    assert plane_for(sender.transport.control.options).writer.flush(DEADLINE)
+    listing = database.client.admin.aggregate([{"$currentOp": {"idleCursors": True}}])
+    read = {op["ns"] for op in listing if op.get("ns", "").startswith(f"{database.name}.")}
+    assert database.events.count_documents({"exchange": "celeryev"}) == 20
+    assert read == {f"{database.name}.broadcasts"}
+    assert database.broadcasts.count_documents({"exchange": "celeryev"}) == 0
 
 
 # Revokes

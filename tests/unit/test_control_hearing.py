@@ -9,6 +9,7 @@ import pytest
 from bson import Timestamp
 from kombu import Connection, Exchange, Queue
 
+from sqs_broker.control.waiting import OLDEST
 from sqs_broker.errors import NoThread
 from tests.unit.conftest import GivePlane, Machine
 
@@ -24,6 +25,9 @@ class Store:
 
     def __init__(self) -> None:
         self.ended = threading.Event()
+
+    def stream(self, _: str) -> "Store":
+        return self
 
     def newest(self) -> Timestamp:
         return Timestamp(100, 1)
@@ -111,3 +115,14 @@ def test_who_waits_for_events_is_told_and_can_try_again(
     listen(connection, EVENTS, got)
     connection.drain_events(timeout=DEADLINE)
     assert len(got) == 1
+
+
+def test_an_event_that_has_waited_for_too_long_is_not_passed_on(connection: Connection) -> None:
+    got: list[Any] = []
+    listen(connection, EVENTS, got)
+    transport = connection.transport
+    assert transport.inbox.wait(DEADLINE)
+    now = transport.clock()
+    transport.clock = lambda: now + OLDEST + 1
+    connection.drain_events(timeout=DEADLINE)
+    assert got == []
