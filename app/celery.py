@@ -6,7 +6,6 @@ needs its configuration. The app does not become the current app of a program th
 
 import runpy
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -19,14 +18,14 @@ from sqs_broker import install
 
 
 @cache
-def celeryconfig() -> Any:
-    """The settings in celeryconfig.py. Cached, because Celery calls this for each setting.
+def celeryconfig() -> dict[str, Any]:
+    """The settings in celeryconfig.py. Cached, because Celery may call this for each setting.
 
     The file is found by its path, not imported by name, because a program that imports `app` may
     have its own module `celeryconfig`.
     """
     found = runpy.run_path(str(config_file("celeryconfig.py")))
-    return SimpleNamespace(**{k: v for k, v in found.items() if _is_setting(k, v)})
+    return {name: value for name, value in found.items() if _is_setting(name, value)}
 
 
 def _is_setting(name: str, value: Any) -> bool:
@@ -48,13 +47,12 @@ class Registrations(Celery):
         unknown fields are refused. Raises InvalidMessage and sends nothing."""
         if name not in self.tasks:
             self.loader.import_default_modules()
-        if not options.get("parent_id"):
-            refuse_unknown([options.get(option) for option in CANVAS], self.tasks)
+        following = [options[option] for option in CANVAS if options.get(option)]
+        if following and not options.get("parent_id"):
+            refuse_unknown(following, self.tasks)
         task = self.tasks.get(name)
         if isinstance(task, TypedTask) and options.get("task_type") is None:
-            task.check(args, kwargs, options)
-            shown = task.shown(args or (), kwargs or {})
-            options = {"argsrepr": shown[0], "kwargsrepr": shown[1], **options}
+            options = task.checked(args, kwargs, options)
         return super().send_task(name, args, kwargs, *rest, **options)
 
 

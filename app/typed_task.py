@@ -95,16 +95,18 @@ class TypedTask(Task):
         if faults:
             raise InvalidMessage(f"{self.name}: {'; '.join(faults)}")
 
-    def check(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> None:
-        """Raise InvalidMessage unless a caller may send these arguments with these options of
-        apply_async."""
-        if options.get("parent_id"):
-            # Another task sends this one. An error here would fail that task, although its work is
-            # done. The worker that receives this message checks it, and dead-letters it if it is
-            # invalid.
-            return
-        if self.model is not None:
-            self._given(tuple(args or ()), dict(kwargs or {}))
+    def checked(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """These options of apply_async, with the arguments as they are shown. Raises InvalidMessage
+        unless a caller may send these arguments with them."""
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        # If another task sends this one, an error here would fail that task, although its work is
+        # done. The worker that receives this message checks it, and dead-letters it if it is
+        # invalid.
+        if self.model is None or options.get("parent_id"):
+            shown = self.shown(args, kwargs)
+        else:
+            shown = self._shown(self._given(args, kwargs))
+        return {"argsrepr": shown[0], "kwargsrepr": shown[1], **options}
 
     def check_received(self, args: Any, kwargs: Any) -> None:
         """Raise InvalidMessage unless a worker would run a message with these arguments."""
@@ -115,7 +117,7 @@ class TypedTask(Task):
         """Check the arguments and send the task. Raises InvalidMessage, SettingsError or another
         PublishError before anything is sent, and SendError (sqs_broker/sqs/sender.py) if SQS does
         not confirm the message in time, or refuses it."""
-        self.check(args, kwargs, options)
+        options = self.checked(args, kwargs, options)
         return super().apply_async(args, kwargs, *rest, **options)
 
     def shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
@@ -126,15 +128,7 @@ class TypedTask(Task):
             message = self._message(tuple(args), dict(kwargs))
         except InvalidMessage:
             return super().shown(args, kwargs)
-        given = message.model_fields_set
-        fields = [
-            f"{name}: {getattr(message, name)!r:.{LONGEST_SHOWN}}"
-            if name in self.model.shown
-            else f"{name}: hidden"
-            for name in self.model.model_fields
-            if name in given
-        ]
-        return "()", "{" + ", ".join(fields) + "}"
+        return self._shown(message)
 
     def retry_delay(self, exc: Exception) -> float | None:
         """The `retry_after` of a TransientError; None for any other failure."""
@@ -186,6 +180,18 @@ class TypedTask(Task):
         is_a_call = self.request.called_directly or self.request.is_eager
         message = self._given(args, kwargs) if is_a_call else self._message(args, kwargs)
         return self.run(message, _provenance(vars(self.request)))
+
+    @staticmethod
+    def _shown(message: Message) -> tuple[str, str]:
+        given, may_be_shown = message.model_fields_set, type(message).shown
+        fields = [
+            f"{name}: {getattr(message, name)!r:.{LONGEST_SHOWN}}"
+            if name in may_be_shown
+            else f"{name}: hidden"
+            for name in type(message).model_fields
+            if name in given
+        ]
+        return "()", "{" + ", ".join(fields) + "}"
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
         """The message that a caller gives. Raises InvalidMessage."""

@@ -136,7 +136,7 @@ def _of_one_queue(collected: Sequence[Collected]) -> list[list[int]]:
 def _send(
     collected: Sequence[Collected], places: list[int], errors: list[SendError | None]
 ) -> None:
-    first, flight = collected[places[0]], Flight(collected[places[0]].sender)
+    first = collected[places[0]]
 
     def on_end(some: list[int], found: Errors, may_have_been_sent: bool) -> None:
         for place, error in zip(some, found, strict=True):
@@ -146,10 +146,10 @@ def _send(
         if sent := found.count(None):
             first.observers.published(first.queue, sent)
 
-    for pack in packed([collected[place].message for place in places], first.most_bytes):
-        some, places = places[: len(pack)], places[len(pack) :]
-        flight.send(first.to, pack, first.most_bytes, partial(on_end, some))
-    flight.finish()
+    with Flight(first.sender) as flight:
+        for pack in packed([collected[place].message for place in places], first.most_bytes):
+            some, places = places[: len(pack)], places[len(pack) :]
+            flight.send(first.to, pack, first.most_bytes, partial(on_end, some))
 
 
 _batching: contextvars.ContextVar[batching | None] = contextvars.ContextVar(

@@ -60,8 +60,8 @@ class Curl:
     A call that is over its deadline is ended, and its connection closed. Only if its request has
     `on_late`, another thread waits for its answer.
 
-    `seconds`, `read_timeout`: see `driver_for`. `is_checked`: whether the types of the parameters
-    are checked before the call, as boto3 does; otherwise only SQS does.
+    `seconds`, `read_timeout`: see `driver_for`. `is_checked`: whether the types of message
+    attributes are checked before the call, as boto3 does; otherwise only SQS does.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Curl:
     def _carry(self, request: Request[Any], ends_at: float) -> Answer:
         access = self._own_access()
         access.open(ends_at - monotonic())
-        if self._is_checked:
+        if self._is_checked and _has_attributes(request):
             access.check(request.action, request.parameters)
         body = _encoded(request)
         for attempt in range(1, self._tries + 1):
@@ -240,6 +240,12 @@ class _Failed(Exception):
         is_throttled = self.error.code in THROTTLED or self._status == 429
         first = FIRST_PAUSE_IF_THROTTLED if is_throttled else FIRST_PAUSE
         return min(first * 2.0 ** (attempt - 1), LONGEST_PAUSE)
+
+
+def _has_attributes(request: Request[Any]) -> bool:
+    """Whether a message of this request has attributes. The broker makes all other parameters."""
+    messages = request.parameters.get("Entries") or (request.parameters,)
+    return any(message.get("MessageAttributes") for message in messages)
 
 
 def _encoded(request: Request[Any]) -> bytes:

@@ -65,17 +65,19 @@ def publish_many(task: Any, messages: Iterable[Mapping[str, Any]], calls: int = 
         sender = channel.connection.sender
         with suppress(SqsError):  # Each message has it as its own failure.
             sender.open()
-        batch = channel.batch = Batch(published, channel.published, Flight(sender, calls))
-        for place, kwargs in enumerate(messages):
-            batch.place = place
-            try:
-                # Without Celery's retry, because that would send the message on another channel.
-                task.apply_async(kwargs=dict(kwargs), producer=producer, retry=False)
-            except (PublishError, TypeError) as exc:
-                published.failed[place] = str(exc)
-            if place and place % PROGRESS_EVERY == 0 and sys.stderr.isatty():
-                sys.stderr.write(f"\r{published.sent} sent, {len(published.failed)} failed")
-        batch.flush()
+        with Flight(sender, calls) as flight:
+            batch = channel.batch = Batch(published, channel.published, flight)
+            for place, kwargs in enumerate(messages):
+                batch.place = place
+                try:
+                    # Without Celery's retry, because that would send the message on another
+                    # channel.
+                    task.apply_async(kwargs=dict(kwargs), producer=producer, retry=False)
+                except (PublishError, TypeError) as exc:
+                    published.failed[place] = str(exc)
+                if place and place % PROGRESS_EVERY == 0 and sys.stderr.isatty():
+                    sys.stderr.write(f"\r{published.sent} sent, {len(published.failed)} failed")
+            batch.flush()
     return published
 
 
@@ -109,10 +111,8 @@ class Batch:
         self._places.append(self.place)
 
     def flush(self) -> None:
-        """Send the collected messages, and wait for the end of all calls."""
+        """Send the collected messages. The flight waits for the end of its calls."""
         self._send()
-        if self._flight is not None:
-            self._flight.finish()
 
     def _send(self) -> None:
         messages, places = self._pack.messages, self._places

@@ -138,9 +138,10 @@ class Task(CeleryTask):
         # those from the limits of this call.
         options.setdefault("time_limit", None)
         options.setdefault("soft_time_limit", None)
-        shown = self.shown(args or (), kwargs or {})
-        options.setdefault("argsrepr", shown[0])
-        options.setdefault("kwargsrepr", shown[1])
+        if not {"argsrepr", "kwargsrepr"} <= options.keys():
+            shown = self.shown(args or (), kwargs or {})
+            options.setdefault("argsrepr", shown[0])
+            options.setdefault("kwargsrepr", shown[1])
         return super().apply_async(args, kwargs, *rest, **options)
 
     async def adelay(self, *args: Any, **kwargs: Any) -> Any:

@@ -198,6 +198,10 @@ def test_parameters_of_another_type_are_not_sent_if_they_are_checked(
     with pytest.raises(Unreached) as raised:
         Queue(script.queue_url, make(is_checked=True)).send(Outgoing("{}", wrong))
     assert (raised.value.code, raised.value.is_temporary) == ("ParamValidationError", False)
+    errors = Queue(script.queue_url, make(is_checked=True)).send_once(
+        [Outgoing("{}"), Outgoing("{}", wrong)]
+    )
+    assert [error and error.code for error in errors] == ["ParamValidationError"] * 2
     assert script.asked == []
 
 
