@@ -21,10 +21,11 @@ from datetime import date, time
 from decimal import Decimal
 from enum import Enum
 from functools import cache, lru_cache
-from typing import Any, ClassVar, Self, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import BaseModel, ModelWrapValidatorHandler, RootModel, model_validator
 from pydantic.alias_generators import to_camel
 
 #: The version of the format of `record`. A later release has a higher one, and also stores version
@@ -78,21 +79,23 @@ class Carrier(BaseModel):
     #: for a newer model: its version 1 covers all its fields and is not used to compare.
     version_1: ClassVar[str | None] = None
 
-    _given: Given | None = PrivateAttr(default=None)
+    #: The input, in the instance's `__dict__`, as functools.cached_property does it: a private
+    #: attribute of pydantic would take more time than all of the validation.
+    _given: ClassVar[Given | None] = None
 
     @model_validator(mode="wrap")
     @classmethod
     def _keep_input(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         model = validate(given)
         if isinstance(given, dict):
-            model._given = Given(dict(given))
+            vars(model)["_given"] = Given(dict(given))
         return model
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Like pydantic's method. A copy with other values does not keep the input."""
         copied = super().model_copy(update=update, deep=deep)
         if update:
-            copied._given = None
+            vars(copied).pop("_given", None)
         return copied
 
 
@@ -127,7 +130,16 @@ def hash_of_version_1(message: Carrier) -> str:
     """SHA-256, in hex, of the values of version 1, with defaults for missing values."""
     if message.version_1 is None:
         return _digest(message.model_dump(mode="json"))
+    if _is_version_1(type(message)):
+        return _digest(message.model_dump(mode="json", by_alias=False))
     return _digest(_in_terms_of(message.version_1, message, is_filled=True))
+
+
+@cache
+def _is_version_1(model: type[Carrier]) -> bool:
+    """Whether a model has the fields of its version 1, and no others. Then its own values are those
+    of version 1, and it takes a tenth of the time to read them."""
+    return known_to(model) == model.version_1 and _is_simple(model)
 
 
 def _comparison(is_same: bool) -> Comparison:
@@ -186,6 +198,29 @@ def _names(
     for name, info in model.model_fields.items():
         yield prefix + name, f"={_one_word(defaults[name])}" if name in defaults else ""
         yield from _names_within(info.annotation, prefix + name, (*within, model))
+
+
+def _is_simple(model: type[BaseModel]) -> bool:
+    """Whether each field is a single value or a model like this one, and a dump has all fields and
+    nothing else."""
+    decorators = model.__pydantic_decorators__
+    return not (decorators.model_serializers or decorators.computed_fields) and all(
+        not info.exclude and (_is_single(info.annotation) or _is_simple_model(info.annotation))
+        for info in model.model_fields.values()
+    )
+
+
+def _is_simple_model(annotation: Any) -> bool:
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return is_model and not issubclass(annotation, RootModel) and _is_simple(annotation)
+
+
+def _is_single(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_single(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return all(map(_is_single, get_args(annotation)))
+    return annotation in (str, int, float, bool, NoneType)
 
 
 def _names_within(
@@ -283,7 +318,6 @@ def _fields_given(given: Any) -> dict[str, Any]:
     """The fields that the producer sent, by the names that it used."""
     if isinstance(given, dict):
         return given
-    # One access: a private attribute of a pydantic model takes a microsecond.
     kept = given._given if isinstance(given, Carrier) else None
     return {} if kept is None else kept.fields
 

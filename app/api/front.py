@@ -108,10 +108,8 @@ def _log(exchange: _Exchange) -> None:
     # The pattern of the path: the path itself has ids of users.
     route = getattr(scope.get("route"), "path", None)
     logger.info(
-        "%s %s: %s",
-        scope["method"],
-        route,
-        exchange.status,
+        # Without arguments: such a line is written in half of the time (app/logs.py).
+        f"{scope['method']} {route}: {exchange.status}",
         extra={
             "event": "http.request",
             "method": scope["method"],
