@@ -1,7 +1,6 @@
 """What every request passes first and last: ids, the log, and errors that nothing else caught."""
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deadlines import Deadlines
 from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
+from sqs_broker.rules.backoff import RANDOM
 from sqs_broker.rules.trace_context import request_id_of, trace_id_of
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class _Exchange:
         traceparent = given.get(b"traceparent", b"").decode("latin-1")
         trace_id = trace_id_of(traceparent)
         id_ = request_id_of(given.get(b"x-request-id", b"").decode("latin-1"))
-        id_ = id_ or trace_id or secrets.token_hex(16)
+        id_ = id_ or trace_id or f"{RANDOM.getrandbits(128):032x}"
         self._headers = [(b"x-request-id", id_.encode()), (b"cache-control", b"no-store")]
         if trace_id:
             self._headers.append((b"traceparent", traceparent.encode()))
