@@ -11,6 +11,7 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
         #: Blocks that have not ended, the oldest first.
         self._blocks: OrderedDict[_Block, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
@@ -20,9 +21,16 @@ class Deadlines:
         cancelled, and it raises TimeoutError."""
         return _Block(self)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
     def begin(self, block: "_Block") -> None:
         """The time of a block begins now."""
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         block.due = loop.time() + self._seconds
         self._blocks[block] = None
         if self._timer is None:
@@ -33,7 +41,7 @@ class Deadlines:
         self._blocks.pop(block, None)
 
     def _expire(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         self._timer = None
         while self._blocks:
             block = next(iter(self._blocks))
@@ -55,7 +63,7 @@ class _Block:
         self.due = 0.0
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._deadlines.loop)
         assert task is not None
         self._task = task
         self._cancels = task.cancelling()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -131,12 +131,12 @@ class Service:
             raise too_large(f"A message may have at most {self._most_bytes} bytes.")
         return message
 
-    @contextmanager
-    def sending(self, request: Request, task: str) -> Iterator[None]:
+    def sending(self, request: Request, task: str) -> AbstractContextManager[None]:
         """The span of the messages of this block, if there are spans: they carry it."""
-        if self.tracing is None:
-            yield
-            return
+        return nullcontext() if self.tracing is None else self._span(request, task)
+
+    @contextmanager
+    def _span(self, request: Request, task: str) -> Iterator[None]:
         facts = request.scope["state"]
         with self.tracing.send(self.gatherers[task].queue, sqs_broker__task=task) as carrier:
             before = dict(facts)
