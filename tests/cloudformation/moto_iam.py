@@ -4,12 +4,14 @@
   https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-batch-api.html
 - It takes the name that signs a call for the name of the service, which is another for CloudWatch.
 - Of some services, moto asks for each action on the resource `*`.
+- It signs Lambda's calls, which have no body, as if they had one.
 - A refusal is XML, also for a client that speaks JSON, which then reads no error code.
 """
 
 import json
 from typing import Any
 
+from moto.awslambda.responses import LambdaResponse
 from moto.core.exceptions import JsonRESTError
 from moto.iam import access_control
 from moto.iam.models import iam_backends
@@ -43,6 +45,14 @@ def _check(check: Any) -> Any:
     return check_action_permitted
 
 
+def _but_of_lambda(check: Any) -> Any:
+    def check_signature(self: Any) -> None:
+        if self._service != "lambda":
+            check(self)
+
+    return check_signature
+
+
 def _raise(refuse: Any) -> Any:
     def raise_access_denied(self: Any) -> None:
         if "json" in self._headers.get("Content-Type", ""):
@@ -64,13 +74,22 @@ def _topic_of(self: Any) -> str:
     return str(self._get_param("TopicArn") or "*")
 
 
+def _mapping_of(self: Any) -> str:
+    """Of an event source mapping, its name."""
+    _, is_one, id_ = str(self.parsed_url.path).partition("/event-source-mappings/")
+    of_it = f"arn:aws:lambda:{self.region}:{ACCOUNT}:event-source-mapping:{id_}"
+    return of_it if is_one and id_.strip("/") else "*"
+
+
 def complete() -> None:
     """Make moto ask as IAM does."""
     base: Any = access_control.IAMRequestBase
     request: Any = access_control.IAMRequest
     base.check_action_permitted = _check(base.check_action_permitted)
+    base.check_signature = _but_of_lambda(base.check_signature)
     request._raise_access_denied = _raise(request._raise_access_denied)
     SecretsManagerResponse._determine_resource = _secret_of  # type: ignore[attr-defined]
+    LambdaResponse._determine_resource = _mapping_of  # type: ignore[attr-defined]
     SNSResponse._determine_resource = _topic_of  # type: ignore[attr-defined]
 
 

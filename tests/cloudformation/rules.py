@@ -21,6 +21,7 @@ MOST_WITHOUT_WINDOW = 10
 WITHOUT_RESOURCES = {
     "cloudwatch:GetMetricData",
     "ecr:GetAuthorizationToken",
+    "lambda:ListEventSourceMappings",
 }
 
 #: The metrics that AWS's services emit, as far as templates use them, with their sources. Those of

@@ -475,6 +475,27 @@ def test_a_worker_takes_over_from_a_function_whose_trigger_is_off_and_back(
     assert (status, visibility(), triggers()) == (0, "210", 1), printed
 
 
+@pytest.mark.parametrize("consumer", ["worker", "function"])
+def test_what_the_queue_was_given_before_is_given_to_its_consumer_too(
+    run: Run, cloud: Cloud, stage: str, secret: str, network: list[str], consumer: str
+) -> None:
+    given = ("MaxReceiveCount=20", "WorkerVisibilityTimeout=120")
+    run("deploy", "--consumer", "none", *given)
+    of_it = {"worker": [f"ImageUri={IMAGE}", *network], "function": []}
+    status, printed = run("deploy", "--consumer", consumer, secret, *of_it[consumer])
+    assert status == 0, printed
+    if consumer == "function":
+        variables = function_of(cloud, stage)["Environment"]["Variables"]
+        assert int(variables["SQS_MAX_RECEIVE_COUNT"]) == 20
+        return
+    described = cloud.client("ecs").describe_task_definition(
+        taskDefinition=f"registrations-{stage}-service-worker"
+    )
+    (container,) = described["taskDefinition"]["containerDefinitions"]
+    values = {each["name"]: each["value"] for each in container["environment"]}
+    assert (values["SQS_MAX_RECEIVE_COUNT"], values["SQS_VISIBILITY_TIMEOUT"]) == ("20", "120")
+
+
 def test_without_a_zip_it_says_how_to_build_one(run: Run, secret: str, zips: Path) -> None:
     (zips / "function-x86_64.zip").unlink()
     status, printed = run("deploy", "--consumer", "function", secret)

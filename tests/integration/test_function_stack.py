@@ -195,7 +195,7 @@ def test_a_function_that_is_switched_off_needs_no_queue_of_a_function(
     cloud: Cloud, queues: Stack, code: Mapping[str, str]
 ) -> None:
     stack = cloud.stack("function.yaml", QueueStack=queues.name, **code)
-    assert stack.deploy(Trigger="off") == ["Mapping"]
+    assert stack.deploy(Trigger="off") == ["Mapping", "PausePolicy"]
     assert "Mapping" not in stack.resources
     for_a_worker = queue(cloud, "worker")
     assert cloud.stack("function.yaml", QueueStack=for_a_worker.name, Trigger="off", **code)

@@ -1,12 +1,15 @@
 """The managed policies of infra/queue.yaml, enforced: each role does its whole job, no permission
 can be taken away, and nothing else is allowed."""
 
+import io
 import json
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from sqs_broker import install
 from sqs_broker.function import Function
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.sqs.errors import SqsError
+from sqs_broker.tools import mappings
 from sqs_broker.tools.commands.queues import ages_from
 from tests.acceptance.function import event_of
 from tests.cloudformation.cloud import Cloud, Identity, Stack
@@ -51,10 +55,18 @@ NEEDED_FOR: Mapping[str, Mapping[Permission, set[str]]] = {
     "OperatorPolicyArn": {
         ("sqs:GetQueueAttributes", "Queue"): {"count"},
         ("sqs:SendMessage", "Queue"): {"redrive"},
-        ("sqs:GetQueueAttributes", "DeadLetterQueue"): {"count", "list", "show", "redrive"},
-        ("sqs:ReceiveMessage", "DeadLetterQueue"): {"list", "show", "redrive"},
+        ("sqs:GetQueueAttributes", "DeadLetterQueue"): {
+            "count",
+            "list",
+            "show",
+            "redrive",
+            "purge",
+            "import",
+        },
+        ("sqs:ReceiveMessage", "DeadLetterQueue"): {"list", "show", "redrive", "purge"},
         ("sqs:ChangeMessageVisibility", "DeadLetterQueue"): {"list"},
-        ("sqs:DeleteMessage", "DeadLetterQueue"): {"redrive"},
+        ("sqs:DeleteMessage", "DeadLetterQueue"): {"redrive", "purge"},
+        ("sqs:SendMessage", "DeadLetterQueue"): {"import"},
         ("cloudwatch:GetMetricData", "*"): {"age"},
     },
 }
@@ -142,7 +154,7 @@ class Job:
         outputs = stack.outputs
         self._topic = outputs["TopicArn"]
         urls = outputs["QueueUrl"], outputs["DeadLetterQueueUrl"]
-        owner = stack.cloud.owner
+        self._owner = owner = stack.cloud.owner
         #: The queues, as their owner sees them, and as this identity does.
         self.owned = Queues(owner.client("sqs"), owner.endpoint_url, *urls)
         self.seen = Queues(identity.client("sqs"), owner.endpoint_url, *urls)
@@ -166,6 +178,8 @@ class Job:
                 "list": self.list,
                 "show": self.show,
                 "redrive": self.redrive,
+                "purge": self.purge,
+                "import": self.import_,
             },
         }[role]
 
@@ -273,13 +287,34 @@ class Job:
         self._command("dlq", "show", dead["MessageId"])
 
     def redrive(self) -> None:
-        self._dead_letters(1)
-        # What arrives in the second in which a redrive starts stays.
-        began = time.time()
-        wait_until(lambda: int(time.time()) > began, 2, "the next second")
+        self._dead_letters_of_before()
         self._command("dlq", "redrive", "--yes")
         if self.owned.counts() != (1, 0, 0) or self.owned.dead_letters():
             raise Failed
+
+    def purge(self) -> None:
+        self._dead_letters_of_before()
+        self._command("dlq", "purge", "--yes")
+        if self.owned.dead_letters():
+            raise Failed
+
+    def import_(self) -> None:
+        self._dead_letters(1)
+        with TemporaryDirectory() as directory:
+            file = f"{directory}/letters.jsonl"
+            exported = self._run(self.owned, "dlq", "export", "--file", file,
+                                 credentials=self._owner.credentials)  # fmt: skip
+            assert exported.exit_code == 0, exported.output
+            self._empty()
+            self._command("dlq", "import", file)
+        if len(self.owned.dead_letters()) != 1:
+            raise Failed
+
+    def _dead_letters_of_before(self) -> None:
+        """What arrives in the second in which a command starts, stays."""
+        self._dead_letters(1)
+        began = time.time()
+        wait_until(lambda: int(time.time()) > began, 2, "the next second")
 
     def _dead_letters(self, number: int) -> None:
         for _ in range(number):
@@ -373,6 +408,55 @@ def test_what_a_role_is_not_granted_is_denied(stack: Stack, role: str) -> None:
             if (f"sqs:{action}", queue) not in granted:
                 with pytest.raises(ClientError, match="AccessDenied"):
                     call(sqs, url)
+
+
+# The pause ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def function(stack: Stack) -> Stack:
+    """A function whose trigger a pause disables."""
+    cloud = stack.cloud
+    queues = deployed(cloud, Consumer="function")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("app/lambda_handler.py", "handler = None")
+    bucket = uuid.uuid4().hex
+    cloud.client("s3").create_bucket(Bucket=bucket)
+    cloud.client("s3").put_object(Bucket=bucket, Key="zip", Body=content.getvalue())
+    secret = cloud.client("secretsmanager").create_secret(Name=bucket, SecretString="x")["ARN"]
+    return cloud.stack(
+        "function.yaml", QueueStack=queues.name, CodeBucket=bucket, CodeKey="zip",
+        MongoSecretArn=secret,
+    )  # fmt: skip
+
+
+def pause(stack: Stack, document: Mapping[str, Any]) -> None:
+    """What `sqs pause` and `sqs resume` do with the triggers of a queue, in a role."""
+    lambda_ = stack.cloud.role(document).client("lambda")
+    (mapping,) = stack.cloud.client("lambda").list_event_source_mappings()["EventSourceMappings"]
+    for is_enabled in (False, True):
+        found = list(mappings.enabled(lambda_, mapping["EventSourceArn"]))
+        list(mappings.switch(lambda_, found or [mapping["UUID"]], enabled=is_enabled))
+
+
+def test_who_may_pause_switches_the_trigger_of_the_function_and_no_other(function: Stack) -> None:
+    document = function.document("PausePolicyArn")
+    pause(function, document)
+    lambda_ = function.cloud.role(document).client("lambda")
+    with pytest.raises(ClientError, match="AccessDenied"):
+        lambda_.update_event_source_mapping(UUID=str(uuid.uuid4()), Enabled=False)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        lambda_.delete_event_source_mapping(UUID=function.resources["Mapping"])
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_without_one_of_its_permissions_a_pause_fails(function: Stack, missing: int) -> None:
+    document = function.document("PausePolicyArn")
+    assert len(document["Statement"]) == 2
+    document["Statement"].pop(missing)
+    with pytest.raises(SqsError, match="AccessDenied"):
+        pause(function, document)
 
 
 #: A call of each action on a queue.

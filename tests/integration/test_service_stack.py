@@ -137,7 +137,7 @@ def test_each_role_has_the_policies_of_its_part(service: Stack, queue: Stack) ->
     expected = {
         "WorkerRole": ["ConsumerPolicyArn"],
         "ApiRole": ["ProducerPolicyArn", "ReaderPolicyArn"],
-        "FlowerRole": ["ReaderPolicyArn"],
+        "FlowerRole": ["OperatorPolicyArn"],
         "ExecutionRole": [],
     }
     for name, outputs in expected.items():

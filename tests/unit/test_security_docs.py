@@ -17,7 +17,7 @@ POLICIES = {
     "worker": ["ConsumerPolicy"],
     "Lambda function": ["ConsumerPolicy"],
     "HTTP API": ["ProducerPolicy", "ReaderPolicy"],
-    "Flower": ["ReaderPolicy"],
+    "Flower": ["OperatorPolicy"],
 }
 
 #: What a policy of ours lets a function do beyond the queues. AWS's own policy is another matter.
