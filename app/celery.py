@@ -5,11 +5,11 @@ needs its configuration. The app does not become the current app of a program th
 """
 
 import runpy
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.local import Proxy
 
 from app.loader import config_file, point_flower_home
 from app.logs import use_json_lines
@@ -26,6 +26,20 @@ def celeryconfig() -> dict[str, Any]:
     """
     found = runpy.run_path(str(config_file("celeryconfig.py")))
     return {name: value for name, value in found.items() if _is_setting(name, value)}
+
+
+class Config(Mapping[str, Any]):
+    """The settings in celeryconfig.py, which is read once Celery needs one of them. A mapping of
+    its own, because Celery looks at several at each message, and a proxy is slow."""
+
+    def __getitem__(self, name: str) -> Any:
+        return celeryconfig()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(celeryconfig())
+
+    def __len__(self) -> int:
+        return len(celeryconfig())
 
 
 def _is_setting(name: str, value: Any) -> bool:
@@ -69,7 +83,7 @@ install(
     checks=["app.commands.doctor:check"],
     traces=["app.commands.trace:trace"],
 )
-app.config_from_object(Proxy(celeryconfig))
+app.config_from_object(Config())
 # The application's own checks include these, and name its variables.
 app.steps["worker"].discard("sqs_broker.tools.startup:StartChecks")
 # By name: a producer needs neither them nor MongoDB's driver, which they load.

@@ -5,7 +5,6 @@ command.py, app.py). So only the loader knows Flower's address and login before 
 """
 
 import os
-from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,6 @@ OURS = "sqs_broker.flower.pages"
 
 class Loader(AppLoader):
     """Celery's loader of an app. In a Flower process it also checks Flower's settings."""
-
-    def config_from_object(self, obj: Any, silent: bool = False) -> bool:
-        """Read the settings. Celery asks for some of them at each message, so it gets a plain dict
-        in place of a proxy of one."""
-        read: bool = super().config_from_object(
-            dict(obj) if isinstance(obj, Mapping) else obj, silent=silent
-        )
-        return read
 
     def import_default_modules(self) -> Any:
         """Import the tasks. Raises SettingsError if Flower lacks a setting or would be open."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.local import Proxy
 
 from app.celery import Registrations
 from app.messages import Registration
@@ -220,13 +219,9 @@ def test_if_the_messages_end_with_an_error_those_of_calls_that_have_not_begun_ar
 
 
 def test_a_message_takes_little_work(fake: FakeSqs) -> None:
-    settings = {"broker_transport_options": fake.transport_options(), "task_default_queue": "jobs"}
-    app = Registrations(
-        "tests", task_cls="app.typed_task:TypedTask", loader="app.loader:Loader",
-        set_as_current=False,
-    )  # fmt: skip
+    app = Registrations("tests", task_cls="app.typed_task:TypedTask", set_as_current=False)
     install(app)
-    app.config_from_object(Proxy(lambda: settings))
+    app.conf.update(broker_transport_options=fake.transport_options(), task_default_queue="jobs")
     task = app.task(name="registerUser", model=Registration)(job)
     users = [
         {"stock_id": "s1", "user_id": f"u{number}", "user_info": {"nickname": "kim"}}
@@ -239,8 +234,8 @@ def test_a_message_takes_little_work(fake: FakeSqs) -> None:
     sys.setprofile(None)
     app.close()
     assert published.sent == 100
-    # Functions in Python. They were 420 with a copy of the queue for each message, a model that was
-    # read twice, and a proxy of the settings.
+    # Functions in Python. They were 377 with a copy of the queue for each message, and a model that
+    # was read twice.
     assert len(called) / 100 < 330
 
 
