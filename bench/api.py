@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -58,15 +58,25 @@ class Server:
 
 
 def crowd(
-    lab: Lab, way: str, clients: int, delay_ms: float, seconds: float, rate: float | None = None
+    lab: Lab,
+    way: str,
+    clients: int,
+    delay_ms: float,
+    seconds: float,
+    rate: float | None = None,
+    processes: int = 1,
 ) -> Requests:
     """Let so many clients register users for so long: each asks again at once, or all together
-    `rate` times a second. Raises BenchError if none is accepted."""
-    with lab.stage(OURS, "register", delay_ms, workers=0) as stage, serving(stage, way) as server:
-        load = Load(server.port, PATH, _body(USER), clients, seconds, rate=rate)
-        before = server.cpu()
+    `rate` times a second. They are spread evenly over so many processes of the server. Raises
+    BenchError if none is accepted."""
+    with lab.stage(OURS, "register", delay_ms, workers=0) as stage, ExitStack() as stack:
+        servers = [stack.enter_context(serving(stage, way)) for _ in range(processes)]
+        load = Load(
+            [server.port for server in servers], PATH, _body(USER), clients, seconds, rate=rate
+        )
+        before = _cpu(servers)
         answers = _ask(load)
-        after = server.cpu()
+        after = _cpu(servers)
         sent = len(stage.proxy.calls())
     if not answers.latencies:
         raise BenchError(f"{way}: no request was accepted: {dict(answers.statuses)}")
@@ -75,6 +85,7 @@ def crowd(
         clients=clients,
         added_ms=delay_ms,
         rate=rate,
+        processes=processes,
         seconds=seconds,
         accepted=len(answers.latencies),
         refused=answers.statuses.total() - len(answers.latencies),
@@ -120,6 +131,13 @@ def batch(lab: Lab, items: int, delay_ms: float) -> BatchSent:
         progress = stage.proxy.progress()
         calls = len(stage.proxy.calls())
     return BatchSent(items, answer["accepted"], seconds, calls, progress.most_open)
+
+
+def _cpu(servers: Sequence[Server]) -> float | None:
+    """CPU seconds of all of them so far."""
+    found = [server.cpu() for server in servers]
+    known = [each for each in found if each is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def _post(connection: http.client.HTTPConnection, path: str, body: str, kind: str) -> Any:

@@ -9,6 +9,7 @@ import os
 import sys
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -25,7 +26,8 @@ USER = "{user}"
 class Load:
     """What to ask."""
 
-    port: int
+    ports: Sequence[int]
+    """Of the server's processes: the first client connects to the first one, and so on."""
     path: str
     body: str
     """JSON in ASCII, with USER in it."""
@@ -136,7 +138,9 @@ async def ask(load: Load) -> Answers:
         def client(offset: float = offset) -> _Client:
             return _Client(load, start, offset, answers)
 
-        _, made = await loop.create_connection(client, ports.HOST, load.port)
+        _, made = await loop.create_connection(
+            client, ports.HOST, load.ports[number % len(load.ports)]
+        )
         clients.append(made)
     await asyncio.gather(*(made.ended for made in clients))
     return answers

@@ -59,6 +59,10 @@ class Plan:
     """Who, and for how long."""
     requests: Sequence[tuple[str, float | None]] = ()
     """Ways of `bench/api.py`, and requests a second; None: as many as there can be."""
+    request_loads: Sequence[float] = ()
+    """Shares of what one process of the API carries, at which it is measured."""
+    request_processes: Sequence[int] = ()
+    """Numbers of processes of the API that share as many requests as there can be."""
     request_seconds: float = 5
     clients: int = 200
     batch: int = 10_000
@@ -97,6 +101,8 @@ FULL = Plan(
     published={"many": 5_000, "each": 300},
     events=((OURS, 60), (OURS_WITHOUT_EVENTS, 20)),
     requests=(*((way, None) for way in PROGRAMS), *((way, PACED) for way in PROGRAMS)),
+    request_loads=(0.5, 0.8),
+    request_processes=(2,),
 )
 
 QUICK = Plan(
@@ -121,6 +127,7 @@ QUICK = Plan(
     idle_seconds=21,
     published={"many": 1_000},
     requests=[(way, None) for way in PROGRAMS],
+    request_loads=(0.8,),
     request_seconds=2,
     batch=1_000,
 )

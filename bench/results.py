@@ -175,7 +175,9 @@ class Requests:
     p99: float
     calls_a_request: float
     cpu_ms: float | None
-    """CPU milliseconds of the server's process for each request."""
+    """CPU milliseconds of the server's processes for each request."""
+    processes: int = 1
+    """Processes of the server. The clients are spread over them."""
 
     @property
     def per_second(self) -> float:
@@ -253,6 +255,13 @@ class Results:
                 config, task, added_ms, workers,
             ):  # fmt: skip
                 return row
+        return None
+
+    def full(self, way: str) -> Requests | None:
+        """One process of a way of the API that got as many requests as it could answer."""
+        for each in self.requests:
+            if (each.way, each.rate, each.processes) == (way, None, 1):
+                return each
         return None
 
     def ratio(self, row: Throughput, to: str) -> float | None:

@@ -168,25 +168,33 @@ class Run:
 
     def _api(self) -> None:
         for way, rate in self.plan.requests:
-
-            def measure(way: str = way, rate: float | None = rate) -> str:
-                plan = self.plan
-                measured = api.crowd(
-                    self.lab, way, plan.clients, DELAY_MS, plan.request_seconds, rate
-                )
-                self.results.requests.append(measured)
-                return (
-                    f"{measured.per_second:.0f} requests/s, p99 {measured.p99:.0f} ms, "
-                    f"{measured.calls_a_request:.2f} calls and {measured.cpu_ms or 0:.2f} ms CPU "
-                    "a request"
-                )
-
-            pace = f" at {rate:g}/s" if rate else ""
-            name = f"API, {way}, {self.plan.clients} clients{pace}"
-            self._try("API", name, self.plan.request_seconds + AROUND, measure)
+            self._crowd(way, rate)
+        for processes in self.plan.request_processes:
+            self._crowd(api.API, processes=processes)
+        if full := self.results.full(api.API):
+            for load in self.plan.request_loads:
+                self._crowd(api.API, round(load * full.per_second))
         if self.plan.batch:
             self._try("API", "API, a lone request", AROUND, self._lone)
             self._try("API", f"API, a batch of {self.plan.batch}", 2 * AROUND, self._batch)
+
+    def _crowd(self, way: str, rate: float | None = None, processes: int = 1) -> None:
+        def measure() -> str:
+            plan = self.plan
+            measured = api.crowd(
+                self.lab, way, plan.clients, DELAY_MS, plan.request_seconds, rate, processes
+            )
+            self.results.requests.append(measured)
+            return (
+                f"{measured.per_second:.0f} requests/s, p99 {measured.p99:.0f} ms, "
+                f"{measured.calls_a_request:.2f} calls and {measured.cpu_ms or 0:.2f} ms CPU "
+                "a request"
+            )
+
+        more = f", {processes} processes" if processes > 1 else ""
+        pace = f" at {rate:g}/s" if rate else ""
+        name = f"API, {way}{more}, {self.plan.clients} clients{pace}"
+        self._try("API", name, self.plan.request_seconds + AROUND, measure)
 
     def _lone(self) -> str:
         self.results.lone = measured = api.lone(self.lab, DELAY_MS)

@@ -127,7 +127,8 @@ def api(results: Results) -> str:
     """The HTTP API and the endpoints beside it."""
     rows = [
         [
-            each.way, f"{each.clients}",
+            each.way + (f", {each.processes} processes" if each.processes > 1 else ""),
+            f"{each.clients}",
             "as fast as they can" if each.rate is None else f"{each.rate:g}/s",
             f"**{each.per_second:.0f}**", f"{each.p50:.0f}", f"{each.p99:.0f}",
             f"{each.calls_a_request:.2f}", _number(each.cpu_ms, "{:.2f}"), f"{each.refused}",

@@ -277,31 +277,38 @@ def test_the_api_is_compared_with_its_own_figures_where_clients_ask_again_at_onc
     run = run_of()
     figures = {} if is_reached else {"p99": 41.0, "calls_a_request": 0.16, "cpu_ms": 0.71}
     run.requests = [
+        requests_of(api.API, 2_000, processes=2),
         requests_of(api.API, 1_000 if is_reached else 900, **figures),
         requests_of(api.SEND_MESSAGE, 200),
         requests_of(api.DELAY, 320),
-        requests_of(api.API, 1, rate=1.0),
+        requests_of(api.API, 800, rate=800.0, **figures),
     ]
     run.lone = Lone(13.0 if is_reached else 13.5, 11.2)
     run.batch = BatchSent(10_000, 10_000, 3.0, 1_000 + (not is_reached), 4 - (not is_reached))
 
     found = goals(run)
 
-    assert [goal.is_reached for goal in found] == [is_reached] * 8
+    assert [goal.is_reached for goal in found] == [is_reached] * 9
+    assert found[0].what == "API, 200 clients, 800 requests/s: p99"
     assert ("at most 1,000", "1,000" if is_reached else "1,001") == (
-        found[6].wanted,
-        found[6].measured,
+        found[7].wanted,
+        found[7].measured,
     )
 
 
 def test_the_table_of_the_api_has_a_row_for_each_way_and_the_single_requests() -> None:
     run = run_of()
-    run.requests = [requests_of(api.API, 1_000), requests_of(api.DELAY, 300, rate=200.0)]
+    run.requests = [
+        requests_of(api.API, 1_000),
+        requests_of(api.API, 2_000, processes=2),
+        requests_of(api.DELAY, 300, rate=200.0),
+    ]
     run.lone, run.batch = Lone(13.0, 11.2), BatchSent(10_000, 9_999, 3.0, 1_000, 8)
 
     told = table.api(run)
 
     assert "| this project's API | 200 | as fast as they can | **1000** | 20 | 39 |" in told
+    assert "| this project's API, 2 processes | 200 | as fast as they can | **2000** |" in told
     assert "| 200/s | **300** |" in told
     assert "13.0 ms" in told
     assert "9,999 accepted within 3.0 s by 1,000 calls, up to 8" in told
