@@ -1362,8 +1362,7 @@ def hear(connection: Connection, callback: Callable[[Any], None]) -> None:
     channel = connection.channel()
     payload = {"body": "{}", "headers": {}, "properties": {"delivery_tag": "1"}}
     transport.control._callbacks["one@host.celery.pidbox"] = callback
-    assert transport.control.reserve("one@host.celery.pidbox")
-    transport.inbox.put([("one@host.celery.pidbox", Message(payload, channel=channel))])
+    transport.control.put("one@host.celery.pidbox", Message(payload, channel=channel), events=0)
 
 
 def test_a_command_that_fails_is_no_fault_of_the_loop(
