@@ -29,13 +29,16 @@ from sqs_broker.tools.commands.dlq import readable
 from sqs_broker.tools.commands.redrive import GONE, WHICH_QUEUE
 from sqs_broker.tools.dead_letters import Counts, DeadLetterMessage, Reader, count_messages
 from sqs_broker.tools.ledger import Ledger, ledger_of
-from sqs_broker.tools.redrive import DELETE_TRIES, Redrive
+from sqs_broker.tools.redrive import DELETE_TRIES, HELD, Redrive
 
 #: Rows of one page.
 PAGE = 50
 
 #: Most reasons that are counted separately.
 MOST_REASONS = 200
+
+#: What became of dead letters that were meant and not read.
+NOT_FOUND = "not found (gone, or hidden by another reader)"
 
 #: What a masked value is shown as.
 HIDDEN = "(hidden)"
@@ -96,6 +99,9 @@ class Job:
     by: str
     total: int
     done: int = 0
+    """How many were read."""
+    found: int = 0
+    """How many of them were meant."""
     results: Counter[str] = field(default_factory=Counter)
     error: str | None = None
     is_over: bool = False
@@ -147,8 +153,16 @@ class Letters:
         """Redrive the dead letters with these MessageIds; None for all of the snapshot."""
 
         def run(job: Job, ledger: Ledger, reader: Reader, url: str, counts: Counts) -> None:
-            driver, options = self._driver, self._options
-            with closing(Redrive(driver, options, url, is_dry=is_dry, ledger=ledger)) as redrive:
+            with closing(
+                Redrive(
+                    self._driver,
+                    self._options,
+                    url,
+                    reader.seconds_left,
+                    is_dry=is_dry,
+                    ledger=ledger,
+                )
+            ) as redrive:
                 for messages in self._chosen(job, reader, chosen):
                     old = [each for each in messages if each.delivery.enqueued_at < counts.at]
                     known = [each for each in map(self._with_queue, old) if each.queue is not None]
@@ -165,7 +179,7 @@ class Letters:
                     if known and redrive.is_refused:
                         return
 
-        return self._act("Dry run" if is_dry else "Redrive", by, run)
+        return self._act("Dry run" if is_dry else "Redrive", by, chosen, run)
 
     def purge(self, chosen: Sequence[str] | None, by: str) -> bool:
         """Delete the dead letters with these MessageIds; None for all of the snapshot."""
@@ -181,7 +195,7 @@ class Letters:
                 for _, error in pairs:
                     job.results["deleted" if error is None else f"not deleted ({error.code})"] += 1
 
-        return self._act("Purge", by, run)
+        return self._act("Purge", by, chosen, run)
 
     # One dead letter
 
@@ -208,15 +222,18 @@ class Letters:
         self,
         name: str,
         by: str,
+        chosen: Sequence[str] | None,
         run: Callable[[Job, Ledger, Reader, str, Counts], None],
     ) -> bool:
         def act(job: Job) -> None:
+            meant = len(self.snapshot or ()) if chosen is None else len(set(chosen))
             with ledger_of(self._options, by=by) as ledger:
                 for url in self._urls(None):
                     counts = self._counts(url)
                     job.total += counts.visible
                     with asking("ReceiveMessage", url), self._reader(url, counts) as reader:
                         run(job, ledger, reader, url, counts)
+            job.results[NOT_FOUND] += max(meant - job.found, 0)
 
         return self._begin(Job(name, by, 0), act)
 
@@ -252,6 +269,7 @@ class Letters:
         for messages in reader.batches():
             job.done += len(messages)
             found = [m for m in messages if _is_chosen(m.delivery.message_id, wanted, snapshot)]
+            job.found += len(found)
             if found:
                 yield found
             if wanted is not None:
@@ -276,7 +294,7 @@ class Letters:
 
     def _reader(self, url: str, counts: Counts) -> Reader:
         expected = max(counts.visible, BATCH)
-        return Reader(Queue(url, self._driver), self._options, expected=expected)
+        return Reader(Queue(url, self._driver), self._options, expected=expected, more_time=HELD)
 
 
 def masked(value: Any, name: str = "") -> Any:

@@ -227,7 +227,6 @@ class Reader:
             self._handles.add((each.message_id, each.receipt_handle) for each in received)
             yield [read_message(each, self._queue.url, self._options, asked_at) for each in new]
 
-    @property
     def seconds_left(self) -> float:
         """Seconds in which the messages that were read are still hidden from others."""
         return self._ends_at - self._clock()

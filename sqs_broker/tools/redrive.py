@@ -5,7 +5,7 @@ If SQS's answer to a send is lost, the message may be sent twice. Then `@once` a
 ensure that it takes effect once. SQS gives it a new MessageId, and counts its deliveries from one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,7 +15,7 @@ from sqs_broker.observers.observer import Observers
 from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
 from sqs_broker.rules.facts import Facts
-from sqs_broker.sqs.driver import Driver
+from sqs_broker.sqs.driver import SECONDS, Driver
 from sqs_broker.sqs.publisher import Batch, Published
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing
@@ -27,6 +27,14 @@ MOST_REDRIVES = 5
 
 #: How often a delete is tried if SQS fails it for one message of a batch.
 DELETE_TRIES = 3
+
+#: Seconds for which a message must still be hidden when it is sent: the longest send, and the
+#: longest delete with one more try. Otherwise another reader could receive it meanwhile, and send
+#: it again.
+HELD = 3 * SECONDS
+
+#: Why a message is not sent that is not hidden for so long.
+OUT_OF_TIME = "the time of this redrive is over: redrive again"
 
 
 class Result(StrEnum):
@@ -59,6 +67,8 @@ class Redrive:
     driver: Driver
     options: Options
     dead_letter_url: str
+    seconds_left: Callable[[], float]
+    """Seconds for which the messages are still hidden from other readers."""
     keeps_duplicates: bool = False
     is_dry: bool = False
     """If so, nothing is sent, deleted or recorded, and each result is what it would be."""
@@ -144,6 +154,9 @@ class Redrive:
         published = Published()
         batch = Batch(published)
         for batch.place, message in enumerate(messages):
+            if self.seconds_left() < HELD:
+                published.failed[batch.place] = OUT_OF_TIME
+                continue
             assert message.queue is not None
             queue = Queue(self.options.queue(message.queue).url, self.driver)
             delivery = message.delivery

@@ -29,7 +29,7 @@ from sqs_broker.tools.commands.pace import Pace
 from sqs_broker.tools.dead_letters import DeadLetterMessage, Reader
 from sqs_broker.tools.ledger import NoLedger
 from sqs_broker.tools.letter_file import BadLine, letter_in, line_of
-from sqs_broker.tools.redrive import Redrive
+from sqs_broker.tools.redrive import HELD, Redrive
 from sqs_broker.tools.redrive import Result as Became
 
 SEND, DELETE, RECEIVE = "SendMessageBatch", "DeleteMessageBatch", "ReceiveMessage"
@@ -320,9 +320,10 @@ class Memory(NoLedger):
 
 
 def redrive(fake: FakeSqs, dead: str, ledger: Memory, most: int) -> Counter[str]:
-    run = Redrive(fake, fake.options(), dead, ledger=ledger, most_redrives=most)
     results: Counter[str] = Counter()
-    with Reader(Queue(dead, fake), fake.options(decode_json=decode_json), expected=10) as reader:
+    options = fake.options(decode_json=decode_json)
+    with Reader(Queue(dead, fake), options, expected=10, more_time=HELD) as reader:
+        run = Redrive(fake, options, dead, reader.seconds_left, ledger=ledger, most_redrives=most)
         for batch in reader.batches():
             for each in run([message for message in batch if message.queue]):
                 results[str(each.result)] += 1

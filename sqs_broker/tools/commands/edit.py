@@ -21,7 +21,7 @@ from sqs_broker.tools.dead_letters import DeadLetterMessage, Reader
 from sqs_broker.tools.edit import EditError, edited
 from sqs_broker.tools.ledger import Ledger
 from sqs_broker.tools.letter_file import line_of
-from sqs_broker.tools.redrive import Redrive, Redriven, Result
+from sqs_broker.tools.redrive import HELD, Redrive, Redriven, Result
 
 #: Seconds for which the message stays hidden while a person edits it.
 TIME_TO_EDIT = 3_600
@@ -51,7 +51,12 @@ def redrive_edited(
                 )
             message = replace(found[0], queue=found[0].queue or filter_.queue)
             run = Redrive(
-                queues.driver, queues.options, queue.url, False, False, ledger, max_redrives
+                queues.driver,
+                queues.options,
+                queue.url,
+                reader.seconds_left,
+                ledger=ledger,
+                most_redrives=max_redrives,
             )
             with closing(run):
                 return _redriven(celery_app, queues, queue, run, reader, message, yes)
@@ -77,7 +82,7 @@ def _redriven(
     print_note(f"Changed: {', '.join(new.changed)}")
     if not yes:
         click.confirm("Send it?", err=True, abort=True)
-    if reader.seconds_left <= 0:
+    if reader.seconds_left() < HELD:
         raise click.ClickException("That took too long. Nothing was sent.")
     kept = _export(message, queue.url)
     print_note(f"The original is in {kept}. Delete the file when it is not needed any more.")

@@ -66,7 +66,7 @@ def command(
                     continue
                 if not yes:
                     click.confirm(f"Delete {len(listed)} dead letters?", err=True, abort=True)
-                if reader.seconds_left <= 0:
+                if reader.seconds_left() <= 0:
                     raise click.ClickException("That took too long. Nothing was deleted.")
                 for rows in listed.packs(BATCH):
                     if is_interrupted():

@@ -21,7 +21,7 @@ from sqs_broker.tools.commands.output import NOTHING, print_json, print_note, pr
 from sqs_broker.tools.commands.pace import Pace
 from sqs_broker.tools.dead_letters import Reader
 from sqs_broker.tools.ledger import ledger_of
-from sqs_broker.tools.redrive import MOST_REDRIVES, Redrive, Redriven, Result
+from sqs_broker.tools.redrive import HELD, MOST_REDRIVES, Redrive, Redriven, Result
 
 #: Why a message without a known queue is not sent.
 WHICH_QUEUE = "several queues share this dead-letter queue: name the right one with --queue"
@@ -98,11 +98,23 @@ def command(
             left = None if limit is None else limit - counted.total()
             if left == 0:
                 break
-            run = Redrive(
-                queues.driver, queues.options, queue.url, keep_duplicates, dry_run, to, max_redrives
-            )
-            reading = queues.reading(queue, is_interrupted, per_message=pace.seconds_per_message)
-            with closing(run), reading as reader:
+            each = pace.seconds_per_message
+            reading = queues.reading(queue, is_interrupted, per_message=each, more_time=HELD)
+            with (
+                reading as reader,
+                closing(
+                    Redrive(
+                        queues.driver,
+                        queues.options,
+                        queue.url,
+                        reader.seconds_left,
+                        keep_duplicates,
+                        dry_run,
+                        to,
+                        max_redrives,
+                    )
+                ) as run,
+            ):
                 for redriven in _redriven(run, reader, queue, filter_, left, pace):
                     counted[redriven.result, redriven.why] += 1
                     _show(redriven, as_json, dry_run)
