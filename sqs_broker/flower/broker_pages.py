@@ -67,7 +67,7 @@ class PauseAction(BrokerPage):
         """Do as `celery -A … sqs pause` does, and show what was said."""
         self.require_login()
         self.require_changes()
-        queue, reason = _queue(self), one_line(self.get_argument("reason", ""))
+        queue, reason = _queue(self), one_line(self.given("reason"))
         if not reason:
             raise HTTPError(400, "A pause needs a reason")
         await _change(
@@ -95,14 +95,14 @@ async def _change(page: BrokerPage, change: Callable[[Options], Iterator[str]]) 
 
 
 def _queue(page: BrokerPage) -> str:
-    queue: str = page.get_argument("queue", "")
+    queue: str = page.given("queue")
     if queue not in page.queues.options.queues:
         raise HTTPError(400, "There is no such queue")
     return queue
 
 
 def _lasts(page: BrokerPage) -> timedelta | None:
-    given = page.get_argument("for", "").strip()
+    given = page.given("for").strip()
     try:
         return Duration().convert(given, None, None) if given else None
     except click.ClickException as exc:

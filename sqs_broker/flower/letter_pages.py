@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Any
 import click
 from tornado.web import HTTPError, authenticated, url
 
+from sqs_broker.errors import label
 from sqs_broker.flower.guarded import Guarded, refusal
 from sqs_broker.flower.letters import PAGE, Letters, masked
 from sqs_broker.options import Options
@@ -20,6 +21,7 @@ from sqs_broker.rules.bounded_pattern import Unbounded, compiled
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.commands.dead_letter_queues import Filter
 from sqs_broker.tools.commands.durations import Duration
+from sqs_broker.tools.edit import EditError
 from sqs_broker.worker.defaults import uses_sqs
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class ListPage(LettersHandler):
         """Show what was read last. Reads nothing."""
         snapshot = self.letters.snapshot
         last = max((len(snapshot) - 1) // PAGE, 0) if snapshot else 0
-        page = min(max(_number(self.get_argument("page", "0")), 0), last)
+        page = min(max(_number(self.given("page")), 0), last)
         self.show("list", page=page, last=last, rows=snapshot.page(page) if snapshot else [])
 
 
@@ -99,7 +101,7 @@ class ReadAction(LettersHandler):
         self.redirect(self.reverse_url("dead-letters"))
 
     def _filter(self) -> Filter:
-        given = {name: self.get_argument(name, "").strip() or None for name in FIELDS}
+        given = {name: self.given(name).strip() or None for name in FIELDS}
         try:
             match = compiled(given["match"]) if given["match"] else None
             older: timedelta | None = None
@@ -125,7 +127,7 @@ class ConfirmAction(LettersHandler):
     def post(self) -> None:
         """Show what would be done to how many."""
         self.require_login()
-        action = self.get_argument("action", "")
+        action = self.given("action")
         if action != "dry run":
             self.require_changes()
         chosen = _chosen(self)
@@ -149,9 +151,9 @@ class RunAction(LettersHandler):
         self.require_login()
         self.require_changes()
         chosen, letters = _chosen(self), self.letters
-        if self.get_argument("typed", "").strip() != str(_count(letters, chosen)):
+        if self.given("typed").strip() != str(_count(letters, chosen)):
             raise HTTPError(400, "The number is not the right one. Nothing was done")
-        match self.get_argument("action", ""):
+        match self.given("action"):
             case "redrive":
                 began = letters.redrive(chosen, self.user(), is_dry=False)
             case "purge":
@@ -170,7 +172,7 @@ class ShowAction(LettersHandler):
     async def post(self) -> None:
         """Read it from the queue."""
         self.require_login()
-        sqs_id, is_plain = self.get_argument("letter"), self.get_argument("plain", "") == "yes"
+        sqs_id, is_plain = self.given("letter"), self.given("plain") == "yes"
         letters, by = self.letters, self.user()
         loop = asyncio.get_running_loop()
         try:
@@ -179,13 +181,56 @@ class ShowAction(LettersHandler):
                 raise HTTPError(404, "It is not there, or another reader has hidden it")
             if is_plain:
                 self.require_changes()
-                await loop.run_in_executor(_threads, letters.note, "show", [found["id"]], by)
-                _log_shown(by, found["id"])
+                await loop.run_in_executor(
+                    _threads, letters.note, "show", [found.content["id"]], by
+                )
+                _log_shown(by, found.content["id"])
         except click.ClickException as exc:
             raise refusal(502, exc.message) from exc
-        shown = found if is_plain else masked(found)
+        shown = found.content if is_plain else masked(found.content)
         text = json.dumps(shown, ensure_ascii=False, indent=2, default=str)
-        self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain)
+        form = found.form if is_plain else None
+        self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain, form=form)
+
+
+class EditAction(LettersHandler):
+    """Redrives one dead letter with another body."""
+
+    @authenticated
+    async def post(self) -> None:
+        """Check the body, and send it if that was confirmed."""
+        self.require_login()
+        self.require_changes()
+        sqs_id, text = self.given("letter"), self.given("body")
+        kept_in = self._directory() if self.given("send") == "yes" else None
+        loop, app = asyncio.get_running_loop(), self.application.capp
+        try:
+            tasks = await loop.run_in_executor(_threads, _tasks_of, app)
+            done = await loop.run_in_executor(
+                _threads, self.letters.edit, sqs_id, text, self.user(), tasks, kept_in
+            )
+        except EditError as exc:
+            raise refusal(400, str(exc)) from exc
+        except click.ClickException as exc:
+            raise refusal(502, exc.message) from exc
+        if done is None:
+            raise HTTPError(404, "It is not there, or another reader has hidden it")
+        self.show("edit", sqs_id=sqs_id, text=text, edit=done)
+
+    def _directory(self) -> Path:
+        # Flower may write there, and what is there survives a restart.
+        return Path(self.application.options.db).absolute().parent
+
+
+def _tasks_of(celery_app: Any) -> Mapping[str, Any]:
+    try:
+        celery_app.loader.import_default_modules()
+    except Exception as exc:
+        # Broad on purpose: the modules are those of a project.
+        why = f"the tasks cannot be imported ({label(exc)}). Nothing is sent."
+        raise click.ClickException(why) from exc
+    tasks: Mapping[str, Any] = celery_app.tasks
+    return tasks
 
 
 def _log_shown(by: str, id_: str) -> None:
@@ -199,9 +244,9 @@ def _log_shown(by: str, id_: str) -> None:
 def _chosen(handler: Any) -> Sequence[str] | None:
     """The selected MessageIds; None for all of the snapshot. Raises HTTPError if that is not the
     snapshot that the user saw."""
-    if handler.get_argument("scope", "") == "all":
+    if handler.given("scope") == "all":
         snapshot = handler.letters.snapshot
-        if snapshot is None or handler.get_argument("snapshot", "") != snapshot.mark:
+        if snapshot is None or handler.given("snapshot") != snapshot.mark:
             raise HTTPError(409, "The dead letters were read again since. Nothing was done")
         return None
     selected: list[str] = handler.get_arguments("sqs_id")
@@ -225,4 +270,5 @@ HANDLERS = [
     url(r"/dead-letters/confirm", ConfirmAction, name="dead-letters-confirm"),
     url(r"/dead-letters/run", RunAction, name="dead-letters-run"),
     url(r"/dead-letters/show", ShowAction, name="dead-letters-show"),
+    url(r"/dead-letters/edit", EditAction, name="dead-letters-edit"),
 ]

@@ -8,9 +8,10 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,8 +29,9 @@ from sqs_broker.tools.commands.dead_letter_queues import Filter
 from sqs_broker.tools.commands.dlq import readable
 from sqs_broker.tools.commands.redrive import GONE, WHICH_QUEUE
 from sqs_broker.tools.dead_letters import Counts, DeadLetterMessage, Reader, count_messages
+from sqs_broker.tools.edit import EditError, changed_to, form_of, kept
 from sqs_broker.tools.ledger import Ledger, ledger_of
-from sqs_broker.tools.redrive import DELETE_TRIES, HELD, Redrive
+from sqs_broker.tools.redrive import DELETE_TRIES, HELD, OUT_OF_TIME, Redrive
 
 #: Rows of one page.
 PAGE = 50
@@ -117,6 +119,37 @@ class Job:
         return f"{self.name} by {self.by}: {state}. {of_all} read. {counted}".rstrip(". ") + "."
 
 
+@dataclass(frozen=True)
+class Letter:
+    """What is shown of one dead letter."""
+
+    content: dict[str, Any]
+    form: str | None
+    """Its body, as a person edits it; None if it cannot be edited."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A checked change of a body, and what became of the message."""
+
+    changed: tuple[str, ...]
+    """The paths of the changed fields, without their values."""
+    kept: Path | None = None
+    """The file that has the original."""
+    result: str | None = None
+    """None if nothing was sent, because the body was only checked."""
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dead letter, and the reader that hides it."""
+
+    message: DeadLetterMessage
+    reader: Reader
+    url: str
+
+
 class Letters:
     """The dead letters of one app. Thread-safe: of all who use it, one job runs at a time."""
 
@@ -153,16 +186,7 @@ class Letters:
         """Redrive the dead letters with these MessageIds; None for all of the snapshot."""
 
         def run(job: Job, ledger: Ledger, reader: Reader, url: str, counts: Counts) -> None:
-            with closing(
-                Redrive(
-                    self._driver,
-                    self._options,
-                    url,
-                    reader.seconds_left,
-                    is_dry=is_dry,
-                    ledger=ledger,
-                )
-            ) as redrive:
+            with closing(self._redrive(url, reader, ledger, is_dry=is_dry)) as redrive:
                 for messages in self._chosen(job, reader, chosen):
                     old = [each for each in messages if each.delivery.enqueued_at < counts.at]
                     known = [each for each in map(self._with_queue, old) if each.queue is not None]
@@ -199,19 +223,54 @@ class Letters:
 
     # One dead letter
 
-    def find(self, sqs_id: str) -> dict[str, Any] | None:
-        """The content of a dead letter; None if it is not there, or hidden by another reader.
+    def find(self, sqs_id: str) -> Letter | None:
+        """A dead letter; None if it is not there, or hidden by another reader.
 
         Raises ClickException if SQS refuses the read.
         """
+        with self._found(sqs_id) as found:
+            return None if found is None else _letter_of(found.message)
+
+    def edit(
+        self, sqs_id: str, text: str, by: str, tasks: Mapping[str, Any], kept_in: Path | None
+    ) -> Edit | None:
+        """Redrive a dead letter with this body, in the form that `find` gave; None if it is not
+        there. First write the original to a file in `kept_in`; without it, only check the body.
+
+        Raises EditError if the body cannot be sent, and ClickException if SQS or the control
+        database refuses. Then nothing was sent.
+        """
+        with ledger_of(self._options, by=by) as ledger, self._found(sqs_id) as found:
+            if found is None:
+                return None
+            message = self._with_queue(found.message)
+            if message.queue is None:
+                raise EditError(f"{WHICH_QUEUE}. Nothing is sent.")
+            new = changed_to(message, text, self._options, tasks)
+            if kept_in is None:
+                return Edit(new.changed)
+            if found.reader.seconds_left() < HELD:
+                raise EditError(f"{OUT_OF_TIME}. Nothing is sent.")
+            path = kept(message, found.url, kept_in)
+            ledger.note("edit", [message.id], changed=list(new.changed))
+            with closing(self._redrive(found.url, found.reader, ledger)) as redrive:
+                (result,) = redrive([new.message])
+            if result.result in GONE:
+                found.reader.forget([sqs_id])
+            return Edit(new.changed, path, str(result.result), result.why)
+
+    @contextmanager
+    def _found(self, sqs_id: str) -> Iterator[Found | None]:
+        """The dead letter with this MessageId, hidden from others until the end of the block."""
         for url in self._urls(None):
             counts = self._counts(url)
             with asking("ReceiveMessage", url), self._reader(url, counts) as reader:
                 for messages in reader.batches():
                     for message in messages:
                         if message.delivery.message_id == sqs_id:
-                            return _content_of(message)
-        return None
+                            yield Found(message, reader, url)
+                            return
+        yield None
 
     def note(self, action: str, ids: Sequence[str], by: str) -> None:
         """Write to the audit. Raises ClickException."""
@@ -292,6 +351,12 @@ class Letters:
             raise click.ClickException(f"{url} has a redrive policy of its own: remove it.")
         return counts
 
+    def _redrive(
+        self, url: str, reader: Reader, ledger: Ledger, *, is_dry: bool = False
+    ) -> Redrive:
+        left = reader.seconds_left
+        return Redrive(self._driver, self._options, url, left, is_dry=is_dry, ledger=ledger)
+
     def _reader(self, url: str, counts: Counts) -> Reader:
         expected = max(counts.visible, BATCH)
         return Reader(Queue(url, self._driver), self._options, expected=expected, more_time=HELD)
@@ -312,13 +377,14 @@ def _is_chosen(sqs_id: str, wanted: set[str] | None, snapshot: Snapshot | None) 
     return snapshot is not None and sqs_id in snapshot.rows
 
 
-def _content_of(message: DeadLetterMessage) -> dict[str, Any]:
+def _letter_of(message: DeadLetterMessage) -> Letter:
     attributes = {
         name: {key: value for key, value in attribute.items() if key != "BinaryValue"}
         for name, attribute in restored(message.delivery.attributes).items()
     }
-    return {
-        "id": message.id,
-        "attributes": attributes,
-        "body": readable(message.delivery.body),
-    }
+    body = message.delivery.body
+    content = {"id": message.id, "attributes": attributes, "body": readable(body)}
+    try:
+        return Letter(content, form_of(body))
+    except EditError:
+        return Letter(content, None)

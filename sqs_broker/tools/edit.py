@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,13 @@ from sqs_broker.options import Options
 from sqs_broker.rules.admission import Admitted, admit, arrive
 from sqs_broker.rules.decoding import Payload
 from sqs_broker.tools.dead_letters import DeadLetterMessage
+from sqs_broker.tools.letter_file import line_of
 
 #: The fields of a body that hold another JSON text: kombu's arguments, and what SNS forwards.
 NESTED = ("body", "Message")
+
+#: What does not belong into the name of a file.
+NOT_PLAIN = re.compile(r"[^A-Za-z0-9-]")
 
 
 class EditError(ValueError):
@@ -45,8 +50,16 @@ def edited(
     EditError if the body is not a JSON object, if nothing was changed, or if a worker would not run
     the message. Raises what `edit` raises.
     """
-    before = readable(message.delivery.body)
-    after = _through_file(before, edit)
+    after = _through_file(form_of(message.delivery.body), edit)
+    return changed_to(message, after, options, tasks)
+
+
+def changed_to(
+    message: DeadLetterMessage, text: str, options: Options, tasks: Mapping[str, Any]
+) -> Edited:
+    """The message with this body, in the form that `form_of` gives. Raises EditError as `edited`
+    does."""
+    before, after = readable(message.delivery.body), _object(text)
     changed = tuple(sorted(differences(before, after)))
     if not changed:
         raise EditError("Nothing was changed, and nothing is sent.")
@@ -54,6 +67,24 @@ def edited(
     new = replace(message, delivery=replace(message.delivery, body=body))
     _check(message, new, options, tasks)
     return Edited(new, changed)
+
+
+def form_of(body: str) -> str:
+    """A body as a person edits it. Raises EditError."""
+    text = json.dumps(readable(body), ensure_ascii=False, indent=2) + "\n"
+    # Half of a surrogate pair cannot be encoded, and JSON can escape it.
+    return text if _is_encodable(text) else json.dumps(readable(body), indent=2) + "\n"
+
+
+def kept(message: DeadLetterMessage, url: str, directory: Path) -> Path:
+    """Write the original to a new file that only this user can read. Returns its path. Raises
+    EditError."""
+    path = directory / f"dead-letter-{NOT_PLAIN.sub('_', message.delivery.message_id)}.jsonl"
+    try:
+        files.replace(path, line_of(message, url) + "\n", files.PRIVATE)
+    except OSError as exc:
+        raise EditError(f"{path}: {exc.strerror}. Nothing was sent.") from exc
+    return path
 
 
 def readable(body: str) -> dict[str, Any]:
@@ -93,17 +124,24 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
         yield path or "(all)"
 
 
-def _through_file(content: dict[str, Any], edit: Callable[[Path], None]) -> dict[str, Any]:
+def _through_file(text: str, edit: Callable[[Path], None]) -> str:
     # An editor may write further files beside this one.
     directory = Path(tempfile.mkdtemp(prefix="dead-letter-"))
     try:
         path = directory / "body.json"
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
         files.replace(path, text, files.PRIVATE)
         edit(path)
-        return _object(path.read_text(errors="replace"))
+        return path.read_text(errors="replace")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check(

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.acceptance.browser import SHOWN, browsing
 from tests.acceptance.flower_process import LOGIN, Flower, flowering, login, status_of, with_token
 from tests.acceptance.worker import Place
-from tests.integration.test_dlq_commands import body, bury, next_second
+from tests.integration.test_dlq_commands import body, bury, next_second, received
 from tests.services import Queues
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -20,7 +20,7 @@ expect.set_options(timeout=SHOWN)
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 NICKNAME = "marker-of-a-nickname"
 PAGE = "/dead-letters"
-PATHS = ("read", "confirm", "run", "show")
+PATHS = ("read", "confirm", "run", "show", "edit")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,43 @@ def test_an_operator_reads_looks_redrives_and_deletes(
     assert NICKNAME not in str(list(audit.find()))
 
 
+def test_an_operator_edits_a_dead_letter(
+    flower: Flower, page: Page, where: Place, tmp_path: Path
+) -> None:
+    bury(where.queues, body("edit-0", nickname=NICKNAME), reason='it isn\'t "short" & good')
+    next_second(where.queues)
+    page.goto(flower.url + PAGE)
+    page.locator("input[name=id]").fill("edit-0")
+    page.locator("input[name=reason]").fill('isn\'t "short" &')
+    page.locator("#read").click()
+    is_over(page, "Read")
+    page.locator("#letter-table button", has_text="Show").click()
+    expect(page.locator("#body")).to_have_count(0)
+    page.locator("#plain").click()
+    text = page.locator("#body").input_value()
+    page.locator("#body").fill(text.replace("registerUser", "nobody"))
+    page.locator("#check").click()
+    expect(page.locator("body")).to_contain_text("A worker would not run it")
+    page.go_back()
+    page.locator("#body").fill(text.replace(NICKNAME, "<b>kim</b>"))
+    page.locator("#check").click()
+    expect(page.locator("#changed")).to_contain_text("data.userInfo.nickname")
+    assert "edit-0" not in waiting(where.queues)
+    page.locator("#send").click()
+    expect(page.locator("#edited")).to_contain_text("redriven. The original is in")
+    shown = str(page.locator("#edited").text_content())
+    kept = Path(shown.partition("The original is in ")[2].partition(" on Flower")[0])
+    assert NICKNAME in kept.read_text()
+    (sent,) = [
+        each for each in received(where.queues) if json.loads(each["Body"])["id"] == "edit-0"
+    ]
+    assert json.loads(sent["Body"])["data"]["userInfo"]["nickname"] == "<b>kim</b>"
+    audit = where.database.client[f"{where.database.name}_control"]["audit"]
+    (entry,) = audit.find({"action": "edit"})
+    assert (entry["by"], entry["changed"]) == ("Flower: kim", ["data.userInfo.nickname"])
+    assert NICKNAME not in str(list(audit.find()))
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_request_without_login_or_without_the_token_of_the_page_is_refused(
     flower: Flower, path: str
@@ -163,5 +200,7 @@ def test_a_flower_that_is_read_only_changes_nothing(where: Place, tmp_path: Path
             more = {"action": action, "scope": "all", "typed": "0"}
             assert status_of(flower, f"{PAGE}/run", headers, **fields, **more) == 403
             assert status_of(flower, f"{PAGE}/confirm", headers, **fields, **more) == 403
+        edit = {"letter": "x", "body": "{}", "send": "yes"}
+        assert status_of(flower, f"{PAGE}/edit", headers, **fields, **edit) == 403
         assert 'id="redrive"' not in flower.get("/dead-letters").text
     assert len(where.queues.dead_letters()) == before

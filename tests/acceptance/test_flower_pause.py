@@ -48,16 +48,18 @@ def test_an_operator_pauses_and_resumes_by_clicks(
     queue = where.queues.name
     page.goto(flower.url + PAGE)
     row = page.locator(f"[id='{queue}']")
-    row.locator("input[name=reason]").fill("index is built")
+    row.locator("input[name=reason]").fill('it isn\'t built & "done"')
     row.locator("input[name=for]").fill("30m")
     row.locator(".pause").click()
-    expect(page.locator("#said")).to_contain_text(f"{queue} is paused: index is built")
-    expect(row.locator(".paused")).to_contain_text("index is built (Flower: kim, until")
-    assert paused(where) == [(queue, "index is built", "Flower: kim")]
+    expect(page.locator("#said")).to_contain_text(f"{queue} is paused: it isn't built")
+    expect(row.locator(".paused")).to_contain_text('it isn\'t built & "done" (Flower: kim, until')
+    assert paused(where) == [(queue, 'it isn\'t built & "done"', "Flower: kim")]
     ran = celery(where.environment, tmp_path, "sqs", "queues", "--json")
-    assert "index is built (Flower: kim" in json.loads(ran.stdout.splitlines()[0])["paused"]
+    assert (
+        'it isn\'t built & "done" (Flower: kim' in json.loads(ran.stdout.splitlines()[0])["paused"]
+    )
     (first, *_) = flower.get("/api/queues/length").json["active_queues"]
-    assert first["paused"].startswith("index is built")
+    assert first["paused"].startswith("it isn't built")
 
     row.locator(".resume").click()
     expect(page.locator("#said")).to_contain_text(f"{queue} is resumed")

@@ -2,16 +2,22 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.messages import decode_json
 from devstack.waiting import wait_until
-from sqs_broker.flower.letters import HIDDEN, MOST_REASONS, Job, Letters, masked
+from sqs_broker.flower.letters import HIDDEN, MOST_REASONS, Edit, Job, Letters, masked
 from sqs_broker.rules.bounded_pattern import compiled
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.testing import Call, Clock, FakeSqs, State
 from sqs_broker.tools.commands.dead_letter_queues import Filter
+from sqs_broker.tools.edit import EditError, form_of
+from sqs_broker.tools.letter_file import letters_in
+from tests.unit.test_dead_letter_edit import an_app
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 30
@@ -37,7 +43,8 @@ def letters(fake: FakeSqs) -> Letters:
 def bury(fake: FakeSqs, id_: str, error: str, reason: str = "it failed") -> None:
     note = {"reason": reason, "error": error, "source_queue": "jobs", "task": "registerUser"}
     attribute = {"DataType": "String", "StringValue": json.dumps(note)}
-    body = {"id": id_, "action": "registerUser", "data": {"userInfo": {"nickname": "marker"}}}
+    data = {"stockId": "s1", "userId": id_, "userInfo": {"nickname": "marker"}}
+    body = {"id": id_, "action": "registerUser", "data": data}
     fake.put(dead_url(fake), json.dumps(body), attributes={"dead-letter": attribute})
 
 
@@ -153,9 +160,98 @@ def test_one_letter_is_found_by_its_id(letters: Letters, fake: FakeSqs) -> None:
     sqs_id = read(letters)[3]
     found = letters.find(sqs_id)
     assert found is not None
-    assert found["body"]["id"] == "Conflict-3"
+    assert found.content["body"]["id"] == "Conflict-3"
+    assert json.loads(found.form or "") == found.content["body"]
     assert letters.find("sqs-none") is None
     assert {message.state for message in fake.messages(dead_url(fake))} == {State.VISIBLE}
+
+
+# Edit
+
+
+@pytest.fixture
+def tasks(fake: FakeSqs) -> Mapping[str, Any]:
+    return an_app(fake).tasks
+
+
+def changed(letters: Letters, sqs_id: str, old: str, new: str) -> str:
+    """The body of a dead letter, with a change."""
+    found = letters.find(sqs_id)
+    assert found is not None
+    assert found.form is not None
+    assert old in found.form
+    return found.form.replace(old, new)
+
+
+def test_an_edited_letter_is_sent_and_its_original_is_in_a_private_file(
+    letters: Letters, fake: FakeSqs, tasks: Mapping[str, Any], tmp_path: Path
+) -> None:
+    sqs_id = read(letters)[3]
+    text = changed(letters, sqs_id, "marker", "lee")
+    checked = letters.edit(sqs_id, text, "kim", tasks, None)
+    assert checked == Edit(("data.userInfo.nickname",))
+    assert len(fake.messages(dead_url(fake))) == 60
+
+    done = letters.edit(sqs_id, text, "kim", tasks, tmp_path)
+    assert done is not None
+    assert (done.changed, done.result, done.why) == (checked.changed, "redriven", None)
+    assert done.kept is not None
+    assert done.kept.stat().st_mode & 0o777 == 0o600
+    (original,) = letters_in(done.kept)
+    assert "marker" in original.body
+    (sent,) = fake.bodies(fake.options().queue("jobs").url)
+    assert json.loads(sent) == json.loads(text)
+    assert len(fake.messages(dead_url(fake))) == 59
+    assert {message.state for message in fake.messages(dead_url(fake))} == {State.VISIBLE}
+    assert letters.edit(sqs_id, text, "kim", tasks, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{", "["),
+        ('"id": "Conflict-3"', '"id": "Conflict-4"'),
+        ("registerUser", "nobody"),
+        ('"marker"', "7"),
+        ("marker", "marker"),
+    ],
+    ids=["no JSON", "another id", "no such task", "invalid data", "no change"],
+)
+def test_an_edit_that_a_worker_would_not_run_sends_and_writes_nothing(
+    letters: Letters, fake: FakeSqs, tasks: Mapping[str, Any], tmp_path: Path, old: str, new: str
+) -> None:
+    sqs_id = read(letters)[3]
+    text = changed(letters, sqs_id, old, new)
+    for kept_in in (None, tmp_path):
+        with pytest.raises(EditError, match="othing is sent"):
+            letters.edit(sqs_id, text, "kim", tasks, kept_in)
+    assert fake.bodies(fake.options().queue("jobs").url) == []
+    assert {message.state for message in fake.messages(dead_url(fake))} == {State.VISIBLE}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_original_that_cannot_be_kept_is_not_replaced(
+    letters: Letters, fake: FakeSqs, tasks: Mapping[str, Any], tmp_path: Path
+) -> None:
+    sqs_id = read(letters)[3]
+    text = changed(letters, sqs_id, "marker", "lee")
+    with pytest.raises(EditError, match="Nothing was sent"):
+        letters.edit(sqs_id, text, "kim", tasks, tmp_path / "missing")
+    assert fake.bodies(fake.options().queue("jobs").url) == []
+
+
+def test_a_body_that_is_no_object_has_no_form(
+    letters: Letters, fake: FakeSqs, clock: Clock
+) -> None:
+    fake.put(dead_url(fake), "[1]")
+    clock.advance(60)
+    found = letters.find(read(letters)[-1])
+    assert found is not None
+    assert found.form is None
+
+
+def test_a_form_can_be_encoded_whatever_the_body_escapes() -> None:
+    assert form_of(r'{"half": "\ud83d"}').encode()
 
 
 def test_what_may_be_personal_is_masked() -> None:

@@ -9,18 +9,16 @@ from typing import Any
 
 import click
 
-from sqs_broker.machine import files
 from sqs_broker.tools.commands.dead_letter_queues import (
     DeadLetterQueue,
     DeadLetterQueues,
     Filter,
     matching,
 )
-from sqs_broker.tools.commands.output import print_note, printable
+from sqs_broker.tools.commands.output import print_note
 from sqs_broker.tools.dead_letters import DeadLetterMessage, Reader
-from sqs_broker.tools.edit import EditError, edited
+from sqs_broker.tools.edit import EditError, edited, kept
 from sqs_broker.tools.ledger import Ledger
-from sqs_broker.tools.letter_file import line_of
 from sqs_broker.tools.redrive import HELD, Redrive, Redriven, Result
 
 #: Seconds for which the message stays hidden while a person edits it.
@@ -84,8 +82,8 @@ def _redriven(
         click.confirm("Send it?", err=True, abort=True)
     if reader.seconds_left() < HELD:
         raise click.ClickException("That took too long. Nothing was sent.")
-    kept = _export(message, queue.url)
-    print_note(f"The original is in {kept}. Delete the file when it is not needed any more.")
+    path = _kept(message, queue.url)
+    print_note(f"The original is in {path}. Delete the file when it is not needed any more.")
     run.ledger.note("edit", [message.id], changed=list(new.changed))
     (result,) = run([new.message])
     if result.result is Result.REDRIVEN:
@@ -93,15 +91,12 @@ def _redriven(
     return result
 
 
+def _kept(message: DeadLetterMessage, url: str) -> Path:
+    try:
+        return kept(message, url, Path())
+    except EditError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
 def _edit(path: Path) -> None:
     click.edit(filename=str(path))
-
-
-def _export(message: DeadLetterMessage, url: str) -> Path:
-    """Write the original to a new file in the current directory."""
-    path = Path(printable(f"dead-letter-{message.delivery.message_id}.jsonl").replace("/", "_"))
-    try:
-        files.replace(path, line_of(message, url) + "\n", files.PRIVATE)
-    except OSError as exc:
-        raise click.ClickException(f"{path}: {exc.strerror}. Nothing was sent.") from exc
-    return path
