@@ -31,8 +31,8 @@ EXPORTER = "OTEL_TRACES_EXPORTER"
 #: The kind of entry points by which packages offer exporters.
 GROUP = "opentelemetry_traces_exporter"
 
-#: Seconds in which a process of the pool sends its last spans, and a Lambda function those of an
-#: invocation. Spans that are not sent by then are lost with their process.
+#: Seconds in which a process sends its last spans, and a Lambda function those of an invocation.
+#: Spans that are not sent by then are lost with their process.
 FLUSH = 1.0
 
 
@@ -46,8 +46,9 @@ class OfEachProcess(SpanProcessor):
 
     def __init__(self, make: Callable[[], SpanProcessor]) -> None:
         self._make = make
-        self._lock = threading.Lock()
+        self._lock, self._is_closing = threading.Lock(), threading.Event()
         self._own: SpanProcessor | None = None
+        self._closer: threading.Thread | None = None
         os.register_at_fork(after_in_child=self._forget)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -56,20 +57,33 @@ class OfEachProcess(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Send it, later."""
         with self._lock:
-            own = self._own = self._own or self._make()
-        own.on_end(span)
+            if self._own is None:
+                self._own = self._make()
+                # Now, because Python 3.12 starts no thread when the interpreter ends.
+                self._closer = threads.start(self._close, "span-closer")
+        self._own.on_end(span)
 
     def shutdown(self) -> None:
-        """Send what waits, and end."""
-        if self._own is not None:
-            self._own.shutdown()
+        """Send what waits, and end. Returns after FLUSH seconds at the latest: the processor itself
+        waits for an open call of its exporter, and up to 30 s (SDK 1.45 `BatchProcessor.shutdown`).
+        """
+        self._is_closing.set()
+        if self._closer is not None:
+            self._closer.join(FLUSH)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what waits."""
         return self._own is None or self._own.force_flush(timeout_millis)
 
+    def _close(self) -> None:
+        own, is_closing = self._own, self._is_closing
+        is_closing.wait()
+        if own is not None:
+            own.shutdown()
+
     def _forget(self) -> None:
-        self._lock, self._own = threading.Lock(), None
+        self._lock, self._is_closing = threading.Lock(), threading.Event()
+        self._own = self._closer = None
 
 
 def provide() -> None:

@@ -226,21 +226,24 @@ def test_a_command_that_fails_has_the_code_of_its_error_and_not_the_text(
 
 # The end of a process, or of an invocation
 
-SILENT = """
+PROVIDER = """
 import os, threading, time
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from app.tracing import flush
+from app.tracing import OfEachProcess, flush
 
 class Silent(SpanExporter):
     def export(self, spans):
         time.sleep(600)
 
 provider = TracerProvider()
-provider.add_span_processor(BatchSpanProcessor(Silent()))
+provider.add_span_processor(OfEachProcess(lambda: BatchSpanProcessor(Silent())))
 trace.set_tracer_provider(provider)
 trace.get_tracer("t").start_span("s").end()
+"""
+
+FLUSH_TWICE = """
 flush()
 flush()
 print(sum(thread.name == "span-sender" for thread in threading.enumerate()), flush=True)
@@ -248,14 +251,24 @@ os._exit(0)
 """
 
 
-def test_a_collector_that_does_not_answer_holds_up_no_end() -> None:
+def run_with_a_silent_collector(program: str) -> str:
+    """What a process prints whose last spans are not taken. Fails if it does not end."""
     done = subprocess.run(
-        [sys.executable, "-c", SILENT],
+        [sys.executable, "-c", PROVIDER + program],
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        # The processor of spans alone waits for 30 s.
+        timeout=25,
         check=True,
     )
+    return done.stdout.strip()
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_end_of_a_pool_process() -> None:
     # A second end, while the first one's spans wait, needs no second thread.
-    assert done.stdout.strip() == "1"
+    assert run_with_a_silent_collector(FLUSH_TWICE) == "1"
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_end_of_an_interpreter() -> None:
+    assert run_with_a_silent_collector("print('over', flush=True)") == "over"
