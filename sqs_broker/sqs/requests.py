@@ -15,13 +15,17 @@ from sqs_broker.sqs.errors import UNANSWERED, Errors, SqsError
 
 T = TypeVar("T")
 
+#: X-Ray's tracing header: the only system attribute that a sender can give a message.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+TRACE_HEADER = "AWSTraceHeader"
+
 #: The system attributes that a worker needs of each message.
 COUNT_AND_TIME = (
     "ApproximateReceiveCount",
     "SentTimestamp",
     "ApproximateFirstReceiveTimestamp",
     "MessageGroupId",
-    "AWSTraceHeader",
+    TRACE_HEADER,
 )
 
 #: The name that stands for all attributes of a message or a queue.
@@ -83,7 +87,7 @@ class Received(NamedTuple):
     @property
     def trace_header(self) -> str | None:
         """X-Ray's tracing header; None if the message has none."""
-        return self.system.get("AWSTraceHeader")
+        return self.system.get(TRACE_HEADER)
 
     @property
     def first_received_at(self) -> datetime:
@@ -285,7 +289,7 @@ def _sent(message: Outgoing) -> dict[str, Any]:
         call["MessageDeduplicationId"] = message.deduplication_id
     if message.trace_header is not None:
         header = {"DataType": "String", "StringValue": message.trace_header}
-        call["MessageSystemAttributes"] = {"AWSTraceHeader": header}
+        call["MessageSystemAttributes"] = {TRACE_HEADER: header}
     return call
 
 

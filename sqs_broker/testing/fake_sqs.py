@@ -89,6 +89,8 @@ class Message:
     """Seconds until it can be received; 0 if it can."""
     group: str | None = None
     """The message group."""
+    trace_header: str | None = None
+    """X-Ray's tracing header."""
 
 
 @dataclass(eq=False)
@@ -715,7 +717,14 @@ class FakeSqs:
             state = State.IN_FLIGHT if stored.handle else State.DELAYED
         left = max(0.0, stored.visible_at - now)
         return Message(
-            stored.id, stored.body, stored.attributes, state, stored.receives, left, stored.group
+            stored.id,
+            stored.body,
+            stored.attributes,
+            state,
+            stored.receives,
+            left,
+            stored.group,
+            stored.trace_header,
         )
 
 

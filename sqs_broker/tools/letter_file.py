@@ -20,7 +20,7 @@ from sqs_broker.rules import dead_letter
 from sqs_broker.rules.attributes import DEAD_LETTER, Attributes
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter
-from sqs_broker.sqs.requests import Outgoing, name_of
+from sqs_broker.sqs.requests import TRACE_HEADER, Outgoing, name_of
 from sqs_broker.tools.dead_letters import MOVED_BY_SQS, DeadLetterMessage
 
 VERSION = 1
@@ -41,6 +41,8 @@ class Letter:
     body: str
     attributes: Attributes
     group: str | None
+    trace_header: str | None = None
+    """X-Ray's tracing header, which is a system attribute."""
 
     def outgoing(self, options: Options, dead_letter_url: str) -> Outgoing:
         """The message, as it was in the dead-letter queue.
@@ -58,7 +60,8 @@ class Letter:
                 self.id,
                 options.max_message_bytes,
             )
-        return Outgoing(self.body, attributes, group=self.group)
+        header = self.trace_header
+        return Outgoing(self.body, attributes, group=self.group, trace_header=header)
 
     def _delivery(self, queue: str) -> Delivery:
         now = datetime.now(UTC)
@@ -105,6 +108,7 @@ def letter_in(line: str) -> Letter:
         raise BadLine("it is not JSON; the file may have been cut") from None
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise BadLine(f"it is not a dead letter of version {VERSION}")
+    system = content.get("system") or {}
     try:
         return Letter(
             dead_letter_queue=_text(content, "dead_letter_queue"),
@@ -113,6 +117,7 @@ def letter_in(line: str) -> Letter:
             body=_text(content, "body"),
             attributes={name: _attribute(v) for name, v in content["attributes"].items()},
             group=None if content.get("group") is None else _text(content, "group"),
+            trace_header=_text(system, TRACE_HEADER) if TRACE_HEADER in system else None,
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise BadLine("a field is missing or has another form") from None

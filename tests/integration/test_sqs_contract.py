@@ -31,6 +31,9 @@ SHORT = 1
 TEXT = {"DataType": "String", "StringValue": "정보"}
 BINARY = {"DataType": "Binary", "BinaryValue": b"\x00\xff"}
 
+#: X-Ray's tracing header.
+XRAY = "Root=1-67a1b2c3-0123456789abcdef01234567;Parent=0123456789abcdef;Sampled=1"
+
 
 @dataclass
 class Server:
@@ -119,6 +122,25 @@ def test_a_message_comes_as_it_was_sent(server: Server) -> None:
     assert message.message_id
     assert message.receipt_handle
     server.jobs.send(Outgoing(message.body, message.attributes))
+
+
+def test_a_message_comes_with_the_tracing_header_that_it_was_sent_with(server: Server) -> None:
+    server.jobs.send(Outgoing("traced", trace_header=XRAY))
+    assert server.one().trace_header == XRAY
+
+
+# Not on moto, whose SendMessageBatch drops the header (moto 5 sqs/responses.py).
+@pytest.mark.parametrize(
+    "server",
+    ["fake", "roto-curl", pytest.param("roto-boto3", marks=pytest.mark.slow)],
+    indirect=True,
+)
+def test_each_message_of_a_batch_comes_with_its_tracing_header(server: Server) -> None:
+    server.jobs.send_many([Outgoing("traced", trace_header=XRAY), Outgoing("not traced")])
+    came: dict[str, str | None] = {}
+    while len(came) < 2:
+        came |= {m.body: m.trace_header for m in wait_until(server.received, DEADLINE, "more")}
+    assert came == {"traced": XRAY, "not traced": None}
 
 
 def test_a_batch_comes_as_it_was_sent(server: Server) -> None:

@@ -35,8 +35,8 @@ from sqs_broker.tools.redrive import Result as Became
 SEND, DELETE, RECEIVE = "SendMessageBatch", "DeleteMessageBatch", "ReceiveMessage"
 LIMIT = 1_048_576
 
-#: A message without its ids: body, attributes, group.
-Content = tuple[str, str, str | None]
+#: A message without its ids: body, attributes, group, X-Ray's header.
+Content = tuple[str, str, str | None, str | None]
 Commands = Callable[..., Result]
 
 
@@ -55,6 +55,12 @@ KINDS: dict[str, tuple[str, str, str, Mapping[str, Any], str | None]] = {
     "unknown": ("registerUsr", "KeyError", "unknown task 'registerUsr'", {}, None),
     "binary": ("increment", "ValueError", "bad \u00fcmlaut \u2028", {"b": TEN["z"]}, None),
     "moved": ("registerUser", "", "", {"one": text("1")}, "shop-8"),
+}
+
+#: The kinds whose messages have X-Ray's header, which is an attribute of SQS's own.
+XRAY = {
+    kind: "Root=1-67a1b2c3-0123456789abcdef01234567;Parent=0123456789abcdef;Sampled=1"
+    for kind in ("binary", "moved")
 }
 
 
@@ -97,20 +103,26 @@ def three_hundred(fake: FakeSqs, dead: str, clock: Clock) -> dict[str, list[Cont
                 )
                 id_ = f"{kind}-{number}"
                 own = attributes_of(delivery, DeadLetter(reason, error), task, id_, LIMIT)
-            fake.put(dead, body, attributes=own, group=group)
-            sent.setdefault(kind, []).append(content_of(body, attributes, group))
+            header = XRAY.get(kind)
+            fake.put(dead, body, attributes=own, group=group, trace_header=header)
+            sent.setdefault(kind, []).append(content_of(body, attributes, group, header))
     clock.advance(60)
     fake.forget_calls()
     return sent
 
 
-def content_of(body: str, attributes: Mapping[str, Any], group: str | None) -> Content:
-    return body, repr(sorted((n, sorted(v.items())) for n, v in attributes.items())), group
+def content_of(
+    body: str, attributes: Mapping[str, Any], group: str | None, header: str | None
+) -> Content:
+    own = repr(sorted((name, sorted(value.items())) for name, value in attributes.items()))
+    return body, own, group, header
 
 
 def contents(fake: FakeSqs, url: str) -> Counter[Content]:
     """All that is in a queue, hidden or not."""
-    return Counter(content_of(m.body, m.attributes, m.group) for m in fake.messages(url))
+    return Counter(
+        content_of(m.body, m.attributes, m.group, m.trace_header) for m in fake.messages(url)
+    )
 
 
 @pytest.fixture
