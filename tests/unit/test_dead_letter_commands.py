@@ -58,10 +58,10 @@ KINDS: dict[str, tuple[str, str, str, Mapping[str, Any], str | None]] = {
 }
 
 #: The kinds whose messages have X-Ray's header, which is an attribute of SQS's own.
-XRAY = {
-    kind: "Root=1-67a1b2c3-0123456789abcdef01234567;Parent=0123456789abcdef;Sampled=1"
-    for kind in ("binary", "moved")
-}
+XRAY = dict.fromkeys(
+    ("binary", "moved"),
+    "Root=1-67a1b2c3-0123456789abcdef01234567;Parent=0123456789abcdef;Sampled=1",
+)
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_purge_deletes_exactly_what_it_lists(
     listed = {json.loads(line)["id"] for line in ran.stdout.splitlines()}
     assert listed == {f"unknown-{n}" for n in range(60)}
     gone = before - contents(fake, dead)
-    assert {json.loads(body)["id"] for body, _, _ in gone} == listed
+    assert {json.loads(body)["id"] for body, *_ in gone} == listed
     assert "PurgeQueue" not in fake.counts
 
 
