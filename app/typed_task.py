@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
@@ -42,9 +43,14 @@ class _SuspectOn:
     them, and MongoDB's driver, which defines them."""
 
     def __get__(self, *_: object) -> tuple[type[Exception], ...]:
-        from app.outage import SUSPECT_ON
+        return _suspected()
 
-        return SUSPECT_ON
+
+@cache
+def _suspected() -> tuple[type[Exception], ...]:
+    from app.outage import SUSPECT_ON
+
+    return SUSPECT_ON
 
 
 class TypedTask(Task):

@@ -427,6 +427,8 @@ class Leases:
     @property
     def _processes(self) -> int:
         """How many tasks the pool can run at a time, without those that hang."""
+        if not self._hung:  # Asked several times for each message.
+            return self._concurrency
         return max(self._concurrency - len(set(self._hung.values())), 0)
 
     @property

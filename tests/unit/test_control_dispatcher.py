@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.events.dispatcher import EventDispatcher
 from kombu import Consumer, Exchange, Queue
 
 from sqs_broker import install
 from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.dispatcher import MOST_TOGETHER
 from tests.unit.conftest import GivePlane
 
 
@@ -18,9 +20,11 @@ class Writer:
 
     def __init__(self) -> None:
         self.put: list[Broadcast] = []
+        self.on_put: Callable[[], None] = lambda: None
 
     def put_events(self, message: Broadcast) -> None:
         self.put.append(message)
+        self.on_put()
 
     def flush(self) -> None: ...
 
@@ -69,6 +73,77 @@ def test_events_of_tasks_are_handed_over_together(
     # What is sent later must not turn up in what was given away.
     sender.send("task-started", uuid="id-3")
     assert len(message.body) == 3
+
+
+FIELDS = {"uuid": "id-1", "name": "registerUser", "retries": 0, "eta": None}
+
+
+@pytest.mark.parametrize("given", [{}, {"timestamp": 5.0}, {"retry": True, "blind": True}], ids=str)
+def test_an_event_of_a_task_is_that_of_celerys_dispatcher(
+    dispatcher: MakeDispatcher, writer: Writer, given: dict[str, Any]
+) -> None:
+    ours = dispatcher(buffer_group=["task"])
+    stock: Any = EventDispatcher(
+        ours.connection, hostname="one@host", buffer_group=["task"], app=ours.app
+    )
+    before = ours.clock.value
+    for sender in (ours, stock):
+        sender.send("task-received", **FIELDS, **given)
+    ours.flush()
+    (event,) = writer.put[0].body
+    (theirs,) = stock._group_buffer["task"]
+    assert [event.pop("clock"), theirs.pop("clock")] == [before + 1, before + 2]
+    if "timestamp" not in given:
+        assert abs(event.pop("timestamp") - theirs.pop("timestamp")) < 30
+    assert event == theirs
+
+
+def test_many_events_of_tasks_ask_for_one_flush(dispatcher: MakeDispatcher, writer: Writer) -> None:
+    asked: list[int] = []
+    sender = dispatcher(buffer_group=["task"], on_send_buffered=lambda: asked.append(1))
+    for turn in (1, 2):
+        for number in range(30):
+            sender.send("task-started", uuid=f"id-{number}")
+        assert len(asked) == turn
+        sender.flush()
+    assert [len(message.body) for message in writer.put] == [30, 30]
+
+
+def test_an_event_that_comes_during_a_flush_asks_for_another(
+    dispatcher: MakeDispatcher, writer: Writer
+) -> None:
+    asked: list[int] = []
+    sender = dispatcher(buffer_group=["task"], on_send_buffered=lambda: asked.append(1))
+    sender.send("task-started", uuid="id-1")
+    writer.on_put = lambda: sender.send("task-started", uuid="id-2")
+    sender.flush()
+    writer.on_put = lambda: None
+    assert len(asked) == 2
+    sender.flush()
+    assert [event["uuid"] for message in writer.put for event in message.body] == ["id-1", "id-2"]
+
+
+def test_events_wait_for_no_more_than_a_full_message(
+    dispatcher: MakeDispatcher, writer: Writer
+) -> None:
+    sender = dispatcher(buffer_group=["task"])
+    for number in range(MOST_TOGETHER):
+        assert writer.put == []
+        sender.send("task-started", uuid=f"id-{number}")
+    assert len(writer.put[0].body) == MOST_TOGETHER
+
+
+@pytest.mark.parametrize("change", ["disabled", "another group"])
+def test_an_event_that_nobody_wants_is_not_kept(
+    dispatcher: MakeDispatcher, writer: Writer, change: str
+) -> None:
+    sender = dispatcher(buffer_group=["task"], groups=["worker"] if change != "disabled" else None)
+    if change == "disabled":
+        sender.disable()
+    sender.send("task-started", uuid="id-1")
+    sender.enable()
+    sender.flush()
+    assert writer.put == []
 
 
 def test_a_dispatcher_of_another_broker_goes_its_own_way() -> None:

@@ -64,6 +64,7 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
     (Celery, "_tasks", "written: a table in which each task has the broker's behaviour"),
     (EventDispatcher, "_publish", "overridden: an event is no work on the loop"),
+    (EventDispatcher, "_group_buffer", "added to: the events of tasks that wait for a flush"),
     (Request, "_context", "read: what the hooks of a failure are given, as Celery gives it"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
     (Hub, "_pop_ready", "called: what is due on the loop, to run each by itself"),
@@ -102,6 +103,7 @@ HOOKS: dict[type, str] = {
     TaskPool: "Pool",
     Request: "on_accepted revoked on_failure on_retry on_timeout send_event maybe_expire info",
     CeleryEvents: "dispatcher_cls",
+    EventDispatcher: "send flush",
     CeleryTask: "on_bound retry apply_async Request on_failure __call__ __trace__",
     TaskRegistry: "__setitem__",
     virtual.Channel: "basic_publish basic_qos basic_consume basic_cancel basic_ack basic_reject "
