@@ -119,8 +119,9 @@ def run(suite: Suite, home: Path, environment: Mapping[str, str], arguments: Seq
 def install_tools(site: Path) -> None:
     """What the suites need, in a directory of its own."""
     pip("install", "--no-deps", "--target", str(site), *TOOLS)
-    # Not the whole of this project: Celery's default app would read its celeryconfig.py.
     (site / "sqs_broker").symlink_to(ROOT / "sqs_broker")
+    # Celery's default app would read that of this project, if it is installed.
+    (site / "celeryconfig.py").touch()
     (site / "plugin.py").symlink_to(Path(__file__).with_name("plugin.py"))
 
 
