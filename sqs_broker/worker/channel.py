@@ -200,9 +200,13 @@ class Channel(virtual.Channel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
     ) -> None:
-        """Start receiving from a configured queue, or from the control plane."""
+        """Start receiving from a configured queue, or from the control plane. Raises
+        NotImplementedError for a configured queue with `no_ack`."""
+        is_control = self._control.owns(queue)
+        if no_ack and not is_control:
+            raise NotImplementedError("An SQS message is deleted by its ack: use no_ack=False.")
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
-        if self._control.owns(queue):
+        if is_control:
             self._control.consume(self, queue, callback)
             return
         # The inbox is created here, before a thread could create a second one: from Python 3.12 on

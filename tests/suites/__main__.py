@@ -18,6 +18,7 @@ from typing import Any
 from devstack import mongo, ports, sqs
 from devstack.process import Process
 from sqs_broker.rules.canvas import BUILT_IN
+from tests.suites import kombu_list
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,6 +77,8 @@ class Results:
     passed: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
+    not_as_listed: list[str] = field(default_factory=list)
+    """How kombu's own unit tests differ from the list of them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,13 +95,19 @@ def main(arguments: Sequence[str]) -> int:
         install_tools(home / "site")
         print("Running the integration tests of Celery and kombu: half an hour.", flush=True)
         for suite in SUITES:
-            run(suite, home, environment, arguments)
+            tests = download(suite, home)
+            if suite.name == "kombu":
+                results.not_as_listed = list(kombu_list.differences(tests))
+            run(suite, tests, environment, arguments)
             read(home / f"{suite.name}.xml", results)
     return compare(results, is_whole=not arguments)
 
 
-def run(suite: Suite, home: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Run a suite, which writes its results to a file."""
+def run(
+    suite: Suite, tests: Path, environment: Mapping[str, str], arguments: Sequence[str]
+) -> None:
+    """Run a suite, which writes its results to a file beside its tests."""
+    home = tests.parent
     plugins = (part for plugin in suite.plugins for part in ("-p", plugin))
     subprocess.run(
         [
@@ -108,7 +117,7 @@ def run(suite: Suite, home: Path, environment: Mapping[str, str], arguments: Seq
             *(a for a in arguments if a != "-x"),
             *(f"t/integration/test_{name}.py" for name in suite.tests),
         ],
-        cwd=download(suite, home),
+        cwd=tests,
         env=os.environ | environment | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(home / "site"),
@@ -225,7 +234,9 @@ def compare(results: Results, *, is_whole: bool) -> int:
         print(f"not expected: {name}")
     for name in gone:
         print(f"expected to fail, but passed: {name}")
-    return 1 if new or gone else 0
+    for line in results.not_as_listed:
+        print(line)
+    return 1 if new or gone or results.not_as_listed else 0
 
 
 sys.exit(main(sys.argv[1:]))

@@ -330,6 +330,15 @@ def test_without_a_consumer_there_is_no_thread_and_no_call(
 # Consuming
 
 
+def test_consuming_without_acks_is_refused_because_no_message_would_be_deleted(
+    connection: Connection, sqs: Sqs
+) -> None:
+    sqs.bring(task(1))
+    with pytest.raises(NotImplementedError, match="no_ack=False"):
+        connection.channel().basic_consume("jobs", True, list, "tag-1")
+    assert sqs.calls == []
+
+
 def test_a_message_that_is_acknowledged_is_deleted(connection: Connection, sqs: Sqs) -> None:
     receipt = sqs.bring(task(1), count=3)
     worker = Worker(connection, "jobs")

@@ -1,10 +1,15 @@
-"""docs/compatibility.md: each row names a test that exists, or says that none was run."""
+"""docs/compatibility.md: each row names a test that exists, or says that none was run. So does the
+list of kombu's own tests."""
 
 import ast
 import re
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.suites import kombu_list
 from tests.wheels import ROOT
 
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
@@ -29,3 +34,37 @@ def test_each_test_that_is_named_exists(file: str, name: str) -> None:
 
 def test_the_page_has_rows_of_both_kinds() -> None:
     assert {"not run"} < {row[2] for row in ROWS}
+
+
+# kombu's own unit tests of its SQS transport
+
+
+@pytest.mark.parametrize("promise", kombu_list.promises().values(), ids=kombu_list.promises())
+def test_each_promise_of_kombus_tests_has_a_test_of_ours_or_a_reason(
+    promise: dict[str, Any],
+) -> None:
+    assert promise.keys() <= {"tests", "ours", "why"}
+    assert promise.get("ours") or promise.get("why")
+    for test in promise.get("ours", ()):
+        file, _, name = test.partition("::")
+        assert name in names_in(file)
+
+
+def test_each_of_kombus_tests_is_listed_once() -> None:
+    listed = list(chain.from_iterable(each["tests"] for each in kombu_list.promises().values()))
+    assert len(set(listed)) == len(listed)
+    assert f"the {len(listed)} unit tests" in PAGE
+
+
+def test_a_test_that_kombu_has_and_the_list_has_not_is_named_and_the_other_way_round(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / kombu_list.DIRECTORY
+    directory.mkdir(parents=True)
+    (directory / "test_SQS.py").write_text(
+        "def test_new(): ...\nclass test_Channel:\n    def test_init(self): ...\n"
+    )
+    lines = list(kombu_list.differences(tmp_path))
+    assert "not in kombu_sqs.toml: SQS::test_new" in lines
+    assert "in kombu_sqs.toml, but gone: SQS::test_Channel::test_region" in lines
+    assert not any(line.endswith("::test_init") for line in lines)
