@@ -90,6 +90,26 @@ def test_a_registration_over_http_is_a_user_in_mongodb(
     assert where.database["increments"].count_documents({"input": 41}) == 1
 
 
+def test_the_queue_and_its_dead_letters_are_counted(where: Place, start_api: StartApi) -> None:
+    api = start_api(where.environment)
+    client, url, dead = where.queues.client, where.queues.url, where.queues.dead_letter_url
+    for each in (url, dead):
+        client.purge_queue(QueueUrl=each)
+        client.send_message(QueueUrl=each, MessageBody="x")
+    client.receive_message(QueueUrl=url, WaitTimeSeconds=5, VisibilityTimeout=60)
+    for delay in (0, 0, 60):
+        client.send_message(QueueUrl=url, MessageBody="x", DelaySeconds=delay)
+    queue, letters = api.get("/queues").json()["queues"]
+    counts = [queue["visible"], queue["inFlight"], queue["delayed"], letters["visible"]]
+    assert counts == [2, 1, 1, 1]
+    assert (queue["isKnown"], queue["deadLettersOf"]) == (True, None)
+    assert letters["deadLettersOf"] == queue["queue"]
+    # Only CloudWatch knows the age.
+    assert queue["oldest"] is None
+    for each in (url, dead):
+        client.purge_queue(QueueUrl=each)
+
+
 @pytest.mark.slow
 def test_what_was_answered_before_a_kill_is_stored_and_the_rest_may_be_repeated(
     where: Place, start_api: StartApi, start_worker: StartWorker, faults: FaultProxy
