@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic, time
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.settlement import Reporter
+from sqs_broker.sqs.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,11 @@ class Function:
         self._app.loader.import_default_modules()
         self._app.finalize()
         options = Options.read(self._app.conf.broker_transport_options, accepts_fifo=True)
-        driver = driver_for(options, read_timeout=READ_TIMEOUT, tries=TRIES)
+        calls: Counter[str] = Counter()
+        driver = Watched(
+            driver_for(options, read_timeout=READ_TIMEOUT, tries=TRIES),
+            lambda _action, queue, *_: calls.update([queue]),
+        )
         driver.open()
         outage = Outage(self._service, self._wall_clock)
         outage.open()
@@ -92,6 +98,7 @@ class Function:
             observers=Observers([MessageLog(self._clock, self._wall_clock), *options.observers]),
             service=self._service,
             outage=outage,
+            calls=calls,
             clock=self._clock,
             wall_clock=self._wall_clock,
             write=self._write,

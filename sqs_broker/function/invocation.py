@@ -88,7 +88,7 @@ class Invocation:
 
     def run(self) -> dict[str, Any]:
         """Handle the records, and return Lambda's answer. Raises as `Function` says."""
-        is_too_short = self._left() < STOP_BEFORE + LEAST_RUN
+        is_too_short = not self._has_time()
         try:
             self._arrive()
             if self._sandbox.outage.is_on:
@@ -150,7 +150,7 @@ class Invocation:
                 self._end(message, NotStarted())
             elif message.ended is not None:
                 self._end(message, message.ended)
-            elif not self._may_start():
+            elif not self._may_start_after_reports():
                 self._waiting.insert(0, message)
                 return None
             else:
@@ -167,7 +167,13 @@ class Invocation:
         self._waiting = [message for message in self._waiting if message not in others]
         return others
 
-    def _may_start(self) -> bool:
+    def _may_start_after_reports(self) -> bool:
+        # A report may take seconds, so it comes before the look at the time.
+        if self._has_time():
+            self._report.send_if_due()
+        return self._has_time()
+
+    def _has_time(self) -> bool:
         return self._left() >= STOP_BEFORE + LEAST_RUN
 
     def _is_blocked(self, message: Message) -> bool:
@@ -177,8 +183,6 @@ class Invocation:
 
     def _run(self, job: Sequence[Message]) -> None:
         task = job[0].task
-        if task.acks_late:
-            self._report.send_if_due()
         job = [replace(message, started_at=self._sandbox.clock()) for message in job]
         for message in job:
             self._sandbox.observers.started(message.facts)
@@ -340,8 +344,9 @@ class Invocation:
 
     def _write_metrics(self) -> None:
         metrics, self._metrics = self._metrics, {}
-        for each in metrics.values():
+        for queue, each in metrics.items():
             each.count("ServiceAway", int(self._sandbox.outage.is_on))
+            each.count("Calls", self._sandbox.calls.pop(queue, 0))
             self._sandbox.write(each.line(self._sandbox.wall_clock()))
 
     # The end of the process

@@ -1,5 +1,6 @@
 """What a sandbox of the function keeps from one invocation to the next."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ class Sandbox:
     observers: Observer
     service: Service
     outage: Outage
+    calls: Counter[str]
+    """The calls to SQS of the present invocation, by the name of the queue."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     wall_clock: Callable[[], float]

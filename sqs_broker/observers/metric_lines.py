@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from time import time
@@ -29,9 +30,9 @@ class MetricLines(Observer):
         write: Callable[[str], object] | None = None,
         wall_clock: Callable[[], float] = time,
     ) -> None:
-        """`period`: seconds. `queues` have a line while receiving is paused for one of the reasons
-        `away`, with `ServiceAway`; and each of them while it is paused itself, with `Paused`.
-        `write`: writes a line; by default to stdout."""
+        """`period`: seconds. `queues`: of these the calls to SQS are counted. They have a line while
+        receiving is paused for one of the reasons `away`, with `ServiceAway`; and each of them
+        while it is paused itself, with `Paused`. `write`: writes a line; by default to stdout."""
         self._period = period
         self._queues = tuple(queues)
         self._reasons = frozenset(away)
@@ -39,6 +40,8 @@ class MetricLines(Observer):
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._metrics: dict[str, Metrics] = {}
+        self._calls: Counter[str] = Counter()
+        """The calls to SQS since the last line of each queue."""
         self._is_away = False
         self._paused: tuple[str, ...] = ()
         self._is_running = False
@@ -68,6 +71,13 @@ class MetricLines(Observer):
         with self._lock:
             self._of(message.delivery.queue).count("LostLeases")
         self._begin()
+
+    def called(self, action: str, queue: str, seconds: float, error: str | None) -> None:
+        """Count a call for the next line. It is no reason for a line, because an idle worker makes
+        calls too."""
+        if queue in self._queues:
+            with self._lock:
+                self._calls[queue] += 1
 
     def paused(self, reasons: frozenset[str]) -> None:
         """Note whether a service is away, and which queues are paused."""
@@ -114,6 +124,8 @@ class MetricLines(Observer):
     def _write_lines(self) -> None:
         with self._lock:
             metrics, self._metrics = self._metrics, {}
+            for queue, each in metrics.items():
+                each.count("Calls", self._calls.pop(queue, 0))
         # Outside the lock: stdout may be slow, and messages wait for the lock.
         for each in metrics.values():
             self._write(each.line(self._wall_clock()))

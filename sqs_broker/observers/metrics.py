@@ -51,6 +51,7 @@ UNITS: Mapping[str, str] = {
     "UnreadableRecords": "Count",
     "ServiceAway": "Count",
     "Paused": "Count",
+    "Calls": "Count",
     "Age": "Seconds",
     "SentToDone": "Milliseconds",
 }

@@ -65,6 +65,8 @@ def test_a_worker_that_fails_one_message_of_five_raises_the_error_rate(
     worker.wait_for(queues.is_empty, SECONDS, "an empty queue")
     worker.wait_for(lambda: _sum(worker, "Ended") == 25, SECONDS, "the lines of 25 messages")
     assert set(states(worker, queues.name, *names).values()) == {OK}
+    # At least a receive and a delete for ten of them.
+    assert _sum(worker, "Calls") >= 6
     database = mongo_client[mongo_uri.rsplit("/", 1)[1].split("?")[0]]
     # MongoDB refuses these users, and no others.
     refused = {"user_id": {"$not": {"$regex": "^bad-"}}}

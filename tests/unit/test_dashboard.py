@@ -41,6 +41,15 @@ def test_expressions_use_metrics_of_their_widget(widget: dict[str, Any]) -> None
     assert bool(ids) == bool(expressions)
 
 
+def test_the_calls_to_sqs_for_each_message_are_drawn() -> None:
+    queries = [query for widget in WIDGETS for query in widget["properties"]["metrics"]]
+    ids = {query[-1].get("id"): query[:2] for query in queries}
+    assert ids["calls"] == [NAMESPACE, "Calls"]
+    assert ids["deleted"] == ["AWS/SQS", "NumberOfMessagesDeleted"]
+    expressions = [query[0]["expression"] for query in queries if isinstance(query[0], dict)]
+    assert "IF(deleted > 0, calls / deleted, 0)" in expressions
+
+
 def test_no_two_widgets_overlap_and_none_leaves_the_grid() -> None:
     cells = [
         {

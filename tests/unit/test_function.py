@@ -999,6 +999,23 @@ def test_what_cannot_start_in_time_is_handed_back(
     assert made.metrics()["Released"] == 2
 
 
+def test_what_cannot_start_in_time_after_a_slow_report_is_handed_back(
+    made: Made, fake: FakeSqs, url: str, clock: Clock
+) -> None:
+    ran: list[int] = []
+
+    def body(message: Increment) -> None:
+        ran.append(message.input)
+        clock.advance(19)
+
+    made.increment = body
+    ids = [fake.put(url, increment(number)) for number in range(2)]
+    event = made.trigger.event()
+    fake.slow("DeleteMessageBatch", before=3)
+    assert made.invoke(event) == ids[1:]
+    assert ran == [0]
+
+
 def test_a_timeout_in_which_nothing_can_start_is_said_so(
     made: Made, fake: FakeSqs, url: str
 ) -> None:
@@ -1197,6 +1214,8 @@ def test_an_invocation_writes_one_metric_line(
         "LostLeases": 0,
         "UnreadableRecords": 0,
         "ServiceAway": 0,
+        # The two that are deleted, and the other one's visibility. Not those to the other queue.
+        "Calls": 2,
     }
     assert units["Age"] == "Seconds"
     assert len(line["SentToDone"]) == 1

@@ -108,6 +108,21 @@ def test_a_lost_lease_is_counted_and_nothing_else_is(
     assert not {"Age", "SentToDone"} & set(line)
 
 
+def test_the_calls_since_the_last_line_are_counted_and_an_idle_worker_has_no_line(
+    written: Written, message: Callable[..., Facts]
+) -> None:
+    observer = written.observer(period=0.02, queues=["jobs"])
+    for _ in range(3):
+        observer.called("ReceiveMessage", "jobs", 20.0, None)
+    observer.called("SendMessage", "jobs-dlq", 0.1, None)
+    assert running() == []
+    for count in (4, 1):
+        observer.called("DeleteMessageBatch", "jobs", 0.1, "InternalError")
+        observer.ended(message(), Succeeded(), Done())
+        wait_until(lambda: not running(), 30, "the end of the thread")
+        assert written.lines[-1]["Calls"] == count
+
+
 def test_each_queue_has_a_line_and_the_next_period_begins_at_zero(
     written: Written, message: Callable[..., Facts]
 ) -> None:
