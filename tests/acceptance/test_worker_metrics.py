@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from devstack.mongo import MongoServer
 from tests.acceptance.worker import FOR_TESTS, StartWorker, Worker
 from tests.cloudformation.evaluator import ALARM, OK, Metrics, evaluate
 from tests.cloudformation.template import fold, read
+from tests.faults import tcp
 from tests.services import Queues
 
 # Workers, and an outage.
@@ -85,6 +87,40 @@ def test_a_worker_that_fails_one_message_of_five_raises_the_error_rate(
     assert not [line for line in lines if "Kim-1f9c" in line or "bad-0" in line]
 
 
+def test_an_outage_of_mongodb_fires_its_alarm_and_no_other_and_its_end_clears_it(
+    start_worker: StartWorker,
+    environment: dict[str, str],
+    queues: Queues,
+    mongo_server: MongoServer,
+    mongo_uri: str,
+) -> None:
+    database = mongo_uri.rsplit("/", 1)[1].split("?")[0]
+    with tcp.running(mongo_server.port) as proxy:
+        through_proxy = f"mongodb://127.0.0.1:{proxy.port}/{database}?directConnection=true"
+        given = {"WORKER_METRICS_SECONDS": "1", "MONGO_URI": through_proxy}
+        worker = start_worker(environment | FOR_TESTS | given)
+        send(queues, ["u1"])
+        worker.wait_for(lambda: _sum(worker, "Ended") == 1, SECONDS, "the line of the first user")
+        proxy.refuse()
+        send(queues, ["u2"])
+        worker.wait_for(lambda: _sum(worker, "ServiceAway") >= 2, SECONDS, "lines of the outage")
+        away = _minutes(worker)
+        proxy.heal()
+        worker.wait_for(queues.is_empty, SECONDS, "an empty queue")
+        assert worker.stop() == 0
+    for minutes in (away, _minutes(worker)):
+        metrics = Metrics()
+        for minute, line in enumerate(minutes):
+            metrics.put_line({**line, "_aws": {**line["_aws"], "Timestamp": minute * 60_000}})
+        end = len(minutes) * 60
+        assert evaluate(alarm("Outage", queues.name), metrics, end) == ALARM
+        # Its last try may be just over.
+        assert evaluate(alarm("Outage", queues.name), metrics, end + 28 * 60, ALARM) == OK
+        assert evaluate(alarm("ErrorRate", queues.name), metrics, end) == OK
+        assert evaluate(alarm("LateFailures", queues.name), metrics, end) == OK
+    assert minutes[-1]["ServiceAway"] == 0
+
+
 def test_the_last_line_is_written_when_the_worker_stops(
     start_worker: StartWorker, environment: dict[str, str], queues: Queues
 ) -> None:
@@ -104,6 +140,11 @@ def test_without_the_setting_there_is_no_metric_line(
     worker.wait_for(queues.is_empty, SECONDS, "an empty queue")
     assert worker.stop() == 0
     assert "_aws" not in worker.log_text()
+
+
+def _minutes(worker: Worker) -> list[dict[str, Any]]:
+    """The lines, each of which is one of a minute on AWS."""
+    return [line for line in worker.log_lines() if "_aws" in line]
 
 
 def _sum(worker: Worker, name: str) -> int:

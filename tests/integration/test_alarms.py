@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 MINUTE = 60
 
+VISIBLE = "ApproximateNumberOfMessagesVisible"
+
 #: Some time, at the beginning of a period of any length.
 NOON = 1_795_780_800
 
@@ -219,6 +221,23 @@ def test_messages_that_nobody_asks_for_fire(watched: Watched) -> None:
         watched.minute(ApproximateNumberOfMessagesVisible=1, **silent)
     assert watched.fired == {"NobodyPolls"}
     watched.minute(ApproximateNumberOfMessagesVisible=1, NumberOfMessagesReceived=1)
+    assert watched.fired == set()
+
+
+def test_messages_that_nobody_asks_for_fire_also_if_sqs_says_nothing_of_polls(
+    watched: Watched,
+) -> None:
+    for _ in range(4):
+        watched.minute(ApproximateNumberOfMessagesVisible=1)
+    # A minute in which a poll took the last message: the least counts.
+    watched.metrics.put("AWS/SQS", VISIBLE, watched.now, 3, QueueName=watched.queue)
+    watched.minute(ApproximateNumberOfMessagesVisible=0)
+    assert watched.fired == set()
+    for _ in range(5):
+        watched.minute(ApproximateNumberOfMessagesVisible=1)
+    assert watched.fired == {"NobodyPolls"}
+    # Of a queue that is silent for six hours SQS says nothing.
+    watched.quiet(8)
     assert watched.fired == set()
 
 
