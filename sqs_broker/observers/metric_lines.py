@@ -30,9 +30,10 @@ class MetricLines(Observer):
         write: Callable[[str], object] | None = None,
         wall_clock: Callable[[], float] = time,
     ) -> None:
-        """`period`: seconds. `queues`: of these the calls to SQS are counted. They have a line while
-        receiving is paused for one of the reasons `away`, with `ServiceAway`; and each of them
-        while it is paused itself, with `Paused`. `write`: writes a line; by default to stdout."""
+        """`period`: seconds. `queues`: of these the calls to SQS are counted. They have a line
+        while receiving is paused for one of the reasons `away`, with `ServiceAway`; and each of
+        them while it is paused itself, with `Paused`. `write`: writes a line; by default to
+        stdout."""
         self._period = period
         self._queues = tuple(queues)
         self._reasons = frozenset(away)
