@@ -68,10 +68,13 @@ class Collections:
         self._expire(REPLIES, REPLY_SECONDS)
         self._expire(REVOKES, self._options.revokes_seconds)
         self._expire(ATTEMPTS, LONGEST_RETENTION)
-        with self._needs("createIndex", REPLIES, "replies are found slowly"):
-            keys = [("exchange", 1), ("routing_key", 1), ("at", 1)]
+        self._index(REPLIES, "exchange", "routing_key", "at", cost="replies are found slowly")
+        self._index(ATTEMPTS, "id", cost="failed runs of a message are found slowly")
+
+    def _index(self, name: str, *keys: str, cost: str) -> None:
+        with self._needs("createIndex", name, cost):
             try:
-                self._database[REPLIES].create_index(keys)
+                self._database[name].create_index([(key, 1) for key in keys])
             except OperationFailure as exc:
                 if exc.code != SAME_KEYS:  # It is as good under another name.
                     raise

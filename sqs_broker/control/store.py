@@ -29,7 +29,7 @@ from sqs_broker.control.collections import (
 from sqs_broker.control.faults import Fault, Refused, fault_of
 from sqs_broker.control.stream import Stream, document_of, insert
 from sqs_broker.options import ControlOptions, Kind
-from sqs_broker.rules.attempts import Record
+from sqs_broker.rules.attempts import MOST_RUNS, Record, Run
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ CODEC: CodecOptions[Document] = CodecOptions(
 
 #: Age in seconds of the oldest messages that a reader still reads after an interruption.
 CATCH_UP_SECONDS = 60
+
+#: Most records of one message: of its copies, and of its lives after redrives.
+MOST_HISTORIES = 50
 
 
 class Store:
@@ -195,13 +198,29 @@ class Store:
     # Attempts
 
     def attempts(self, message_ids: Sequence[str]) -> dict[str, Record]:
-        """The records of these messages, by SQS's MessageId. Raises Refused."""
+        """The records of these messages, by SQS's MessageId, without their runs. Raises Refused."""
         self.prepare()
+        counted = {"failed": 1, "released": 1}
         with self.needs("find", ATTEMPTS):
-            found = list(self._attempts.find({"_id": {"$in": list(message_ids)}}))
+            found = list(self._attempts.find({"_id": {"$in": list(message_ids)}}, counted))
         return {
             document["_id"]: Record(
                 _numbers(document.get("failed")), _numbers(document.get("released"))
+            )
+            for document in found
+        }
+
+    def histories(self, id_: str, message_ids: Iterable[str] = ()) -> dict[str, Record]:
+        """The records with their runs, by SQS's MessageId: of the message with this id, in each of
+        its lives, and of these MessageIds. Raises Refused."""
+        either = {"$or": [{"id": id_}, {"_id": {"$in": sorted({id_, *message_ids})}}]}
+        with self.needs("find", ATTEMPTS):
+            found = list(self._attempts.find(either).sort("at").limit(MOST_HISTORIES))
+        return {
+            document["_id"]: Record(
+                _numbers(document.get("failed")),
+                _numbers(document.get("released")),
+                _runs(document.get("runs")),
             )
             for document in found
         }
@@ -219,7 +238,7 @@ class Store:
                         "failed": {"$each": sorted(change.failed)},
                         "released": {"$each": sorted(change.released)},
                     },
-                    "$set": {"at": now},
+                    "$set": {"at": now} | _details(change),
                 },
                 upsert=True,
             )
@@ -265,6 +284,30 @@ class Store:
         except OperationFailure as exc:
             fault = fault_of(exc, action, self._database.name, collection)
             raise Refused(fault, exc.code) from exc
+
+
+def _details(change: Record) -> Document:
+    """The fields for a person. Each run has one of so many places, so that a document stays small,
+    and a settlement that is repeated writes to the same one."""
+    runs = {
+        f"runs.{run.delivery % MOST_RUNS}": {
+            "delivery": run.delivery,
+            "at": run.at,
+            "error": run.error,
+        }
+        for run in change.runs
+    }
+    return runs if change.id is None else runs | {"id": change.id}
+
+
+def _runs(value: Any) -> tuple[Run, ...]:
+    """The runs in a document that somebody else may have changed."""
+    found = []
+    for each in value.values() if isinstance(value, dict) else ():
+        match each:
+            case {"delivery": int(number), "at": datetime() as at, "error": str(error)}:
+                found.append(Run(number, at.replace(tzinfo=UTC), error))
+    return tuple(sorted(found, key=lambda run: run.delivery))
 
 
 def _numbers(value: Any) -> frozenset[int]:

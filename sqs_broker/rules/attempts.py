@@ -8,13 +8,29 @@ deliveries from one.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from math import isfinite
 from typing import Any, Protocol
 
 from sqs_broker.limits import MOST_ATTRIBUTES
 from sqs_broker.rules.attributes import ATTEMPTS, DEAD_LETTER, Attributes, size
 from sqs_broker.rules.envelope import LONGEST_ID
+
+#: Most failed runs that a record describes: the latest.
+MOST_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that failed, for a person who asks what happened. Nothing is counted by it."""
+
+    delivery: int
+    """The number of the delivery (ApproximateReceiveCount)."""
+    at: datetime
+    """When it was recorded, in UTC."""
+    error: str
+    """The class of the exception."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +41,19 @@ class Record:
     """The deliveries in which the run failed, or asked for a retry."""
     released: frozenset[int] = frozenset()
     """The deliveries in which the message was released."""
+    runs: tuple[Run, ...] = field(default=(), compare=False)
+    """The latest of the failed runs. Workers do not read them."""
+    id: str | None = field(default=None, compare=False)
+    """The id that the producer gave the message, by which a person asks for its runs."""
 
     def __or__(self, other: "Record") -> "Record":
-        return Record(self.failed | other.failed, self.released | other.released)
+        runs = {run.delivery: run for run in (*self.runs, *other.runs)}
+        return Record(
+            self.failed | other.failed,
+            self.released | other.released,
+            tuple(runs[number] for number in sorted(runs)[-MOST_RUNS:]),
+            other.id or self.id,
+        )
 
 
 class AttemptStore(Protocol):

@@ -6,11 +6,12 @@ retries.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import groupby
 from time import monotonic
 
 from sqs_broker.options import Options
-from sqs_broker.rules.attempts import AttemptStore, Record
+from sqs_broker.rules.attempts import AttemptStore, Record, Run
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import longest_delay
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
@@ -53,9 +54,11 @@ class Settlement:
     @property
     def record(self) -> Record | None:
         """What to record before the report; None if nothing."""
-        this = frozenset({self.message.delivery.count})
-        if self.has_failed:
-            return Record(failed=this)
+        count = self.message.delivery.count
+        this = frozenset({count})
+        if self.has_failed and isinstance(self.outcome, Retry | Postponed):
+            run = Run(count, datetime.now(UTC), self.outcome.error or "")
+            return Record(failed=this, runs=(run,), id=self.message.id)
         return Record(released=this) if isinstance(self.outcome, Released) else None
 
 

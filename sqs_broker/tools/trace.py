@@ -90,7 +90,10 @@ def in_control(store: "Store", id_: str, sqs_ids: Iterable[str]) -> Iterator[Fac
     if (revoked_at := store.revoked_at(id_)) is not None:
         text = "revoked: it does not run, unless a worker had already taken it"
         yield Fact("control", text, _utc(revoked_at))
-    for sqs_id, record in store.attempts(sorted({id_, *sqs_ids})).items():
+    for sqs_id, record in store.histories(id_, sqs_ids).items():
+        for run in record.runs:
+            text = f"delivery {run.delivery} of {sqs_id} failed: {run.error or 'unknown'}"
+            yield Fact("attempt", text, run.at)
         failed, released = _listed(record.failed), _listed(record.released)
         text = f"of {sqs_id}: deliveries that failed: {failed}; that were released: {released}"
         yield Fact("attempts", text)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sqs_broker.rules import dead_letter
+from sqs_broker.control.store import Store
+from sqs_broker.rules import attempts, dead_letter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter
 from sqs_broker.sqs.requests import date_in
@@ -39,6 +40,34 @@ def test_a_message_is_listed_without_its_body_and_shown_with_it(either: Queues, 
     raw = run(either, "dlq", "show", "m-1", "--raw").stdout
     assert json.loads(raw)["body"] == body("m-1", nickname="kim")
     assert json.loads(shown.stdout)["attributes"] == TRACE
+
+
+def test_show_has_each_failed_attempt_with_its_time_and_error(
+    queues: Queues, run: Run, options: dict[str, Any], store: Store
+) -> None:
+    bury(queues, body("m-1"))
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    for number, error in enumerate(("AutoReconnect", "Timeout"), 1):
+        failed = (attempts.Run(number, at.replace(minute=number), error),)
+        store.add_attempts({"sqs-1": attempts.Record(frozenset({number}), runs=failed, id="m-1")})
+
+    shown = json.loads(run(queues, "dlq", "show", "m-1", control=options).stdout)
+    [listed] = lines(run(queues, "dlq", "list", "--json").stdout)
+
+    assert shown["attempts"] == [
+        {"at": "2026-01-02T03:01:05.000+00:00", "error": "AutoReconnect", "deliveries": 1},
+        {"at": "2026-01-02T03:02:05.000+00:00", "error": "Timeout", "deliveries": 2},
+        {"at": listed["at"], "error": listed["error"], "deliveries": listed["deliveries"]},
+    ]
+
+
+def test_show_says_that_the_attempts_are_not_known_without_mongodb(
+    queues: Queues, run: Run
+) -> None:
+    bury(queues, body("m-1"))
+    ran = run(queues, "dlq", "show", "m-1", control={"database_uri": "mongodb://127.0.0.1:1/"})
+    assert (ran.exit_code, json.loads(ran.stdout)["attempts"]) == (0, None)
+    assert "attempts are not known" in ran.stderr
 
 
 def test_after_a_list_every_message_is_visible(either: Queues, run: Run) -> None:

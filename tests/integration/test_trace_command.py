@@ -1,7 +1,7 @@
 """`sqs trace` with a real MongoDB: revokes, attempts, redrives, audit, outcome, user and once."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +13,8 @@ from app.settings import get_settings
 from sqs_broker.control.audit import Audit
 from sqs_broker.control.redrives import Redrives
 from sqs_broker.control.store import Store
-from sqs_broker.rules.attempts import Record
-from sqs_broker.tools.trace import in_control
+from sqs_broker.rules.attempts import MOST_RUNS, Record, Run
+from sqs_broker.tools.trace import Fact, in_control
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -34,6 +34,39 @@ def test_the_control_database_knows_revokes_attempts_redrives_and_the_audit(stor
         ("redrives", "redriven 2 times"),
         ("audit", "redrive by kim"),
     ]
+
+
+def test_each_failed_run_has_its_time_and_error_in_one_write_and_the_list_is_bounded(
+    store: Store,
+) -> None:
+    for number in range(1, MOST_RUNS + 6):
+        at = NOW + timedelta(minutes=number)
+        run = Run(number, at, f"Error{number}")
+        for _ in range(2):  # A settlement may be repeated.
+            store.add_attempts({"sqs-1": Record(frozenset({number}), runs=(run,), id="id-1")})
+    store.add_attempts({"sqs-2": Record(frozenset({1}), runs=(Run(1, NOW, "Other"),), id="id-1")})
+    store.add_attempts({"sqs-3": Record(frozenset({1}), runs=(Run(1, NOW, "Other"),), id="id-2")})
+    told = [fact for fact in in_control(store, "id-1", []) if fact.source == "attempt"]
+    assert len(told) == MOST_RUNS + 1
+    assert (
+        Fact("attempt", "delivery 25 of sqs-1 failed: Error25", NOW + timedelta(minutes=25)) in told
+    )
+    assert Fact("attempt", "delivery 1 of sqs-2 failed: Other", NOW) in told
+    assert not [fact for fact in told if "delivery 5 of sqs-1" in fact.text]
+    assert store.attempts(["sqs-1"])["sqs-1"].failed == set(range(1, MOST_RUNS + 6))
+    assert store.attempts(["sqs-1"])["sqs-1"].runs == ()
+    indexes = [dict(index["key"]) for index in store.database["attempts"].list_indexes()]
+    assert {"id": 1} in indexes
+
+
+def test_runs_that_somebody_else_wrote_are_left_out(store: Store) -> None:
+    store.prepare()
+    store.database["attempts"].insert_one(
+        {"_id": "sqs-1", "id": "id-1", "at": NOW, "runs": {"1": 7, "2": {"delivery": "x"}}}
+    )
+    assert store.histories("id-1")["sqs-1"].runs == ()
+    store.database["attempts"].update_one({"_id": "sqs-1"}, {"$set": {"runs": [1]}})
+    assert store.histories("id-1")["sqs-1"].runs == ()
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import json
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from sqs_broker.limits import MOST_BYTES
 from sqs_broker.rules.admission import arrive
-from sqs_broker.rules.attempts import NOTHING, Record, carried_in
+from sqs_broker.rules.attempts import MOST_RUNS, NOTHING, Record, Run, carried_in
 from sqs_broker.rules.attributes import ATTEMPTS, DEAD_LETTER
 from sqs_broker.rules.dead_letter import restored
 from sqs_broker.rules.facts import facts_of
@@ -124,6 +125,28 @@ def test_the_failures_of_one_batch_are_one_write(messages: Messages, store: Memo
         messages.put()
     messages.settle(FAILED, *messages.receive())
     assert [len(changes) for changes in store.writes] == [10]
+
+
+@pytest.mark.parametrize("outcome", [FAILED, FAILED_AND_COPIED])
+def test_a_record_has_the_time_and_the_error_of_each_failed_run_and_costs_no_write_more(
+    messages: Messages, store: MemoryAttempts, outcome: Outcome
+) -> None:
+    id_ = messages.put()
+    before = datetime.now(UTC)
+    messages.again(Released())
+    messages.settle(outcome, *messages.receive())
+    record = store.read([id_])[id_]
+    ((delivery, at, error),) = [(run.delivery, run.at, run.error) for run in record.runs]
+    assert (delivery, error, record.id) == (3, "KeyError", id_)
+    assert before <= at <= datetime.now(UTC)
+    assert len(store.writes) == 2
+
+
+def test_a_record_keeps_the_latest_runs_once_each() -> None:
+    record = Record()
+    for number in (*range(1, MOST_RUNS + 4), MOST_RUNS + 3):
+        record |= Record(runs=(Run(number, datetime.now(UTC), "KeyError"),))
+    assert [run.delivery for run in record.runs] == list(range(4, MOST_RUNS + 4))
 
 
 def test_a_failure_is_recorded_before_sqs_can_deliver_the_message_again(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
 from sqs_broker.tools.commands import export, purge, redrive
 from sqs_broker.tools.commands.dead_letter_queues import (
@@ -17,6 +18,7 @@ from sqs_broker.tools.commands.dead_letter_queues import (
 )
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_json, print_note, print_table
+from sqs_broker.tools.control_store import QUICK, control_store, has_control
 from sqs_broker.tools.dead_letters import DeadLetterMessage
 
 #: The default of `--limit`.
@@ -73,6 +75,8 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **criteria: Any) -> 
 def show(ctx: click.Context, id_: str, raw: bool) -> None:
     """Show one dead letter with its body, as JSON.
 
+    `attempts` has each failed attempt with its time and its class of error: those before the last
+    one from the control database, which keeps the latest 20 of each MessageId for 14 days.
     JSON and base64 in the body are shown decoded, unless `--raw` is given. ID is the message id
     that `list` prints, or SQS's MessageId. The body may hold personal data.
 
@@ -84,7 +88,8 @@ def show(ctx: click.Context, id_: str, raw: bool) -> None:
             with queues.reading(queue, is_interrupted) as reader:
                 for message in matching(reader, Filter(ids=(id_,))):
                     found += 1
-                    print_json(summary(message) | _contents(message, raw), indent=2)
+                    attempts = {"attempts": _attempts(queues.options, message)}
+                    print_json(summary(message) | attempts | _contents(message, raw), indent=2)
     if not found:
         raise click.ClickException(f"No dead letter has the id {id_}.")
 
@@ -94,6 +99,26 @@ def summary(message: DeadLetterMessage) -> dict[str, Any]:
     shown = ("id", "task", "queue", "reason", "error", "deliveries", "at")
     facts = {name: getattr(message, name) for name in shown}
     return facts | {"sqs_message_id": message.delivery.message_id}
+
+
+def _attempts(options: Options, message: DeadLetterMessage) -> list[dict[str, Any]] | None:
+    """Each failed attempt of a message, oldest first; None if they are not known."""
+    last = {"at": message.at, "error": message.error, "deliveries": message.deliveries}
+    known = [last] if message.error else []
+    if not has_control(options):
+        return known
+    try:
+        with control_store(options, QUICK) as store:
+            found = store.histories(message.id)
+    except click.ClickException as exc:
+        print_note(f"The attempts are not known: {exc.message}")
+        return None
+    runs = sorted((run.at, run.error, run.delivery) for each in found.values() for run in each.runs)
+    before = [
+        {"at": at.isoformat(timespec="milliseconds"), "error": error, "deliveries": delivery}
+        for at, error, delivery in runs
+    ]
+    return [*before, *known]
 
 
 def _row(message: DeadLetterMessage) -> tuple[object, ...]:
