@@ -96,6 +96,20 @@ class Measured(Ours):
         return super().environment(place, task) | {"WORKER_METRICS_PORT": port}
 
 
+class Traced(Ours):
+    """The same, with the spans of OpenTelemetry."""
+
+    def lacks(self, why_no_node: str | None) -> str | None:
+        is_there = importlib.util.find_spec("opentelemetry.sdk") is not None
+        return None if is_there else "opentelemetry-sdk is not installed (dependency group test)"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "celery", "-A", "bench.traced", "worker", *self.arguments]
+
+    def environment(self, place: Place, task: str) -> dict[str, str]:
+        return super().environment(place, task) | {"TRACING": "true"}
+
+
 class Alone(Ours):
     """The broker of this project in another project."""
 
@@ -184,6 +198,7 @@ STOCK_PRODUCER = Stock(
 )
 OURS_WITHOUT_EVENTS = Ours("this project, events off", settings={"BENCH_EVENTS": "off"})
 OURS_WITH_METRICS = Measured("this project, with metrics")
+OURS_WITH_TRACES = Traced("this project, with traces")
 ALONE_8 = Alone("this project's broker, 8 processes", ("-c", "8"), slots=8)
 #: The yardstick of the ratios.
 STOCK_BEST = Stock("stock Celery, best settings", ("-c", "8", *_QUIET), _BEST, slots=8)

@@ -14,6 +14,7 @@ from bench.candidates import (
     OURS_BY_DOOR,
     OURS_THREADS,
     OURS_WITH_METRICS,
+    OURS_WITH_TRACES,
     OURS_WITHOUT_EVENTS,
     SQS_CONSUMER,
     STOCK_BEST,
@@ -73,6 +74,9 @@ def _cells(task: str, delay_ms: float, candidates: Iterable[Candidate]) -> list[
     return [Cell(candidate, task, delay_ms) for candidate in candidates]
 
 
+#: What an option costs, beside the row without it.
+VARIANTS = (OURS_WITHOUT_EVENTS, OURS_WITH_METRICS, OURS_WITH_TRACES)
+
 FULL = Plan(
     limit=28 * 60,
     rounds=3,
@@ -81,8 +85,8 @@ FULL = Plan(
     cells=[
         *_cells("register", 10, EVERYONE),
         *_cells("register", 0, EVERYONE),
-        *_cells("register", 10, [OURS_WITHOUT_EVENTS, OURS_WITH_METRICS]),
-        *_cells("register", 0, [OURS_WITHOUT_EVENTS, OURS_WITH_METRICS]),
+        *_cells("register", 10, VARIANTS),
+        *_cells("register", 0, VARIANTS),
         *_cells("register", 10, OURS_BY_DOOR),
         Cell(OURS, "register", 10, workers=2),
         Cell(STOCK_BEST, "register", 10, workers=2),

@@ -1,15 +1,18 @@
 """The figures of this process, which Prometheus reads: sums and histograms in memory."""
 
 import threading
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqs_broker.observers.instruments import Instrument
+from sqs_broker.observers.instruments import Instrument, Kind
 
 #: Most series of one figure. The labels are few, so this only limits a mistake.
 MOST_SERIES = 500
+
+#: Most values of a series that wait to be added up together: one by one takes twice as long.
+MOST_NEW = 256
 
 #: OpenTelemetry's label for all values that have no label of their own.
 OTHER = "_OTHER"
@@ -56,46 +59,92 @@ class Figures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sums: dict[Instrument, dict[Labels, int]] = {}
-        self._histograms: dict[Instrument, dict[Labels, tuple[list[int], list[float]]]] = {}
+        self._series: dict[Instrument, dict[Labels, _Sum | _Values]] = {}
 
     def add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
         """See Recorder."""
-        with self._lock:
-            try:
-                self._sums[instrument][labels] += number
-            except KeyError:
-                series = self._sums.setdefault(instrument, {})
-                labels = _bounded(labels, len(series))
-                series[labels] = series.get(labels, 0) + number
+        self.record(instrument, labels, number)
 
     def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
         """See Recorder."""
-        # The bound of a bucket belongs to it.
-        bucket = bisect_left(instrument.buckets, value)
-        with self._lock:
-            try:
-                counts, total = self._histograms[instrument][labels]
-            except KeyError:
-                series = self._histograms.setdefault(instrument, {})
-                empty = [0] * (len(instrument.buckets) + 1)
-                counts, total = series.setdefault(_bounded(labels, len(series)), (empty, [0.0]))
-            counts[bucket] += 1
-            total[0] += value
+        try:
+            series = self._series[instrument][labels]
+        except KeyError:
+            series = self._begun(instrument, labels)
+        new = series.new
+        new.append(value)  # One step, so it needs no lock.
+        if len(new) >= MOST_NEW:
+            with self._lock:
+                series.sum_up()
 
     def samples(self) -> list[Sample]:
         """All series, as they are now."""
         with self._lock:
-            sums = [
-                Sample(instrument, labels, value)
-                for instrument, series in self._sums.items()
-                for labels, value in series.items()
+            return [
+                Sample(instrument, labels, each.sum_up())
+                for instrument, series in self._series.items()
+                for labels, each in series.items()
             ]
-            return sums + [
-                Sample(instrument, labels, Histogram(tuple(counts), total))
-                for instrument, series in self._histograms.items()
-                for labels, (counts, (total,)) in series.items()
-            ]
+
+    def _begun(self, instrument: Instrument, labels: Labels) -> "_Sum | _Values":
+        """The series of these labels, which is new or was begun by another thread just now."""
+        with self._lock:
+            series = self._series.setdefault(instrument, {})
+            if labels not in series:
+                labels = _bounded(labels, len(series))
+            if labels not in series:
+                bounds = instrument.buckets
+                series[labels] = _Values(bounds) if instrument.kind is Kind.HISTOGRAM else _Sum()
+            return series[labels]
+
+
+class _Sum:
+    """One series of a counter."""
+
+    __slots__ = ("_total", "new")
+
+    def __init__(self) -> None:
+        self._total = 0
+        #: What is not in the sum yet.
+        self.new: list[Any] = []
+
+    def sum_up(self) -> int:
+        """Add what is new. For one thread at a time; others may add to the end of `new` then."""
+        self._total += sum(_taken(self.new))
+        return self._total
+
+
+class _Values:
+    """One series of a histogram."""
+
+    __slots__ = ("_bounds", "_counts", "_total", "new")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+        #: Those that are in no bucket yet.
+        self.new: list[float] = []
+
+    def sum_up(self) -> Histogram:
+        """Put what is new into its buckets. See `_Sum`."""
+        values = sorted(_taken(self.new))
+        begin = 0
+        for place, bound in enumerate(self._bounds):
+            # The bound of a bucket belongs to it.
+            end = bisect_right(values, bound, begin)
+            self._counts[place] += end - begin
+            begin = end
+        self._counts[-1] += len(values) - begin
+        self._total += sum(values)
+        return Histogram(tuple(self._counts), self._total)
+
+
+def _taken(new: list[Any]) -> list[Any]:
+    """Empty the list, but for what another thread adds meanwhile."""
+    taken = new[:]
+    del new[: len(taken)]
+    return taken
 
 
 def _bounded(labels: Labels, series: int) -> Labels:

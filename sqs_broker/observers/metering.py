@@ -112,7 +112,7 @@ class Metering(Observer):
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
         queue = message.delivery.queue
         if message.started_at is not None:
-            ran = max(self._clock() - message.started_at, 0.0)
+            ran = self._clock() - message.started_at
             self._record(of.RUN, (queue, message.task or "", _error_of(happened)), ran)
             self._record(of.ATTEMPT, (queue, _name_of(outcome)), message.delivery.attempt)
         match outcome:
@@ -177,8 +177,9 @@ class _Both:
 
 def _name_of(outcome: Outcome) -> str:
     """A retry that waits as a copy is a retry, as in the log."""
-    is_retry = isinstance(outcome, Postponed) and outcome.error is not None
-    return "retry" if is_retry else outcome.name
+    if isinstance(outcome, Postponed) and outcome.error is not None:
+        return "retry"
+    return outcome.name
 
 
 def _error_of(happened: Happened) -> str:

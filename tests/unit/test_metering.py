@@ -15,7 +15,7 @@ from app.messages import Increment
 from app.metrics import class_of
 from sqs_broker import install
 from sqs_broker.observers import instruments as of
-from sqs_broker.observers.figures import MOST_SERIES, OTHER, Figures
+from sqs_broker.observers.figures import MOST_NEW, MOST_SERIES, OTHER, Figures, Histogram
 from sqs_broker.observers.instruments import ALL, OF_QUEUES, Kind
 from sqs_broker.observers.metering import Metering
 from sqs_broker.rules.attempts import Record
@@ -250,6 +250,19 @@ def test_the_series_of_a_figure_are_limited_and_none_is_lost(
     assert len([each for each in found if each[0] is of.LOST]) == MOST_SERIES + 1
     assert found[of.LOST, (OTHER, OTHER)] == 20
     assert found[of.CALL, (OTHER, OTHER, OTHER)] == 20.0
+
+
+def test_no_value_is_lost_however_many_come_between_two_looks(figures: Figures) -> None:
+    for number in range(3 * MOST_NEW + 1):
+        figures.add(of.SENT, ("jobs",), 2)
+        figures.record(of.WHOLE, ("jobs",), number % 2 * 7.0)
+    (sent, whole) = figures.samples()
+    assert sent.value == 2 * (3 * MOST_NEW + 1)
+    assert isinstance(whole.value, Histogram)
+    assert sum(whole.value.counts) == 3 * MOST_NEW + 1
+    assert whole.value.total == 7.0 * (3 * MOST_NEW // 2)
+    # A further look changes nothing.
+    assert figures.samples() == [sent, whole]
 
 
 def test_a_value_is_in_the_bucket_of_its_bound(figures: Figures) -> None:
