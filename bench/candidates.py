@@ -23,6 +23,8 @@ class Place:
     """The proxy's URL."""
     queues: QueuePair
     mongo_uri: str
+    others: tuple[QueuePair, ...] = ()
+    """Queues that it receives from, too, and that are empty."""
 
     @property
     def queue(self) -> str:
@@ -85,7 +87,12 @@ class Ours(Candidate):
         return [sys.executable, "-m", "celery", "-A", "bench.ours", "worker", *self.arguments]
 
     def environment(self, place: Place, task: str) -> dict[str, str]:
-        return super().environment(place, task) | dict(self.settings)
+        others = {
+            pair.url.rsplit("/", 1)[-1]: {"url": pair.url, "dead_letter_url": pair.dead_letter_url}
+            for pair in place.others
+        }
+        more = {"SQS_QUEUES": json.dumps(others)} if others else {}
+        return super().environment(place, task) | more | dict(self.settings)
 
 
 class Measured(Ours):

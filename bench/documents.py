@@ -43,6 +43,7 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
             "publishing": table.publishing(results),
             "events": table.events(results),
             "depths": table.depths(results),
+            "queues": table.queues(results),
             "api": table.api(results),
         },
         README: {"headline": _headline(results)},
@@ -98,6 +99,7 @@ def markdown(results: Results) -> str:
         "Sending": table.publishing(results),
         "Events": table.events(results),
         "Depth of the queue": table.depths(results),
+        "Number of queues": table.queues(results),
         "The HTTP API": table.api(results),
     }
     told = "".join(f"\n## {name}\n\n{part}\n" for name, part in parts.items())

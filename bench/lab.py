@@ -112,28 +112,35 @@ class Lab:
         *,
         size: int = 0,
         workers: int = 1,
+        queues: int = 1,
         visibility_timeout: int = VISIBILITY_TIMEOUT,
         max_receive_count: int = 10,
     ) -> Iterator[Stage]:
-        """A queue with `size` messages and so many workers that have just been started."""
+        """A queue with `size` messages, so many queues with it that are empty, and so many workers
+        that have just been started."""
         name = f"bench-{next(self._numbers)}"
         client = self.server.sqs.client()
         with ExitStack() as stack:
             stack.callback(client.close)
-            queues = sqs.create_queues(
-                client,
-                name,
-                visibility_timeout=visibility_timeout,
-                max_receive_count=max_receive_count,
-            )
-            stack.callback(client.delete_queue, QueueUrl=queues.url)
-            stack.callback(client.delete_queue, QueueUrl=queues.dead_letter_url)
+            made = [
+                sqs.create_queues(
+                    client,
+                    each,
+                    visibility_timeout=visibility_timeout,
+                    max_receive_count=max_receive_count,
+                )
+                for each in (name, *(f"{name}-{number}" for number in range(1, queues)))
+            ]
+            for pair in made:
+                stack.callback(client.delete_queue, QueueUrl=pair.url)
+                stack.callback(client.delete_queue, QueueUrl=pair.dead_letter_url)
             for database in (name, f"{name}_control"):
                 stack.callback(self.mongo.drop_database, database)
-            with closing(self.sender(queues.url)) as sender:
+            with closing(self.sender(made[0].url)) as sender:
                 sender.fill(self._body(candidate, task, name), size)
             proxy = stack.enter_context(self.proxy(delay_ms))
-            place = Place(proxy.endpoint_url, queues, self.mongo_server.uri(name))
+            uri = self.mongo_server.uri(name)
+            place = Place(proxy.endpoint_url, made[0], uri, tuple(made[1:]))
             stage = Stage(self, candidate, task, place, proxy, name)
             for _ in range(workers):
                 stage.workers.append(stack.enter_context(self.worker(stage)))

@@ -47,6 +47,8 @@ class Plan:
     """Messages before each cell."""
     depths: Sequence[int] = ()
     """Backlogs that this project alone is measured at."""
+    queues: Sequence[int] = ()
+    """Numbers of queues, all but one of them empty, that this project alone is measured at."""
     latency: Sequence[Candidate] = ()
     latency_seconds: float = 10
     idle: Sequence[Candidate] = ()
@@ -98,6 +100,7 @@ FULL = Plan(
         *_cells("wait", 0, [OURS_8, STOCK_BEST]),
     ],
     depths=(1_000, 10_000, 100_000),
+    queues=(1, 10, 50),
     latency=(OURS, STOCK_BEST, SQS_CONSUMER),
     idle=(OURS, OURS_THREADS, STOCK_BEST, STOCK_DEFAULTS, SQS_CONSUMER),
     full=(OURS, OURS_8, STOCK_BEST),

@@ -63,6 +63,8 @@ class Throughput:
     backlog: int
     """Messages in the queue before the worker starts, at the most."""
     rounds: list[Round] = field(default_factory=list)
+    queues: int = 1
+    """Queues that the worker receives from."""
 
     @property
     def rate(self) -> float:
@@ -235,6 +237,8 @@ class Results:
     limits: Limits | None = None
     throughput: list[Throughput] = field(default_factory=list)
     depths: list[Throughput] = field(default_factory=list)
+    queues: list[Throughput] = field(default_factory=list)
+    """One busy queue among some that are empty."""
     latency: list[Latency] = field(default_factory=list)
     quiet: list[Quiet] = field(default_factory=list)
     recovery: list[Recovery] = field(default_factory=list)

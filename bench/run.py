@@ -75,6 +75,13 @@ class Run:
             self._cell(number, cell)
         for depth in list(self.plan.depths)[::order]:
             self._depth(number, depth)
+        for count in list(self.plan.queues)[::order]:
+            self._queues(number, count)
+
+    def _most(self) -> int:
+        """The messages of a backlog that the server is not slow at."""
+        deepest = self.lab.server.deepest
+        return min(self.plan.backlog, deepest // 2) if deepest else self.plan.backlog
 
     def _backlog(self, row: Throughput) -> int:
         """Enough for the window, at twice the rate that was seen."""
@@ -85,8 +92,7 @@ class Run:
     def _cell(self, number: int, cell: Cell) -> None:
         if cell.candidate.name in self._missing:
             return
-        deepest = self.lab.server.deepest
-        most = min(self.plan.backlog, deepest // 2) if deepest else self.plan.backlog
+        most = self._most()
         workers = f", {cell.workers} workers" if cell.workers > 1 else ""
         name = f"{cell.candidate.name}, {cell.task}, +{cell.delay_ms:g} ms{workers}"
 
@@ -111,6 +117,17 @@ class Run:
             return _add(self.results.depths, row, self.watch(self.lab, cell, effort))
 
         self._try(f"round {number}", name, effort.window + depth / FILL, measure)
+
+    def _queues(self, number: int, count: int) -> None:
+        cell = Cell(OURS, "register", 10, queues=count)
+
+        def measure() -> str:
+            row = _row(self.results.queues, cell, self._most())
+            effort = Effort(self._backlog(row), self.plan.window)
+            return _add(self.results.queues, row, self.watch(self.lab, cell, effort))
+
+        name = f"{OURS.name}, one busy queue of {count}"
+        self._try(f"round {number}", name, self.plan.window, measure)
 
     def _latency(self) -> None:
         for candidate in self.plan.latency:
@@ -233,7 +250,9 @@ class Run:
 
 def _row(rows: Sequence[Throughput], cell: Cell, backlog: int) -> Throughput:
     """The row of the rounds before, or a new one."""
-    row = Throughput(cell.candidate.name, cell.task, cell.delay_ms, cell.workers, backlog)
+    row = Throughput(
+        cell.candidate.name, cell.task, cell.delay_ms, cell.workers, backlog, queues=cell.queues
+    )
     return next((known for known in rows if replace(known, rounds=[]) == row), row)
 
 

@@ -68,6 +68,22 @@ def depths(results: Results) -> str:
     return _table(("messages in the queue", "messages/s (min-max)"), rows)
 
 
+def queues(results: Results) -> str:
+    """This project with one busy queue among some that are empty."""
+    rows = [
+        [
+            f"{row.queues}",
+            _rate(row),
+            _calls(row, ""),
+            _middle(row, lambda each: each.cpu_a_thousand, "{:.2f}"),
+            _middle(row, lambda each: each.memory and each.memory / MEGABYTE, "{:.0f}"),
+        ]
+        for row in results.queues
+    ]
+    head = ("queues", "messages/s (min-max)", "SQS calls/message", "CPU s/1000", "memory MB")
+    return _table(head, rows)
+
+
 def latency(results: Results) -> str:
     rows = [
         [

@@ -24,6 +24,8 @@ class Cell:
     task: str
     delay_ms: float
     workers: int = 1
+    queues: int = 1
+    """Queues that the worker receives from. All but one are empty."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ def measure(lab: Lab, cell: Cell, effort: Effort) -> Round:
     Raises BenchError where a worker does not work, or deletes what it did not store.
     """
     with lab.stage(
-        cell.candidate, cell.task, cell.delay_ms, size=effort.backlog, workers=cell.workers
+        cell.candidate,
+        cell.task,
+        cell.delay_ms,
+        size=effort.backlog,
+        workers=cell.workers,
+        queues=cell.queues,
     ) as stage:
         measured = _watched(stage, effort)
         deleted = stage.proxy.progress().deleted

@@ -95,5 +95,5 @@ def test_a_size_and_a_time_that_may_not_be_changed_turn_nothing_off(
     worker = start_worker(changed, "-E")
     check_that_it_works(worker, where, secured.client()[name].users, changed, tmp_path)
     lines = worker.log_lines("control.fault")
-    assert [line["reason"].count("`collMod`") for line in lines] == [1, 1]
+    assert [line["reason"].count("`collMod`") for line in lines] == [1, 1, 1]
     assert worker.log_lines("control.down") == []

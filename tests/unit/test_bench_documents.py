@@ -49,7 +49,7 @@ def test_a_document_that_lost_a_marker_is_refused(text: str) -> None:
             [
                 "machine", "figures", "throughput", "latency", "quiet", "recovery", "api",
                 "publishing",
-                "events", "depths", "soak",
+                "events", "depths", "queues", "soak",
             ],
         ),
     ],
@@ -181,6 +181,20 @@ def test_the_goals_at_rest_are_of_this_project_alone() -> None:
         ("3%", False),
         ("180", True),
         ("61 s", True),
+    ]
+
+
+def test_a_row_of_queues_says_what_a_busy_queue_costs_among_others() -> None:
+    run = run_of()
+    for count, calls in ((1, 20), (50, 30)):
+        row = Throughput(OURS.name, "register", 10, 1, 6000, queues=count)
+        row.rounds.append(round_of(100, calls={"ReceiveMessage": calls}))
+        run.queues.append(row)
+
+    _, _, *rows = table.queues(run).splitlines()
+    assert [[cell.strip() for cell in row.split("|")[1:4]] for row in rows] == [
+        ["1", "**100** (100-100)", "0.100"],
+        ["50", "**100** (100-100)", "0.150"],
     ]
 
 

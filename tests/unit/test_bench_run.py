@@ -116,6 +116,17 @@ def test_who_cannot_run_here_is_told_once(run_with: Callable[..., Run]) -> None:
     assert run.results.skipped == ["sqs-consumer: no Node on this machine"]
 
 
+def test_each_number_of_queues_is_a_row_of_its_own(run_with: Callable[..., Run]) -> None:
+    plan = replace(PLAN, cells=[], queues=(1, 10), rounds=2)
+    run = run_with(lambda _lab, cell, _effort: round_of(cell.queues), plan)
+
+    assert [(row.queues, row.rate, len(row.rounds)) for row in run.results.queues] == [
+        (1, 1, 2),
+        (10, 10, 2),
+    ]
+    assert run.results.throughput == []
+
+
 def test_a_server_that_is_slow_at_depth_is_spared_it(run_with: Callable[..., Run]) -> None:
     plan = replace(PLAN, cells=[], depths=(1_000, 100_000), rounds=1)
     run = run_with(lambda *_: round_of(100), plan, deepest=10_000)
