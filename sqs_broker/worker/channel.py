@@ -6,7 +6,7 @@ from typing import Any
 
 from kombu.transport import virtual
 
-from sqs_broker.errors import PublishError
+from sqs_broker.errors import ConfigurationError, PublishError
 from sqs_broker.rules import outcomes
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
@@ -201,10 +201,13 @@ class Channel(virtual.Channel):
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
     ) -> None:
         """Start receiving from a configured queue, or from the control plane. Raises
-        NotImplementedError for a configured queue with `no_ack`."""
+        ConfigurationError for a configured queue with `no_ack`."""
         is_control = self._control.owns(queue)
         if no_ack and not is_control:
-            raise NotImplementedError("An SQS message is deleted by its ack: use no_ack=False.")
+            raise ConfigurationError(
+                f"Queue {queue!r}: no_ack=True is not supported, because SQS keeps a message until "
+                "it is acknowledged. Remove it."
+            )
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         if is_control:
             self._control.consume(self, queue, callback)

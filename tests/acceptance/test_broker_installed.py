@@ -48,6 +48,20 @@ def check(app):
 install(app, checks=["app:check"])
 """
 
+#: What a project adds to its package: a task that fails once, and one that can never succeed.
+TASKS = """
+from pathlib import Path
+@app.task(name="shaky")
+def shaky():
+    if not (failed := Path("failed")).exists():
+        failed.touch()
+        raise OSError
+    Path("done").touch()
+@app.task(name="hopeless", dead_letter_on=(ValueError,))
+def hopeless(): raise ValueError("no such shop")
+app.conf.broker_transport_options |= {"wait_time_seconds": 1, "backoff_base": 0.01}
+"""
+
 DELAY = "from app import work; work.delay()"
 
 
@@ -176,6 +190,23 @@ def test_a_worker_runs_what_delay_sent_and_the_commands_are_there(
 
     assert worker.exit_status == 0, worker.last_words()
     assert project.done.read_text() == "x"
+
+
+@pytest.mark.slow
+def test_a_failed_task_runs_again_and_one_that_can_never_succeed_is_a_dead_letter(
+    project: Project, queues: Queues
+) -> None:
+    project.configure(TASKS)
+    sent = project.run("-c", "from app import *; shaky.delay(); hopeless.delay()")
+    assert sent.returncode == 0, sent.stderr
+
+    with project.worker() as worker:
+        wait_until(project.done.exists, PATIENCE, f"the second run: {worker.log}")
+        wait_until(queues.is_empty, PATIENCE, f"an empty queue: {worker.log}")
+
+    listed = project.run("-m", "celery", "-A", "app", "sqs", "dlq", "list", "--json")
+    (letter,) = map(json.loads, listed.stdout.splitlines())
+    assert (letter["task"], letter["reason"]) == ("hopeless", "no such shop")
 
 
 def test_the_doctor_checks_the_queues_and_what_the_project_adds(project: Project) -> None:

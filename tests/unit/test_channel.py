@@ -334,7 +334,7 @@ def test_consuming_without_acks_is_refused_because_no_message_would_be_deleted(
     connection: Connection, sqs: Sqs
 ) -> None:
     sqs.bring(task(1))
-    with pytest.raises(NotImplementedError, match="no_ack=False"):
+    with pytest.raises(ConfigurationError, match="Queue 'jobs': no_ack=True is not supported"):
         connection.channel().basic_consume("jobs", True, list, "tag-1")
     assert sqs.calls == []
 
