@@ -15,10 +15,12 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from celery import Celery
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from devstack.waiting import wait_until
+from sqs_broker import install
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError, UnknownQueue
 from sqs_broker.limits import BATCH, LONGEST_POLL
 from sqs_broker.observers.observer import Observer
@@ -264,6 +266,16 @@ def test_a_command_without_a_control_plane_is_an_error_at_the_caller(
     with pytest.raises(ConfigurationError, match="go through MongoDB"):
         publish(connection, "", exchange="celery.pidbox")
     assert sqs.sent == []
+
+
+def test_a_revoke_without_a_control_plane_is_an_error_at_the_caller(sqs: Sqs) -> None:
+    app = Celery("tests", set_as_current=False)
+    install(app)
+    app.conf.broker_transport_options = sqs.transport_options()
+    with pytest.raises(ConfigurationError, match="go through MongoDB"):
+        app.control.revoke("id-1")
+    app.close()
+    assert sqs.calls == []
 
 
 AWAY = Unreached("EndpointConnectionError", "Could not connect to https://sqs.test")

@@ -454,6 +454,15 @@ def test_a_task_that_lost_its_lease_is_cancelled_where_that_is_wanted_and_possib
         state.task_ready(request)
 
 
+def test_a_worker_without_an_event_loop_as_that_of_gevent_is_refused(celery_app: Celery) -> None:
+    class Green(celery_app.WorkController):  # type: ignore[name-defined]  # made by the app
+        def should_use_eventloop(self) -> bool:
+            return False
+
+    with pytest.raises(ConfigurationError, match="Use --pool=prefork, threads or solo"):
+        Green(pool_cls="threads", concurrency=1)
+
+
 @pytest.mark.parametrize("option", ["time_limit", "soft_time_limit"])
 def test_a_time_limit_of_the_command_line_is_refused_by_name(
     make_worker: MakeWorker, option: str
