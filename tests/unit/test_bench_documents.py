@@ -262,6 +262,12 @@ def test_each_door_has_a_row_in_either_run() -> None:
         assert doors == [*DOORS, MIXED]
 
 
+def test_the_api_is_measured_full_and_at_most_of_what_it_carries_in_either_run() -> None:
+    for plan in (FULL, QUICK):
+        assert (api.API, None) in plan.requests
+        assert 0.8 in plan.request_loads
+
+
 def test_each_measured_message_has_an_id_of_its_own() -> None:
     body = bodies.celery("noop", "bench-1")
 
