@@ -125,6 +125,7 @@ class Deployment:
         unknown = set(self._wanted.given) - set(_parameters_of(self._wanted.templates))
         if unknown:
             raise StackError(f"No template has the parameter {', '.join(sorted(unknown))}.")
+        self._require_zip()
         for template in self._wanted.templates:
             self._deploy(template)
             self._found |= self._stacks.outputs(self._stage.stack(template))
@@ -200,8 +201,7 @@ class Deployment:
         if nobody names another one."""
         known = read(template).get("Parameters", {})
         given = self._wanted.given
-        default = known.get("Architecture", {}).get("Default", "")
-        architecture = given.get("Architecture") or present.get("Architecture") or default
+        architecture = self._architecture(known, present)
         if "ImageUri" in known and "ImageUri" not in given:
             images = self._stage.images(self._aws)
             uri = images.uri_of(tag := images.tag_of(architecture))
@@ -214,10 +214,27 @@ class Deployment:
         if "CodeKey" in known and "CodeKey" not in given:
             yield from self._zip(architecture)
 
-    def _zip(self, architecture: str) -> Iterator[tuple[str, str]]:
+    def _require_zip(self) -> None:
+        """Raise StackError if the zip of the function is missing, before the queue is changed for a
+        function."""
+        if "function" in self._wanted.templates and "CodeKey" not in self._wanted.given:
+            present = self._stacks.parameters(self._stage.stack("function"))
+            self._file(self._architecture(read("function")["Parameters"], present))
+
+    def _architecture(self, known: Mapping[str, Any], present: Mapping[str, str]) -> str:
+        """The processor that is asked for, or that the stack has."""
+        default = known.get("Architecture", {}).get("Default", "")
+        given = self._wanted.given.get("Architecture")
+        return given or present.get("Architecture") or str(default)
+
+    def _file(self, architecture: str) -> Path:
         file = self._wanted.zips / ZIP.format(architecture)
         if not file.exists():
             raise StackError(f"{file} does not exist. Run `make lambda`.")
+        return file
+
+    def _zip(self, architecture: str) -> Iterator[tuple[str, str]]:
+        file = self._file(architecture)
         bucket = self._stage.bucket(self._aws)
         key = bucket.key_of(file)
         if not bucket.has(key):
@@ -252,7 +269,7 @@ class Deployment:
             if name in self._wanted.given:
                 values[name] = self._wanted.given[name]
             elif name in known:
-                values[name] = known[name]
+                values[name] = None if present.get(name) == known[name] else known[name]
             elif name in present:
                 values[name] = None
             elif "Default" not in about:

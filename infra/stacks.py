@@ -30,7 +30,7 @@ KEPT = {
 }
 
 Parameters = Mapping[str, str | None]
-"""The values of parameters. None: the value that the stack has."""
+"""The values of parameters. None: the value that the stack has, or had when its creation failed."""
 
 
 class StackError(Exception):
@@ -110,7 +110,12 @@ class Stacks:
         """Create a change set; None if it would change nothing. Raises StackError if it would
         replace or remove a queue or its key, or if CloudFormation refuses it. Then nothing is left
         of it."""
+        # What `is_new` deletes has no previous values any more.
+        present = self.parameters(stack) if None in parameters.values() else {}
         is_new = self.is_new(stack)
+        if is_new:
+            parameters = {name: present.get(name, value) if value is None else value
+                          for name, value in parameters.items()}  # fmt: skip
         kind = "CREATE" if is_new else "UPDATE"
         plan = self._plan(stack, template, parameters, is_new, {"ChangeSetType": kind})
         if plan is not None:

@@ -13,6 +13,7 @@ from moto.cloudformation.exceptions import ValidationError
 from moto.cloudformation.models import CloudFormationBackend
 from moto.cloudformation.responses import CloudFormationResponse
 from moto.core.common_models import CloudFormationModel
+from moto.ec2.models.route_tables import RouteTable
 from moto.ecs.models import Cluster, Service, TaskDefinition, ecs_backends
 from moto.iam.models import Role
 from moto.kms.models import Key, kms_backends
@@ -214,6 +215,15 @@ def _importing_key(make: Any) -> Any:
     return create
 
 
+def _unused_table(cls: Any, name: str, given: Properties, account: str, region: str) -> None:
+    ec2 = client("ec2", region)
+    (table,) = ec2.describe_route_tables(RouteTableIds=[name])["RouteTables"]
+    for association in table["Associations"]:
+        if not association.get("Main"):
+            ec2.disassociate_route_table(AssociationId=association["RouteTableAssociationId"])
+    ec2.delete_route_table(RouteTableId=name)
+
+
 def _changed_key(
     cls: Any,
     original_resource: Any,
@@ -253,7 +263,7 @@ def _keeping_policy(set_attributes: Any) -> Any:
 
 def complete() -> None:
     """Make moto keep what it drops, know `Fn::Cidr`, export what a change set has made, import
-    what exists and make no queue twice, and delete roles that have policies."""
+    what exists and make no queue twice, and delete roles that have policies and route tables."""
     # A change of another attribute would delete the policy.
     queue: Any = Queue
     queue._set_attributes = _keeping_policy(queue._set_attributes)
@@ -270,6 +280,7 @@ def complete() -> None:
         (Key, "update_from_cloudformation_json", _changed_key),
         (Role, "delete_from_cloudformation_json",
          _detaching(Role.delete_from_cloudformation_json.__func__)),
+        (RouteTable, "delete_from_cloudformation_json", _unused_table),
         (TaskDefinition, "create_from_cloudformation_json", _task_definition),
         (TaskDefinition, "update_from_cloudformation_json", _changed_task_definition),
         (Service, "create_from_cloudformation_json", _service),

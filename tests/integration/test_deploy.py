@@ -139,7 +139,7 @@ def stacks(cloud: Cloud, stage: str) -> dict[str, str]:
     }
 
 
-def test_one_command_makes_queue_network_and_worker(
+def test_one_command_makes_queue_network_and_worker_and_one_takes_them_away(
     run: Run, cloud: Cloud, stage: str, secret: str
 ) -> None:
     status, printed = run("deploy", "--network", f"ImageUri={IMAGE}", secret)
@@ -159,6 +159,8 @@ def test_one_command_makes_queue_network_and_worker(
     given = {each["name"]: each["value"] for each in container["environment"]}
     assert container["image"] == IMAGE
     assert given["AWS_SQS_QUEUE_URL"] == url
+    status, printed = run("destroy", "--yes")
+    assert (status, stacks(cloud, stage)) == (0, {}), printed
 
 
 def test_a_second_run_has_nothing_to_do_and_needs_no_parameters(
@@ -496,10 +498,13 @@ def test_what_the_queue_was_given_before_is_given_to_its_consumer_too(
     assert (values["SQS_MAX_RECEIVE_COUNT"], values["SQS_VISIBILITY_TIMEOUT"]) == ("20", "120")
 
 
-def test_without_a_zip_it_says_how_to_build_one(run: Run, secret: str, zips: Path) -> None:
+def test_without_a_zip_it_says_how_to_build_one_before_the_queue_is_touched(
+    run: Run, cloud: Cloud, stage: str, secret: str, zips: Path
+) -> None:
     (zips / "function-x86_64.zip").unlink()
     status, printed = run("deploy", "--consumer", "function", secret)
     assert (status, "Run `make lambda`" in printed) == (1, True)
+    assert stacks(cloud, stage) == {}
 
 
 def test_a_file_is_uploaded_once_by_the_hash_of_its_content(

@@ -1,11 +1,13 @@
 """docs/aws.md: its figures follow from measurements and prices, its names are those of the code."""
 
 import configparser
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from app.messages import Registration
 from infra.deploy import FOR_CONSUMER, ORDER
 from infra.scaling import FIRST_INVOCATIONS, delay, invocations, invoke, simulate, task_hours
 from infra.templates import path_of, read
@@ -173,3 +175,10 @@ def test_the_lines_for_the_serverless_framework_use_outputs_of_the_queue() -> No
     named = re.findall(r"\$\{cf:([\w-]+)\.(\w+)\}", block("yaml"))
     assert {stack for stack, _ in named} == {"registrations-prod-queue"}
     assert {output for _, output in named} <= set(read("queue")["Outputs"])
+
+
+def test_the_message_that_the_page_sends_is_a_registration() -> None:
+    (body,) = re.findall(r"celery -A app sqs send \\\n +'(.*)'$", PAGE, re.MULTILINE)
+    sent = json.loads(body)
+    assert sent["action"] == "registerUser"
+    assert Registration.model_validate(sent["data"]).user_id == "u1"

@@ -39,12 +39,11 @@ def stacks(cloudformation: Stubber) -> Stacks:
     return Stacks(cloudformation.client, pause=0)
 
 
-def exists(cloudformation: Stubber, status: str = "CREATE_COMPLETE") -> None:
-    cloudformation.add_response(
-        "describe_stacks",
-        {"Stacks": [{"StackName": STACK, "StackStatus": status, "CreationTime": 0}]},
-        {"StackName": STACK},
-    )
+def exists(cloudformation: Stubber, status: str = "CREATE_COMPLETE", **given: str) -> None:
+    """The answer about a stack with these parameters."""
+    parameters = [{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()]
+    stack = {"StackName": STACK, "StackStatus": status, "CreationTime": 0, "Parameters": parameters}
+    cloudformation.add_response("describe_stacks", {"Stacks": [stack]}, {"StackName": STACK})
 
 
 def is_missing(cloudformation: Stubber) -> None:
@@ -150,7 +149,8 @@ def test_a_change_set_that_fails_otherwise_is_an_error_and_leaves_no_new_stack(
 def test_parameters_that_nobody_gave_keep_their_value(
     cloudformation: Stubber, stacks: Stacks
 ) -> None:
-    exists(cloudformation)
+    for _ in range(2):
+        exists(cloudformation, MongoSecretArn="arn:x")
     cloudformation.add_response(
         "create_change_set",
         {"Id": ID},
@@ -210,6 +210,27 @@ def test_a_stack_whose_first_creation_failed_is_made_again(
     plan = stacks.plan(STACK, "{}", {})
     assert plan is not None
     assert plan.is_new
+
+
+def test_a_stack_that_is_made_again_has_the_values_that_were_given_before(
+    cloudformation: Stubber, stacks: Stacks
+) -> None:
+    for _ in range(3):
+        exists(cloudformation, "ROLLBACK_COMPLETE", MongoSecretArn="arn:x")
+    cloudformation.add_response("delete_stack", {}, {"StackName": STACK})
+    is_missing(cloudformation)
+    parameters = [{"ParameterKey": "MongoSecretArn", "ParameterValue": "arn:x"}]
+    names = ("StackName", "ChangeSetName", "TemplateBody", "Capabilities")
+    cloudformation.add_response(
+        "create_change_set",
+        {"Id": ID},
+        dict.fromkeys(names, ANY) | {"ChangeSetType": "CREATE", "Parameters": parameters},
+    )
+    for _ in range(2):
+        cloudformation.add_response(
+            "describe_change_set", {"Status": "CREATE_COMPLETE", "Changes": []}
+        )
+    assert stacks.plan(STACK, "{}", {"MongoSecretArn": None}) is not None
 
 
 def test_a_stack_that_is_changing_is_left_alone(cloudformation: Stubber, stacks: Stacks) -> None:
