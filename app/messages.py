@@ -245,4 +245,6 @@ class PlainJson(BaseModel):
     id: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
     action: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
     type: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    timestamp: Any = None
+    """When the producer made the message. Nothing reads it: SQS says when it took the message."""
     data: dict[str, Any]

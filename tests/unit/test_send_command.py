@@ -16,6 +16,7 @@ from sqs_broker import install
 from sqs_broker.options import Options
 from sqs_broker.sqs.errors import Unreached
 from sqs_broker.testing import FakeSqs
+from tests.tools import ROOT
 
 SEND = "SendMessageBatch"
 LIMIT = 2_000
@@ -67,6 +68,14 @@ def test_one_message_is_sent_as_it_was_typed(run: Run, fake: FakeSqs) -> None:
     assert told.exit_code == 0, told.output
     assert told.stdout == "m-1\n"
     assert bodies(fake) == [typed]
+
+
+def test_the_message_of_the_readme_is_sent(run: Run, fake: FakeSqs) -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition("**Plain JSON")[2].partition("```json\n")[2].partition("```")[0]
+    told = run(" ".join(shown.split()))
+    assert told.exit_code == 0, told.output
+    assert json.loads(bodies(fake)[0]) == json.loads(shown)
 
 
 @pytest.mark.parametrize("way", ["stdin", "file", "-"])
