@@ -11,6 +11,8 @@ from pydantic.alias_generators import to_camel
 
 from app.api.problems import Fault
 from app.messages import LARGEST_INTEGER, Increment, Message, fields_of
+from sqs_broker.errors import Undecodable
+from sqs_broker.rules.decoding import DEEPEST, check_depth
 
 M = TypeVar("M", bound=Message)
 
@@ -58,12 +60,18 @@ _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def encode(content: Any) -> str:
-    """The content as JSON, in ASCII: SQS refuses some characters that JSON allows. Raises
-    Invalid."""
+    """The data of a message as JSON, in ASCII: SQS refuses some characters that JSON allows. Raises
+    Invalid, also if a worker could not read the message that has this data."""
     try:
-        return _ENCODER.encode(content)
+        text = _ENCODER.encode(content)
     except (ValueError, RecursionError):
         raise Invalid(Fault("has a number that JSON cannot carry", ROOT)) from None
+    try:
+        check_depth(content, text, above=1)
+    except Undecodable:
+        # A worker cannot read the id of such a message, so its state would stay `pending`.
+        raise Invalid(Fault(f"is nested deeper than {DEEPEST - 1} levels", ROOT)) from None
+    return text
 
 
 def check(model: type[M], content: Any) -> M:

@@ -99,19 +99,20 @@ def _json_object(text: str) -> dict[str, Any]:
                 raise Undecodable("the body is not JSON") from exc
             text = _without_base64(text, "the body is neither JSON nor base64 of JSON")
         else:
-            _check_depth(content, text)
+            check_depth(content, text)
             if not isinstance(content, dict):
                 raise Undecodable(f"the body is a JSON {_json_type(content)}, not an object")
             return content
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def _check_depth(content: object, text: str) -> None:
-    """Raise Undecodable if the content of this text is nested too deeply."""
-    if text.count("[") + text.count("{") < DEEPEST:
+def check_depth(content: object, text: str, above: int = 0) -> None:
+    """Raise Undecodable if the content of this text is nested too deeply in a body that has `above`
+    levels around it."""
+    if text.count("[") + text.count("{") < DEEPEST - above:
         return  # Most messages. Brackets in strings count too.
     level = [content]
-    for _ in range(DEEPEST):
+    for _ in range(DEEPEST - above):
         level = [
             child
             for value in level
@@ -193,7 +194,7 @@ def _read_payload(body: str) -> Payload:
         args, kwargs, embed = _read(body, what)
     except (ValueError, TypeError, RecursionError) as exc:
         raise Undecodable(f"{what} is not [args, kwargs, embed]") from exc
-    _check_depth([args, kwargs, embed], body)
+    check_depth([args, kwargs, embed], body)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
     if embed is not None:

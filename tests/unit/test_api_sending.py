@@ -3,12 +3,15 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from app.api.problems import PREFIX
-from app.messages import Registration
+from app.messages import Registration, decode_json
+from sqs_broker.rules.decoding import DEEPEST, decode
+from sqs_broker.rules.lease import Delivery
 from sqs_broker.testing import FakeSqs
 from tests.unit.api_service import API_KEYS, Running, running, until
 
@@ -177,6 +180,28 @@ def test_a_field_that_this_release_does_not_know_goes_to_the_worker(fake: FakeSq
         (body,) = made.bodies
         assert body.isascii()
         assert json.loads(body)["data"]["country"] == "\uffff\ud800 KR"
+
+    api(fake, test)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_data_that_a_worker_could_not_read_is_a_fault(fake: FakeSqs, batch: bool) -> None:
+    def nested(levels: int) -> Any:
+        return json.loads('{"x":' * levels + "1" + "}" * levels)
+
+    async def test(made: Running) -> None:
+        async def post(data: Any) -> Any:
+            path = "/registrations/batch" if batch else "/registrations"
+            return await made.client.post(path, [data] if batch else data)
+
+        # The worker counts the message, the data and the number too.
+        assert (await post(USER | nested(DEEPEST - 2))).status == 202
+        delivery = Delivery("0", "jobs", "s", "h", made.bodies[0], {}, 1, datetime.now(UTC), 0.0)
+        assert decode(delivery, decode_json)
+        answer = await post(USER | nested(DEEPEST - 1))
+        assert answer.status == 400
+        assert "nested deeper than 63 levels" in str(answer.json())
+        assert len(made.bodies) == 1
 
     api(fake, test)
 
