@@ -224,8 +224,7 @@ class TypedTask(Task):
         try:
             return read_strictly(self.model, fields)
         except ValidationError as exc:
-            if not (unknown := names_of_unknown(exc, self.model)):
-                raise
+            unknown = names_of_unknown(exc, self.model)
         message = self.model.model_validate(fields)
         self._log_unknown(unknown)
         return message

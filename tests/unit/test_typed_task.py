@@ -268,6 +268,11 @@ def test_a_worker_takes_a_message_of_a_newer_producer_and_logs_an_unknown_field_
     assert "KimDoe" not in caplog.text
 
 
+def test_a_worker_ignores_an_unknown_field_whose_name_is_no_text(run: Any) -> None:
+    message, _ = run(**{"place": "here", "name": "kim", "\ud800": 1, "tims": 2})
+    assert message == Greeting(place="here", name="kim")
+
+
 def test_a_worker_logs_only_so_many_names(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     given = {"place": "here", "name": "kim"} | {f"times{n}": 1 for n in range(200)}
     run(**given)
