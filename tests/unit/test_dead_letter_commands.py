@@ -494,6 +494,41 @@ def test_an_import_that_fails_half_way_goes_on_where_it_stopped(
     assert contents(fake, dead) == before
 
 
+def test_an_import_takes_all_lines_of_another_file_of_the_same_name(
+    run: Commands, fake: FakeSqs, dead: str, clock: Clock, tmp_path: Path
+) -> None:
+    file = tmp_path / "letters.jsonl"
+    for numbers in (range(30), range(30, 45)):
+        for number in numbers:
+            fake.put(dead, body_of("conflict", number))
+        clock.advance(60)
+        run("export", "--file", str(file))
+        run("purge", "--yes")
+        before = f"{len(numbers)} of {len(numbers)} lines are imported."
+        assert before in run("import", str(file)).stderr
+        assert len(fake.messages(dead)) == len(numbers)
+        clock.advance(60)
+        run("purge", "--yes")
+        file.unlink()
+
+
+def test_an_import_goes_on_with_lines_that_were_added_to_its_file(
+    run: Commands, fake: FakeSqs, dead: str, clock: Clock, tmp_path: Path
+) -> None:
+    fake.put(dead, body_of("conflict", 1))
+    fake.put(dead, body_of("conflict", 2))
+    clock.advance(60)
+    file = tmp_path / "letters.jsonl"
+    run("export", "--file", str(file))
+    run("purge", "--yes")
+    first, second = file.read_text().splitlines(keepends=True)
+    file.write_text(first)
+    run("import", str(file))
+    file.write_text(first + second)
+    assert "2 of 2 lines are imported." in run("import", str(file)).stderr
+    assert sorted(fake.bodies(dead)) == [body_of("conflict", 1), body_of("conflict", 2)]
+
+
 @pytest.mark.parametrize(
     "line",
     ["", "{", "[]", "{}", '{"version": 2}', '{"version": 1}', '{"version": 1, "body": 7}'],

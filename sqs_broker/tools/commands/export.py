@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -75,19 +76,21 @@ def import_(
 ) -> None:
     """Send the dead letters of a file to their dead-letter queue again.
 
-    All lines are checked first; if one is wrong, nothing is sent. FILE.imported has the number of
-    lines that SQS accepted, so that a further run goes on there. If the command was killed, up to
-    ten messages may be sent twice; a redrive drops such duplicates. To import a file a second time,
-    delete FILE.imported.
+    All lines are checked first; if one is wrong, nothing is sent. FILE.imported says which lines
+    SQS accepted, so that a further run goes on there. If FILE has other lines by now, all of them
+    are sent. If the command was killed, up to ten messages may be sent twice; a redrive drops such
+    duplicates. To import a file a second time, delete FILE.imported.
 
     Exits with status 1 if a message was not sent, or if the command was interrupted.
     """
     queues = DeadLetterQueues(ctx.obj.app)
     urls = {name_of(queue.url): queue.url for queue in queues.select(None)}
     total = _checked(path, urls)
-    done = _lines_done(path)
+    progress = Progress(path)
+    done = progress.lines
     if dry_run or done >= total:
-        print_note(f"{total} lines, {min(done, total)} of them imported already.")
+        again = f" To import them again, delete {_journal_of(path)}." if done else ""
+        print_note(f"{total} lines, {done} of them imported already.{again}")
         ctx.exit(0)
     with deferred() as is_interrupted, ledger_of(queues.options, is_recorded=not unrecorded) as to:
         pace = Pace(rate, total, is_interrupted)
@@ -103,11 +106,45 @@ def import_(
                     "and the nine after it, some may be sent twice."
                 )
             done += len(ten)
-            files.replace(_journal_of(path), f"{done}\n", files.PRIVATE)
+            progress.add(len(ten))
             pace.count(len(ten))
         pace.end()
     print_note(f"{done} of {total} lines are imported.")
     ctx.exit(0 if done == total else 1)
+
+
+class Progress:
+    """The first lines of a file: those that SQS has accepted. FILE.imported has their number and
+    their SHA-256, because another file may have got this name since."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what an earlier run has left for these lines."""
+        self._path, self._journal = path, _journal_of(path)
+        self._begin()
+        with suppress(OSError, ValueError):
+            lines, digest = self._journal.read_text().split()
+            self._take(int(lines))
+            if self._digest.hexdigest() != digest:
+                self._begin()
+                print_note(f"{self._journal} is about other lines: none of these is imported.")
+
+    def _begin(self) -> None:
+        self.lines = self._offset = 0
+        self._digest = sha256()
+
+    def add(self, lines: int) -> None:
+        """SQS has accepted the next lines."""
+        self._take(lines)
+        content = f"{self.lines} {self._digest.hexdigest()}\n"
+        files.replace(self._journal, content, files.PRIVATE)
+
+    def _take(self, lines: int) -> None:
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in islice(file, lines):
+                self._digest.update(line)
+                self._offset += len(line)
+                self.lines += 1
 
 
 def _checked(path: Path, urls: dict[str, str]) -> int:
@@ -151,9 +188,3 @@ def _part_of(path: Path) -> Path:
 
 def _journal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.imported")
-
-
-def _lines_done(path: Path) -> int:
-    with suppress(FileNotFoundError, ValueError):
-        return max(int(_journal_of(path).read_text()), 0)
-    return 0
