@@ -55,7 +55,7 @@ class ControlOptions:
     """MongoDB's URI. Without it there is no control plane, and only its clients get an error."""
     database: str = "celery_control"
     size_bytes: int = 64 * 1024 * 1024
-    """Size of the capped collection, which holds the latest events and commands."""
+    """Size of each of the two capped collections, of the latest events and the latest commands."""
     revokes_seconds: int = LONGEST_LIFE
     """How long a revoke is kept, in seconds."""
     how_to_set: str = "Give broker_transport_options a `control` with a `database_uri`."
