@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     )
     control_size_mib: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
         64,
-        description="Size in MiB of the collection in that database that holds the latest events "
-        "and commands.",
+        description="Size in MiB of each of the two collections in that database that hold the "
+        "latest events and the latest commands.",
     )
 
     starting_money: Annotated[int, Field(ge=0, le=2**53)] = Field(
