@@ -1,10 +1,12 @@
 """Runs one job under a tracing library, as it is installed from the index, and prints what it saw.
 
-    python traced.py opentelemetry|sentry alone|shared|permanent|beside|beside-permanent
+    python traced.py opentelemetry|sentry|elastic HOW
+
+HOW is alone, shared, permanent, sent, sent-permanent, beside or beside-permanent.
 
 A line for each span or event, as JSON. Of three messages that share a job the second one fails. A
-permanent failure is that of a task whose class is the project's. `beside`: the broker's own option
-`tracing` is on, and the message is sent first.
+permanent failure is that of a task whose class is the project's. `sent`: the message is sent first,
+inside a request. `beside`: so it is, and the broker's own option `tracing` is on.
 """
 
 import json
@@ -88,11 +90,65 @@ def sentry() -> tuple[Callable[[], None], Callable[[], Seen]]:
     return write, seen
 
 
+def elastic() -> tuple[Callable[[], None], Callable[[], Seen]]:
+    import elasticapm
+    from elasticapm.contrib.celery import register_exception_tracking, register_instrumentation
+
+    kept: list[tuple[str, dict[str, Any]]] = []
+
+    class Client(elasticapm.Client):
+        def queue(self, event_type: str, data: Any, flush: bool = False) -> None:
+            kept.append((event_type, data))
+
+    client = Client(
+        service_name="traced",
+        server_url="http://127.0.0.1:1",
+        cloud_provider="none",
+        central_config="false",
+        metrics_interval="0s",
+    )
+    register_exception_tracking(client)
+    register_instrumentation(client)
+    requests.append((lambda: client.begin_transaction("request"), client.end_transaction))
+
+    def write() -> None:
+        with elasticapm.capture_span("write"):
+            pass
+
+    def seen() -> Seen:
+        for kind, one in kept:
+            yield {
+                "kind": kind,
+                "name": one.get("name"),
+                "id": one["id"],
+                "trace": one["trace_id"],
+                "parent": one.get("parent_id"),
+                "outcome": one.get("outcome"),
+                "error": one.get("exception", {}).get("type"),
+            }
+        client.close()
+
+    return write, seen
+
+
+#: How a library begins a request, and ends it.
+requests: list[tuple[Callable[[], Any], Callable[[str], Any]]] = []
+
+
+def send(task: Any) -> Any:
+    for begin, _ in requests:
+        begin()
+    sent = task.delay(0)
+    for _, end in requests:
+        end("request")
+    return sent
+
+
 def main(library: str, how: str) -> None:
     is_beside = how.startswith("beside")
     fake = FakeSqs()
     fake.create_queue("jobs")
-    write, seen = {"opentelemetry": opentelemetry, "sentry": sentry}[library]()
+    write, seen = {"opentelemetry": opentelemetry, "sentry": sentry, "elastic": elastic}[library]()
     app = Celery("traced")
     install(app)
     app.conf.update(
@@ -131,8 +187,8 @@ def main(library: str, how: str) -> None:
         where = {"delivery_info": {"routing_key": "jobs"}, "hostname": "worker", "retries": 5}
         return where | {"task": name, "id": str(number)}
 
-    if is_beside:
-        sent = app.tasks[name].delay(0)
+    if is_beside or how.startswith("sent"):
+        sent = send(app.tasks[name])
         (message,) = fake.messages(fake.options().queue("jobs").url)
         headers = json.loads(message.body)["headers"]
         trace(name, sent.id, request(0) | headers, ([0], {}, {}))
