@@ -1,5 +1,6 @@
 """Each figure moves by what it counts, and by nothing else."""
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ from sqs_broker.worker.metrics import MEASURED, Readings
 from tests.unit.conftest import MakeDelivery
 from tests.unit.counted import Series, counted
 from tests.unit.in_memory import InMemoryWorker, Outcomes, new_sqs
+from tests.unit.test_metrics_docs import PAGE
 from tests.unit.test_observing import Pool
 
 SENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -127,6 +129,10 @@ CASES: dict[str, tuple[Step, dict[Series, float]]] = {
         ends(Discarded("terminated"), Done()),
         run("done", "terminated") | {(of.DISCARDED, ("jobs", "terminated")): 1},
     ),
+    "expired": (
+        ends(Discarded("expired"), Done(), started=False),
+        {(of.DISCARDED, ("jobs", "expired")): 1},
+    ),
     "copied before": (ends(Copied(), Done(), started=False), {}),
     "retried": (
         ends(failed(), Retry(5, "KeyError")),
@@ -144,6 +150,11 @@ CASES: dict[str, tuple[Step, dict[Series, float]]] = {
         ends(Refused(MARKER, "Conflict"), DeadLetter(MARKER, "Conflict")),
         run("dead-letter", "Conflict") | {(of.DEAD_LETTERED, ("jobs", "refused", "Conflict")): 1},
     ),
+    "dead-lettered because it may not be retried again": (
+        ends(RetryAsked(5, "KeyError"), DeadLetter(MARKER, "KeyError")),
+        run("dead-letter", "KeyError")
+        | {(of.DEAD_LETTERED, ("jobs", "retry asked", "KeyError")): 1},
+    ),
     "dead-lettered without a run": (
         ends(UnknownTask(MARKER), DeadLetter(MARKER, "KeyError"), started=False),
         {(of.DEAD_LETTERED, ("jobs", "unknown task", "KeyError")): 1},
@@ -160,6 +171,10 @@ CASES: dict[str, tuple[Step, dict[Series, float]]] = {
         ends(Interrupted("WorkerShutdown", 3), Released(3)),
         run("released", "WorkerShutdown") | {(of.RELEASED, ("jobs", "interrupted")): 1},
     ),
+    "released because another worker may know its task": (
+        ends(UnknownTask(MARKER), Released(3), started=False),
+        {(of.RELEASED, ("jobs", "unknown task")): 1},
+    ),
     "postponed": (
         ends(NotDue(900), Postponed(900), started=False),
         {(of.POSTPONED, ("jobs",)): 1},
@@ -167,6 +182,10 @@ CASES: dict[str, tuple[Step, dict[Series, float]]] = {
     "settled": (
         lambda metering, message: metering.settled(message(), Done(), None),
         {(of.SETTLED, ("jobs", "done", "")): 1},
+    ),
+    "settled as a copy": (
+        lambda metering, message: metering.settled(message(), Postponed(900), None),
+        {(of.SETTLED, ("jobs", "postponed", "")): 1},
     ),
     "settled with an error": (
         lambda metering, message: metering.settled(message(), Retry(1, MARKER), "AccessDenied"),
@@ -218,6 +237,26 @@ def test_a_step_moves_what_counts_it_and_nothing_else(
 def test_each_figure_that_a_step_moves_has_a_case() -> None:
     moved = {instrument for _, expected in CASES.values() for instrument, _ in expected}
     assert moved == set(ALL) - set(MEASURED) - set(OF_QUEUES)
+
+
+def test_each_value_of_a_label_that_the_page_lists_has_a_case() -> None:
+    keys = [key for _, expected in CASES.values() for key in expected]
+
+    def values(instrument: of.Instrument, label: str) -> set[str]:
+        place = instrument.labels.index(label)
+        return {labels[place] for each, labels in keys if each is instrument}
+
+    assert values(of.DEAD_LETTERED, of.REASON) == listed("`sqs_broker_reason` of a dead letter")
+    assert values(of.RELEASED, of.REASON) == listed("`sqs_broker_reason` of a release")
+    assert values(of.DISCARDED, of.REASON) == listed("`sqs_broker_reason` of what was discarded")
+    outcomes = values(of.SETTLED, of.OUTCOME) | values(of.ATTEMPT, of.OUTCOME)
+    assert outcomes == listed("`sqs_broker_outcome`")
+
+
+def listed(label: str) -> set[str]:
+    """The values that docs/metrics.md lists for a label."""
+    (found,) = re.findall(rf"^- {label}: (.*?)(?=^[-\n])", PAGE, re.MULTILINE | re.DOTALL)
+    return set(re.findall("`(.+?)`", found))
 
 
 def test_a_time_is_never_negative_though_clocks_differ(
@@ -360,6 +399,8 @@ def test_the_main_process_of_a_worker_counts_messages_and_calls(
     assert found[of.DEAD_LETTERED, ("jobs", "refused", "Undecodable")] == 1
     assert found[of.SETTLED, ("jobs", "done", "")] == 1
     assert found[of.SETTLED, ("jobs", "dead-letter", "")] == 1
+    # The copy for the dead-letter queue is no new message.
+    assert of.SENT not in {instrument for instrument, _ in found}
     calls = {labels for instrument, labels in found if instrument is of.CALL}
     assert calls >= {
         ("jobs", "ReceiveMessage", ""),
@@ -422,7 +463,10 @@ def test_each_state_of_a_worker_has_a_figure_and_moves_alone(
 
 
 def test_a_pause_is_1_while_it_lasts_and_0_after_it(worker: InMemoryWorker, read: Readings) -> None:
+    idle = counted(read())
     worker.deliveries.pause("MongoDB is unavailable", 0)
+    moved = counted(read()).items() - idle.items()
+    assert {instrument for (instrument, _), _ in moved} == {of.PAUSED}
     worker.deliveries.pause("other", 0)
     assert paused(read) == {("MongoDB is unavailable",): 1, ("other",): 1}
     worker.deliveries.resume("other")

@@ -1,7 +1,10 @@
 """What Flower's `/metrics` says about queues. tests/acceptance asks Flower for it."""
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sqs_broker.flower.figures import VALID, Look, QueueFigures, samples_of
@@ -9,7 +12,7 @@ from sqs_broker.observers import instruments as of
 from sqs_broker.observers.instruments import OF_QUEUES
 from sqs_broker.testing import Clock
 from sqs_broker.tools.commands.queues import Row
-from tests.unit.counted import counted
+from tests.unit.counted import Series, counted
 
 JOBS = Row("jobs", 3, 2, 1)
 DEAD = Row("jobs-dlq", 4, 1, 0, dead_letters_of="jobs")
@@ -52,6 +55,24 @@ def test_a_pause_is_there_unless_it_is_not_known() -> None:
 def test_each_figure_of_queues_is_here() -> None:
     rows = [Row("jobs", 0, 0, 0, oldest=1), DEAD]
     assert {each.instrument for each in samples_of(Look(rows))} == set(OF_QUEUES)
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"visible": 9}, (of.DEPTH, ("jobs", "visible"))),
+        ({"in_flight": 9}, (of.DEPTH, ("jobs", "in flight"))),
+        ({"delayed": 9}, (of.DEPTH, ("jobs", "delayed"))),
+        ({"oldest": 9}, (of.QUEUE_AGE, ("jobs",))),
+        ({"visible": 9, "dead_letters_of": "x"}, (of.DEAD_LETTERS, ("x", "visible"))),
+        ({"in_flight": 9, "dead_letters_of": "x"}, (of.DEAD_LETTERS, ("x", "in flight"))),
+        ({"delayed": 9, "dead_letters_of": "x"}, (of.DEAD_LETTERS, ("x", "delayed"))),
+    ],
+)
+def test_each_count_moves_its_figure_alone(change: dict[str, Any], moved: Series) -> None:
+    before = Row("jobs", 0, 0, 0, oldest=1, dead_letters_of=change.get("dead_letters_of"))
+    was, now = counted(samples_of([before])), counted(samples_of([replace(before, **change)]))
+    assert now.items() - was.items() == {(moved, 9)}
 
 
 def test_a_look_is_shared_and_valid_for_a_while() -> None:
