@@ -1,11 +1,14 @@
 """celeryconfig.py: what must be so for nothing to be lost, and what a deployment may change."""
 
+import json
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker.control import conf as inspected
 
 FILE = Path(__file__).parents[2] / "celeryconfig.py"
 
@@ -131,6 +134,19 @@ def test_it_is_read_once_however_often_a_setting_is_looked_at(
     monkeypatch.setattr(runpy, "run_path", lambda path: read.append(path) or run_path(path))
     assert [app.conf.task_time_limit for _ in range(3)] == [30] * 3
     assert len(read) == 1
+
+
+def test_what_flower_shows_of_the_settings_names_the_control_plane_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from app.celery import app
+
+    monkeypatch.setenv("MONGO_URI", "mongodb://shop:hunter2-1f9c@127.0.0.1:1/game")
+    # The tab Config is the answer to `inspect conf`.
+    shown = json.dumps(inspected(SimpleNamespace(app=app)))
+    assert '"control": "app.mongo:control"' in shown
+    assert "is not set" not in shown
+    assert "hunter2" not in shown
 
 
 def test_without_a_variable_there_are_no_metrics_and_nothing_is_loaded_for_them() -> None:

@@ -82,6 +82,17 @@ def test_without_a_control_plane_a_worker_is_as_it_was(consumer: Any) -> None:
     assert list(state.revoked) == []
 
 
+def test_a_worker_without_a_control_plane_says_what_there_is_not(
+    consumer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer.control.options = ControlOptions()
+    with caplog.at_level(logging.INFO):
+        worker.attach(consumer)
+    (line,) = (one for one in caplog.records if vars(one).get("event") == "control.none")
+    for missing in ("no events, inspect and control", "no revoke", "deliveries that SQS counts"):
+        assert missing in line.message
+
+
 def test_names_that_differ_from_celerys_stop_the_worker(consumer: Any) -> None:
     consumer.app.conf.event_exchange = "other"
     with pytest.raises(ConfigurationError, match="event_exchange is 'other'"):
