@@ -30,6 +30,10 @@ from sqs_broker.tools.commands.output import print_json, print_note, printable
 #: What the command needs.
 GIVE = "Give one MESSAGE, or --file, or JSON lines on stdin."
 
+#: How lines are read. Some editors begin a file with a byte order mark. A byte that is not UTF-8 is
+#: a fault of its line.
+ENCODING, ERRORS = "utf-8-sig", "surrogateescape"
+
 #: Most faults that are shown one by one. Of more, only the number is shown.
 MOST_SHOWN = 20
 
@@ -51,7 +55,10 @@ class Unfit(Exception):
 @click.command("send", epilog="Example: celery -A app sqs send --file registrations.jsonl")
 @click.argument("message", required=False)
 @click.option(
-    "--file", "lines", type=click.File(encoding="utf-8"), help="File of JSON lines; - is stdin."
+    "--file",
+    "lines",
+    type=click.File(encoding=ENCODING, errors=ERRORS),
+    help="File of JSON lines; - is stdin.",
 )
 @click.option("--queue", help="Queue to send to. Default: the queue of the task.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and message.")
@@ -189,12 +196,20 @@ def send(
 def _given(message: str | None, lines: IO[str] | None) -> Iterator[tuple[int, str]]:
     if (message is None) == (lines is None) and (message or sys.stdin.isatty()):
         raise click.UsageError(GIVE)
-    source = [message] if message is not None else lines or sys.stdin
+    source: Iterable[str] = [message] if message is not None else lines or _stdin()
     return ((n, text.strip()) for n, text in enumerate(source, 1) if text.strip())
+
+
+def _stdin() -> IO[str]:
+    return click.open_file("-", encoding=ENCODING, errors=ERRORS)
 
 
 def _with_id(text: str) -> tuple[str, str]:
     """The line and its id. A line without an id gets a new one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unfit("the line is not UTF-8") from None
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as exc:

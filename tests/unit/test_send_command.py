@@ -47,7 +47,7 @@ def run(fake: FakeSqs) -> Run:
     app.task(shared=False, name="mailUser", model=Registration)(job)
     app.task(shared=False, name="bare")(job)
 
-    def run(*arguments: str, stdin: str = "") -> Result:
+    def run(*arguments: str, stdin: str | bytes = "") -> Result:
         obj = SimpleNamespace(app=app)
         return CliRunner().invoke(command, list(arguments), input=stdin, obj=obj)
 
@@ -130,6 +130,28 @@ def test_nothing_is_sent_where_one_line_is_wrong(
     assert "secret" not in told.stderr
     assert told.stdout == ""
     assert fake.calls == []
+
+
+@pytest.mark.parametrize("way", ["stdin", "file"])
+def test_a_line_that_is_not_utf_8_is_named(
+    run: Run, fake: FakeSqs, way: str, tmp_path: Any
+) -> None:
+    text = f"{line()}\n".encode() + b'"\xff"\n'
+    (tmp_path / "lines").write_bytes(text)
+    arguments = ["--file", str(tmp_path / "lines")] if way == "file" else []
+    told = run(*arguments, stdin=text)
+    assert "line 2: the line is not UTF-8" in told.stderr
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("way", ["stdin", "file"])
+def test_a_file_may_begin_with_a_byte_order_mark(
+    run: Run, fake: FakeSqs, way: str, tmp_path: Any
+) -> None:
+    (tmp_path / "lines").write_text(line(), encoding="utf-8-sig")
+    arguments = ["--file", str(tmp_path / "lines")] if way == "file" else []
+    assert run(*arguments, stdin=(tmp_path / "lines").read_bytes()).exit_code == 0
+    assert bodies(fake) == [line()]
 
 
 def test_of_many_wrong_lines_the_first_are_told(run: Run, fake: FakeSqs) -> None:
