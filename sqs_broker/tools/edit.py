@@ -71,9 +71,7 @@ def changed_to(
 
 def form_of(body: str) -> str:
     """A body as a person edits it. Raises EditError."""
-    text = json.dumps(readable(body), ensure_ascii=False, indent=2) + "\n"
-    # Half of a surrogate pair cannot be encoded, and JSON can escape it.
-    return text if _is_encodable(text) else json.dumps(readable(body), indent=2) + "\n"
+    return _text(readable(body), indent=2) + "\n"
 
 
 def kept(message: DeadLetterMessage, url: str, directory: Path) -> Path:
@@ -103,9 +101,9 @@ def written(content: dict[str, Any], original: str) -> str:
         if not isinstance(text := was.get(name), str) or isinstance(new.get(name), str):
             continue
         if name in new and (inner := _decoded(text)) is not None:
-            nested = json.dumps(new[name], ensure_ascii=False)
+            nested = _text(new[name])
             new[name] = base64.b64encode(nested.encode()).decode() if inner[1] else nested
-    return json.dumps(new, ensure_ascii=False)
+    return _text(new)
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
@@ -131,17 +129,28 @@ def _through_file(text: str, edit: Callable[[Path], None]) -> str:
         path = directory / "body.json"
         files.replace(path, text, files.PRIVATE)
         edit(path)
-        return path.read_text(errors="replace")
+        return _read(path)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _is_encodable(text: str) -> bool:
+def _text(content: Any, indent: int | None = None) -> str:
+    """The content as JSON. A lone surrogate stays the escape that it was."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return json.dumps(content, indent=indent)
+    return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise EditError("The file was removed. Nothing is sent.") from None
+    except UnicodeDecodeError:
+        raise EditError("The body is not UTF-8. Nothing is sent.") from None
 
 
 def _check(

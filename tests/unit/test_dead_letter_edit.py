@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,28 @@ def test_what_a_worker_would_not_run_is_not_sent(
     with pytest.raises(EditError, match=why) as raised:
         edited(message, editor(change), options, tasks)
     assert "marker" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [(Path.unlink, "was removed"), (lambda path: path.write_bytes(b'{"a":"\xe9"}'), "not UTF-8")],
+    ids=["removed", "not UTF-8"],
+)
+def test_a_file_that_cannot_be_read_is_not_sent(
+    message: DeadLetterMessage, options: Options, tasks: Any, edit: Any, why: str
+) -> None:
+    with pytest.raises(EditError, match=why):
+        edited(message, edit, options, tasks)
+
+
+def test_a_body_with_a_lone_surrogate_can_be_edited(
+    message: DeadLetterMessage, options: Options, tasks: Any
+) -> None:
+    content = json.loads(message.delivery.body)
+    content["data"]["userInfo"]["nickname"] = "\ud800"
+    old = replace(message, delivery=replace(message.delivery, body=json.dumps(content)))
+    new = edited(old, editor(renamed), options, tasks)
+    assert json.loads(new.message.delivery.body)["data"]["userInfo"]["nickname"] == "lee"
 
 
 @pytest.mark.parametrize("is_base64", [False, True])
