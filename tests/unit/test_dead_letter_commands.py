@@ -458,6 +458,13 @@ def test_export_purge_and_import_give_the_same_back(
     assert contents(fake, dead) == before
 
 
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_rate_is_a_finite_number_above_zero(run: Commands, rate: str) -> None:
+    ran = run("redrive", "--rate", rate, "--yes")
+    assert ran.exit_code == 2
+    assert "--rate" in ran.stderr
+
+
 def test_an_export_has_what_the_filter_selects(
     run: Commands, tmp_path: Path, three_hundred: dict[str, list[Content]]
 ) -> None:

@@ -22,7 +22,7 @@ from sqs_broker.tools.commands.dead_letter_queues import (
 )
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_note
-from sqs_broker.tools.commands.pace import Pace
+from sqs_broker.tools.commands.pace import Pace, Rate
 from sqs_broker.tools.ledger import ledger_of
 from sqs_broker.tools.letter_file import BadLine, Letter, letters_in, line_of
 
@@ -67,7 +67,7 @@ def export(ctx: click.Context, /, path: Path, limit: int | None, **criteria: Any
 
 @click.command("import", epilog="Example: celery -A app sqs dlq import letters.jsonl")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Most messages a second.")
+@click.option("--rate", type=Rate(), help="Most messages a second.")
 @click.option("--dry-run", is_flag=True, help="Check the file, and send nothing.")
 @click.option("--unrecorded", is_flag=True, help="Work without the control database.")
 @click.pass_context

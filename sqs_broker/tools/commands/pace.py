@@ -1,9 +1,11 @@
 """The pace and the progress of a command that works on many messages."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 import click
 
@@ -12,6 +14,21 @@ LOOK = 0.2
 
 #: Seconds between two updates of the progress.
 UPDATE = 0.5
+
+
+class Rate(click.FloatRange):
+    """A number of messages a second."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        rate = super().convert(value, param, ctx)
+        if not math.isfinite(rate):
+            self.fail("must be a finite number", param, ctx)
+        return rate
 
 
 class Pace:

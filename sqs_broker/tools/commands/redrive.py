@@ -18,7 +18,7 @@ from sqs_broker.tools.commands.dead_letter_queues import (
 from sqs_broker.tools.commands.edit import redrive_edited
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import NOTHING, print_json, print_note, printable
-from sqs_broker.tools.commands.pace import Pace
+from sqs_broker.tools.commands.pace import Pace, Rate
 from sqs_broker.tools.dead_letters import Reader
 from sqs_broker.tools.ledger import ledger_of
 from sqs_broker.tools.redrive import HELD, MOST_REDRIVES, Redrive, Redriven, Result
@@ -33,7 +33,7 @@ GONE = frozenset({Result.REDRIVEN, Result.DROPPED})
 @click.command("redrive", epilog="Example: celery -A app sqs dlq redrive --task registerUser")
 @filters
 @click.option("--limit", type=click.IntRange(1), help="Redrive at most this many messages.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Most messages a second.")
+@click.option("--rate", type=Rate(), help="Most messages a second.")
 @click.option(
     "--max-redrives",
     type=click.IntRange(1),
