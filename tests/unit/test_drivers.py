@@ -493,13 +493,13 @@ def test_a_try_ends_if_nothing_arrives_for_its_time(make: Make, script: Script) 
 
 
 def test_the_call_after_one_that_is_overdue_succeeds_at_once(make: Make, script: Script) -> None:
-    # Enough for a new client.
-    driver = make(seconds=2)
-    queue = Queue(script.queue_url, driver)
+    driver = make(seconds=1)
     script.answer(THIRTY, drip=1)
-    assert error_of(queue).code == OVERDUE
+    assert error_of(Queue(script.queue_url, driver)).code == OVERDUE
     script.answer('{"Attributes": {"VisibilityTimeout": "31"}}')
-    assert queue.attributes("All").values == {"VisibilityTimeout": "31"}
+    # Enough for a new client on a busy machine.
+    request = replace(requests.attributes(script.queue_url, "All"), seconds=20)
+    assert request.read(driver.carry(request)).values == {"VisibilityTimeout": "31"}
     assert len(set(script.ports)) == 2
 
 
