@@ -329,21 +329,25 @@ def test_a_call_to_a_server_that_sends_a_byte_at_a_time_ends_in_time(
             while not ended.wait(0.05):
                 connection.sendall(b" ")
 
-    thread = threading.Thread(target=trickle)
+    # Enough for a new client on a busy machine, which must reach the server.
+    task = task_over(client, url_of(server), publish_timeout=3)
+    thread = threading.Thread(target=trickle, daemon=True)
     thread.start()
     try:
         with pytest.raises(SendError, match=f"{OVERDUE}.*may have been sent"):
-            task_over(client, url_of(server)).delay()
+            task.delay()
     finally:
         ended.set()
-        thread.join()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_a_call_to_nobody_sends_nothing_and_says_so(server: socket.socket, client: str) -> None:
     endpoint = url_of(server)
     server.close()
     with pytest.raises(SendError, match=f"at {endpoint}: EndpointConnectionError.*was not sent"):
-        task_over(client, endpoint).delay()
+        # Enough for a new client on a busy machine.
+        task_over(client, endpoint, publish_timeout=5).delay()
 
 
 # Coroutines

@@ -17,7 +17,7 @@ from sqs_broker.testing import Clock, FakeSqs
 from tests.unit.conftest import HEADERS, VISIBILITY_TIMEOUT, Machine, Receive
 
 #: Seconds that nothing here comes near to.
-DEADLINE = 5
+DEADLINE = 30
 
 #: Seconds after which what has not happened does not happen.
 PATIENCE = 0.05
