@@ -61,8 +61,8 @@ def test_the_pages_that_are_open_are_those_that_tell_nothing(flower: Flower) -> 
 def test_without_the_login_nothing_is_shown_or_done(flower: Flower, login: str | None) -> None:
     for path in guarded():
         statuses = {answer.status for answer in ask(flower, path, login)}
-        # 403: a form without the token that only a page behind the login gives. 405: the page has no
-        # such method. Both are said before anybody is asked who they are.
+        # 403: a form without the token that only a page behind the login gives. 405: the page has
+        # no such method. Both are said before anybody is asked who they are.
         assert statuses <= {401, 403, 405}, path
         assert 401 in statuses, path
 
