@@ -17,6 +17,7 @@ from sqs_broker.errors import EtaTooFar, InvalidArguments, MessageTooLarge, Publ
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.attributes import size
 from sqs_broker.rules.due import CLOCK_TOLERANCE, ETA_MAX, seconds_until_due
+from sqs_broker.rules.envelope import Wrong, a_name
 from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.flight import CALLS, Flight
 from sqs_broker.sqs.queue import Queue
@@ -148,6 +149,7 @@ def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -
     and EtaTooFar if its `eta` is more than `eta_max` seconds from now.
     """
     properties = message["properties"]
+    _refuse_id(message["headers"])
     _refuse_properties(message["headers"], properties)
     due_in = seconds_until_due(message["headers"])
     # Rounded up, and the sender's own clock measured it a moment before.
@@ -177,6 +179,17 @@ def check_arguments(message: Mapping[str, Any], schemas: Mapping[str, Callable[.
         raise InvalidArguments(
             f"{headers['task']}: the schema refuses the arguments ({label(exc)})."
         ) from exc
+
+
+def _refuse_id(headers: Mapping[str, Any]) -> None:
+    """Raise PublishError for an id that no worker reads. As with properties, not in a message that
+    a running task sends."""
+    id_ = headers.get("id")
+    if isinstance(id_, str) and not headers.get("parent_id"):
+        try:
+            a_name(id_)
+        except Wrong as exc:
+            raise PublishError(f"`task_id`: {exc.why}. No worker would run it.") from exc
 
 
 def _refuse_properties(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> None:

@@ -207,6 +207,14 @@ def test_what_celery_sets_beside_expires_is_not_refused() -> None:
     assert message_for(expiring, LIMIT).delay is None
 
 
+@pytest.mark.parametrize("id_", ["", "a" * 256, "\ud800"])
+def test_an_id_that_no_worker_reads_is_refused(id_: str) -> None:
+    sent = message()
+    sent["headers"]["id"] = id_
+    with pytest.raises(PublishError, match="`task_id`"):
+        message_for(sent, LIMIT)
+
+
 def test_in_a_message_of_a_running_task_a_priority_has_no_effect() -> None:
     callback = message(priority=5)
     callback["headers"]["parent_id"] = "2"
