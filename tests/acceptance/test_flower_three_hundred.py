@@ -2,7 +2,6 @@
 and the rest stays."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def buried(where: Place) -> Iterator[dict[str, list[str]]]:
+def buried(where: Place) -> dict[str, list[str]]:
     """The bodies by reason."""
     bodies: dict[str, list[str]] = {}
     for place, (reason, attributes) in enumerate(KINDS.items()):
@@ -45,7 +44,7 @@ def buried(where: Place) -> Iterator[dict[str, list[str]]]:
         for text in bodies[reason]:
             bury(where.queues, text, reason=reason, attributes=attributes)
     next_second(where.queues)
-    yield bodies
+    return bodies
 
 
 def test_what_matches_is_redriven_byte_for_byte_and_the_rest_stays(
