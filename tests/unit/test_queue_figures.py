@@ -71,7 +71,8 @@ def test_each_figure_of_queues_is_here() -> None:
 )
 def test_each_count_moves_its_figure_alone(change: dict[str, Any], moved: Series) -> None:
     before = Row("jobs", 0, 0, 0, oldest=1, dead_letters_of=change.get("dead_letters_of"))
-    was, now = counted(samples_of([before])), counted(samples_of([replace(before, **change)]))
+    after = replace(before, **change)
+    was, now = (counted(samples_of(Look([row]))) for row in (before, after))
     assert now.items() - was.items() == {(moved, 9)}
 
 
