@@ -16,6 +16,8 @@ import pytest
 from tests.probe.project import PATIENCE, MakeProject, ProbeProject
 from tests.services import wait_until
 
+pytestmark = pytest.mark.slow
+
 POOLS = ("prefork", "threads", "solo")
 
 #: Stands before the probe's own code: while there is a file `no-threads`, no thread of these names

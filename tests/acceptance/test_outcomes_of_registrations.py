@@ -28,6 +28,8 @@ from tests.acceptance.worker import (
 )
 from tests.services import wait_until
 
+pytestmark = pytest.mark.slow
+
 SEND_EXPIRED = """
 import json, sys
 from datetime import UTC, datetime, timedelta

@@ -11,6 +11,7 @@ POOLS = ["prefork", "threads", "solo"]
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.slow
 @pytest.mark.contract
 def test_a_task_that_exits_is_dead_lettered_after_its_last_attempt(
     make_project: MakeProject, pool: str

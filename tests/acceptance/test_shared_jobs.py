@@ -58,6 +58,7 @@ def test_a_message_that_takes_its_process_along_is_dead_lettered_and_no_other(
     assert [len(project.events(id_, "end")) for id_ in others] == [1] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 def test_a_batch_past_its_hard_limit_is_killed_and_each_message_runs_again_alone(
     make_project: MakeProject,
