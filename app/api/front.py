@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deadlines import Deadlines
 from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
-from sqs_broker.rules.backoff import RANDOM
+from sqs_broker.rules.randomness import RANDOM
 from sqs_broker.rules.trace_context import request_id_of, trace_id_of
 
 logger = logging.getLogger(__name__)

@@ -3,18 +3,12 @@
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
-import os
 from math import inf
-from random import Random
+
+from sqs_broker.rules.randomness import RANDOM
 
 #: Doublings after which a pause grows no further, so that the number stays a number.
 MOST_DOUBLINGS = 32
-
-#: Not the one that all of a program shares: a program that seeds that one, so that it can repeat
-#: what it did, would not expect another thread to take numbers from it.
-RANDOM = Random()
-
-os.register_at_fork(after_in_child=RANDOM.seed)
 
 
 def full_jitter(first: float, failures: int, longest: float = inf) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from sqs_broker.machine.calls import Calls, Full, Overdue
 from sqs_broker.machine.seldom import Seldom
 from sqs_broker.options import Options
-from sqs_broker.rules.backoff import RANDOM
+from sqs_broker.rules.randomness import RANDOM
 from sqs_broker.sqs.access import Access, Key, access_for
 from sqs_broker.sqs.driver import READ_TIMEOUT, SECONDS, TRIES, log_overdue
 from sqs_broker.sqs.errors import HANGING, OVERDUE, THROTTLED, SqsError, Unreached

@@ -16,9 +16,9 @@ from sqs_broker.control.plane import Plane
 from sqs_broker.control.planes import plane_for
 from sqs_broker.machine import threads
 from sqs_broker.options import ControlOptions, Options
-from sqs_broker.rules.backoff import RANDOM
 from sqs_broker.rules.lease import Delivery, Lease
 from sqs_broker.rules.provenance import Provenance, Source
+from sqs_broker.rules.randomness import RANDOM
 from sqs_broker.sqs.leases import Leases
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.receiver import delivery_of

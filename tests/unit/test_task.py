@@ -13,9 +13,9 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 from pydantic import BaseModel
 
 from sqs_broker.errors import ConfigurationError, EtaTooFar
-from sqs_broker.rules.backoff import RANDOM
 from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
+from sqs_broker.rules.randomness import RANDOM
 from sqs_broker.worker.task import Task
 
 #: Stands where a user could have typed something.
