@@ -3,6 +3,7 @@ What runs finishes, and what the worker itself ends still ends."""
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from subprocess import Popen
 
@@ -209,6 +210,23 @@ def test_a_process_that_is_told_to_end_twice_at_once_still_runs_its_finally(
     os.kill(start["pid"], signal.SIGQUIT)
     wait_until(lambda: project.events(id_, "tidying"), PATIENCE, "its finally")
     os.kill(start["pid"], signal.SIGQUIT)
+
+    tidied = wait_until(lambda: project.events(id_, "tidied"), PATIENCE, "the end of its finally")
+    assert tidied[0]["pid"] == start["pid"]
+
+
+def test_a_process_that_is_told_to_end_again_and_again_still_runs_its_finally(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    project.start("-c", "1")
+    id_ = project.send("tidy", 60, 0.5)
+    (start,) = wait_until(lambda: project.events(id_, "start"), PATIENCE, "a task that runs")
+
+    # As many as go: the process must not have the default handler for a moment.
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        os.kill(start["pid"], signal.SIGQUIT)
 
     tidied = wait_until(lambda: project.events(id_, "tidied"), PATIENCE, "the end of its finally")
     assert tidied[0]["pid"] == start["pid"]
