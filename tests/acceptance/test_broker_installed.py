@@ -1,30 +1,15 @@
-"""The broker's wheel by itself, in another project's environment: its README's example runs there.
-
-The environment is a new one, and has what the wheel says it depends on and nothing else: a link to
-each of those distributions, found by what each says it needs, in the environment of the tests.
-"""
+"""The broker by itself, in another project: the example of its README runs there."""
 
 import json
-import os
-import re
-import subprocess
-import venv
-from collections.abc import Iterator
-from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
-from zipfile import Path as Zipped
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-from devstack.process import Process
 from devstack.sqs import LARGEST_MESSAGE
+from tests.acceptance import foreign
+from tests.acceptance.foreign import PATIENCE, Project
 from tests.services import Queues, wait_until
-from tests.wheels import ROOT, Wheels, pip
-
-#: Seconds a worker, or a command, may take.
-PATIENCE = 30
+from tests.wheels import Wheels
 
 #: None of it may be there: what is this project's but not the broker's, and what it can do without.
 ABSENT = (
@@ -65,108 +50,16 @@ app.conf.broker_transport_options |= {"wait_time_seconds": 1, "backoff_base": 0.
 DELAY = "from app import work; work.delay()"
 
 
-class Project:
-    """A Celery project whose package is named `app`, and what it is run with."""
-
-    def __init__(self, directory: Path, python: Path, queues: Queues) -> None:
-        self.directory = directory
-        self.python = python
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(directory),
-            "AWS_ENDPOINT_URL": queues.endpoint_url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-        }
-        self.done = directory / "done"
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the environment's Python with these arguments."""
-        return subprocess.run(
-            [self.python, *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-
-    def worker(self) -> Process:
-        """A worker, stopped (SIGTERM) at the end of the block."""
-        return Process(
-            "worker",
-            [self.python, "-m", "celery", "-A", "app", "worker", "-l", "INFO", "-c", "1"],
-            log=self.directory / "worker.log",
-            grace=PATIENCE,
-            environment=self.environment,
-            directory=self.directory,
-        )
-
-    def configure(self, settings: str) -> None:
-        """Add lines to the project's package."""
-        with (self.directory / "app/__init__.py").open("a") as package:
-            package.write(settings)
-
-
-def needed(requirements: list[str]) -> Iterator[Distribution]:
-    """What these need, and so on; each once."""
-    seen: set[str] = set()
-    waiting = [Requirement(each) for each in requirements]
-    while waiting:
-        asked = waiting.pop()
-        name = canonicalize_name(asked.name)
-        if name in seen:
-            continue
-        seen.add(name)
-        found = distribution(name)
-        yield found
-        extras = asked.extras or {""}
-        waiting += [
-            each
-            for each in map(Requirement, found.requires or ())
-            if each.marker is None or any(each.marker.evaluate({"extra": e}) for e in extras)
-        ]
-
-
-def link(found: Distribution, site: Path) -> None:
-    """Make a distribution importable from a site, and known to pip there."""
-    for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-        (site / top).symlink_to(Path(str(found.locate_file(top))))
-
-
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory, wheels: Wheels) -> Path:
     """The Python of an environment that has the broker and what it names."""
-    home = tmp_path_factory.mktemp("venv")
-    venv.create(home, with_pip=False, symlinks=True)
-    (site,) = home.glob("lib/python*/site-packages")
-    (about,) = (each for each in Zipped(wheels.broker).iterdir() if each.name.endswith("-info"))
-    requires = [r for r in PathDistribution(about).requires or () if "extra ==" not in r]
-    for found in needed(requires):
-        link(found, site)
-    # It finds every requirement there, or fails.
-    pip("--python", str(home / "bin/python"), "install", str(wheels.broker))
-    return home / "bin/python"
+    return foreign.environment(tmp_path_factory.mktemp("venv"), wheels.broker)
 
 
 @pytest.fixture
 def project(tmp_path: Path, python: Path, queues: Queues) -> Project:
-    """The README's example as the package `app`, on queues of a local server."""
-    (example,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "sqs_broker/README.md").read_text(), re.DOTALL
-    )
-    made = Project(tmp_path, python, queues)
-    for theirs, ours in {
-        "https://sqs.eu-central-1.amazonaws.com/1234/jobs-dlq": queues.dead_letter_url,
-        "https://sqs.eu-central-1.amazonaws.com/1234/jobs": queues.url,
-        "eu-central-1": queues.region,
-        "def work(): ...": f"def work(): open({str(made.done)!r}, 'a').write('x')",
-    }.items():
-        assert example.count(theirs) == 1 or theirs in queues.url, theirs
-        example = example.replace(theirs, ours)
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app/__init__.py").write_text(example)
-    return made
+    """The README's example, on queues of a local server."""
+    return Project(tmp_path, python, queues)
 
 
 def test_nothing_else_of_this_project_is_there(project: Project) -> None:

@@ -69,9 +69,9 @@ def names(requirements: list[str]) -> set[str]:
     return {Requirement(each).name for each in requirements}
 
 
-def test_the_broker_s_wheel_is_its_package_with_a_page_and_nothing_else(wheels: Wheels) -> None:
-    page = {"sqs_broker/flower/broker.html"}
-    assert contents(wheels.broker) == sources("sqs_broker") | page
+def test_the_broker_s_wheel_is_its_package_with_its_pages_and_nothing_else(wheels: Wheels) -> None:
+    pages = {f"sqs_broker/flower/{name}.html" for name in ("broker", "dead_letters")}
+    assert contents(wheels.broker) == sources("sqs_broker") | pages
 
 
 def test_the_application_s_wheel_is_its_package_with_the_two_files_of_settings(
