@@ -14,6 +14,7 @@ from sqs_broker.rules.lease import LIMIT_MARGIN
 from sqs_broker.worker.health import EVERY, EXIT_STATUS, STALL
 from sqs_broker.worker.shutdown import LAST_RESORT
 from tests.acceptance.worker import living
+from tests.health_checks import all_of_them, installed
 from tests.probe.project import MakeProject, ProbeProject
 from tests.services import Queues, wait_until
 
@@ -109,12 +110,15 @@ def test_a_receiver_that_has_ended_is_seen(project: ProbeProject, look: Look) ->
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queues", [{"visibility_timeout": 120}], indirect=True)
 def test_an_event_loop_that_hangs_is_seen_and_so_is_its_recovery(
-    project: ProbeProject, look: Look
+    project: ProbeProject, look: Look, tmp_path: Path
 ) -> None:
+    checks, environment = list(all_of_them()), installed(tmp_path)
     worker = project.start("-P", "threads")
     id_ = project.send("hang_the_loop", STALL + 20)
     wait_for(look, "the event loop has not responded", STALL + PATIENCE)
+    assert {check.status(tmp_path / "health.json", environment) for check in checks} == {1}
     wait_for(look, "polling", STALL + PATIENCE, healthy=True)
+    assert {check.status(tmp_path / "health.json", environment) for check in checks} == {0}
     log = project.worker_log()
     assert (log.count("The worker is not healthy"), log.count("The worker is healthy again")) == (
         1,

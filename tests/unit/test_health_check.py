@@ -1,33 +1,25 @@
 """`sqs-health` says what `sqs health` says, and costs next to nothing; the examples of
-docs/health.md run it."""
+docs/health.md and the templates run it."""
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from botocore.session import Session
+from botocore.validate import ParamValidator
+from jsonschema import Draft202012Validator
 
 from sqs_broker.machine.health_file import Report
 from sqs_broker.worker.health import Vitals, write
+from tests.health_checks import HealthCheck, all_of_them, example, installed
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "health.md").read_text()
-SCRIPTS = tomllib.loads((ROOT / "sqs_broker" / "pyproject.toml").read_text())["project"]["scripts"]
-
-#: What pip makes of a console script (https://packaging.python.org/specifications/entry-points).
-SCRIPT = """#!{python}
-import sys
-sys.path.insert(0, {root!r})
-from {module} import {function}
-sys.exit({function}())
-"""
 
 #: Seconds of CPU time that one check may need.
 CPU = 0.1
@@ -59,14 +51,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment in which the broker is installed, and nothing else is set."""
-    module, function = SCRIPTS["sqs-health"].split(":")
-    script = tmp_path / "bin" / "sqs-health"
-    script.parent.mkdir()
-    script.write_text(
-        SCRIPT.format(python=sys.executable, root=str(ROOT), module=module, function=function)
-    )
-    script.chmod(0o755)
-    return {"PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+    return installed(tmp_path)
 
 
 @pytest.fixture
@@ -135,8 +120,7 @@ def test_it_needs_less_than_a_tenth_of_a_second_of_cpu_time(
 
 
 def test_it_loads_next_to_nothing() -> None:
-    module = SCRIPTS["sqs-health"].partition(":")[0]
-    program = f"import sys, {module}; print(*sys.modules)"
+    program = "import sys, sqs_broker.tools.health; print(*sys.modules)"
     loaded = subprocess.run(
         # Isolated, so that no other distribution of the environment adds to it.
         [
@@ -160,34 +144,42 @@ def test_it_loads_next_to_nothing() -> None:
     }
 
 
-# The examples
+# The examples and the templates
+
+CHECKS = list(all_of_them())
 
 
-def example(language: str) -> str:
-    [found] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return str(found)
-
-
-def probes() -> list[list[str]]:
-    """The commands of the probes on the page."""
-    [kubernetes] = yaml.safe_load(example("yaml"))["containers"]
-    ecs = json.loads(example("json"))
-    kind, *command = ecs["healthCheck"]["command"]
-    assert kind == "CMD"
-    of_kubernetes = [kubernetes[f"{n}Probe"]["exec"]["command"] for n in ("startup", "liveness")]
-    written = [kubernetes["env"][0]["value"], ecs["environment"][0]["value"]]
-    assert {tuple(c) for c in [*of_kubernetes, command]} == {("sqs-health", f) for f in written}
-    return [*of_kubernetes, command]
-
-
-@pytest.mark.parametrize("command", probes(), ids=["startup", "liveness", "ecs"])
-def test_a_probe_of_the_page_passes_for_a_healthy_worker_only(
-    run: Run, path: Path, command: list[str]
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.where)
+def test_each_health_check_runs_the_command_on_the_file_that_its_worker_writes(
+    check: HealthCheck,
 ) -> None:
-    here = [str(path) if word.endswith(".json") else word for word in command]
-    assert run(*here).returncode == 0
-    path.unlink()
-    assert run(*here).returncode == 1
+    # tests/acceptance/test_health_checks.py runs them beside a worker.
+    assert check.command == ("sqs-health", check.file)
+
+
+def test_kubernetes_accepts_the_pod_of_the_page() -> None:
+    schema = json.loads((ROOT / "tests" / "kubernetes" / "schema-1.34.json").read_text())
+    pod = yaml.safe_load(example("yaml"))
+    validator = Draft202012Validator(
+        {"$ref": "#/$defs/io.k8s.api.core.v1.PodSpec", "$defs": schema["$defs"]}
+    )
+    assert [error.message for error in validator.iter_errors(pod)] == []
+    pod["containers"][0]["livenessProbe"]["exec"]["comand"] = []
+    assert list(validator.iter_errors(pod))
+
+
+def test_ecs_accepts_the_container_of_the_page() -> None:
+    shape = Session().get_service_model("ecs").shape_for("ContainerDefinition")
+    container = json.loads(example("json"))
+    assert ParamValidator().validate(container, shape).generate_report() == ""
+    check = container["healthCheck"]
+    # https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_HealthCheck.html
+    for name, least, most in (
+        ("interval", 5, 300), ("timeout", 2, 60), ("retries", 1, 10), ("startPeriod", 0, 300),
+    ):  # fmt: skip
+        assert least <= check[name] <= most
+    container["healthCheck"]["retry"] = 3
+    assert "retry" in ParamValidator().validate(container, shape).generate_report()
 
 
 def test_the_unit_of_the_page_is_one_of_systemd(tmp_path: Path) -> None:

@@ -1,12 +1,7 @@
 """infra/service.yaml: does it agree with the settings, and with how a worker stops and reports?"""
 
 import itertools
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,25 +101,6 @@ def test_the_defaults_are_those_of_the_settings() -> None:
     assert PARAMETERS["MaxReceiveCount"]["Default"] == settings.sqs_max_receive_count
     least = settings.sqs_max_attempts + SPARE_DELIVERIES
     assert PARAMETERS["MaxReceiveCount"]["MinValue"] == least
-
-
-@pytest.mark.parametrize(
-    ("healthy", "seconds", "status"), [(True, 0, 0), (True, 60, 1), (False, 0, 1), (None, 0, 1)]
-)
-def test_the_health_check_fails_unless_the_worker_has_just_said_that_it_is_healthy(
-    tmp_path: Path, healthy: bool | None, seconds: int, status: int
-) -> None:
-    file = tmp_path / "health.json"
-    if healthy is not None:
-        at = datetime.now(UTC) - timedelta(seconds=seconds)
-        file.write_text(json.dumps({"healthy": healthy, "at": at.isoformat(timespec="seconds")}))
-    kind, python, *command = container("WorkerTask")["HealthCheck"]["Command"]
-    assert (kind, python) == ("CMD", "python")
-    path = variables("WorkerTask")["WORKER_HEALTH_FILE"]
-    assert path in command[-1]
-    command[-1] = command[-1].replace(path, str(file))
-    done = subprocess.run([sys.executable, *command], capture_output=True, timeout=30)
-    assert done.returncode == status
 
 
 @pytest.mark.parametrize(
