@@ -63,6 +63,7 @@ def running(
             "API_ADDRESS": ports.HOST,
             "API_PORT": str(access.port),
             "API_KEYS": access.entry,
+            "API_PROCESSES": environment.get("API_PROCESSES", "1"),
         },
         directory=directory,
         keep_open=keep_open,

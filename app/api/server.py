@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from time import monotonic
@@ -161,6 +162,16 @@ class Server(uvicorn.Server):
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
 
+    def stop_with(self, descriptor: int) -> None:
+        """Begin the stop once this can be read from, as when the other end of a pipe is closed."""
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            loop.remove_reader(descriptor)
+            self.handle_exit(signal.SIGTERM, None)
+
+        loop.add_reader(descriptor, stop)
+
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop now. uvicorn asks ten times a second."""
         if self._stops_at is not None:
@@ -197,8 +208,16 @@ def config(app: ASGIApp, keep_alive: int) -> uvicorn.Config:
 
 
 def _log_start(address: str, port: int) -> None:
-    logger.info("The API listens on %s:%s.", address, port, extra={"event": "api.started"})
+    logger.info(
+        "The API listens on %s:%s.",
+        address,
+        port,
+        extra={"event": "api.started", "pid": os.getpid()},
+    )
 
 
 def _log_stop() -> None:
-    logger.info("The API stops: it ends the requests that it has.", extra={"event": "api.stopping"})
+    logger.info(
+        "The API stops: it ends the requests that it has.",
+        extra={"event": "api.stopping", "pid": os.getpid()},
+    )

@@ -21,6 +21,11 @@ class ApiSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         8000, description="Port the API listens on. 0: any free port."
     )
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Processes that serve the port, each on a core of its own. Above 1: only on "
+        "Linux.",
+    )
     keys: SecretStr | None = Field(
         None,
         description="API keys, separated by commas: `name:sha256` or `name:scope+scope:sha256`, "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.acceptance.worker import READY_SECONDS, Program
+from tests.acceptance.worker import READY_SECONDS, Place, Program
 
 #: Seconds that any answer takes at the most.
 ANSWER_SECONDS = 60
@@ -43,7 +43,7 @@ class Api(Program):
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        (line,) = self.log_lines("api.started")
+        line, *_ = self.log_lines("api.started")  # each process writes one
         return int(line["message"].rstrip(".").rpartition(":")[2])
 
     def connections(self) -> int:
@@ -84,6 +84,32 @@ def reply_of(connection: http.client.HTTPConnection) -> Reply:
     answer = connection.getresponse()
     headers = {name.lower(): value for name, value in answer.getheaders()}
     return Reply(answer.status, headers, answer.read())
+
+
+def user(stock: str, n: int) -> dict[str, Any]:
+    """The body of a registration."""
+    return {"stockId": stock, "userId": f"u{n}", "userInfo": {"nickname": "kim", "gender": "F"}}
+
+
+def lines(stock: str, count: int) -> bytes:
+    """The body of a batch."""
+    return b"".join(json.dumps(user(stock, n)).encode() + b"\n" for n in range(count))
+
+
+def drained(where: Place) -> list[dict[str, Any]]:
+    """The bodies of all messages on the queue, which are deleted."""
+    found = []
+    queue = {"QueueUrl": where.queues.url}
+    while received := where.queues.client.receive_message(**queue, MaxNumberOfMessages=10).get(
+        "Messages"
+    ):
+        found += [json.loads(message["Body"]) for message in received]
+        entries = [
+            {"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]}
+            for n, message in enumerate(received)
+        ]
+        where.queues.client.delete_message_batch(**queue, Entries=entries)
+    return found
 
 
 class StartApi(Protocol):

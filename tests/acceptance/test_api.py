@@ -15,7 +15,17 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.api_process import NDJSON, Api, Reply, StartApi, apis, reply_of
+from tests.acceptance.api_process import (
+    NDJSON,
+    Api,
+    Reply,
+    StartApi,
+    apis,
+    drained,
+    lines,
+    reply_of,
+    user,
+)
 from tests.acceptance.worker import Place, StartWorker
 from tests.faults import proxy
 from tests.faults.proxy import RESET, SILENT, THROTTLED, FaultProxy
@@ -36,30 +46,6 @@ def faults(where: Place) -> Iterator[FaultProxy]:
     """A proxy in front of the SQS server."""
     with proxy.running(where.queues.endpoint_url) as (made, _):
         yield made
-
-
-def user(stock: str, n: int) -> dict[str, Any]:
-    return {"stockId": stock, "userId": f"u{n}", "userInfo": {"nickname": "kim", "gender": "F"}}
-
-
-def lines(stock: str, count: int) -> bytes:
-    return b"".join(json.dumps(user(stock, n)).encode() + b"\n" for n in range(count))
-
-
-def drained(where: Place) -> list[dict[str, Any]]:
-    """The bodies of all messages on the queue, which are deleted."""
-    found = []
-    queue = {"QueueUrl": where.queues.url}
-    while received := where.queues.client.receive_message(**queue, MaxNumberOfMessages=10).get(
-        "Messages"
-    ):
-        found += [json.loads(message["Body"]) for message in received]
-        entries = [
-            {"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]}
-            for n, message in enumerate(received)
-        ]
-        where.queues.client.delete_message_batch(**queue, Entries=entries)
-    return found
 
 
 def test_a_registration_over_http_is_a_user_in_mongodb(

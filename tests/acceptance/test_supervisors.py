@@ -275,7 +275,12 @@ def test_a_program_of_the_procfile_that_ends_after_the_worker_leaves_it_its_time
 def test_honcho_stops_the_whole_procfile(environment: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "honcho.log"
     port = str(ports.preferred_or_any(None))
-    ours = {"FLOWER_PORT": port, "FLOWER_ADDRESS": ports.HOST, "API_PORT": "0"}
+    ours = {
+        "FLOWER_PORT": port,
+        "FLOWER_ADDRESS": ports.HOST,
+        "API_PORT": "0",
+        "API_PROCESSES": "2",
+    }
     with log.open("wb") as stream:
         honcho = subprocess.Popen(
             [script("honcho"), "start", "-f", str(ROOT / "Procfile"), "-d", str(tmp_path)],
