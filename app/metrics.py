@@ -2,7 +2,6 @@
 of results.
 """
 
-import re
 from functools import cache
 from typing import Any
 
@@ -16,22 +15,23 @@ observer = MetricLines(
     get_settings().worker_metrics_seconds, queues=get_settings().queues, away=[AWAY]
 )
 
-#: How the result of a registration begins in the log.
-_BEGINS = re.compile(r"\{'result': '([a-z ]+)'")
-
 
 def class_of(task: str, result: str) -> str | None:
     """The result of a registration, without the user; None for any other task."""
-    found = _BEGINS.match(result) if task == "registerUser" else None
-    return found[1] if found and found[1] in _results() else None
+    if task == "registerUser":
+        for name, begin in _begins():
+            if result.startswith(begin):
+                return name
+    return None
 
 
 @cache
-def _results() -> frozenset[str]:
+def _begins() -> tuple[tuple[str, str], ...]:
+    """The results of a registration, and how each begins in the log."""
     # A producer imports this module too, and needs no MongoDB driver.
     from app.registration import Result
 
-    return frozenset(Result)
+    return tuple((str(each), f"{{'result': {str(each)!r}") for each in Result)
 
 
 class MetricsFlush(bootsteps.StartStopStep):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqs_broker.observers.instruments import Instrument, Kind
+from sqs_broker.observers.steps import Step
 
 #: Most series of one figure. The labels are few, so this only limits a mistake.
 MOST_SERIES = 500
@@ -53,6 +54,9 @@ class Recorder(Protocol):
     def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
         """Add a value to a histogram."""
 
+    def note(self, step: Step, labels: tuple[Any, ...], measured: Any) -> None:
+        """Add what a step of a message has measured to all figures that it moves."""
+
 
 class Figures:
     """Keeps all of them. Thread-safe."""
@@ -60,6 +64,8 @@ class Figures:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._series: dict[Instrument, dict[Labels, _Sum | _Values]] = {}
+        #: What is not in a series yet, by the step and its labels.
+        self._noted: dict[Step, dict[tuple[Any, ...], list[Any]]] = {}
 
     def add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
         """See Recorder."""
@@ -77,25 +83,54 @@ class Figures:
             with self._lock:
                 series.sum_up()
 
+    def note(self, step: Step, labels: tuple[Any, ...], measured: Any) -> None:
+        """See Recorder."""
+        try:
+            noted = self._noted[step][labels]
+        except KeyError:
+            noted = self._place(step, labels)
+        noted.append(measured)
+        if len(noted) >= MOST_NEW:
+            with self._lock:
+                self._spread(step, labels, noted)
+
     def samples(self) -> list[Sample]:
         """All series, as they are now."""
         with self._lock:
+            for step, places in self._noted.items():
+                for labels, noted in places.items():
+                    self._spread(step, labels, noted)
             return [
                 Sample(instrument, labels, each.sum_up())
                 for instrument, series in self._series.items()
                 for labels, each in series.items()
             ]
 
+    def _place(self, step: Step, labels: tuple[Any, ...]) -> list[Any]:
+        """Where such steps are noted; it is new, or another thread made it just now."""
+        with self._lock:
+            return self._noted.setdefault(step, {}).setdefault(labels, [])
+
+    def _spread(self, step: Step, labels: tuple[Any, ...], noted: list[Any]) -> None:
+        """Add what is noted to its series. For the holder of the lock."""
+        if taken := _taken(noted):
+            for instrument, its_labels, values, times in step.spread(labels, taken):
+                self._of(instrument, its_labels).add(values, times)
+
     def _begun(self, instrument: Instrument, labels: Labels) -> "_Sum | _Values":
         """The series of these labels, which is new or was begun by another thread just now."""
         with self._lock:
-            series = self._series.setdefault(instrument, {})
-            if labels not in series:
-                labels = _bounded(labels, len(series))
-            if labels not in series:
-                bounds = instrument.buckets
-                series[labels] = _Values(bounds) if instrument.kind is Kind.HISTOGRAM else _Sum()
-            return series[labels]
+            return self._of(instrument, labels)
+
+    def _of(self, instrument: Instrument, labels: Labels) -> "_Sum | _Values":
+        """The series of these labels. For the holder of the lock."""
+        series = self._series.setdefault(instrument, {})
+        if labels not in series:
+            labels = _bounded(labels, len(series))
+        if labels not in series:
+            bounds = instrument.buckets
+            series[labels] = _Values(bounds) if instrument.kind is Kind.HISTOGRAM else _Sum()
+        return series[labels]
 
 
 class _Sum:
@@ -104,13 +139,18 @@ class _Sum:
     __slots__ = ("_total", "new")
 
     def __init__(self) -> None:
-        self._total = 0
+        self._total: float = 0  # A whole number, if only such are added.
         #: What is not in the sum yet.
         self.new: list[Any] = []
 
-    def sum_up(self) -> int:
-        """Add what is new. For one thread at a time; others may add to the end of `new` then."""
-        self._total += sum(_taken(self.new))
+    def add(self, values: Sequence[float], times: int = 1) -> None:
+        """Add each of these so often. For one thread at a time."""
+        self._total += times * sum(values)
+
+    def sum_up(self) -> float:
+        """Add what is new, and return the sum. See `add`; others may add to the end of `new`
+        then."""
+        self.add(_taken(self.new))
         return self._total
 
 
@@ -126,17 +166,21 @@ class _Values:
         #: Those that are in no bucket yet.
         self.new: list[float] = []
 
-    def sum_up(self) -> Histogram:
-        """Put what is new into its buckets. See `_Sum`."""
-        values = sorted(_taken(self.new))
+    def add(self, values: Sequence[float], times: int = 1) -> None:
+        """Put each of these into its bucket so often. See `_Sum`."""
+        ordered = sorted(values)
         begin = 0
         for place, bound in enumerate(self._bounds):
             # The bound of a bucket belongs to it.
-            end = bisect_right(values, bound, begin)
-            self._counts[place] += end - begin
+            end = bisect_right(ordered, bound, begin)
+            self._counts[place] += times * (end - begin)
             begin = end
-        self._counts[-1] += len(values) - begin
-        self._total += sum(values)
+        self._counts[-1] += times * (len(ordered) - begin)
+        self._total += times * sum(ordered)
+
+    def sum_up(self) -> Histogram:
+        """Put what is new into its buckets. See `_Sum`."""
+        self.add(_taken(self.new))
         return Histogram(tuple(self._counts), self._total)
 
 

@@ -10,8 +10,10 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from time import monotonic, time
+from typing import Any
 
 from sqs_broker.observers import instruments as of
+from sqs_broker.observers import steps
 from sqs_broker.observers.figures import Figures, Labels, Recorder
 from sqs_broker.observers.instruments import Instrument
 from sqs_broker.observers.observer import Observer
@@ -89,7 +91,7 @@ class Metering(Observer):
     ) -> None:
         # Without a loop, which takes as long as an addition, if there is one recorder, as usual.
         recorder = recorders[0] if len(recorders) == 1 else _Both(recorders)
-        self._add, self._record = recorder.add, recorder.record
+        self._add, self._record, self._note = recorder.add, recorder.record, recorder.note
         self._class_of = class_of
         self._clock = clock
         self._wall_clock = wall_clock
@@ -98,18 +100,24 @@ class Metering(Observer):
         delivery = message.delivery
         if delivery.deliveries == 1:
             in_worker = self._clock() - delivery.received_at
-            age = self._wall_clock() - in_worker - delivery.enqueued_at.timestamp()
+            age = self._wall_clock() - in_worker - delivery.sent_at
             # SQS's clock and this one may differ.
             self._record(of.IN_QUEUE, (delivery.queue,), max(age, 0.0))
 
     def started(self, message: Facts) -> None:
         delivery = message.delivery
-        self._add(of.STARTED, (delivery.queue, message.task or ""))
-        if message.started_at is not None:
+        labels = (delivery.queue, message.task or "")
+        if message.started_at is None:
+            self._add(of.STARTED, labels)
+        else:
             waited = message.started_at - delivery.received_at
-            self._record(of.IN_WORKER, (delivery.queue,), max(waited, 0.0))
+            self._note(steps.STARTED, labels, max(waited, 0.0))
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
+        # First, because nearly all runs end so.
+        if isinstance(happened, Succeeded) and isinstance(outcome, Done):
+            self._succeeded(message, happened)
+            return
         queue = message.delivery.queue
         if message.started_at is not None:
             ran = self._clock() - message.started_at
@@ -117,7 +125,8 @@ class Metering(Observer):
             self._record(of.ATTEMPT, (queue, _name_of(outcome)), message.delivery.attempt)
         match outcome:
             case Done():
-                self._count_done(message, happened)
+                if isinstance(happened, Discarded):
+                    self._add(of.DISCARDED, (queue, happened.reason))
             case Retry(_, error) | Postponed(_, str(error)):
                 self._add(of.RETRIED, (queue, error))
             case DeadLetter(_, error):
@@ -145,14 +154,17 @@ class Metering(Observer):
     def called(self, action: str, queue: str, seconds: float, error: str | None) -> None:
         self._record(of.CALL, (queue, action, error or ""), seconds)
 
-    def _count_done(self, message: Facts, happened: Happened) -> None:
-        queue, task = message.delivery.queue, message.task or ""
-        if isinstance(happened, Discarded):
-            self._add(of.DISCARDED, (queue, happened.reason))
-        elif isinstance(happened, Succeeded):
-            self._add(of.DONE, (queue, task, self._result_of(task, happened)))
-            age = self._wall_clock() - message.delivery.first_sent.timestamp()
-            self._record(of.WHOLE, (queue,), max(age, 0.0))
+    def _succeeded(self, message: Facts, happened: Succeeded) -> None:
+        delivery, task = message.delivery, message.task or ""
+        result = self._result_of(task, happened)
+        age = max(self._wall_clock() - delivery.first_sent_at, 0.0)
+        if message.started_at is None:
+            self._add(of.DONE, (delivery.queue, task, result))
+            self._record(of.WHOLE, (delivery.queue,), age)
+        else:
+            ran = self._clock() - message.started_at
+            labels = (delivery.queue, task, result, delivery.attempt)
+            self._note(steps.SUCCEEDED, labels, (ran, age))
 
     def _result_of(self, task: str, happened: Succeeded) -> str:
         if self._class_of is None or happened.result is None:
@@ -174,6 +186,10 @@ class _Both:
         for recorder in self._recorders:
             recorder.record(instrument, labels, value)
 
+    def note(self, step: steps.Step, labels: tuple[Any, ...], measured: Any) -> None:
+        for recorder in self._recorders:
+            recorder.note(step, labels, measured)
+
 
 def _name_of(outcome: Outcome) -> str:
     """A retry that waits as a copy is a retry, as in the log."""
@@ -184,8 +200,6 @@ def _name_of(outcome: Outcome) -> str:
 
 def _error_of(happened: Happened) -> str:
     """The class of the exception that ended a run; empty after a success."""
-    if isinstance(happened, Succeeded):
-        return ""  # First, because nearly all runs end so.
     match happened:
         case Failed() | RetryAsked() | Refused() | Interrupted() | NotTaken():
             return happened.error

@@ -12,6 +12,7 @@ from typing import Any
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.observers.figures import Histogram, Labels, Sample
 from sqs_broker.observers.instruments import Instrument, Kind
+from sqs_broker.observers.steps import Step
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
@@ -52,6 +53,14 @@ class Meters:
     def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
         """See Recorder."""
         self._of(instrument).record(value, attributes_of(instrument, labels))
+
+    def note(self, step: Step, labels: tuple[Any, ...], measured: Any) -> None:
+        """See Recorder. At once, because the provider may read at any time."""
+        for instrument, its_labels, (value,), _ in step.spread(labels, (measured,)):
+            if instrument.kind is Kind.COUNTER:
+                self.add(instrument, its_labels)
+            else:
+                self.record(instrument, its_labels, value)
 
     def watch(
         self, instruments: Iterable[Instrument], read: Callable[[], Iterable[Sample]]

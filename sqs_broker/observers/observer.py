@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -61,16 +61,26 @@ class Observer:
         else is called, and may take seconds."""
 
 
+#: The methods of the base class, which do nothing, by their names.
+_NOTHING = {name: method for name, method in vars(Observer).items() if not name.startswith("_")}
+
+
 class Observers(Observer):
     """All observers of a process, called one after the other, also if one of them fails."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers = tuple(observers)
+        self._methods: dict[str, tuple[tuple[Observer, Callable[..., None]], ...]] = {}
         self._seldom = Seldom()
+        for observer in observers:
+            self.add(observer)
 
     def add(self, observer: Observer) -> None:
         """Call this one too, from now on, as the last."""
-        self._observers = (*self._observers, observer)
+        for what, nothing in _NOTHING.items():
+            method = getattr(observer, what)
+            # What does nothing is not called: this is done for each message.
+            if getattr(method, "__func__", None) is not nothing:
+                self._methods[what] = (*self._methods.get(what, ()), (observer, method))
 
     def received(self, message: Facts) -> None:
         self._tell("received", message)
@@ -103,9 +113,9 @@ class Observers(Observer):
         self._tell("redriven", messages, began_at)
 
     def _tell(self, what: str, *facts: Any) -> None:
-        for observer in self._observers:
+        for observer, method in self._methods.get(what, ()):
             try:
-                getattr(observer, what)(*facts)
+                method(*facts)
             except (Exception, SystemExit) as exc:
                 # Broad on purpose: an observer is foreign code and must not affect a message.
                 self._log_failure(observer, what, exc)

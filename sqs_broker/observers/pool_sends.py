@@ -6,11 +6,13 @@ Their other figures are those of the main process, which receives and settles ea
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from sqs_broker.machine.shared_sums import SharedSums
 from sqs_broker.observers import instruments as of
 from sqs_broker.observers.figures import Labels, Recorder
 from sqs_broker.observers.instruments import Instrument
+from sqs_broker.observers.steps import Step
 
 
 class PoolSends:
@@ -48,6 +50,9 @@ class PoolSends:
 
     def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
         """See Recorder. Does nothing: a process of the pool measures nothing."""
+
+    def note(self, step: Step, labels: tuple[Any, ...], measured: Any) -> None:
+        """See Recorder. Does nothing: the main process knows each step of a message."""
 
     def pass_on(self, recorder: Recorder) -> None:
         """Add what the pool has sent since the last call, in the main process."""

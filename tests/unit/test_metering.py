@@ -1,6 +1,7 @@
 """Each figure moves by what it counts, and by nothing else."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from app.messages import Increment
 from app.metrics import class_of
 from sqs_broker import install
 from sqs_broker.observers import instruments as of
+from sqs_broker.observers import steps
 from sqs_broker.observers.figures import MOST_NEW, MOST_SERIES, OTHER, Figures, Histogram
 from sqs_broker.observers.instruments import ALL, OF_QUEUES, Kind
 from sqs_broker.observers.metering import Metering
@@ -120,6 +122,15 @@ CASES: dict[str, tuple[Step, dict[Series, float]]] = {
         ends(Succeeded("{'result': 'registered'}"), Done()),
         run("done")
         | {(of.DONE, ("jobs", "register", "registered")): 1, (of.WHOLE, ("jobs",)): 100.0},
+    ),
+    "done though nobody saw it start": (
+        ends(Succeeded(), Done(), started=False),
+        {(of.DONE, ("jobs", "register", "succeeded")): 1, (of.WHOLE, ("jobs",)): 100.0},
+    ),
+    "done in the second attempt": (
+        ends(Succeeded(), Done(), count=2),
+        run("done", attempt=2)
+        | {(of.DONE, ("jobs", "register", "succeeded")): 1, (of.WHOLE, ("jobs",)): 100.0},
     ),
     "revoked": (
         ends(Discarded("revoked"), Done(), started=False),
@@ -325,8 +336,8 @@ def test_names_and_units_are_those_of_opentelemetry_or_begin_with_our_namespace(
         assert list(each.buckets) == sorted(each.buckets)
 
 
-def test_a_message_that_succeeds_costs_eight_additions(message: Callable[..., Facts]) -> None:
-    taken: list[of.Instrument] = []
+def test_a_message_that_succeeds_is_noted_four_times(message: Callable[..., Facts]) -> None:
+    taken: list[Any] = []
 
     class Counting:
         def add(self, instrument: of.Instrument, labels: Any, number: int = 1) -> None:
@@ -335,12 +346,52 @@ def test_a_message_that_succeeds_costs_eight_additions(message: Callable[..., Fa
         def record(self, instrument: of.Instrument, labels: Any, value: float) -> None:
             taken.append(instrument)
 
+        def note(self, step: steps.Step, labels: Any, measured: Any) -> None:
+            taken.append(step)
+
     metering = Metering([Counting()])
     metering.received(message())
     metering.started(message())
     metering.ended(message(), Succeeded(), Done())
     metering.settled(message(), Done(), None)
-    assert len(taken) == len(set(taken)) == 8
+    assert len(taken) == len(set(taken)) == 4
+
+
+def test_no_step_is_lost_however_many_come_between_two_looks(
+    metering: Metering, figures: Figures, message: Callable[..., Facts]
+) -> None:
+    for _ in range(3 * MOST_NEW + 1):
+        metering.started(message())
+        metering.ended(message(), Succeeded(), Done())
+    first = figures.samples()
+    found = counted(first)
+    assert found[of.STARTED, ("jobs", "register")] == 3 * MOST_NEW + 1
+    assert found[of.DONE, ("jobs", "register", "succeeded")] == 3 * MOST_NEW + 1
+    assert found[of.ATTEMPT, ("jobs", "done")] == 3 * MOST_NEW + 1
+    for each in first:
+        if isinstance(each.value, Histogram):
+            assert sum(each.value.counts) == 3 * MOST_NEW + 1
+    # A further look changes nothing.
+    assert figures.samples() == first
+
+
+def test_steps_of_many_threads_are_all_counted_also_while_somebody_looks(
+    metering: Metering, figures: Figures, message: Callable[..., Facts]
+) -> None:
+    done = message()
+
+    def work() -> None:
+        for _ in range(2_000):
+            metering.ended(done, Succeeded(), Done())
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        figures.samples()
+    for thread in threads:
+        thread.join()
+    assert counted(figures.samples())[of.DONE, ("jobs", "register", "succeeded")] == 6_000
 
 
 # In a worker
