@@ -31,6 +31,8 @@ class Level(StrEnum):
     """The result of a check."""
 
     OK = "ok"
+    WARNING = "warning"
+    """Somebody wants it so, and should know it."""
     FAULT = "fault"
     UNKNOWN = "unknown"
     """It could not be checked. No fault is known."""
@@ -61,6 +63,10 @@ class Subject:
     def ok(self, text: str) -> Finding:
         """The subject is as it should be."""
         return Finding(Level.OK, self.subject, self.check, text)
+
+    def warning(self, text: str, fix: str) -> Finding:
+        """Somebody wants the subject so, and `fix` says how to end that."""
+        return Finding(Level.WARNING, self.subject, self.check, text, fix)
 
     def fault(self, text: str, fix: str, *, is_fatal: bool = False) -> Finding:
         """The subject has a fault, and `fix` says how to correct it."""

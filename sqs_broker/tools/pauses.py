@@ -11,6 +11,7 @@ from sqs_broker.rules.pause import LONGEST_REASON, Pause
 from sqs_broker.tools.checks import Finding, Subject
 from sqs_broker.tools.control_store import QUICK, control_store, has_control
 from sqs_broker.tools.mappings import mappings_of, switch_mappings
+from sqs_broker.tools.pause_metric import tell_alarms
 
 #: Within so many seconds a worker that runs obeys.
 OBEYED = 10
@@ -20,7 +21,8 @@ def pause_queue(
     options: Options, queue: str, reason: str, by: str, lasts: timedelta | None = None
 ) -> Iterator[str]:
     """Pause a queue for so long, or until it is resumed. On AWS, disable the event source mappings
-    of functions on it. Yields lines that say what was done; the first says that it is paused.
+    of functions on it, and tell the alarms. Yields lines that say what was done; the first says
+    that it is paused.
 
     Raises ClickException if the queue is not configured, or if the control database does not
     answer: then what was said before is done.
@@ -40,6 +42,8 @@ def pause_queue(
         if found.fault is not None:
             yield found.fault
         yield from switch_mappings(options, queue, found.enabled, enabled=False)
+        if found.enabled:
+            yield from tell_alarms(options, queue, is_paused=True)
         Audit(store).note("pause", by, queue=queue, reason=begun.reason, until=begun.until)
 
 
@@ -60,6 +64,8 @@ def resume_queue(options: Options, queue: str, reason: str, by: str) -> Iterator
         pauses.end(queue)
         yield f"{queue} is resumed"
         yield from switched
+        if pause.mappings:
+            yield from tell_alarms(options, queue, is_paused=False)
         Audit(store).note("resume", by, queue=queue, reason=one_line(reason))
 
 
@@ -101,7 +107,7 @@ def check_pauses(options: Options) -> Iterator[Finding]:
     for name in options.queues:
         check = Subject(name, "paused")
         if pause := pauses.get(name):
-            yield check.fault(
+            yield check.warning(
                 f"no worker receives from it: {pause.text}",
                 f"When the reason is gone: celery -A … sqs resume {name}",
             )

@@ -114,6 +114,7 @@ def test_each_alarm_exists_and_says_what_to_do(stack: Stack) -> None:
         "Trouble",
         "PausedTrouble",
         "Paused",
+        "FunctionPaused",
         "Outage",
         "DeadLetters",
         "DeadLettersGrow",
@@ -344,6 +345,31 @@ def test_what_follows_from_a_pause_has_a_page_that_says_so_and_no_other(watched:
             assert {"Depth", "Oldest", "NobodyPolls", "Paused"} <= watched.fired
     assert pages == {"PausedTrouble"}
     assert "is paused" in watched.alarms["PausedTrouble"]["AlarmDescription"]
+    assert (watched.fired, watched.composite("PausedTrouble")) == (set(), OK)
+
+
+def test_while_a_function_is_paused_and_silent_the_page_says_so_until_what_waited_is_handled(
+    watched: Watched,
+) -> None:
+    pages: set[str] = set()
+    watched.ours(FunctionPaused=1)
+    for minute in range(600):
+        if minute == 580:
+            for name, value in (("FunctionPaused", 0), ("Paused", 1)):
+                watched.metrics.put(
+                    NAMESPACE, name, watched.now, value, **{DIMENSION: watched.queue}
+                )
+        waits = minute < 588
+        watched.minute(
+            ApproximateNumberOfMessagesVisible=500 if waits else 0,
+            ApproximateAgeOfOldestMessage=60 * minute if waits else 0,
+            NumberOfEmptyReceives=0 if minute < 580 else 9,
+            NumberOfMessagesReceived=0,
+        )
+        pages |= {name for name in ("Trouble", "PausedTrouble") if watched.composite(name) == ALARM}
+        if minute == 579:
+            assert {"Depth", "Oldest", "NobodyPolls", "FunctionPaused"} <= watched.fired
+    assert pages == {"PausedTrouble"}
     assert (watched.fired, watched.composite("PausedTrouble")) == (set(), OK)
 
 

@@ -18,9 +18,10 @@ from celery import Celery, current_app
 
 from sqs_broker import install
 from sqs_broker.function import Function
+from sqs_broker.observers.metrics import NAMESPACE
 from sqs_broker.rules.dead_letter import read_note
 from sqs_broker.sqs.errors import SqsError
-from sqs_broker.tools import mappings
+from sqs_broker.tools import mappings, pause_metric
 from sqs_broker.tools.commands.queues import ages_from
 from tests.acceptance.function import event_of
 from tests.cloudformation.cloud import Cloud, Identity, Stack
@@ -432,12 +433,15 @@ def function(stack: Stack) -> Stack:
 
 
 def pause(stack: Stack, document: Mapping[str, Any]) -> None:
-    """What `sqs pause` and `sqs resume` do with the triggers of a queue, in a role."""
-    lambda_ = stack.cloud.role(document).client("lambda")
+    """What `sqs pause` and `sqs resume` do with the triggers of a queue, and for its alarms, in a
+    role."""
+    role = stack.cloud.role(document)
+    lambda_, cloudwatch = role.client("lambda"), role.client("cloudwatch")
     (mapping,) = stack.cloud.client("lambda").list_event_source_mappings()["EventSourceMappings"]
     for is_enabled in (False, True):
         found = list(mappings.enabled(lambda_, mapping["EventSourceArn"]))
         list(mappings.switch(lambda_, found or [mapping["UUID"]], enabled=is_enabled))
+        pause_metric.put(cloudwatch, "jobs", is_paused=not is_enabled)
 
 
 def test_who_may_pause_switches_the_trigger_of_the_function_and_no_other(function: Stack) -> None:
@@ -450,13 +454,19 @@ def test_who_may_pause_switches_the_trigger_of_the_function_and_no_other(functio
         lambda_.delete_event_source_mapping(UUID=function.resources["Mapping"])
 
 
-@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("missing", [0, 1, 2])
 def test_without_one_of_its_permissions_a_pause_fails(function: Stack, missing: int) -> None:
     document = function.document("PausePolicyArn")
-    assert len(document["Statement"]) == 2
+    assert len(document["Statement"]) == 3
     document["Statement"].pop(missing)
     with pytest.raises(SqsError, match="AccessDenied"):
         pause(function, document)
+
+
+def test_who_may_pause_writes_metrics_of_this_project_alone(function: Stack) -> None:
+    statement = function.document("PausePolicyArn")["Statement"][2]
+    # moto knows no conditions of CloudWatch.
+    assert statement["Condition"] == {"StringEquals": {"cloudwatch:namespace": NAMESPACE}}
 
 
 #: A call of each action on a queue.

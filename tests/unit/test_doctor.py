@@ -38,6 +38,11 @@ def age(celery_app: Celery) -> list[Finding]:
     return [Subject("disk", "age").ok("a year")]
 
 
+def pause(celery_app: Celery) -> list[Finding]:
+    """One that finds what somebody wants so."""
+    return [Subject("jobs", "paused").warning("deploy", "Resume it.")]
+
+
 @pytest.fixture
 def fake() -> FakeSqs:
     """A queue as the options want it, of a server with the time of this machine."""
@@ -85,6 +90,13 @@ def test_a_projects_checks_run_after_the_brokers_and_their_faults_count(doctor: 
     assert first["text"] == "mine has none"
     assert (second["subject"], second["check"]) == ("disk", "age")
     assert others
+
+
+def test_a_warning_is_shown_with_what_ends_it_and_is_no_fault(doctor: Doctor) -> None:
+    ran = doctor(checks=[f"{__name__}:{pause.__name__}"])
+    assert ran.exit_code == 0
+    assert "warn   jobs: paused: deploy\n       → Resume it." in ran.stdout
+    assert "0 faults, 1 warning," in ran.stderr
 
 
 def test_options_that_cannot_be_read_are_the_only_finding(doctor: Doctor) -> None:

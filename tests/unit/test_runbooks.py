@@ -23,6 +23,7 @@ from infra.deploy import ORDER
 from infra.templates import path_of, read
 from sqs_broker.observers.instruments import ALL, Kind, prometheus
 from sqs_broker.observers.metrics import UNITS
+from sqs_broker.tools import pause_metric
 from sqs_broker.tools.commands import sqs
 from tests.runbooks import (
     ANY,
@@ -148,7 +149,7 @@ def test_each_metric_of_cloudwatch_is_in_the_lines_or_in_a_template(name: str) -
     templates = path_of("alarms").read_text() + path_of("dashboard").read_text()
     of_sqs = set(re.findall(r"\b(?:Approximate|NumberOf)\w+", templates))
     cell = Page(name).sights.get("CloudWatch", "")
-    assert set(in_code(cell)) <= UNITS.keys() | of_sqs
+    assert set(in_code(cell)) <= UNITS.keys() | {pause_metric.METRIC} | of_sqs
 
 
 def test_each_setting_exists(page: Page) -> None:

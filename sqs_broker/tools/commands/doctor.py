@@ -10,7 +10,12 @@ from sqs_broker.tools.commands.output import print_json, print_note, printable
 from sqs_broker.tools.doctor import examine
 
 #: The beginning of a line, by level.
-SHOWN = {Level.OK: "ok     ", Level.FAULT: "FAULT  ", Level.UNKNOWN: "?      "}
+SHOWN = {
+    Level.OK: "ok     ",
+    Level.WARNING: "warn   ",
+    Level.FAULT: "FAULT  ",
+    Level.UNKNOWN: "?      ",
+}
 
 
 @click.command("doctor", epilog="Example: celery -A app sqs doctor --json | jq 'select(.fix)'")
@@ -21,7 +26,8 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
 
     Shows each fault and how to correct it. It uses the settings and credentials of its own
     environment, so run it on the worker's machine and as the worker's user. It sends, receives,
-    changes and deletes no message. `?` marks something that could not be checked.
+    changes and deletes no message. `?` marks something that could not be checked, and `warn` what
+    somebody wants so, such as a queue that is paused.
 
     Exits with status 1 if there is a fault.
     """
@@ -34,9 +40,19 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
             print_json(facts)
         else:
             _show(finding)
-    ok, faults, unknown = (counted[level] for level in (Level.OK, Level.FAULT, Level.UNKNOWN))
-    print_note(f"{ok} ok, {faults} fault{'' if faults == 1 else 's'}, {unknown} unknown.")
+    print_note(_summary(counted))
     ctx.exit(1 if counted[Level.FAULT] else 0)
+
+
+def _summary(counted: Counter[Level]) -> str:
+    parts = [f"{counted[Level.OK]} ok", _count(counted[Level.FAULT], "fault")]
+    if warnings := counted[Level.WARNING]:
+        parts.append(_count(warnings, "warning"))
+    return f"{', '.join(parts)}, {counted[Level.UNKNOWN]} unknown."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _show(finding: Finding) -> None:
