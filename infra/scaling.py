@@ -205,11 +205,40 @@ class Fleet:
     policies: Policies
     rate: float
     held: int
-    now: int = 0
-    tasks: int = 0
-    desired: int = 0
     waiting: deque[list[float]] = field(default_factory=deque)
     """The minutes in which messages arrived, and how many of them are left."""
+
+    def __post_init__(self) -> None:
+        self._scaling = Scaling(self.policies)
+
+    def run(self, traffic: Sequence[int]) -> Iterator[Minute]:
+        """Simulate minutes with so many new messages each."""
+        for arrived in traffic:
+            yield self._minute(arrived)
+
+    def _minute(self, arrived: int) -> Minute:
+        scaling = self._scaling
+        scaling.begin()
+        now, tasks = scaling.now, scaling.tasks
+        if arrived:
+            self.waiting.append([now, arrived])
+        delay = work_off(self.waiting, tasks * self.rate, now)[1]
+        left = round(sum(count for _, count in self.waiting))
+        in_flight = min(left, tasks * self.held)
+        scaling.end(arrived, left - in_flight, in_flight)
+        return Minute(arrived, left - in_flight, in_flight, scaling.tasks, scaling.desired, delay)
+
+
+@dataclass
+class Scaling:
+    """The number of tasks from minute to minute, as the policies change it."""
+
+    policies: Policies
+    now: int = 0
+    """The minute."""
+    tasks: int = 0
+    """Those that run."""
+    desired: int = 0
     _starting: list[int] = field(default_factory=list)
     _points: list[Values] = field(default_factory=list)
     """The values of the expressions in each minute so far."""
@@ -222,31 +251,17 @@ class Fleet:
     def __post_init__(self) -> None:
         self.tasks = self.desired = self.policies.least
 
-    def run(self, traffic: Sequence[int]) -> Iterator[Minute]:
-        """Simulate minutes with so many new messages each."""
-        for arrived in traffic:
-            yield self._minute(arrived)
-
-    def _minute(self, arrived: int) -> Minute:
-        self._start()
-        if arrived:
-            self.waiting.append([self.now, arrived])
-        delay = self._work()
-        left = round(sum(count for _, count in self.waiting))
-        in_flight = min(left, self.tasks * self.held)
-        self._publish(arrived, left - in_flight, in_flight)
-        self._scale()
-        ended = Minute(arrived, left - in_flight, in_flight, self.tasks, self.desired, delay)
-        self.now += 1
-        return ended
-
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """Begin a minute: tasks that have started run."""
         ready = [at for at in self._starting if at <= self.now]
         self._starting = [at for at in self._starting if at > self.now]
         self.tasks = min(self.tasks + len(ready), self.desired)
 
-    def _work(self) -> float:
-        return work_off(self.waiting, self.tasks * self.rate, self.now)[1]
+    def end(self, arrived: int, visible: int, in_flight: int) -> None:
+        """End a minute, with the figures of the queue, and begin to start or stop tasks."""
+        self._publish(arrived, visible, in_flight)
+        self._scale()
+        self.now += 1
 
     def _publish(self, arrived: int, visible: int, in_flight: int) -> None:
         if arrived and self.now - self._last_message > SILENT_AFTER:
