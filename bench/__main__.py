@@ -12,6 +12,7 @@ from types import FrameType
 
 from bench import charts, documents, lab, machine, node, profile, results, steadiness
 from bench.errors import BenchError
+from bench.fleet import documents as of_fleets
 from bench.plan import FULL, QUICK, Plan
 from bench.results import Results
 from bench.run import Run
@@ -41,7 +42,11 @@ def main() -> int:
 def _write_documents(measured: Path) -> int:
     beside = measured.with_name("soak.json")
     soak = steadiness.load(beside) if beside.exists() else None
-    for path in documents.write(results.load(measured), soak):
+    found = results.load(measured)
+    written = documents.write(found, soak)
+    if found.loads:
+        written += of_fleets.write(found)
+    for path in written:
         _say(f"wrote {path.relative_to(ROOT)}")
     return 0
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from pymongo import MongoClient
 
+from bench.results import Storage
+
 #: What a driver asks by itself, and what the benchmark asks; no message causes them.
 HOUSEKEEPING = frozenset(
     {
@@ -41,3 +43,11 @@ def stored_at(client: Client, database: str) -> dict[str, float]:
         {"op": "i", "ns": f"{database}.users"}, {"wall": 1, "o.user_id": 1}
     )
     return {entry["o"]["user_id"]: entry["wall"].timestamp() for entry in inserts}
+
+
+def storage(client: Client, database: str) -> Storage:
+    """What the users of a database take."""
+    # The sizes of files are those of the last checkpoint, which this makes.
+    client.admin.command("fsync")
+    told = client[database].command("collStats", "users")
+    return Storage(told["count"], told["size"], told["storageSize"], told["totalIndexSize"])

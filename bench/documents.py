@@ -100,6 +100,8 @@ def markdown(results: Results) -> str:
         "Events": table.events(results),
         "Depth of the queue": table.depths(results),
         "Number of queues": table.queues(results),
+        "Several workers": table.fleets(results),
+        "Loads": table.loads(results),
         "The HTTP API": table.api(results),
     }
     told = "".join(f"\n## {name}\n\n{part}\n" for name, part in parts.items())

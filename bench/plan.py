@@ -49,6 +49,10 @@ class Plan:
     """Backlogs that this project alone is measured at."""
     queues: Sequence[int] = ()
     """Numbers of queues, all but one of them empty, that this project alone is measured at."""
+    fleets: Sequence[int] = ()
+    """Numbers of workers on one queue, of this project alone."""
+    loads: Sequence[tuple[float, float]] = ()
+    """Messages a second, and for how many seconds they are sent to one worker of this project."""
     latency: Sequence[Candidate] = ()
     latency_seconds: float = 10
     idle: Sequence[Candidate] = ()
@@ -101,6 +105,9 @@ FULL = Plan(
     ],
     depths=(1_000, 10_000, 100_000),
     queues=(1, 10, 50),
+    fleets=(1, 2, 4),
+    # At 0, long enough for two long polls.
+    loads=((0, 41), (10, 10), (50, 10), (100, 8), (200, 8), (400, 8), (600, 8)),
     latency=(OURS, STOCK_BEST, SQS_CONSUMER),
     idle=(OURS, OURS_THREADS, STOCK_BEST, STOCK_DEFAULTS, SQS_CONSUMER),
     full=(OURS, OURS_8, STOCK_BEST),

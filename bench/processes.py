@@ -41,6 +41,17 @@ def cpu_below(pid: int) -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_of_machine() -> float | None:
+    """CPU seconds of everything on this machine so far."""
+    try:
+        fields = (PROC / "stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    # user, nice, system, then idle and iowait, then irq, softirq: proc(5)
+    busy = (*fields[1:4], *fields[6:8])
+    return sum(map(int, busy)) / os.sysconf("SC_CLK_TCK")
+
+
 def below(pid: int) -> list[int]:
     """The descendants of `pid` that live, parents before their children."""
     return _below(pid, _facts() or {})

@@ -30,11 +30,19 @@ class Round:
     """Bytes of the worker and its pool (proportional set size)."""
     stored: int = 0
     """Users; 0 where the work stores none."""
+    database_cpu: float | None = None
+    rest_cpu: float | None = None
+    """CPU seconds of all that is none of these: of other programs, and of the benchmark itself."""
 
     @property
     def rate(self) -> float:
         """Messages a second."""
         return self.deleted / self.seconds
+
+    @property
+    def a_cpu_second(self) -> float | None:
+        """Messages for each CPU second of the workers."""
+        return self.deleted / self.worker_cpu if self.worker_cpu else None
 
     def calls_a_message(self, word: str = "") -> float:
         """Calls whose action starts so, for each deleted message."""
@@ -100,6 +108,56 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Load:
+    """A worker while messages come at a steady rate that it can carry."""
+
+    config: str
+    added_ms: float
+    asked: float
+    """Messages a second that were to be sent."""
+    seconds: float
+    sent: int
+    deleted: int
+    calls: dict[str, int]
+    """Of SQS, by API action, the sender's not included."""
+    commands: dict[str, int]
+    """Of MongoDB, by name."""
+    worker_cpu: float | None
+    database_cpu: float | None
+    log_bytes: int
+    """That the worker wrote to its log."""
+    p50: float | None
+    """Milliseconds from sent to stored, like p99."""
+    p99: float | None
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.deleted / self.seconds
+
+    @property
+    def calls_a_second(self) -> float:
+        return sum(self.calls.values()) / self.seconds
+
+    @property
+    def commands_a_second(self) -> float:
+        return sum(self.commands.values()) / self.seconds
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What users take in MongoDB. Bytes."""
+
+    users: int
+    data: int
+    """Without compression."""
+    files: int
+    """The collection on the disk, compressed."""
+    indexes: int
+    """All indexes on the disk."""
+
+
+@dataclass(frozen=True)
 class Quiet:
     """A worker while no message comes, or none ends."""
 
@@ -154,10 +212,17 @@ class Publishing:
     messages: int
     seconds: float
     calls: dict[str, int]
+    cpu: float | None = None
+    """CPU seconds of the process."""
 
     @property
     def calls_a_message(self) -> float:
         return sum(self.calls.values()) / self.messages
+
+    @property
+    def cpu_us(self) -> float | None:
+        """CPU microseconds for each message."""
+        return None if self.cpu is None else self.cpu / self.messages * 1e6
 
 
 @dataclass(frozen=True)
@@ -239,6 +304,11 @@ class Results:
     depths: list[Throughput] = field(default_factory=list)
     queues: list[Throughput] = field(default_factory=list)
     """One busy queue among some that are empty."""
+    fleets: list[Throughput] = field(default_factory=list)
+    """One worker, and several on one queue."""
+    loads: list[Load] = field(default_factory=list)
+    """One worker at several rates."""
+    storage: Storage | None = None
     latency: list[Latency] = field(default_factory=list)
     quiet: list[Quiet] = field(default_factory=list)
     recovery: list[Recovery] = field(default_factory=list)

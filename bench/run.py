@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench import api, events, latency, limits, publishing, quiet, recovery, throughput
+from bench import api, events, latency, limits, loads, publishing, quiet, recovery, throughput
 from bench.candidates import OURS, Candidate
 from bench.errors import BenchError
 from bench.lab import Lab
@@ -52,6 +52,7 @@ class Run:
         self._round(1)
         self._api()
         self._publishing()
+        self._loads()
         self._latency()
         self._quiet("idle", self.plan.idle, self.plan.idle_seconds)
         self._quiet("full", self.plan.full, self.plan.full_seconds)
@@ -77,6 +78,8 @@ class Run:
             self._depth(number, depth)
         for count in list(self.plan.queues)[::order]:
             self._queues(number, count)
+        for workers in list(self.plan.fleets)[::order]:
+            self._fleet(number, workers)
 
     def _most(self) -> int:
         """The messages of a backlog that the server is not slow at."""
@@ -128,6 +131,29 @@ class Run:
 
         name = f"{OURS.name}, one busy queue of {count}"
         self._try(f"round {number}", name, self.plan.window, measure)
+
+    def _fleet(self, number: int, workers: int) -> None:
+        cell = Cell(OURS, "register", 10, workers=workers)
+
+        def measure() -> str:
+            row = _row(self.results.fleets, cell, self._most())
+            effort = Effort(self._backlog(row), self.plan.window)
+            return _add(self.results.fleets, row, self.watch(self.lab, cell, effort))
+
+        name = f"{OURS.name}, a fleet of {workers}"
+        self._try(f"round {number}", name, self.plan.window, measure)
+
+    def _loads(self) -> None:
+        for rate, seconds in self.plan.loads:
+
+            def measure(rate: float = rate, seconds: float = seconds) -> str:
+                measured, taken = loads.measure(self.lab, OURS, DELAY_MS, rate, seconds)
+                self.results.loads.append(measured)
+                self.results.storage = taken or self.results.storage
+                return f"{measured.rate:.0f} messages/s, {measured.calls_a_second:.1f} calls/s"
+
+            name = f"{OURS.name}, in a fleet, at {rate:g}/s"
+            self._try("loads", name, seconds + loads.REST, measure)
 
     def _latency(self) -> None:
         for candidate in self.plan.latency:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bench.candidates import BARE, BARE_BULK, OURS, STOCK_BEST
 from bench.goals import goals
-from bench.results import Results, Round, Throughput
+from bench.results import Load, Results, Round, Throughput
 
 TASKS = {
     "noop": "no work",
@@ -32,7 +32,7 @@ def _kind(results: Results, task: str, added_ms: float) -> str:
         "SQS calls/message", "receive", "delete", "CPU s/1000", "MongoDB trips/message",
         "memory MB",
     )  # fmt: skip
-    return _table(head, [_cells(results, row) for row in rows])
+    return table(head, [_cells(results, row) for row in rows])
 
 
 def _cells(results: Results, row: Throughput) -> list[str]:
@@ -65,7 +65,7 @@ def headline(results: Results) -> str:
 def depths(results: Results) -> str:
     """This project at backlogs of different depths."""
     rows = [[f"{row.backlog:,}", _rate(row)] for row in results.depths]
-    return _table(("messages in the queue", "messages/s (min-max)"), rows)
+    return table(("messages in the queue", "messages/s (min-max)"), rows)
 
 
 def queues(results: Results) -> str:
@@ -81,7 +81,73 @@ def queues(results: Results) -> str:
         for row in results.queues
     ]
     head = ("queues", "messages/s (min-max)", "SQS calls/message", "CPU s/1000", "memory MB")
-    return _table(head, rows)
+    return table(head, rows)
+
+
+def fleets(results: Results) -> str:
+    """Several workers of this project on one queue, and whose the cores were meanwhile."""
+    rows = [
+        [
+            f"{row.workers}",
+            _rate(row),
+            _middle(row, lambda each: each.a_cpu_second, "**{:.0f}**"),
+            _middle(row, lambda each: each.cpu_a_thousand, "{:.2f}"),
+            *(_cores(row, part) for part in PARTS.values()),
+            _calls(row, ""),
+            _middle(row, lambda each: each.memory and each.memory / MEGABYTE, "{:.0f}"),
+        ]
+        for row in results.fleets
+    ]
+    head = (
+        "workers", "messages/s (min-max)", "messages a CPU second", "CPU s/1000",
+        *(f"cores: {name}" for name in PARTS), "SQS calls/message", "memory MB",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+#: Who had the cores, by what is told of them.
+PARTS: dict[str, Callable[[Round], float | None]] = {
+    "workers": lambda each: each.worker_cpu,
+    "SQS server": lambda each: each.server_cpu,
+    "MongoDB": lambda each: each.database_cpu,
+    "proxy": lambda each: each.proxy_cpu,
+    "all else": lambda each: each.rest_cpu,
+}
+
+
+def _cores(row: Throughput, part: Callable[[Round], float | None]) -> str:
+    def cores(each: Round) -> float | None:
+        used = part(each)
+        return None if used is None else used / each.seconds
+
+    return _middle(row, cores, "{:.2f}")
+
+
+def loads(results: Results) -> str:
+    """One worker at several rates."""
+    rows = [
+        [
+            f"{each.asked:g}", f"{each.rate:.0f}", f"{each.calls_a_second:.2f}",
+            _each(each, sum(each.calls.values()), "{:.3f}"),
+            f"{each.commands_a_second:.1f}",
+            _each(each, sum(each.commands.values()), "{:.2f}"),
+            _number(each.worker_cpu and each.worker_cpu / each.seconds, "{:.3f}"),
+            _number(each.database_cpu and each.database_cpu / each.seconds, "{:.3f}"),
+            _each(each, each.log_bytes, "{:.0f}"),
+            _number(each.p50, "{:.0f}"), _number(each.p99, "{:.0f}"),
+        ]
+        for each in results.loads
+    ]  # fmt: skip
+    head = (
+        "messages/s sent", "done", "SQS calls/s", "SQS calls/message", "MongoDB commands/s",
+        "commands/message", "cores: worker", "cores: MongoDB", "log bytes/message", "p50 ms",
+        "p99 ms",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def _each(load: Load, figure: float, how: str) -> str:
+    return _number(figure / load.deleted if load.deleted else None, how)
 
 
 def latency(results: Results) -> str:
@@ -93,7 +159,7 @@ def latency(results: Results) -> str:
         for each in results.latency
     ]  # fmt: skip
     head = ("consumer", "load", "messages/s", "p50 ms", "p99 ms", "stored")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def quiet(results: Results) -> str:
@@ -104,7 +170,7 @@ def quiet(results: Results) -> str:
         ]
         for each in results.quiet
     ]  # fmt: skip
-    return _table(("consumer", "state", "of a core", "SQS calls/hour", "memory MB"), rows)
+    return table(("consumer", "state", "of a core", "SQS calls/hour", "memory MB"), rows)
 
 
 def recovery(results: Results) -> str:
@@ -113,16 +179,17 @@ def recovery(results: Results) -> str:
         for each in results.recovery
     ]
     head = ("consumer", "visibility timeout", "messages left", "all stored after")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def publishing(results: Results) -> str:
     rows = [
         [each.way, f"{each.messages:,}", f"{each.messages / each.seconds:.0f}",
-         f"{each.calls_a_message:.2f}"]
+         f"{each.calls_a_message:.2f}", _number(each.cpu_us, "{:.0f}")]
         for each in results.publishing
     ]  # fmt: skip
-    return _table(("way", "messages", "messages/s at +10 ms a call", "SQS calls/message"), rows)
+    head = ("way", "messages", "messages/s at +10 ms a call", "SQS calls/message", "CPU µs/message")
+    return table(head, rows)
 
 
 def events(results: Results) -> str:
@@ -136,7 +203,7 @@ def events(results: Results) -> str:
     ]  # fmt: skip
     head = ("consumer", "tasks sent", "done", "events heard", "lag p99 ms", "cores",
             "MongoDB commands/s")  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def api(results: Results) -> str:
@@ -153,7 +220,7 @@ def api(results: Results) -> str:
     ]  # fmt: skip
     head = ("way", "clients", "they ask", "accepted/s", "p50 ms", "p99 ms", "SQS calls/request",
             "CPU ms/request", "refused")  # fmt: skip
-    told = [_table(head, rows)]
+    told = [table(head, rows)]
     if lone := results.lone:
         told.append(
             f"One request after the other takes {lone.request_ms:.1f} ms, and one call of boto3's "
@@ -173,7 +240,7 @@ def figures(results: Results) -> str:
         [goal.what, goal.wanted, goal.measured, "yes" if goal.is_reached else "**no**"]
         for goal in goals(results)
     ]
-    return _table(("figure", "wanted", "measured", "reached"), rows)
+    return table(("figure", "wanted", "measured", "reached"), rows)
 
 
 def _name(row: Throughput) -> str:
@@ -197,7 +264,7 @@ def _number(value: float | None, how: str) -> str:
     return "-" if value is None else how.format(value)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [_line(head), _line(["---"] * len(head)), *map(_line, rows)]
     return "\n".join(lines) if len(lines) > 2 else "Not measured."
 

@@ -67,6 +67,7 @@ class Look:
 
     at: float
     cpu: list[float | None]
+    """Of each worker, the proxy, the SQS server, mongod and the whole machine."""
     commands: Counter[str]
     stored: int
 
@@ -82,10 +83,11 @@ def _watched(stage: Stage, effort: Effort) -> Round:
     deleted = sum(messages for _, action, messages in within if action.startswith("Delete"))
     if not deleted:
         raise BenchError(f"{stage.candidate.name}: nothing was deleted in the window")
-    *workers, proxy, server = (
+    *workers, proxy, server, mongod, machine = (
         None if first is None or last is None else last - first
         for first, last in zip(before.cpu, after.cpu, strict=True)
     )
+    ours = _sum([*workers, proxy, server, mongod])
     return Round(
         seconds=after.at - before.at,
         deleted=deleted,
@@ -96,6 +98,8 @@ def _watched(stage: Stage, effort: Effort) -> Round:
         server_cpu=server,
         memory=memory,
         stored=after.stored - before.stored,
+        database_cpu=mongod,
+        rest_cpu=None if machine is None or ours is None else max(machine - ours, 0.0),
     )
 
 
@@ -106,10 +110,13 @@ def _wait(stage: Stage, until: float, enough: float) -> None:
 
 
 def _look(stage: Stage) -> Look:
-    watched = [*stage.workers, stage.proxy.process, stage.lab.server.sqs.process]
+    lab = stage.lab
+    watched = [*stage.workers, stage.proxy.process, lab.server.sqs.process]
+    watched.append(lab.mongo_server.process)
+    cpu = [processes.cpu_below(process.guard_pid) for process in watched]
     return Look(
         time.monotonic(),
-        [processes.cpu_below(process.guard_pid) for process in watched],
+        [*cpu, processes.cpu_of_machine()],
         database.commands(stage.lab.mongo),
         stage.stored_about(),
     )

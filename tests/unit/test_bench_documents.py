@@ -16,7 +16,7 @@ from bench.doors import DOORS, MIXED, USER, copies, in_turn
 from bench.errors import BenchError
 from bench.goals import goals
 from bench.plan import FULL, QUICK
-from bench.results import BatchSent, Lone, Publishing, Quiet, Recovery, Requests, Throughput
+from bench.results import BatchSent, Load, Lone, Publishing, Quiet, Recovery, Requests, Throughput
 from sqs_broker.rules.decoding import decode
 from tests.unit.conftest import MakeDelivery
 from tests.unit.measured import round_of, row_of, run_of
@@ -49,9 +49,10 @@ def test_a_document_that_lost_a_marker_is_refused(text: str) -> None:
             [
                 "machine", "figures", "throughput", "latency", "quiet", "recovery", "api",
                 "publishing",
-                "events", "depths", "queues", "soak",
+                "events", "depths", "queues", "fleets", "loads", "soak",
             ],
         ),
+        ("docs/fleet.md", ["law", "size", "days", "dollars", "prices"]),
     ],
 )  # fmt: skip
 def test_the_documents_have_their_markers(path: str, names: list[str]) -> None:
@@ -195,6 +196,52 @@ def test_a_row_of_queues_says_what_a_busy_queue_costs_among_others() -> None:
     assert [[cell.strip() for cell in row.split("|")[1:4]] for row in rows] == [
         ["1", "**100** (100-100)", "0.100"],
         ["50", "**100** (100-100)", "0.150"],
+    ]
+
+
+def test_a_row_of_a_fleet_says_whose_the_cores_were() -> None:
+    run = run_of()
+    row = Throughput(OURS.name, "register", 10, 4, 6000)
+    cpu = {"worker_cpu": 1.0, "server_cpu": 0.2, "database_cpu": 0.4, "proxy_cpu": 0.1}
+    row.rounds.append(round_of(100, rest_cpu=2.0, **cpu))
+    run.fleets.append(row)
+
+    head, _, line = table.fleets(run).splitlines()
+
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:9] == [
+        "4", "**100** (100-100)", "**200**", "5.00", "0.50", "0.10", "0.20", "0.05", "1.00",
+    ]  # fmt: skip
+    assert "cores: workers | cores: SQS server | cores: MongoDB | cores: proxy" in head
+
+
+def test_a_load_is_told_with_what_a_message_took_and_an_idle_worker_without() -> None:
+    run = run_of()
+    calls, commands = {"ReceiveMessage": 30, "DeleteMessageBatch": 10}, {"insert": 20}
+    busy = Load(OURS.name, 10, 10, 10.0, 100, 100, calls, commands, 1.0, 0.5, 70_000, 5.4, 9.6)
+    idle = Load(OURS.name, 10, 0, 10.0, 0, 0, {}, {}, 0.01, 0.02, 0, None, None)
+    run.loads += [idle, busy]
+
+    _, _, *lines = table.loads(run).splitlines()
+
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
+        ["0", "0", "0.00", "-", "0.0", "-", "0.001", "0.002", "-", "-", "-"],
+        ["10", "10", "4.00", "0.400", "2.0", "0.20", "0.100", "0.050", "700", "5", "10"],
+    ]
+
+
+def test_a_way_to_send_is_told_with_the_cpu_of_a_message() -> None:
+    run = run_of()
+    run.publishing += [
+        Publishing(".delay for each", 1_000, 10.0, {"SendMessage": 1_000}, cpu=0.5),
+        Publishing("publish_many", 1_000, 1.0, {"SendMessageBatch": 100}),
+    ]
+
+    _, _, *lines = table.publishing(run).splitlines()
+
+    assert lines == [
+        "| .delay for each | 1,000 | 100 | 1.00 | 500 |",
+        "| publish_many | 1,000 | 1000 | 0.10 | - |",
     ]
 
 

@@ -127,6 +127,17 @@ def test_each_number_of_queues_is_a_row_of_its_own(run_with: Callable[..., Run])
     assert run.results.throughput == []
 
 
+def test_each_number_of_workers_is_a_row_of_its_own(run_with: Callable[..., Run]) -> None:
+    plan = replace(PLAN, cells=[], fleets=(1, 4), rounds=2)
+    run = run_with(lambda _lab, cell, _effort: round_of(cell.workers), plan)
+
+    assert [(row.workers, row.rate, len(row.rounds)) for row in run.results.fleets] == [
+        (1, 1, 2),
+        (4, 4, 2),
+    ]
+    assert run.results.throughput == []
+
+
 def test_a_server_that_is_slow_at_depth_is_spared_it(run_with: Callable[..., Run]) -> None:
     plan = replace(PLAN, cells=[], depths=(1_000, 100_000), rounds=1)
     run = run_with(lambda *_: round_of(100), plan, deepest=10_000)
