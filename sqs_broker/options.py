@@ -19,6 +19,7 @@ from sqs_broker.machine.address import is_loopback
 from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.foreign import DecodeJson
+from sqs_broker.rules.option_values import check_values
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.stock_options import OF_QUEUE, OF_TRANSPORT, check_names
 
@@ -245,14 +246,14 @@ class Options:
         option that is unknown, missing or wrong. FIFO queues are refused, unless the caller keeps
         their order."""
         check_names(given, NAMES, "broker_transport_options", OF_TRANSPORT)
+        check_values(given)
+        given = {name: value for name, value in given.items() if value is not None}
         if not given.get("region"):
             raise ConfigurationError("broker_transport_options has no `region`. Add it.")
-        from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
-
-        decoder, driver = given.get("decode_json"), given.get("driver")
         tracing = _tracing(given.get("tracing"))
-        observers = map(symbol_by_name, given.get("observers") or ())
-        brackets = map(symbol_by_name, given.get("brackets") or ())
+        observers = [_imported("observers", each) for each in given.get("observers") or ()]
+        brackets = [_imported("brackets", each) for each in given.get("brackets") or ()]
+        schemas = (given.get("schemas") or {}).items()
         return cls(
             region=given["region"],
             queues=_queues(given.get("predefined_queues") or {}, accepts_fifo),
@@ -264,19 +265,19 @@ class Options:
             receive_pause_max=given.get("receive_pause_max", cls.receive_pause_max),
             shutdown_timeout=given.get("shutdown_timeout", cls.shutdown_timeout),
             max_receivers=given.get("max_receivers", cls.max_receivers),
-            publish_timeout=_seconds(given, "publish_timeout", cls.publish_timeout),
+            publish_timeout=float(given.get("publish_timeout", cls.publish_timeout)),
             max_message_bytes=given.get("max_message_bytes", cls.max_message_bytes),
             eta_max=given.get("eta_max", cls.eta_max),
             health_file=given.get("health_file"),
             unhealthy_exit=given.get("unhealthy_exit", cls.unhealthy_exit),
-            decode_json=symbol_by_name(decoder) if decoder else None,
-            schemas={k: symbol_by_name(v) for k, v in (given.get("schemas") or {}).items()},
+            decode_json=_imported("decode_json", given.get("decode_json")),
+            schemas={task: _imported("schemas", schema) for task, schema in schemas},
             metrics=MetricsOptions.read(given.get("metrics") or {}),
             # The spans are around what the project's own observers and brackets do.
             observers=(*([tracing.observer] if tracing else []), *observers),
             brackets=(*([tracing.bracket] if tracing else []), *brackets),
             tracing=tracing,
-            driver=symbol_by_name(driver) if driver else None,
+            driver=_imported("driver", given.get("driver")),
             client=_client(given.get("client")),
             log_texts=given.get("log_texts", cls.log_texts),
             most_in_flight=given.get("most_in_flight", cls.most_in_flight),
@@ -326,6 +327,22 @@ def _control(given: Any) -> ControlOptions | Callable[[], ControlOptions]:
         return ControlOptions.read(symbol_by_name(given)())
 
     return read
+
+
+def _imported(option: str, given: Any) -> Any:
+    """What an option names by its import path; anything else is given itself. Raises
+    ConfigurationError if there is no such thing."""
+    if not isinstance(given, str):
+        return given
+    from kombu.utils.imports import symbol_by_name  # A producer of plain JSON needs no kombu.
+
+    try:
+        return symbol_by_name(given)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ConfigurationError(
+            f"broker_transport_options: `{option}` names {given!r}, which cannot be imported "
+            f"({exc})."
+        ) from exc
 
 
 def _tracing(given: Any) -> Any:
@@ -451,6 +468,8 @@ def _queues(given: Mapping[str, Mapping[str, str]], accepts_fifo: bool) -> dict[
         raise ConfigurationError("broker_transport_options has no `predefined_queues`. Add one.")
     for name, address in given.items():
         where = f"predefined_queues: queue {name!r}"
+        if not isinstance(address, Mapping):
+            raise ConfigurationError(f'{where} must be a dictionary: {{"url": …}}.')
         check_names(address, QUEUE_NAMES, where, OF_QUEUE)
         if not address.get("url"):
             raise ConfigurationError(f"predefined_queues has no `url` for queue {name!r}. Add it.")

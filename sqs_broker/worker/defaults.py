@@ -82,8 +82,10 @@ def _set(celery_app: Any) -> None:
     _fill(conf, RELIABLE)
     options = conf.broker_transport_options or {}
     lease = options.get("visibility_timeout", Policy.visibility_timeout)
-    # Otherwise a task that hangs would keep its process, and its message, for ever.
-    _fill(conf, {"task_time_limit": max(lease - MARGIN, 1)})
+    if isinstance(lease, int):
+        # Otherwise a task that hangs would keep its process, and its message, for ever. What is no
+        # number is an error of whoever reads the options; an error here would be lost.
+        _fill(conf, {"task_time_limit": max(lease - MARGIN, 1)})
     queues = options.get("predefined_queues") or {}
     if queues and not conf.value_set_for("task_queues"):
         _fill(conf, {"task_default_queue": next(iter(queues))})

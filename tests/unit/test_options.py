@@ -82,3 +82,77 @@ def test_an_unknown_queue_is_told_with_those_that_are_known() -> None:
 def test_credentials_are_not_in_the_text_of_the_options() -> None:
     options = Options.read(LEAST | {"credentials": {"aws_secret_access_key": "hunter2-1f9c"}})
     assert "hunter2-1f9c" not in repr(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("visibility_timeout", "60", "a whole number of seconds from 1 to 43200, not a text"),
+        ("visibility_timeout", 0, "a whole number of seconds from 1 to 43200"),
+        ("visibility_timeout", 43_201, "from 1 to 43200"),
+        ("visibility_timeout", None, "a whole number"),
+        ("visibility_timeout", True, "a whole number"),
+        ("visibility_timeout", 1.5, "a whole number"),
+        ("wait_time_seconds", "20", "a whole number of seconds from 0 to 20, not a text"),
+        ("wait_time_seconds", 30, "from 0 to 20"),
+        ("max_attempts", "3", "a whole number of failed runs of at least 1"),
+        ("max_attempts", 0, "at least 1"),
+        ("max_receive_count", 0, "at least 1"),
+        ("max_receivers", 0, "at least 1"),
+        ("max_message_bytes", 2_000_000, "from 1 to 1048576"),
+        ("most_in_flight", "all", "not a text"),
+        ("backoff_base", -1, "a number of seconds of at least 0"),
+        ("backoff_max", "10", "not a text"),
+        ("eta_max", float("nan"), "a number of seconds"),
+        ("longest_wait", 0, "a number of seconds above 0"),
+        ("unknown_task_grace", "0", "not a text"),
+        ("receive_pause_max", float("inf"), "a number of seconds"),
+        ("shutdown_timeout", "90", "not a text"),
+        ("unhealthy_exit", -1, "at least 0"),
+        ("heartbeat", "no", "True or False, not a text"),
+        ("cancel_on_lease_loss", "false", "True or False, not a text"),
+        ("log_texts", 1, "True or False"),
+        ("region", 5, "a text"),
+        ("endpoint_url", 9324, "a text"),
+        ("predefined_queues", ["jobs"], "a dictionary"),
+        ("credentials", "key:secret", "a dictionary"),
+        ("client-config", [], "a dictionary"),
+        ("metrics", 9090, "a dictionary"),
+        ("control", [], "a dictionary, or the import path of a function"),
+        ("schemas", ["shop.add"], "a dictionary"),
+        ("observers", "mine.metrics:observer", "a list, not a text"),
+        ("brackets", "mine.traces:bracket", "a list, not a text"),
+    ],
+)
+def test_a_value_that_an_option_does_not_take_is_refused_by_name(
+    name: str, value: Any, wanted: str
+) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        Options.read(LEAST | {name: value})
+    assert f"`{name}` must be " in raised.value.message
+    assert wanted in raised.value.message
+
+
+@pytest.mark.parametrize("name", ["endpoint_url", "credentials", "metrics", "observers", "control"])
+def test_none_is_the_default_of_what_is_no_number(name: str) -> None:
+    assert Options.read(LEAST | {name: None}) == Options.read(LEAST)
+
+
+def test_a_queue_is_a_dictionary() -> None:
+    with pytest.raises(ConfigurationError, match="queue 'jobs' must be a dictionary"):
+        Options.read(LEAST | {"predefined_queues": {"jobs": URL}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("decode_json", "nowhere.at:all"),
+        ("driver", "app.messages:no_such_name"),
+        ("observers", ["nowhere.at:all"]),
+        ("brackets", ["nowhere.at:all"]),
+        ("schemas", {"shop.add": "nowhere.at:all"}),
+    ],
+)
+def test_an_import_path_that_leads_nowhere_is_named_with_its_option(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"`{name}` names .*, which cannot be imported"):
+        Options.read(LEAST | {name: value})

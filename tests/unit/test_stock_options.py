@@ -257,6 +257,19 @@ def test_a_misspelt_option_is_an_error_of_the_call(app: Celery, fake: FakeSqs) -
     assert fake.asked("SendMessage") == []
 
 
+def test_a_text_in_place_of_a_number_is_an_error_of_the_call(
+    fake: FakeSqs, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Celery("three lines", set_as_current=False)
+    install(app)
+    app.conf.broker_transport_options = fake.transport_options(visibility_timeout="60")
+    with pytest.raises(ConfigurationError, match="`visibility_timeout` must be a whole number"):
+        app.send_task("t")
+    app.close()
+    # It is the only one: the defaults of `install` do without that number.
+    assert caplog.records == []
+
+
 # At the call
 
 
