@@ -18,6 +18,8 @@ MANAGER = Path("/lib/systemd/systemd")
 
 PROGRAMS = ("unshare", "nsenter", "systemctl")
 
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--cgroup")
+
 #: Seconds for what the manager does at once.
 PATIENCE = 30
 
@@ -79,7 +81,15 @@ def lacking() -> str | None:
     hierarchy = _hierarchy()
     if os.getuid() != 0 or hierarchy is None or not os.access(hierarchy, os.W_OK):
         return "root, and a cgroup2 that it may write to"
+    if not _may_unshare():
+        return "the right to make namespaces and to mount"
     return None
+
+
+def _may_unshare() -> bool:
+    """A container may forbid it also to root."""
+    trial = [*UNSHARE, "sh", "-c", "mount -t cgroup2 none /sys/fs/cgroup"]
+    return subprocess.run(trial, capture_output=True, timeout=PATIENCE).returncode == 0
 
 
 @contextmanager
@@ -96,9 +106,8 @@ def running(directory: Path, name: str, unit: str, own: str) -> Iterator[Systemd
     log = directory / "systemd.log"
     with _cgroup() as group, log.open("wb") as output:
         process = subprocess.Popen(
-            ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec unshare --pid --fork --kill-child '
-             '--mount --mount-proc --cgroup sh -c "$@"',
-             str(group), INSIDE, "sh", str(directory), name],
+            ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(group),
+             *UNSHARE, "sh", "-c", INSIDE, "sh", str(directory), name],
             env={"PATH": os.environ["PATH"], "HOME": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=output,
