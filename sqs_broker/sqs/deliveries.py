@@ -7,7 +7,7 @@ released, or it is lost with its lease.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -17,11 +17,11 @@ from sqs_broker.observers.observer import Observer
 from sqs_broker.options import Options
 from sqs_broker.rules import admission, outcomes
 from sqs_broker.rules.attempts import AttemptStore
-from sqs_broker.rules.facts import facts_of
+from sqs_broker.rules.facts import Facts, facts_of
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
 from sqs_broker.rules.lease import LIMIT_MARGIN, Delivery, Lease
-from sqs_broker.rules.outcomes import Happened, decide
+from sqs_broker.rules.outcomes import Happened, Outcome, decide
 from sqs_broker.rules.pause import pause_text
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.suspicion import Suspicion
@@ -182,6 +182,10 @@ class Deliveries:
         self._queues.add(queue)
         self._report_pauses(is_new and queue in self._paused_queues)
 
+    def consumes(self, queue: str) -> bool:
+        """Whether messages of a queue are wanted here."""
+        return queue in self._queues
+
     def leave(self, queue: str) -> None:
         """Stop receiving from a queue. Messages that an open receive call returns are released."""
         self._queues.discard(queue)
@@ -252,6 +256,23 @@ class Deliveries:
             )
         return lease
 
+    def hand_over_many(self, tags: Iterable[str]) -> list[bool]:
+        """Note that the tasks of a job go to the pool: see `hand_over`."""
+        if self._pool_has_processes:
+            return self._leases.promise_many(tags)
+        return [self.holds(tag) for tag in tags]
+
+    def started_many(
+        self, tags: Sequence[str], time_limit: float | None, job: Job
+    ) -> list[Lease | None]:
+        """Note that a job runs now: see `started`."""
+        leases = self._leases.started_many(tags, time_limit, job)
+        for lease in leases:
+            if lease is not None:
+                headers = self._headers_of(lease)
+                self._observers.started(facts_of(lease.delivery, headers, lease.started_at))
+        return leases
+
     def run_ended(self, tag: str) -> None:
         """Note that the task of a delivery does not run any more. Its outcome is decided later."""
         self._leases.run_ended(tag)
@@ -301,6 +322,25 @@ class Deliveries:
         if (lease := self._leases.take(tag)) is not None:
             self._conclude(lease, happened, headers, policy)
 
+    def end_messages(self, tags: Sequence[str]) -> None:
+        """End the deliveries of messages that the worker has accepted, and that succeeded, all at
+        once. Their results are noted on the messages."""
+        if self._engine is None:
+            return
+        messages = [self._message_of(tag) for tag in tags]
+        ended: list[tuple[Lease, Facts, Outcome]] = []
+        try:
+            for lease, message in zip(self._leases.take_many(tags), messages, strict=True):
+                if lease is None or message is None:
+                    continue
+                happened = message.happened or outcomes.Succeeded()
+                if (
+                    end := self._ended(lease, happened, message.headers, message.policy)
+                ) is not None:
+                    ended.append(end)
+        finally:
+            self._engine.settle_all(ended)
+
     def end_unstarted(
         self,
         tag: str,
@@ -323,10 +363,21 @@ class Deliveries:
     ) -> None:
         if self._engine is None:
             return
+        if (ended := self._ended(lease, happened, headers, policy)) is not None:
+            self._engine.settle_all([ended])
+
+    def _ended(
+        self,
+        lease: Lease,
+        happened: Happened,
+        headers: dict[str, Any] | None,
+        policy: Policy | None,
+    ) -> tuple[Lease, Facts, Outcome] | None:
+        """The outcome of a delivery, for the settler; None if its lease is over."""
         message = facts_of(lease.delivery, headers, lease.started_at)
         if lease.expires_at <= self._clock():
             self._observers.lost(message, OVER)
-            return
+            return None
         outcome = decide(
             happened,
             lease.delivery,
@@ -334,7 +385,7 @@ class Deliveries:
             is_crowded=self._is_crowded(lease.delivery),
         )
         self._observers.ended(message, happened, outcome)
-        self._engine.settle(lease, message, outcome)
+        return lease, message, outcome
 
     def _is_crowded(self, delivery: Delivery) -> bool:
         """Whether retries should wait as copies. A copy that cannot carry the number of attempts

@@ -179,10 +179,10 @@ class Engine:
         """The record of copies that were sent."""
         return self.settler.copies
 
-    def settle(self, lease: Lease, facts: Facts, outcome: Outcome) -> None:
-        """Report an outcome to SQS soon. Returns at once; never raises."""
-        self._leases.count_unreported(1)
-        self.settler.settle(lease, facts, outcome)
+    def settle_all(self, ended: Sequence[tuple[Lease, Facts, Outcome]]) -> None:
+        """Report outcomes to SQS soon. Returns at once; never raises."""
+        self._leases.count_unreported(len(ended))
+        self.settler.settle_all(ended)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
         """Wait until every outcome is reported; False if `timeout` seconds are not enough."""

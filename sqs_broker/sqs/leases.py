@@ -242,6 +242,19 @@ class Leases:
             self._report_if_empty()
             return lease
 
+    def take_many(self, tags: Iterable[str]) -> list[Lease | None]:
+        """End the deliveries of a job at once: see `take`."""
+        with self._changed:
+            leases = []
+            for tag in tags:
+                self._hung.pop(tag, None)
+                if (lease := self._pop(tag)) is not None:
+                    self._pace.count()
+                leases.append(lease)
+            self._wake_if_worth_it()
+            self._report_if_empty()
+            return leases
+
     def keep_back(self, tag: str) -> Lease | None:
         """End a delivery whose task can still be prevented from starting; None if it cannot."""
         with self._changed:
@@ -309,19 +322,37 @@ class Leases:
                 lease.is_promised = True
             return lease is not None
 
+    def promise_many(self, tags: Iterable[str]) -> list[bool]:
+        """Note that the tasks of a job go to a process: see `promise`."""
+        with self._changed:
+            leases = [self._held.get(tag) for tag in tags]
+            for lease in leases:
+                if lease is not None:
+                    lease.is_promised = True
+            return [lease is not None for lease in leases]
+
     def started(self, tag: str, time_limit: float | None, job: Job | None = None) -> Lease | None:
         """Note that the task of a delivery runs now, for at most `time_limit` seconds. None if the
         delivery has ended. Without a job, the task runs alone."""
+        return self.started_many([tag], time_limit, job or Job(tag))[0]
+
+    def started_many(
+        self, tags: Iterable[str], time_limit: float | None, job: Job
+    ) -> list[Lease | None]:
+        """Note that a job runs now: see `started`."""
         with self._changed:
-            if lease := self._held.get(tag):
+            now, leases = self._clock(), [self._held.get(tag) for tag in tags]
+            for lease in leases:
+                if lease is None:
+                    continue
                 if lease.job is None:
-                    lease.job = job or Job(tag)
+                    lease.job = job
                     self._forecast.started(lease.job)
-                lease.started(time_limit, self._clock())
-                if lease.job.takes > 1:
-                    # Messages that share a job use one process together, so there is more room.
-                    self._wake_if_worth_it()
-            return lease
+                lease.started(time_limit, now)
+            if job.takes > 1:
+                # Messages that share a job use one process together, so there is more room.
+                self._wake_if_worth_it()
+            return leases
 
     @contextmanager
     def extending(self, tags: Iterable[str]) -> Iterator[Container[str]]:

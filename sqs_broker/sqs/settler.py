@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -113,15 +113,24 @@ class Settler:
     def settle(self, lease: Lease, message: Facts, outcome: Outcome) -> None:
         """Report an outcome soon, and try again until the lease ends. Returns at once; never
         raises."""
-        settlement = Settlement(message, outcome, lease.expires_at)
+        self.settle_all([(lease, message, outcome)])
+
+    def settle_all(self, ended: Iterable[tuple[Lease, Facts, Outcome]]) -> None:
+        """Report several outcomes, as `settle` does."""
+        settlements = [
+            Settlement(message, outcome, lease.expires_at) for lease, message, outcome in ended
+        ]
         with self._changed:
-            self._waiting.append(settlement)
-            if len(self._waiting) == 1:
+            before = len(self._waiting)
+            self._waiting.extend(settlements)
+            if not before:
                 self._waiting_since = self._clock()
-            # The first settlement starts the wait for a batch, and the tenth ends it. The others
+            # The first settlement starts the wait for a batch, and each tenth ends one. The others
             # change nothing.
-            if len(self._waiting) == 1 or len(self._waiting) % BATCH == 0:
+            if settlements and not before:
                 self._changed.notify()
+            if len(self._waiting) // BATCH > before // BATCH:
+                self._changed.notify(len(self._waiting) // BATCH - before // BATCH)
 
     def report_next(self) -> bool:
         """Report the next ten that are due, on this thread, without waiting for others. False if

@@ -13,9 +13,11 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.worker import state
 
 from sqs_broker.limits import BATCH
 from sqs_broker.worker.batch import Job, run
+from sqs_broker.worker.plain import Plain
 from sqs_broker.worker.request import HandedBack, log_unreported
 
 #: Most messages of one job. To send a job to its process and back costs the same for any number.
@@ -51,11 +53,18 @@ class Batches:
         if not _may_share(request):
             self._alone(request)
             return
-        waiting = self._waiting.setdefault(request.name, deque())
-        waiting.append(request)
-        if len(waiting) == 1:
+        self._collect(request.name, [request])
+
+    def take_plain(self, name: str, plains: Sequence[Plain]) -> None:
+        """Run plain messages of a task, with others of it."""
+        self._collect(name, plains)
+
+    def _collect(self, name: str, requests: Sequence[Any]) -> None:
+        waiting = self._waiting.setdefault(name, deque())
+        waiting.extend(requests)
+        if len(waiting) == len(requests):
             # In the loop's next turn, when all messages that were received together are here.
-            self._soon(self._ask, request.name)
+            self._soon(self._ask, name)
 
     def clear(self) -> None:
         """Forget the waiting requests: the closed connection ended their leases."""
@@ -75,9 +84,7 @@ class Batches:
         """Give the next batch to a process that is free."""
         self._asked[name] = max(self._asked.get(name, 0) - 1, 0)
         waiting = self._waiting.get(name, deque())
-        requests = _take_fairly(waiting, self._size(len(waiting)))
-        # `revoked` also settles a revoked message and sends its event.
-        requests = [request for request in requests if _may_start(request)]
+        requests = _may_start(_take_fairly(waiting, self._size(len(waiting))))
         if len(requests) == 1:
             self._process(requests[0])
         elif requests:
@@ -127,8 +134,11 @@ class _Shared:
         self._requests = requests
         self._handed_back: set[Any] = set()
 
-    def on_accepted(self, *args: Any, **kwargs: Any) -> None:
-        self._each(lambda request: request.on_accepted(*args, **kwargs))
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        light = _light(self._requests)
+        if light:
+            self._all(light, light[0].lane.accepted, pid, time_accepted)
+        self._each(lambda request: request.on_accepted(pid, time_accepted), but=light)
         if len(self._handed_back) == len(self._requests):
             # As for a single request: then the threads pool does not start the job.
             raise HandedBack(self._requests[0].id)
@@ -149,11 +159,30 @@ class _Shared:
             self.on_failure(traced)
             return
         results = dict(zip(self._requests, traced, strict=True))
-        self._each(lambda request: request.on_success(results[request], **kwargs), is_end=True)
+        light = [plain for plain in _light(self._requests) if not results[plain][0]]
+        if light:
+            given = [results[plain] for plain in light]
+            self._all(light, light[0].lane.succeeded, given, is_end=True)
+        self._each(
+            lambda request: request.on_success(results[request], **kwargs), but=light, is_end=True
+        )
 
-    def _each(self, call: Callable[[Any], None], *, is_end: bool = False) -> None:
+    def _all(
+        self, plains: Sequence[Plain], call: Callable[..., None], *args: Any, is_end: bool = False
+    ) -> None:
+        try:
+            call(plains, *args)
+        except Exception as exc:
+            # Broad on purpose, as below.
+            for plain in plains:
+                _unreported(plain, exc, is_end=is_end)
+
+    def _each(
+        self, call: Callable[[Any], None], *, but: Sequence[Any] = (), is_end: bool = False
+    ) -> None:
+        done = {*but, *self._handed_back}
         for request in self._requests:
-            if request in self._handed_back:
+            if request in done:
                 continue
             try:
                 call(request)
@@ -164,7 +193,25 @@ class _Shared:
                 _unreported(request, exc, is_end=is_end)
 
 
-def _may_start(request: Any) -> bool:
+def _light(requests: Sequence[Any]) -> list[Plain]:
+    """The plain messages that no Request has replaced."""
+    return [each for each in requests if isinstance(each, Plain) and each.is_light]
+
+
+def _may_start(requests: Sequence[Any]) -> list[Any]:
+    """Those that may start now. A revoked one is settled, and its event is sent."""
+    light = _light(requests)
+    gone = set(light) - set(light[0].lane.hand_over(light)) if light else set()
+    # For a light one, `revoked` would only ask what is known already.
+    known = {plain for plain in light if plain.id not in state.revoked}
+    return [
+        request
+        for request in requests
+        if request not in gone and (request in known or _is_wanted(request))
+    ]
+
+
+def _is_wanted(request: Any) -> bool:
     try:
         return not request.revoked()
     except Exception as exc:
@@ -201,6 +248,8 @@ def _take_fairly(waiting: deque[Any], count: int) -> list[Any]:
 
 
 def _queue_of(request: Any) -> Any:
+    if isinstance(request, Plain):
+        return request.queue
     return request.message.delivery_info.get("routing_key")
 
 

@@ -87,13 +87,15 @@ class Channel(virtual.Channel):
         self._driver = connection.sqs
         self._control = connection.control
         self._observers = connection.observers
+        #: The plain messages, by their delivery tags (sqs_broker/worker/plain.py).
+        self.plain: dict[str, Any] = {}
         #: If set, it collects the messages instead of sending them one by one (`publish_many`).
         self.batch: Batch | None = None
         #: The messages in flight. Consumers, requests and the code that stops or pauses a worker
         #: use it.
         self.deliveries = Deliveries(
             self._options,
-            message_of=lambda tag: self.qos._delivered.get(tag),
+            message_of=lambda tag: self.plain.get(tag) or self.qos._delivered.get(tag),
             silence=connection.silence,
             observers=connection.observers,
             clock=self.clock,

@@ -25,8 +25,10 @@ from sqs_broker.rules.routes import refuse_circle
 from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.defaults import is_elsewhere
+from sqs_broker.worker.lane import Lane
 from sqs_broker.worker.loop import Hub
 from sqs_broker.worker.mixing import refuse
+from sqs_broker.worker.plain import Plain
 from sqs_broker.worker.refusals import Refusals
 from sqs_broker.worker.shutdown import Shutdown
 
@@ -77,6 +79,12 @@ class Consumer(CeleryConsumer):
             soon=self.hub.call_soon,
         )
         self.on_task_request: Callable[[Any], Any] = self._batches.take
+        self.lane = Lane(self, self._canvas, self._batches)
+
+    def update_strategies(self) -> None:
+        """Set up what handles the messages of each task."""
+        super().update_strategies()
+        self.lane.refresh()
 
     def on_close(self) -> None:
         """Forget the messages that wait for the pool: the closed connection ended their leases."""
@@ -93,6 +101,7 @@ class Consumer(CeleryConsumer):
         )
         self._shutdown.listen()
         if self.connection is not None:
+            self.connection.transport.take_plain = self.lane.take
             control_plane.attach(self)
             self.connection.transport.observers.add(
                 Refusals(lambda: self.event_dispatcher, self.hub.call_soon)
@@ -134,7 +143,7 @@ class Consumer(CeleryConsumer):
                     handle(message)
             except Exception as exc:
                 # Broad on purpose: an exception here ends the worker, and would end the next one.
-                self._end(message, untaken(exc), exc)
+                self.end(message, untaken(exc), exc)
 
         return on_task_received
 
@@ -148,7 +157,7 @@ class Consumer(CeleryConsumer):
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """End a message whose task was removed after the message was admitted."""
-        self._end(message, UnknownTask(message.headers["task"]), exc)
+        self.end(message, UnknownTask(message.headers["task"]), exc)
         self._send_unknown(message, message.headers["task"], exc)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
@@ -162,10 +171,10 @@ class Consumer(CeleryConsumer):
                 message.channel.deliveries.admitted(message.delivery_tag, message.headers)
                 return True
             case UnknownTask(name) as unknown:
-                self._end(message, unknown, KeyError(name))
+                self.end(message, unknown, KeyError(name))
                 self._send_unknown(message, name, KeyError(name))
             case refused:
-                self._end(message, refused, None)
+                self.end(message, refused, None)
         return False
 
     def _send_unknown(self, message: Message, name: str, exc: Exception) -> None:
@@ -197,29 +206,34 @@ class Consumer(CeleryConsumer):
 
     def _give_up_run(self, tag: str, happened: Happened) -> None:
         for request in tuple(state.active_requests):
-            if request.message.delivery_tag == tag:
+            if _tag_of(request) == tag:
                 request.given_up(happened)
 
     def _cancel_if_wanted(self, tag: str) -> None:
         # Found by tag, not by id: the redelivery has the same id and may be here already.
         for request in tuple(state.reserved_requests):
-            if request.message.delivery_tag == tag and request.task.policy.cancel_on_lease_loss:
+            if _tag_of(request) == tag and request.task.policy.cancel_on_lease_loss:
                 # Not a revoke, which would also discard the redelivery.
                 request.cancel(self.pool, emit_retry=False)
 
     def _refuse(self, message: Message, reason: str, exc: Exception | None) -> None:
-        self._end(message, untaken(exc, reason) if exc else Refused(reason), exc)
+        self.end(message, untaken(exc, reason) if exc else Refused(reason), exc)
 
-    def _end(self, message: Message, happened: Happened, exc: Exception | None) -> None:
+    def end(self, message: Message, happened: Happened, exc: Exception | None) -> None:
         """End a message that does not get to a task."""
         comes_again = isinstance(happened, UnknownTask) and message.has_grace
         message.note(happened)
         message.reject_log_error(logger, self.connection_errors)
         for request in tuple(state.reserved_requests):
-            if request.message is message:
+            if not isinstance(request, Plain) and request.message is message:
                 state.task_ready(request)  # Otherwise Celery keeps it for ever.
         if isinstance(happened, Refused | UnknownTask) and not comes_again:
             signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+
+def _tag_of(request: Any) -> Any:
+    """The tag of a request's delivery."""
+    return request.tag if isinstance(request, Plain) else request.message.delivery_tag
 
 
 def consumer_for(*args: Any, app: Any = None, **kwargs: Any) -> CeleryConsumer:

@@ -95,6 +95,11 @@ class Request(CeleryRequest):
             self._note(Succeeded(result if isinstance(result, str) else None))
         return on_success(traced, **kwargs)
 
+    def resumes(self, pid: int | None, time_start: float | None, lease: Lease | None) -> None:
+        """Take the place of a plain message (sqs_broker/worker/plain.py). `time_start`: when a pool
+        process has taken it; None if none has."""
+        self.worker_pid, self.time_start, self._lease = pid, time_start, lease
+
     def shares(self, job: Any) -> None:
         """Record the job that the request runs in with others; `terminate` and `cancel` end it."""
         self._apply_result = None if job is None else ref(job)
@@ -131,15 +136,11 @@ class Request(CeleryRequest):
     @property
     def hard_time_limit(self) -> float | None:
         """Seconds that the task may run."""
-        limit = self.time_limits[0] or self.task.time_limit or self.app.conf.task_time_limit
-        return float(limit) if limit else None
+        return hard_limit_of(self.task, self.app, self.time_limits[0])
 
     def overrun(self) -> float:
         """Seconds that the task has run beyond its hard time limit; negative before the limit."""
-        started_at = self._lease.started_at if self._lease else None
-        if started_at is None or self.hard_time_limit is None:
-            return float("-inf")
-        return monotonic() - started_at - self.hard_time_limit
+        return overrun_of(self._lease, self.hard_time_limit)
 
     def revoked(self) -> bool:
         """Whether the task must not start: its message was released meanwhile, or the task was
@@ -362,6 +363,20 @@ class Request(CeleryRequest):
         will_run_again = isinstance(what, Interrupted) or self._will_run_again(what)
         event = "task-retried" if will_run_again else "task-failed"
         self.send_event(event, exception=repr(exc), traceback="")
+
+
+def hard_limit_of(task: Any, app: Any, own: float | None = None) -> float | None:
+    """Seconds that a task may run. `own`: the limit of the message, if it has one."""
+    limit = own or task.time_limit or app.conf.task_time_limit
+    return float(limit) if limit else None
+
+
+def overrun_of(lease: Lease | None, limit: float | None) -> float:
+    """Seconds that a task has run beyond its hard time limit; negative before the limit."""
+    started_at = lease.started_at if lease else None
+    if started_at is None or limit is None:
+        return float("-inf")
+    return monotonic() - started_at - limit
 
 
 def log_failed(request: Any, error: str) -> None:

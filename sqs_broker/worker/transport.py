@@ -16,7 +16,7 @@ from sqs_broker.control.connection import ControlConnection
 from sqs_broker.control.planes import attempts_for
 from sqs_broker.control.waiting import Read
 from sqs_broker.errors import ConfigurationError
-from sqs_broker.machine.inbox import Inbox
+from sqs_broker.machine.inbox import Arrived, Inbox
 from sqs_broker.machine.textless import textless
 from sqs_broker.observers.log import MessageLog
 from sqs_broker.observers.metering import metering_for
@@ -70,6 +70,9 @@ class Transport(virtual.Transport):
         self.sqs = driver_for(self.options)
         self.control = ControlConnection(self.options, lambda: self.inbox, lambda: self.clock())
         self._beat_at: float | None = None
+        #: Takes the messages that need no message of kombu, and returns the others
+        #: (sqs_broker/worker/lane.py).
+        self.take_plain: Callable[[list[Arrived]], list[Arrived]] = lambda arrived: arrived
 
     @cached_property
     def sender(self) -> Sender:
@@ -124,7 +127,7 @@ class Transport(virtual.Transport):
         self.control.retry_readers()
 
     def _deliver_arrived(self) -> None:
-        for queue, arrived in self.inbox.take_all():
+        for queue, arrived in self.take_plain(self.inbox.take_all()):
             try:
                 self._hand_over(queue, arrived)
             except Exception as exc:

@@ -4,6 +4,7 @@ and the settler are the real ones. Its pool is a class of the test's.
 
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 from celery import Celery
 from celery.concurrency.base import BasePool
@@ -59,7 +60,7 @@ def new_sqs(clock: Clock) -> FakeSqs:
 
 class InMemoryWorker:
     """Runs what is put on its queue, for an app whose options reach `fake`, and has its own time:
-    SQS's is `clock`."""
+    SQS's is `clock`. `events` takes its events."""
 
     def __init__(
         self,
@@ -68,10 +69,11 @@ class InMemoryWorker:
         clock: Clock,
         outcomes: Outcomes,
         pool: type[BasePool],
+        events: Any = None,
     ) -> None:
         self.fake = fake
         self.options = Options.read(celery_app.conf.broker_transport_options)
-        self._clock = clock
+        self.clock = clock
         self.outcomes = outcomes
         self.url = fake.options().queue("jobs").url
         # The pool's base forbids its process to wait for results, for good.
@@ -79,6 +81,7 @@ class InMemoryWorker:
             controller = celery_app.WorkController(pool_cls=pool, concurrency=1)
         self.pool = controller.pool
         self.consumer = consumer = controller.consumer
+        consumer.event_dispatcher = events
         consumer.update_strategies()
         consumer.connection = consumer.connect()
         consumer.task_consumer = celery_app.amqp.TaskConsumer(
@@ -96,7 +99,7 @@ class InMemoryWorker:
         """What becomes of messages that appear at the same time, in order. Each was received so
         often before."""
         ids = [self.fake.put(self.url, body, delay=1, receives=receives) for body in bodies]
-        self._clock.advance(1)
+        self.clock.advance(1)
         return self.outcomes_of(ids)
 
     def outcomes_of(self, ids: Sequence[str]) -> list[Outcome]:

@@ -68,6 +68,11 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (Request, "_context", "read: what the hooks of a failure are given, as Celery gives it"),
     (Request, "_message", "read: the message that a note of what happened is put on"),
     (Hub, "_pop_ready", "called: what is due on the loop, to run each by itself"),
+    (
+        CeleryConsumer,
+        "_maximum_prefetch_restored",
+        "read: whether Celery counts acks after a restart",
+    ),
     (AsynPool, "_pool", "read and written: a process that could not be forked is taken out"),
     (AsynPool, "_create_worker_process", "overridden: what is left of a fork that fails"),
     (AsynPool, "_repopulate_pool", "overridden: a process that could not start is tried again"),
@@ -95,7 +100,7 @@ NAMING = {"__name__", "__qualname__", "co_name", "f_locals"}
 #: Public names that we override and no manual promises.
 HOOKS: dict[type, str] = {
     CeleryConsumer: "loop_args create_task_handler on_decode_error on_unknown_message "
-    "on_unknown_task on_invalid_task",
+    "on_unknown_task on_invalid_task update_strategies",
     AsynPool: "register_with_event_loop maintain_pool Worker Process terminate_job "
     "on_job_process_lost",
     PoolWorker: "workloop",

@@ -1,0 +1,229 @@
+"""Passes plain messages (sqs_broker/worker/plain.py) from the inbox to the pool, and ends them: all
+messages of a receive, or of a job, in one step.
+
+Each step is the same as that of a Request, in the same order: observers, Celery's state, events.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from celery.exceptions import TimeLimitExceeded
+from celery.worker import state
+from celery.worker.request import create_request_cls
+from kombu.utils.imports import symbol_by_name
+from vine import promise
+
+from sqs_broker.limits import BATCH
+from sqs_broker.machine.inbox import Arrived
+from sqs_broker.rules.admission import Admitted, admit
+from sqs_broker.rules.canvas import Canvas
+from sqs_broker.rules.faults import untaken
+from sqs_broker.rules.forecast import Job
+from sqs_broker.rules.outcomes import Succeeded
+from sqs_broker.worker.batches import Batches
+from sqs_broker.worker.plain import (
+    Kind,
+    Plain,
+    has_no_readers,
+    is_plain_message,
+    is_plain_task,
+    is_plain_worker,
+)
+
+
+class Lane:
+    """The plain messages of one consumer. Used on its event loop only."""
+
+    def __init__(self, consumer: Any, canvas: Canvas, batches: Batches) -> None:
+        self._consumer = consumer
+        self._canvas = canvas
+        self._batches = batches
+        self._kinds: dict[str, Kind] = {}
+
+    def refresh(self) -> None:
+        """Find out whose messages can be plain. Celery sets up its strategies at the same time."""
+        self._kinds = {}
+        if not has_no_readers():
+            return
+        app = self._consumer.app
+        self._kinds = {n: self._kind(task) for n, task in app.tasks.items() if is_plain_task(task)}
+
+    def take(self, arrived: list[Arrived]) -> list[Arrived]:
+        """Take the plain messages, and return the others."""
+        if not self._kinds or not is_plain_worker(self._consumer):
+            return arrived
+        left: list[Arrived] = []
+        taken: dict[str, list[Plain]] = defaultdict(list)
+        channel = self._consumer.task_consumer.channel
+        for queue, content in arrived:
+            plain = self._read(channel, queue, content)
+            if plain is None:
+                left.append((queue, content))
+            elif self._accept(plain):
+                taken[plain.name].append(plain)
+        for name, plains in taken.items():
+            self._batches.take_plain(name, plains)
+        return left
+
+    def _read(self, channel: Any, queue: str, content: Any) -> Plain | None:
+        """The message, if it is plain and may run."""
+        if type(content) is not dict:
+            return None  # Of the control plane.
+        try:
+            kind = self._kinds.get(content["headers"]["task"])
+            if (
+                kind is None
+                or not channel.deliveries.consumes(queue)
+                or not is_plain_message(content["headers"])
+                or self._consumer.task_buckets[kind.task.name]
+            ):
+                return None
+            plain = Plain(kind, channel, content)
+            if not channel.deliveries.holds(plain.tag):
+                return None
+            match admit(plain, self._consumer.app.tasks, self._canvas):
+                case Admitted(_, headers) if not any(headers["timelimit"]):
+                    plain.headers.update(headers)
+                    return plain
+        except Exception:
+            # Broad on purpose: then the other way handles it, and what it raises.
+            return None
+        return None
+
+    def _accept(self, plain: Plain) -> bool:
+        plain.channel.plain[plain.tag] = plain
+        try:
+            plain.channel.deliveries.admitted(plain.tag, plain.headers)
+            self._announce(plain)
+            state.task_reserved(plain)
+        except Exception as exc:
+            # Broad on purpose: an exception here ends the worker, and would end the next one.
+            self._consumer.end(plain.full().message, untaken(exc), exc)
+            return False
+        return True
+
+    def _announce(self, plain: Plain) -> None:
+        eventer, kind = self._consumer.event_dispatcher, plain.kind
+        if not (kind.has_events and eventer and plain.task.send_events):
+            return
+        headers = plain.headers
+        eventer.send(
+            "task-received",
+            uuid=plain.id,
+            name=kind.task.name,
+            args=headers.get("argsrepr", ""),
+            kwargs=headers.get("kwargsrepr", ""),
+            root_id=headers["root_id"],
+            parent_id=headers["parent_id"],
+            retries=headers["retries"],
+            eta=None,
+            expires=None,
+        )
+
+    # A job
+
+    def hand_over(self, plains: Sequence[Plain]) -> list[Plain]:
+        """Those whose deliveries have not ended, so that they go to the pool."""
+        tags = [plain.tag for plain in plains]
+        held = plains[0].channel.deliveries.hand_over_many(tags)
+        for plain, is_held in zip(plains, held, strict=True):
+            if not is_held:
+                self._forget(plain)
+        return [plain for plain, is_held in zip(plains, held, strict=True) if is_held]
+
+    def accepted(self, plains: Sequence[Plain], pid: int, time_accepted: float) -> None:
+        """A pool process runs their job now: see `Request.on_accepted`."""
+        first, count = plains[0], len(plains)
+        began_at = time.time() - (monotonic() - time_accepted)
+        for plain in plains:
+            plain.worker_pid, plain.time_start = pid, began_at
+        job = Job((pid, time_accepted), BATCH)
+        tags = [plain.tag for plain in plains]
+        leases = first.channel.deliveries.started_many(tags, first.hard_time_limit, job)
+        send = self._sender(first)
+        for plain, lease in zip(plains, leases, strict=True):
+            plain.begin(lease)
+            state.requests[plain.id] = plain
+            state.active_requests.add(plain)
+            if send:
+                send("task-started", uuid=plain.id)
+        state.total_count[first.name] += count
+        state.all_total_count[0] += count
+
+    def succeeded(self, plains: Sequence[Plain], traced: Sequence[Any]) -> None:
+        """Their runs have succeeded: see Celery's `Request.on_success`."""
+        first = plains[0]
+        for plain, (_, result, _) in zip(plains, traced, strict=True):
+            plain.happened = Succeeded(result if isinstance(result, str) else None)
+            state.task_ready(plain, successful=True)
+        try:
+            first.channel.deliveries.end_messages([plain.tag for plain in plains])
+        finally:
+            for plain in plains:
+                plain.channel.plain.pop(plain.tag, None)
+        send = self._sender(first) if first.kind.has_events else None
+        if send:
+            for plain, (_, result, seconds) in zip(plains, traced, strict=True):
+                send("task-succeeded", uuid=plain.id, result=result, runtime=seconds)
+
+    def _sender(self, plain: Plain) -> Any:
+        """Sends events of messages like this; None if nobody wants them."""
+        eventer = self._consumer.event_dispatcher
+        return eventer.send if eventer and eventer.enabled and plain.task.send_events else None
+
+    @staticmethod
+    def _forget(plain: Plain) -> None:
+        """Its delivery has ended without Celery: see `Request.revoked`."""
+        plain.channel.plain.pop(plain.tag, None)
+        state.task_ready(plain)
+
+    # Its Request
+
+    def _kind(self, task: Any) -> Kind:
+        consumer = self._consumer
+        eventer = consumer.event_dispatcher
+        made = create_request_cls(
+            symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, eventer,
+            app=consumer.app,
+        )  # fmt: skip
+
+        def request_of(plain: Plain) -> Any:
+            return self._request_of(plain, made)
+
+        return Kind(
+            task=task,
+            app=consumer.app,
+            hostname=consumer.hostname,
+            lane=self,
+            request_of=request_of,
+            has_events=bool(eventer and eventer.enabled),
+            is_suspect=issubclass(TimeLimitExceeded, task.suspect_on),
+        )
+
+    def _request_of(self, plain: Plain, made: Any) -> Any:
+        """A Request in the state of a plain message, in its place."""
+        channel, consumer = plain.channel, self._consumer
+        message = channel.Message(plain.content, channel=channel)
+        message.happened = plain.happened
+        if plain.time_start is not None:
+            message.policy, message.is_suspect = plain.policy, plain.is_suspect
+        channel.qos.append(message, plain.tag)
+        channel.plain.pop(plain.tag, None)
+        request = made(
+            message,
+            on_ack=promise(consumer.call_soon_ack, (message.ack_log_error,)),
+            on_reject=promise(consumer.call_soon_ack, (message.reject_log_error,)),
+            app=consumer.app,
+            hostname=consumer.hostname,
+            eventer=consumer.event_dispatcher,
+            task=plain.task,
+            connection_errors=consumer.connection_errors,
+            body=message.body,
+            headers=message.headers,
+            utc=consumer.app.uses_utc_timezone(),
+        )
+        plain.hand_on(request)
+        return request

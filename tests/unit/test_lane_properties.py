@@ -1,0 +1,461 @@
+"""Plain messages go to the pool and back without an object of Celery. Whatever arrives, everything
+that a worker shows of it is the same as if each message had its Request on arrival.
+"""
+
+import json
+import logging
+import pickle
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery import Celery, current_app
+from celery.concurrency.base import BasePool
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from celery.worker import state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu.asynchronous import set_event_loop
+
+from app.errors import PermanentError, TransientError
+from app.messages import Registration
+from sqs_broker import install
+from sqs_broker.observers.observer import Observer
+from sqs_broker.rules.facts import Facts
+from sqs_broker.rules.outcomes import Done, Happened, Outcome, Released, Succeeded
+from sqs_broker.sqs.queue import Queue
+from sqs_broker.testing import Clock
+from sqs_broker.testing.fake_sqs import PURGE_PAUSE
+from sqs_broker.worker.plain import Plain
+from tests.bodies import ENVELOPE, FIELDS, SIGNATURE, bodies
+from tests.services import wait_until
+from tests.unit.in_memory import DEADLINE, InMemoryWorker, Outcomes, new_sqs
+
+
+class Pool(BasePool):
+    """One process, as far as it matters: all that goes there and comes back is pickled."""
+
+    num_processes = 1
+    uses_semaphore = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.semaphore = kwargs["semaphore"]
+        self.sizes: list[int] = []
+        #: Called when a job was accepted, and before it ends. If it raises, the process is lost.
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.terminated: list[int] = []
+
+    def apply_async(
+        self, target: Any, args: Any, accept_callback: Any, callback: Any, error_callback: Any,
+        timeout_callback: Any, **_: Any,
+    ) -> "Pool":  # fmt: skip
+        self.sizes.append(len(args[2]) if len(args) == 3 else 1)
+        target, args = pickle.loads(pickle.dumps((target, args)))
+        accept_callback(1, monotonic())
+        try:
+            self.meanwhile()
+            said = pickle.dumps(target(*args))
+        except Exception as exc:
+            said, callback = pickle.dumps(ExceptionInfo()), error_callback
+            if isinstance(exc, TimeLimitExceeded):
+                callback(pickle.loads(said))
+                timeout_callback(False, 30)
+                self.semaphore.release()
+                return self
+        callback(pickle.loads(said))
+        self.semaphore.release()
+        return self
+
+    def terminate_job(self, pid: int, signal: Any = None) -> None:
+        self.terminated.append(pid)
+
+    def terminate(self, signal: Any = None) -> None:
+        """As the result of a job that ends: its process has no signals."""
+
+
+class Ends(Outcomes):
+    """A lost lease is an end, too."""
+
+    def lost(self, message: Facts, why: str) -> None:
+        self.by_id[message.delivery.message_id] = Released()
+        self.on_change()
+
+
+@dataclass
+class Shown(Observer):
+    """All that a worker shows of its messages, in the order of each message."""
+
+    enabled: bool = True
+    groups: frozenset[str] = frozenset()
+    steps: list[tuple[Any, ...]] = field(default_factory=list)
+    settled_ids: set[str] = field(default_factory=set)
+
+    def send(self, type_: str, **fields: Any) -> None:
+        fields.pop("runtime", None)
+        self.steps.append(("event", type_, fields))
+
+    def received(self, message: Facts) -> None:
+        self._note("received", message)
+
+    def started(self, message: Facts) -> None:
+        self._note("started", message)
+
+    def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
+        result = happened.result if isinstance(happened, Succeeded) else None
+        self._note("ended", message, happened, result, outcome)
+
+    def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
+        self._note("settled", message, outcome, error)
+        self.settled_ids.add(message.delivery.message_id)
+
+    def lost(self, message: Facts, why: str) -> None:
+        self._note("lost", message, why)
+        self.settled_ids.add(message.delivery.message_id)
+
+    def _note(self, what: str, message: Facts, *more: Any) -> None:
+        facts = message.task, message.id, message.source, message.started_at is not None
+        self.steps.append((what, message.delivery.message_id, facts, *more))
+
+
+#: What is compared of a line: no times.
+FACTS = frozenset(
+    {"event", "task", "message_id", "sqs_message_id", "source", "deliveries", "attempt", "error",
+     "reason"}
+)  # fmt: skip
+
+
+class Lines(logging.Handler):
+    """The lines of the log: their events and facts, without times."""
+
+    def __init__(self, shown: Shown) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts = {name: value for name, value in vars(record).items() if name in FACTS}
+        if len(facts) > 1:  # Not only an event: of a message.
+            self._shown.steps.append(("line", record.levelname, str(record.msg), facts))
+
+
+Meanwhile = Callable[[InMemoryWorker], Any]
+
+
+class Bench:
+    """Two workers with the same tasks: in one of them no message is plain."""
+
+    def __init__(self) -> None:
+        self.fast, self.slow = self._worker(is_fast=True), self._worker(is_fast=False)
+
+    def _worker(self, *, is_fast: bool) -> tuple[InMemoryWorker, Shown, list[Any]]:
+        clock, outcomes, shown, ran = Clock(), Ends(), Shown(), []
+        fake = new_sqs(clock)
+        made = Celery("tests", task_cls="app.typed_task:TypedTask", set_as_current=False)
+        install(made)
+        made.conf.update(
+            broker_transport_options=fake.transport_options(
+                decode_json="app.messages:decode_json",
+                observers=[outcomes, shown],
+                max_attempts=2,
+                backoff_max=1,
+                # What a message calls would run in the middle of another example.
+                built_in_tasks=[],
+                most_callbacks=0,
+            ),
+            task_default_queue="jobs",
+            task_acks_late=True,
+            task_acks_on_failure=False,
+            task_ignore_result=True,
+            task_time_limit=30,
+            task_soft_time_limit=25,
+        )
+
+        def work(registration: Registration) -> Any:
+            ran.append((registration.user_id, registration.payload_hash()))
+            match registration.user_id:
+                case "fails":
+                    raise TransientError("no")
+                case "never":
+                    raise PermanentError("never")
+                case "retries":
+                    raise Retry("again", when=3)
+                case "ignores":
+                    raise Ignore
+                case "rejects":
+                    raise Reject("no")
+            return {"result": "registered", "user": registration.user_id}
+
+        def many(pairs: Any) -> list[Any]:
+            return [_outcome(work, registration) for registration, _ in pairs]
+
+        @made.task(shared=False, name="registerUser", model=Registration, many=many)
+        def register_user(registration: Registration, _: Any) -> Any:
+            return work(registration)
+
+        made.finalize()
+        made.set_current()
+        worker = InMemoryWorker(made, fake, clock, outcomes, Pool, events=shown)
+        if is_fast:
+            worker.consumer.connection.transport.take_plain = worker.consumer.lane.take
+        return worker, shown, ran
+
+    def run(
+        self,
+        messages: Sequence["Sent"],
+        meanwhile: "Meanwhile" = lambda worker: None,
+        *,
+        is_fast: bool,
+    ) -> tuple[list[Any], ...]:
+        """All that a worker shows of these messages. `meanwhile` is called once, in the first
+        job, when a process has taken it; what it returns is shown, too."""
+        worker, shown, ran = self.fast if is_fast else self.slow
+        pool, said = worker.pool, []
+
+        def once() -> None:
+            pool.meanwhile = lambda: None
+            said.append(meanwhile(worker))
+
+        pool.meanwhile = once
+        pool.terminated.clear()
+        worker.consumer.app.set_current()
+        handler, loggers = Lines(shown), [logging.getLogger(name) for name in ("sqs_broker", "app")]
+        shown.steps.clear()
+        ran.clear()
+        counted, begun = dict(state.total_count), state.all_total_count[0]
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            ids = [
+                worker.fake.put(worker.url, each.body, delay=1, receives=each.receives)
+                for each in messages
+            ]
+            worker.clock.advance(1)
+            outcomes = worker.outcomes_of(ids)
+            wait_until(lambda: shown.settled_ids >= set(ids), DEADLINE, "every message is settled")
+            # What comes again would do so in the middle of another example.
+            Queue(worker.url, worker.fake).purge()
+            worker.clock.advance(PURGE_PAUSE)
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+        assert not state.requests
+        assert not [*state.reserved_requests, *state.active_requests]
+        counts = {
+            name: n - counted.get(name, 0)
+            for name, n in state.total_count.items()
+            if n != counted.get(name, 0)
+        }
+        steps = [_without(step, ids) for step in shown.steps]
+        # Each message by itself: which of two comes first is a matter of threads.
+        return (
+            _without(outcomes, ids), sorted(steps), sorted(ran),
+            [counts, state.all_total_count[0] - begun],
+            [_without(each, ids) for each in said], pool.terminated.copy(),
+        )  # fmt: skip
+
+
+def _outcome(work: Callable[..., Any], registration: Registration) -> Any:
+    try:
+        return work(registration)
+    except Exception as exc:
+        return exc
+
+
+def _without(step: Any, ids: Sequence[str]) -> str:
+    text = repr(step)
+    for number, id_ in enumerate(ids):
+        text = text.replace(id_, f"sqs-{number}")
+    # It depends on how long a poll has been open.
+    text = re.sub(r"release_after=\d+", "", text)
+    return re.sub(r"Released\(delay=\d+\)", "Released()", text)
+
+
+@dataclass(frozen=True)
+class Sent:
+    body: str
+    receives: int = 0
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    before = current_app._get_current_object()
+    bench = Bench()
+    yield bench
+    for worker, *_ in (bench.fast, bench.slow):
+        worker.close()
+    set_event_loop(None)
+    before.set_current()
+    state.revoked.clear()
+
+
+def envelope(user_id: str, **headers: Any) -> str:
+    """A registration as Celery sends it, with other headers."""
+    id_ = headers.pop("id", f"id-{user_id}")
+    embed = headers.pop("embed", {})
+    body = [[], {**FIELDS, "user_id": user_id, **headers.pop("data", {})}, embed]
+    given = {**ENVELOPE["headers"], "id": id_, "root_id": id_, **headers}
+    return json.dumps(
+        {**ENVELOPE, "body": json.dumps(body), "headers": given, "properties": {
+            **ENVELOPE["properties"], "correlation_id": id_}}
+    )  # fmt: skip
+
+
+def plain_json(user_id: str) -> str:
+    return json.dumps(
+        {"id": user_id, "action": "registerUser", "data": {**FIELDS, "user_id": user_id}}
+    )
+
+
+kinds = st.sampled_from(
+    [
+        envelope("good"), envelope("good", id="twice"), envelope("other", id="twice"),
+        envelope("good", id="gone"), envelope("fails"), envelope("never"), envelope("retries"),
+        envelope("ignores"), envelope("rejects"), envelope("good", data={"user_info": 5}),
+        envelope("good", data={"unknown": "field"}), envelope("good", shadow="another"),
+        envelope("good", expires="2020-01-01T00:00:00+00:00"),
+        envelope("good", expires="2090-01-01T00:00:00+00:00"),
+        envelope("good", eta="2020-01-01T00:00:00+00:00"),
+        envelope("good", eta="2090-01-01T00:00:00+00:00", id="far"),
+        envelope("good", timelimit=[20, 10]), envelope("good", timelimit=[99, 98]),
+        envelope("good", stamped_headers=["mark"], stamps={"mark": "x"}),
+        envelope("good", group="g", group_index=1), envelope("good", task="nobody"),
+        envelope("good", task="celery.map"),
+        envelope("good", embed={"callbacks": [SIGNATURE]}),
+        envelope("good", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01", request_id="r1"),
+        plain_json("json"), plain_json("fails"), "{", "null",
+    ]
+)  # fmt: skip
+
+messages = st.builds(
+    Sent, st.one_of(kinds, kinds, kinds, bodies), st.sampled_from([0, 0, 0, 0, 1, 2])
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(given_=st.lists(messages, min_size=1, max_size=12))
+def test_whatever_arrives_has_the_same_end_as_with_a_request_on_arrival(
+    bench: Bench, given_: list[Sent]
+) -> None:
+    state.revoked.add("gone")
+    assert bench.run(given_, is_fast=True) == bench.run(given_, is_fast=False)
+
+
+#: Ten that may share a job.
+TEN = [
+    Sent(body)
+    for body in (
+        *[envelope(f"u{n}") for n in range(5)], plain_json("u5"), envelope("fails"),
+        envelope("never"), envelope("retries"), envelope("ignores"),
+    )
+]  # fmt: skip
+
+
+def active(worker: InMemoryWorker) -> Any:
+    """What `inspect active` and `inspect query_task` show, without the time of the start."""
+    infos = sorted(
+        (request.info() for request in set(state.active_requests)), key=lambda i: i["id"]
+    )
+    return [{**info, "time_start": info["time_start"] is not None} for info in infos]
+
+
+def terminate(worker: InMemoryWorker) -> None:
+    """`celery control terminate` of one of them."""
+    state.revoked.add("id-u1")
+    state.requests["id-u1"].terminate(worker.pool, signal="TERM")
+
+
+def release(worker: InMemoryWorker) -> int:
+    """The end of a forced stop, in a pause: so none of them comes again soon."""
+    worker.deliveries.pause("test", 60)
+    released = worker.deliveries.release(running=True)
+    worker.deliveries.resume("test")
+    return released
+
+
+def lose_leases(worker: InMemoryWorker) -> int:
+    """Their leases are over before the job ends."""
+    leases = worker.deliveries.leases
+    for lease in leases.all():
+        leases.extended(lease.delivery.tag, monotonic() - 1)
+    return len(leases)
+
+
+def cancel(worker: InMemoryWorker) -> None:
+    """Each lease is lost, and the heartbeat has noticed it."""
+    for request in set(state.active_requests):
+        request.cancel(worker.pool, emit_retry=False)
+
+
+def overrun(worker: InMemoryWorker) -> Any:
+    return [request.overrun() < 0 for request in set(state.active_requests)]
+
+
+def lose_the_process(worker: InMemoryWorker) -> None:
+    raise WorkerLostError("lost")
+
+
+def reach_the_limit(worker: InMemoryWorker) -> None:
+    raise TimeLimitExceeded(30)
+
+
+def run_out_of_memory(worker: InMemoryWorker) -> None:
+    raise MemoryError
+
+
+def send_nothing_more(worker: InMemoryWorker) -> None:
+    """Celery closes the connection: it keeps only the requests that run."""
+    for request in tuple(state.reserved_requests):
+        request.eventer = None
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        active, terminate, release, lose_leases, cancel, overrun, lose_the_process,
+        reach_the_limit, run_out_of_memory, send_nothing_more,
+    ],
+)  # fmt: skip
+def test_what_happens_in_the_middle_of_a_job_has_the_same_effect_as_with_requests(
+    bench: Bench, meanwhile: Meanwhile
+) -> None:
+    fast = bench.run(TEN, meanwhile, is_fast=True)
+    state.revoked.discard("id-u1")
+    slow = bench.run(TEN, meanwhile, is_fast=False)
+    state.revoked.discard("id-u1")
+    assert fast == slow
+
+
+def test_who_is_revoked_before_it_runs_does_not_run(bench: Bench) -> None:
+    # More than a job takes, so that some wait for the process.
+    many = [Sent(envelope(f"u{n}")) for n in range(30)]
+    revoked: list[str] = []
+
+    def revoke(worker: InMemoryWorker) -> None:
+        running = {request.id for request in state.active_requests}
+        revoked.append(next(id_ for n in range(30) if (id_ := f"id-u{n}") not in running))
+        state.revoked.add(revoked[0])
+
+    for is_fast in (True, False):
+        revoked.clear()
+        outcomes, steps, ran, *_ = bench.run(many, revoke, is_fast=is_fast)
+        state.revoked.discard(revoked[0])
+        assert outcomes == repr([Done()] * 30)
+        assert revoked[0] not in {f"id-{user}" for user, _ in ran}
+        assert len(ran) == 29
+        assert [step for step in steps if "task-revoked" in step and revoked[0] in step]
+
+
+def test_messages_that_succeed_together_have_no_request(bench: Bench) -> None:
+    good = [Sent(envelope(f"u{n}")) for n in range(10)]
+
+    def kinds_of(worker: InMemoryWorker) -> Any:
+        return [type(request) for request in state.active_requests]
+
+    *_, kinds, _ = bench.run(good, kinds_of, is_fast=True)
+    assert kinds == [repr([Plain] * 10)]
+    *_, kinds, _ = bench.run(good, kinds_of, is_fast=False)
+    assert "Plain" not in kinds[0]
