@@ -190,7 +190,8 @@ class ShowAction(LettersHandler):
         shown = found.content if is_plain else masked(found.content)
         text = json.dumps(shown, ensure_ascii=False, indent=2, default=str)
         form = found.form if is_plain else None
-        self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain, form=form)
+        attempts = found.attempts
+        self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain, form=form, attempts=attempts)
 
 
 class EditAction(LettersHandler):

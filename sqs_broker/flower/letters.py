@@ -8,7 +8,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from sqs_broker.tools.commands.dlq import readable
 from sqs_broker.tools.commands.redrive import GONE, WHICH_QUEUE
 from sqs_broker.tools.dead_letters import Counts, DeadLetterMessage, Reader, count_messages
 from sqs_broker.tools.edit import EditError, changed_to, form_of, kept
+from sqs_broker.tools.failed_attempts import Attempts, attempts_of
 from sqs_broker.tools.ledger import Ledger, ledger_of
 from sqs_broker.tools.redrive import DELETE_TRIES, HELD, OUT_OF_TIME, Redrive
 
@@ -126,6 +127,8 @@ class Letter:
     content: dict[str, Any]
     form: str | None
     """Its body, as a person edits it; None if it cannot be edited."""
+    attempts: Attempts
+    """Its failed attempts, which have no personal data."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,9 @@ class Letters:
         Raises ClickException if SQS refuses the read.
         """
         with self._found(sqs_id) as found:
-            return None if found is None else _letter_of(found.message)
+            message = None if found is None else found.message
+        # Not while the dead letter is hidden: the control database may take seconds.
+        return None if message is None else _letter_of(message, self._options)
 
     def edit(
         self, sqs_id: str, text: str, by: str, tasks: Mapping[str, Any], kept_in: Path | None
@@ -377,14 +382,14 @@ def _is_chosen(sqs_id: str, wanted: set[str] | None, snapshot: Snapshot | None) 
     return snapshot is not None and sqs_id in snapshot.rows
 
 
-def _letter_of(message: DeadLetterMessage) -> Letter:
+def _letter_of(message: DeadLetterMessage, options: Options) -> Letter:
     attributes = {
         name: {key: value for key, value in attribute.items() if key != "BinaryValue"}
         for name, attribute in restored(message.delivery.attributes).items()
     }
     body = message.delivery.body
     content = {"id": message.id, "attributes": attributes, "body": readable(body)}
-    try:
-        return Letter(content, form_of(body))
-    except EditError:
-        return Letter(content, None)
+    form: str | None = None
+    with suppress(EditError):
+        form = form_of(body)
+    return Letter(content, form, attempts_of(options, message))

@@ -1,12 +1,17 @@
 """Flower's page "Dead letters" in a real browser, and requests that it must refuse."""
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from sqs_broker.control.store import Store
+from sqs_broker.options import ControlOptions
+from sqs_broker.rules import attempts
 from tests.acceptance.browser import SHOWN, browsing
 from tests.acceptance.flower_process import LOGIN, Flower, flowering, login, status_of, with_token
 from tests.acceptance.worker import Place
@@ -151,6 +156,32 @@ def test_an_operator_edits_a_dead_letter(
     (entry,) = audit.find({"action": "edit"})
     assert (entry["by"], entry["changed"]) == ("Flower: kim", ["data.userInfo.nickname"])
     assert NICKNAME not in str(list(audit.find()))
+
+
+def test_show_lists_each_failed_attempt_although_the_rest_is_masked(
+    flower: Flower, page: Page, where: Place
+) -> None:
+    bury(where.queues, body("tried-0", nickname=NICKNAME), reason="it failed thrice")
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    uri, name = where.environment["MONGO_URI"], f"{where.database.name}_control"
+    store = Store(ControlOptions.read({"database_uri": uri, "database": name}))
+    for number, error in enumerate(("AutoReconnect", "Timeout"), 1):
+        runs = (attempts.Run(number, at.replace(minute=number), error),)
+        record = attempts.Record(frozenset({number}), runs=runs, id="tried-0")
+        store.add_attempts({"sqs-1": record})
+    store.close()
+    next_second(where.queues)
+    page.goto(flower.url + PAGE)
+    page.locator("input[name=id]").fill("tried-0")
+    page.locator("#read").click()
+    is_over(page, "Read")
+    page.locator("#letter-table button", has_text="Show").click()
+    expect(page.locator("#letter")).not_to_contain_text(NICKNAME)
+    rows = page.locator("#attempts tbody tr")
+    expect(rows).to_have_count(3)
+    expect(rows.nth(0)).to_contain_text(re.compile(r"2026-01-02T03:01:05.*AutoReconnect\s*1"))
+    expect(rows.nth(1)).to_contain_text(re.compile(r"2026-01-02T03:02:05.*Timeout\s*2"))
+    expect(rows.nth(2)).to_contain_text("TransientError")
 
 
 @pytest.mark.parametrize("path", PATHS)

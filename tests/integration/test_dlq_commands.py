@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from sqs_broker.control.store import Store
+from sqs_broker.flower.letters import Letters
+from sqs_broker.options import Options
 from sqs_broker.rules import attempts, dead_letter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter
+from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.requests import date_in
 from tests.faults import proxy as faults
-from tests.integration.conftest import Run
+from tests.integration.conftest import Run, transport_options
 from tests.services import Queues, wait_until
 
 DENIED = faults.refusal("403 access denied", 403, "AccessDenied")
@@ -68,6 +71,17 @@ def test_show_says_that_the_attempts_are_not_known_without_mongodb(
     ran = run(queues, "dlq", "show", "m-1", control={"database_uri": "mongodb://127.0.0.1:1/"})
     assert (ran.exit_code, json.loads(ran.stdout)["attempts"]) == (0, None)
     assert "attempts are not known" in ran.stderr
+
+
+def test_flower_says_that_the_attempts_are_not_known_without_mongodb(queues: Queues) -> None:
+    bury(queues, body("m-1"))
+    away = {"database_uri": "mongodb://127.0.0.1:1/"}
+    options = Options.read(transport_options(queues) | {"control": away})
+    (letter,) = queues.dead_letters()
+    next_second(queues)
+    found = Letters(options, driver_for(options)).find(letter["MessageId"])
+    assert found is not None
+    assert (found.attempts.known, found.attempts.fault is None) == (None, False)
 
 
 def test_after_a_list_every_message_is_visible(either: Queues, run: Run) -> None:

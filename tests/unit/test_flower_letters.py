@@ -121,6 +121,15 @@ def test_a_redrive_of_all_moves_those_that_matched_and_no_later_ones(
     assert moved == Counter(f"Conflict-{n}" for n in range(30))
 
 
+def test_a_letter_has_its_last_failed_attempt_though_there_is_no_control_database(
+    letters: Letters,
+) -> None:
+    found = letters.find(read(letters)[0])
+    assert found is not None
+    (attempt,) = found.attempts.known or ()
+    assert (attempt.error, found.attempts.fault) == ("Conflict", None)
+
+
 def test_a_dry_run_changes_nothing(letters: Letters, fake: FakeSqs) -> None:
     read(letters)
     job = ended(letters, letters.redrive(None, "kim", is_dry=True))

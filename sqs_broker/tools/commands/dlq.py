@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from sqs_broker.options import Options
 from sqs_broker.rules.dead_letter import restored
 from sqs_broker.tools.commands import export, purge, redrive
 from sqs_broker.tools.commands.dead_letter_queues import (
@@ -18,8 +17,8 @@ from sqs_broker.tools.commands.dead_letter_queues import (
 )
 from sqs_broker.tools.commands.interruption import deferred
 from sqs_broker.tools.commands.output import print_json, print_note, print_table
-from sqs_broker.tools.control_store import QUICK, control_store, has_control
 from sqs_broker.tools.dead_letters import DeadLetterMessage
+from sqs_broker.tools.failed_attempts import attempts_of
 
 #: The default of `--limit`.
 LISTED = 100
@@ -88,8 +87,11 @@ def show(ctx: click.Context, id_: str, raw: bool) -> None:
             with queues.reading(queue, is_interrupted) as reader:
                 for message in matching(reader, Filter(ids=(id_,))):
                     found += 1
-                    attempts = {"attempts": _attempts(queues.options, message)}
-                    print_json(summary(message) | attempts | _contents(message, raw), indent=2)
+                    attempts = attempts_of(queues.options, message)
+                    if attempts.fault is not None:
+                        print_note(f"The attempts are not known: {attempts.fault}")
+                    facts = summary(message) | {"attempts": attempts.content()}
+                    print_json(facts | _contents(message, raw), indent=2)
     if not found:
         raise click.ClickException(f"No dead letter has the id {id_}.")
 
@@ -99,26 +101,6 @@ def summary(message: DeadLetterMessage) -> dict[str, Any]:
     shown = ("id", "task", "queue", "reason", "error", "deliveries", "at")
     facts = {name: getattr(message, name) for name in shown}
     return facts | {"sqs_message_id": message.delivery.message_id}
-
-
-def _attempts(options: Options, message: DeadLetterMessage) -> list[dict[str, Any]] | None:
-    """Each failed attempt of a message, oldest first; None if they are not known."""
-    last = {"at": message.at, "error": message.error, "deliveries": message.deliveries}
-    known = [last] if message.error else []
-    if not has_control(options):
-        return known
-    try:
-        with control_store(options, QUICK) as store:
-            found = store.histories(message.id)
-    except click.ClickException as exc:
-        print_note(f"The attempts are not known: {exc.message}")
-        return None
-    runs = sorted((run.at, run.error, run.delivery) for each in found.values() for run in each.runs)
-    before = [
-        {"at": at.isoformat(timespec="milliseconds"), "error": error, "deliveries": delivery}
-        for at, error, delivery in runs
-    ]
-    return [*before, *known]
 
 
 def _row(message: DeadLetterMessage) -> tuple[object, ...]:
