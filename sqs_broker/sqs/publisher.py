@@ -16,8 +16,10 @@ from kombu.utils.json import dumps, loads
 from sqs_broker.errors import EtaTooFar, InvalidArguments, MessageTooLarge, PublishError, label
 from sqs_broker.limits import LONGEST_DELAY, MOST_ATTRIBUTES
 from sqs_broker.rules.attributes import size
+from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import CLOCK_TOLERANCE, ETA_MAX, seconds_until_due
 from sqs_broker.rules.envelope import Wrong, a_name
+from sqs_broker.rules.refusal import why_refused
 from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.flight import CALLS, Flight
 from sqs_broker.sqs.queue import Queue
@@ -179,6 +181,17 @@ def check_arguments(message: Mapping[str, Any], schemas: Mapping[str, Callable[.
         raise InvalidArguments(
             f"{headers['task']}: the schema refuses the arguments ({label(exc)})."
         ) from exc
+
+
+def check_readable(message: Mapping[str, Any], canvas: Canvas) -> None:
+    """Raise PublishError for a task message that a worker with the same options would refuse. As
+    with the arguments, a message that a running task sends is not checked."""
+    headers = message["headers"]
+    is_of_celery = "task" in headers and "id" in headers
+    if not is_of_celery or headers.get("parent_id") or not isinstance(message["body"], str):
+        return
+    if (reason := why_refused(message, canvas)) is not None:
+        raise PublishError(f"No worker would run this message: {reason}.")
 
 
 def _refuse_id(headers: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.batching import Collected, collect, current
 from sqs_broker.sqs.deliveries import Deliveries
-from sqs_broker.sqs.publisher import Batch, check_arguments, message_for
+from sqs_broker.sqs.publisher import Batch, check_arguments, check_readable, message_for
 from sqs_broker.sqs.queue import Queue
 
 
@@ -133,6 +133,7 @@ class Channel(virtual.Channel):
         to = Queue(self._options.queue(queue).url, sender.driver)
         outgoing = message_for(message, limit, self._options.eta_max)
         id_ = str(message["headers"].get("id"))
+        check_readable(message, self._options.canvas)
         if self.batch:
             self.batch.add(to, outgoing, limit)
         elif not collect(Collected(sender, self._observers, queue, to, outgoing, id_, limit)):
