@@ -94,13 +94,19 @@ def writes(mongo_client: MongoClient) -> Counter[str]:
 
 
 def refuse_one_write(mongo_uri: str) -> None:
-    """Let MongoDB refuse the next write, without being away."""
+    """Let MongoDB refuse the next write of a user, without being away."""
     client: MongoClient = MongoClient(mongo_uri)
+    database = client.get_default_database().name
     client.admin.command(
         {
             "configureFailPoint": "failCommand",
             "mode": {"times": 1},
-            "data": {"errorCode": 8000, "failCommands": ["findAndModify", "insert", "update"]},
+            "data": {
+                "errorCode": 8000,
+                "failCommands": ["findAndModify", "insert", "update"],
+                # Not the next write of the control plane, which a worker begins at any time.
+                "namespace": f"{database}.users",
+            },
         }
     )
     client.close()
