@@ -13,6 +13,7 @@ import socket
 import stat
 import threading
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -140,6 +141,21 @@ class GatheringHandler(logging.StreamHandler[Any]):
         except Exception:
             # Broad on purpose: the caller must not fail because its line cannot be logged.
             self.handleError(record)
+
+    def add_lines(self, lines: Iterable[str]) -> None:
+        """Add lines that are no warnings and have their ends."""
+        self.acquire()
+        try:
+            room = max(ROOM - len(self._lines), 0)
+            encoded = [line.encode("utf-8", "backslashreplace") for line in lines]
+            self._lines.extend(encoded[:room])
+            self._dropped += len(encoded[room:])
+            if len(self._lines) >= MOST or not self._write_soon():
+                self.flush()
+                if self._lines:
+                    self._write_soon()
+        finally:
+            self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line silently: `logging` would print the arguments of the call."""

@@ -16,11 +16,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from math import isfinite, modf
+from time import time
 from typing import Any
 
 from celery import current_task
@@ -137,8 +139,12 @@ def _common(level: str, event: str, sentence: str, logger: str) -> str:
 
 
 def _time_of(record: logging.LogRecord) -> str:
+    return _time_at(record.created)
+
+
+def _time_at(seconds: float) -> str:
     """The time in UTC, in milliseconds, as `datetime.isoformat` shows it."""
-    fraction, second = modf(record.created)
+    fraction, second = modf(seconds)
     if (micros := round(fraction * 1_000_000)) == 1_000_000:
         micros, second = 0, second + 1
     return f"{_second(second)}.{micros // 1_000:03d}+00:00"
@@ -183,6 +189,50 @@ class WithoutRepeats(logging.Filter):
         return True
 
 
+class LinesHandler(GatheringHandler):
+    """Also takes many lines of the broker that differ only in their facts, without records
+    (sqs_broker/observers/lines.py)."""
+
+    def can_take_lines(self) -> bool:
+        """Whether nobody has given it another formatter, or a filter of their own."""
+        known = (OthersFromInfo, WithoutRepeats)
+        return type(self.formatter) is JsonLines and all(type(f) in known for f in self.filters)
+
+    def take_lines(
+        self, logger: str, level: int, sentence: str, lines: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write a line for each of these facts. Never raises."""
+        with suppress(Exception):
+            # Broad on purpose, as in `emit`: who logs must not fail.
+            now, name = _time_at(time()), logging.getLevelName(level)
+            self.add_lines(_line(now, name, sentence, logger, facts) for facts in lines)
+
+
+def _line(time: str, level: str, sentence: str, logger: str, facts: Mapping[str, Any]) -> str:
+    common = _common(level, facts["event"], sentence, logger)
+    return f'{{"time": "{time}", {common}{_as_json(facts)}}}\n'
+
+
+def _as_json(facts: Mapping[str, Any]) -> str:
+    """The fields of these facts, in the order of FIELDS, each after a comma."""
+    parts = []
+    for name in _in_order(tuple(facts)):
+        value = facts[name]
+        kind = type(value)
+        if kind is str:
+            parts.append(f', "{name}": {encode_basestring_ascii(value)}')
+        elif kind is int or (kind is float and isfinite(value)):
+            parts.append(f', "{name}": {value!r}')
+        elif value is not None:
+            parts.append(f', "{name}": {_ENCODER.encode(value)}')
+    return "".join(parts)
+
+
+@lru_cache(maxsize=64)
+def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in FIELDS_AFTER_EVENT if name in names)
+
+
 def use_json_lines() -> None:
     """Make workers and beat log JSON lines, at LOG_LEVEL, from their start on: to stderr, or to
     their `--logfile`. What a worker's tasks print becomes such lines too."""
@@ -204,7 +254,7 @@ def set_up(loglevel: int | None = None, logfile: str | None = None, **_: Any) ->
     stream, fault = _stream(logfile)
     # Without `-l` Celery passes WARNING, so the lower of the two levels is used.
     level = min(loglevel or logging.WARNING, logging.getLevelName(get_settings().log_level))
-    _use(GatheringHandler(stream), level)
+    _use(LinesHandler(stream), level)
     # Billiard's logger does not propagate, so Python would print its errors unformatted.
     pool = get_multiprocessing_logger()
     pool.propagate = True

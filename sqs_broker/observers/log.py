@@ -5,11 +5,12 @@ Each delivery has a line when it is received (`message.received`) and a line whe
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 from typing import Any
 
-from sqs_broker.observers.observer import Observer
+from sqs_broker.observers.lines import write
+from sqs_broker.observers.observer import Together
 from sqs_broker.rules import outcomes
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import longest_delay
@@ -18,11 +19,14 @@ from sqs_broker.rules.outcomes import Happened, Outcome
 logger = logging.getLogger(__name__)
 
 
+#: The sentences of most lines.
+RECEIVED, DONE = "Message received.", "Message done."
+
 #: Most names of unknown tasks that have a line of their own.
 MOST_NAMES = 1_000
 
 
-class MessageLog(Observer):
+class MessageLog(Together):
     """The observer that writes the log. Every process has one."""
 
     def __init__(
@@ -32,22 +36,21 @@ class MessageLog(Observer):
         self._time_of_day = time_of_day
         self._unknown: set[str] = set()
 
+    def together(self, what: str, each: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+        """Log several received messages, or those that are done, at once."""
+        if what == "received":
+            write(logger, logging.INFO, RECEIVED, [_received(message) for (message,) in each])
+            return ()
+        if what == "ended" and all(type(outcome) is outcomes.Done for _, _, outcome in each):
+            now = self._clock()
+            done = [self._ended(message, outcome, now) for message, _, outcome in each]
+            write(logger, logging.INFO, DONE, done)
+            return ()
+        return each
+
     def received(self, message: Facts) -> None:
         """Log that a message was received."""
-        logger.info(
-            "Message received.",
-            extra={
-                "event": "message.received",
-                "task": message.task,
-                "message_id": message.id,
-                "source": str(message.source),
-                "queue": message.delivery.queue,
-                "deliveries": message.delivery.deliveries,
-                "attempt": message.delivery.attempt,
-                "trace_id": message.trace_id,
-                "request_id": message.request_id,
-            },
-        )
+        logger.info(RECEIVED, extra=_received(message))
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
         """Log the outcome, the ids and the times of a delivery. If this machine could not run
@@ -60,14 +63,10 @@ class MessageLog(Observer):
         if isinstance(outcome, outcomes.Retry) and outcome.delay > longest_delay(delivery, now):
             self._clamped(message, max(longest_delay(delivery, now), 0))
         is_retry = isinstance(outcome, outcomes.Postponed) and outcome.error is not None
-        facts: dict[str, Any] = {
-            "event": f"message.{'retry' if is_retry else outcome.name}",
-            **_ids(message),
-            "deliveries": delivery.deliveries,
-            "attempt": delivery.attempt,
-            **self._times(message, now),
-        }
-        level, text = logging.INFO, "Message done."
+        facts = self._ended(message, outcome, now)
+        if is_retry:
+            facts["event"] = "message.retry"
+        level, text = logging.INFO, DONE
         args: tuple[Any, ...] = ()
         match outcome:
             case outcomes.Retry(asked, error):
@@ -126,6 +125,16 @@ class MessageLog(Observer):
             },
         )
 
+    def _ended(self, message: Facts, outcome: Outcome, now: float) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "event": f"message.{outcome.name}",
+            **_ids(message),
+            "deliveries": message.delivery.deliveries,
+            "attempt": message.delivery.attempt,
+            **self._times(message, now),
+        }
+        return facts
+
     def _times(self, message: Facts, now: float) -> dict[str, float]:
         """How long the message was in the queue, then in the worker, then in its task."""
         delivery, started_at = message.delivery, message.started_at
@@ -160,6 +169,21 @@ class MessageLog(Observer):
             delay,
             extra=facts,
         )
+
+
+def _received(message: Facts) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "event": "message.received",
+        "task": message.task,
+        "message_id": message.id,
+        "source": str(message.source),
+        "queue": message.delivery.queue,
+        "deliveries": message.delivery.deliveries,
+        "attempt": message.delivery.attempt,
+        "trace_id": message.trace_id,
+        "request_id": message.request_id,
+    }
+    return facts
 
 
 def _not_taken(message: Facts, error: str) -> None:

@@ -61,6 +61,16 @@ class Observer:
         else is called, and may take seconds."""
 
 
+class Together(Observer):
+    """An observer that can hear of several messages at once. Only for this broker's own: it must
+    not fail."""
+
+    def together(self, what: str, each: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+        """Hear of these steps, which are calls of the method `what`. Return those that are left,
+        and that the method is called for."""
+        return each
+
+
 #: The methods of the base class, which do nothing, by their names.
 _NOTHING = {name: method for name, method in vars(Observer).items() if not name.startswith("_")}
 
@@ -112,8 +122,36 @@ class Observers(Observer):
     def redriven(self, messages: Sequence[Facts], began_at: datetime) -> None:
         self._tell("redriven", messages, began_at)
 
+    def received_all(self, messages: Sequence[Facts]) -> None:
+        """Messages were received: see `received`."""
+        self._tell_all("received", [(message,) for message in messages])
+
+    def started_all(self, messages: Sequence[Facts]) -> None:
+        """The messages of a job started: see `started`."""
+        self._tell_all("started", [(message,) for message in messages])
+
+    def ended_all(self, ended: Sequence[tuple[Facts, Happened, Outcome]]) -> None:
+        """Deliveries ended: see `ended`."""
+        self._tell_all("ended", ended)
+
     def _tell(self, what: str, *facts: Any) -> None:
+        self._tell_all(what, [facts])
+
+    def _tell_all(self, what: str, each: Sequence[tuple[Any, ...]]) -> None:
         for observer, method in self._methods.get(what, ()):
+            left = each
+            if isinstance(observer, Together) and len(each) > 1:
+                left = observer.together(what, each)
+            self._tell_one(observer, method, what, left)
+
+    def _tell_one(
+        self,
+        observer: Observer,
+        method: Callable[..., None],
+        what: str,
+        each: Sequence[tuple[Any, ...]],
+    ) -> None:
+        for facts in each:
             try:
                 method(*facts)
             except (Exception, SystemExit) as exc:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.machine.textless import textless
-from sqs_broker.observers.observer import Observer
+from sqs_broker.observers.observer import Observer, Observers
 from sqs_broker.options import Options
 from sqs_broker.rules import admission, outcomes
 from sqs_broker.rules.attempts import AttemptStore
@@ -46,6 +46,10 @@ POOL_HANGS = "each process of the pool runs a task past its hard time limit"
 
 #: The reasons of pauses that begin here, and not with a call of `pause`.
 OWN_PAUSES = frozenset({LOOP_HANGS, POOL_HANGS})
+
+
+#: The end of a delivery: what happened, and the outcome.
+End = tuple[Lease, Facts, Happened, Outcome]
 
 
 class Taken(Protocol):
@@ -81,7 +85,7 @@ class Deliveries:
         self._options = options
         self._message_of = message_of
         self._silence = silence
-        self._observers = observers
+        self._observers = observers if isinstance(observers, Observers) else Observers([observers])
         self._clock = clock
         self._attempts = attempts
         self._in_flight = InFlight(options.most_in_flight, clock)
@@ -136,6 +140,11 @@ class Deliveries:
     def pool_has_processes(self) -> bool:
         """Whether the pool hands a task to another process."""
         return self._pool_has_processes
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether deliveries have spans."""
+        return self._options.tracing is not None
 
     @property
     def is_empty(self) -> bool:
@@ -267,10 +276,13 @@ class Deliveries:
     ) -> list[Lease | None]:
         """Note that a job runs now: see `started`."""
         leases = self._leases.started_many(tags, time_limit, job)
-        for lease in leases:
-            if lease is not None:
-                headers = self._headers_of(lease)
-                self._observers.started(facts_of(lease.delivery, headers, lease.started_at))
+        self._observers.started_all(
+            [
+                facts_of(lease.delivery, self._headers_of(lease), lease.started_at)
+                for lease in leases
+                if lease is not None
+            ]
+        )
         return leases
 
     def run_ended(self, tag: str) -> None:
@@ -284,6 +296,14 @@ class Deliveries:
             if self._options.tracing is not None:
                 self._options.tracing.delivered(facts_of(lease.delivery, headers), headers)
             self._observers.received(facts_of(lease.delivery, headers))
+
+    def admitted_many(self, messages: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Note that tasks of this worker will run these messages: see `admitted`. Not for a worker
+        that traces them."""
+        found = [(self._leases.get(tag), headers) for tag, headers in messages]
+        self._observers.received_all(
+            [facts_of(lease.delivery, headers) for lease, headers in found if lease is not None]
+        )
 
     def may_share(self, tag: str) -> bool:
         """Whether a message may run together with others."""
@@ -325,21 +345,17 @@ class Deliveries:
     def end_messages(self, tags: Sequence[str]) -> None:
         """End the deliveries of messages that the worker has accepted, and that succeeded, all at
         once. Their results are noted on the messages."""
-        if self._engine is None:
-            return
         messages = [self._message_of(tag) for tag in tags]
-        ended: list[tuple[Lease, Facts, Outcome]] = []
+        ended: list[End] = []
         try:
             for lease, message in zip(self._leases.take_many(tags), messages, strict=True):
                 if lease is None or message is None:
                     continue
                 happened = message.happened or outcomes.Succeeded()
-                if (
-                    end := self._ended(lease, happened, message.headers, message.policy)
-                ) is not None:
+                if end := self._end_of(lease, happened, message.headers, message.policy):
                     ended.append(end)
         finally:
-            self._engine.settle_all(ended)
+            self._settle(ended)
 
     def end_unstarted(
         self,
@@ -361,19 +377,17 @@ class Deliveries:
         headers: dict[str, Any] | None = None,
         policy: Policy | None = None,
     ) -> None:
-        if self._engine is None:
-            return
-        if (ended := self._ended(lease, happened, headers, policy)) is not None:
-            self._engine.settle_all([ended])
+        if end := self._end_of(lease, happened, headers, policy):
+            self._settle([end])
 
-    def _ended(
+    def _end_of(
         self,
         lease: Lease,
         happened: Happened,
         headers: dict[str, Any] | None,
         policy: Policy | None,
-    ) -> tuple[Lease, Facts, Outcome] | None:
-        """The outcome of a delivery, for the settler; None if its lease is over."""
+    ) -> End | None:
+        """How a delivery ends; None if its lease is over."""
         message = facts_of(lease.delivery, headers, lease.started_at)
         if lease.expires_at <= self._clock():
             self._observers.lost(message, OVER)
@@ -384,8 +398,13 @@ class Deliveries:
             policy or self._options.policy,
             is_crowded=self._is_crowded(lease.delivery),
         )
-        self._observers.ended(message, happened, outcome)
-        return lease, message, outcome
+        return lease, message, happened, outcome
+
+    def _settle(self, ended: Sequence[End]) -> None:
+        if self._engine is None:
+            return
+        self._observers.ended_all([end[1:] for end in ended])
+        self._engine.settle_all([(lease, message, outcome) for lease, message, _, outcome in ended])
 
     def _is_crowded(self, delivery: Delivery) -> bool:
         """Whether retries should wait as copies. A copy that cannot carry the number of attempts

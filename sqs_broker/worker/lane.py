@@ -62,10 +62,10 @@ class Lane:
             plain = self._read(channel, queue, content)
             if plain is None:
                 left.append((queue, content))
-            elif self._accept(plain):
+            else:
                 taken[plain.name].append(plain)
         for name, plains in taken.items():
-            self._batches.take_plain(name, plains)
+            self._batches.take_plain(name, self._accept(plains))
         return left
 
     def _read(self, channel: Any, queue: str, content: Any) -> Plain | None:
@@ -93,17 +93,25 @@ class Lane:
             return None
         return None
 
-    def _accept(self, plain: Plain) -> bool:
-        plain.channel.plain[plain.tag] = plain
-        try:
-            plain.channel.deliveries.admitted(plain.tag, plain.headers)
-            self._announce(plain)
-            state.task_reserved(plain)
-        except Exception as exc:
-            # Broad on purpose: an exception here ends the worker, and would end the next one.
-            self._consumer.end(plain.full().message, untaken(exc), exc)
-            return False
-        return True
+    def _accept(self, plains: Sequence[Plain]) -> list[Plain]:
+        """Tell everybody of these messages. Returns those that go on."""
+        deliveries, accepted = plains[0].channel.deliveries, []
+        for plain in plains:
+            plain.channel.plain[plain.tag] = plain
+        if not deliveries.is_traced:
+            deliveries.admitted_many([(plain.tag, plain.headers) for plain in plains])
+        for plain in plains:
+            try:
+                if deliveries.is_traced:
+                    deliveries.admitted(plain.tag, plain.headers)
+                self._announce(plain)
+            except Exception as exc:
+                # Broad on purpose: an exception here ends the worker, and would end the next one.
+                self._consumer.end(plain.full().message, untaken(exc), exc)
+            else:
+                state.task_reserved(plain)
+                accepted.append(plain)
+        return accepted
 
     def _announce(self, plain: Plain) -> None:
         eventer, kind = self._consumer.event_dispatcher, plain.kind

@@ -266,6 +266,16 @@ def test_no_line_loses_a_field_on_its_way_to_the_log() -> None:
         assert line.fields <= {*FIELDS, "stack"}, name
 
 
+def test_the_line_of_a_received_message_has_the_fields_of_its_row(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    MessageLog().received(facts_of(make_delivery(), HEADERS))
+    (record,) = caplog.records
+    given = {name for name in FIELDS if name in vars(record)} - {"event"}
+    assert given == rows()["message.received"].fields
+
+
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: outcome.name)
 def test_the_line_at_the_end_of_a_message_is_as_the_page_has_it(
     outcome: Outcome, make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture

@@ -119,3 +119,26 @@ def test_a_message_that_could_not_be_read_is_known_by_the_id_of_sqs(
 ) -> None:
     facts = facts_of(make_delivery(message_id="sqs-7"), None)
     assert (facts.id, facts.task, facts.source) == ("sqs-7", None, None)
+
+
+def test_steps_of_several_messages_are_heard_one_by_one(make_delivery: MakeDelivery) -> None:
+    one = Noting()
+    observers = Observers([Broken(), one])
+    messages = [facts_of(make_delivery(), None) for _ in range(2)]
+    observers.received_all(messages)
+    observers.started_all(messages)
+    observers.ended_all([(message, Succeeded(), Done()) for message in messages])
+    assert one.heard == ["received"] * 2 + ["started"] * 2 + ["ended done"] * 2
+
+
+def test_an_observer_that_fails_for_one_message_hears_of_the_next(
+    make_delivery: MakeDelivery,
+) -> None:
+    class Fragile(Noting):
+        def started(self, message: Facts) -> None:
+            super().started(message)
+            raise ValueError(MARKER)
+
+    fragile = Fragile()
+    Observers([fragile]).started_all([facts_of(make_delivery(), None) for _ in range(2)])
+    assert fragile.heard == ["started"] * 2

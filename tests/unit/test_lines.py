@@ -1,0 +1,136 @@
+"""Lines that are written together are the same as if each had a record of its own."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.logs import FIELDS_AFTER_EVENT, JsonLines, LinesHandler, OthersFromInfo, WithoutRepeats
+from sqs_broker.observers.lines import write
+
+NAME = "sqs_broker.observers.log"
+
+values = (
+    st.none() | st.text(max_size=20) | st.integers() | st.floats() | st.booleans()
+    | st.lists(st.text(max_size=3), max_size=2)
+)  # fmt: skip
+facts = st.dictionaries(st.sampled_from(FIELDS_AFTER_EVENT), values, max_size=8).map(
+    lambda some: {"event": "message.done", **some}
+)
+
+
+class Log:
+    """A logger with our handler, which writes to memory."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+        self.handler = LinesHandler(self.stream)
+        self.handler.setFormatter(JsonLines())
+        self.handler.addFilter(OthersFromInfo())
+        self.handler.addFilter(WithoutRepeats())
+        self.logger = logging.getLogger(NAME)
+
+    def lines(self) -> list[str]:
+        """What was written since the last call. No line has its time."""
+        self.handler.flush()
+        text = self.stream.getvalue()
+        self.stream.seek(0)
+        self.stream.truncate()
+        return [line.partition(", ")[2] for line in text.splitlines()]
+
+
+class Records(logging.Handler):
+    """A handler of a project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.got.append(record)
+
+
+@pytest.fixture(scope="module")
+def log() -> Iterator[Log]:
+    made = Log()
+    logger = made.logger
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers, logger.propagate = [made.handler], False
+    logger.setLevel(logging.INFO)
+    yield made
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+    made.handler.close()
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=150)
+@given(some=st.lists(facts, min_size=1, max_size=4))
+def test_lines_that_are_written_together_are_those_of_records(
+    log: Log, some: list[dict[str, object]]
+) -> None:
+    write(log.logger, logging.INFO, "A sentence.", some)
+    together = log.lines()
+    for each in some:
+        log.logger.info("A sentence.", extra=each)
+    assert together == log.lines()
+
+
+def test_a_line_says_when_it_was_written(log: Log) -> None:
+    write(log.logger, logging.INFO, "A sentence.", [{"event": "message.done"}])
+    log.handler.flush()
+    line = json.loads(log.stream.getvalue())
+    log.lines()
+    assert list(line) == ["time", "level", "event", "message", "logger"]
+    assert line["time"].startswith("20")
+    assert line["time"].endswith("+00:00")
+
+
+def test_a_handler_of_a_project_gets_a_record_for_each(log: Log) -> None:
+    theirs = Records()
+    log.logger.addHandler(theirs)
+    try:
+        write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}, {"event": "b"}])
+    finally:
+        log.logger.removeHandler(theirs)
+    assert [vars(record)["event"] for record in theirs.got] == ["a", "b"]
+    assert len(log.lines()) == 2
+
+
+def test_a_filter_of_a_project_sees_a_record_for_each(log: Log) -> None:
+    def drop(record: logging.LogRecord) -> bool:
+        return vars(record)["event"] != "a"
+
+    log.handler.addFilter(drop)
+    try:
+        write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}, {"event": "b"}])
+    finally:
+        log.handler.removeFilter(drop)
+    assert len(log.lines()) == 1
+
+
+def test_a_record_factory_makes_each_record(log: Log) -> None:
+    made: list[object] = []
+
+    def factory(*args: object, **more: object) -> logging.LogRecord:
+        made.append(args)
+        return logging.LogRecord(*args, **more)  # type: ignore[arg-type]  # as it was called
+
+    logging.setLogRecordFactory(factory)
+    try:
+        write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}, {"event": "b"}])
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+    assert len(made) == 2
+    assert len(log.lines()) == 2
+
+
+def test_a_level_that_is_off_writes_nothing(log: Log) -> None:
+    write(log.logger, logging.DEBUG, "A sentence.", [{"event": "a"}])
+    log.handler.setLevel(logging.ERROR)
+    write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}])
+    log.handler.setLevel(logging.NOTSET)
+    assert log.lines() == []
