@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from app.api.deadlines import Deadlines
+from app.api.headers import header
 from app.api.problems import Kind, Problem, too_large
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -32,14 +33,13 @@ LINES_SECONDS = 300.0
 def check_media_type(request: Request, *accepted: str) -> str:
     """The media type of the body, which must be one of these, in UTF-8 and not compressed. Raises
     Problem."""
-    headers = request.headers
-    given, *parameters = headers.get("content-type", "").lower().split(";")
+    given, *parameters = (header(request, b"content-type") or "").lower().split(";")
     kind = given.strip()
     charsets = [p.strip().removeprefix("charset=").strip('"') for p in parameters if "charset" in p]
     if (
         kind not in accepted
         or any(charset not in ("utf-8", "utf8") for charset in charsets)
-        or headers.get("content-encoding", "identity").lower() != "identity"
+        or (header(request, b"content-encoding") or "identity").lower() != "identity"
     ):
         listed = " or ".join(accepted)
         raise Problem(Kind.MEDIA_TYPE, f"Send {listed}, in UTF-8 and without a Content-Encoding.")
@@ -59,12 +59,16 @@ class Bodies:
         """The body, at most MOST_BODY bytes."""
         _check_length(request, MOST_BODY)
         body, more = bytearray(), True
-        with _in_time(self._parts):
-            while more:
-                part, more = await _next(request)
-                body += part
-                if len(body) > MOST_BODY:
-                    raise _over(MOST_BODY)
+        try:
+            # Not `_in_time`: a generator for each request takes as long as the body.
+            with self._parts.limit():
+                while more:
+                    part, more = await _next(request)
+                    body += part
+                    if len(body) > MOST_BODY:
+                        raise _over(MOST_BODY)
+        except TimeoutError:
+            raise _too_slow() from None
         return bytes(body)
 
     def all_lines(self) -> AbstractContextManager[None]:
@@ -119,14 +123,18 @@ def _in_time(deadlines: Deadlines) -> Iterator[None]:
         with deadlines.limit():
             yield
     except TimeoutError:
-        raise Problem(
-            Kind.TIMEOUT, "The body did not arrive in time.", headers={"Connection": "close"}
-        ) from None
+        raise _too_slow() from None
+
+
+def _too_slow() -> Problem:
+    return Problem(
+        Kind.TIMEOUT, "The body did not arrive in time.", headers={"Connection": "close"}
+    )
 
 
 def _check_length(request: Request, most: int) -> None:
     # The server refuses a request whose Content-Length is no number.
-    if int(request.headers.get("content-length", "0")) > most:
+    if int(header(request, b"content-length") or "0") > most:
         raise _over(most)
 
 

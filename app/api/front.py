@@ -9,6 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deadlines import Deadlines
+from app.api.headers import keep
 from app.api.problems import MEDIA_TYPE, Kind, Problem, content_of
 from sqs_broker.rules.randomness import RANDOM
 from sqs_broker.rules.trace_context import request_id_of, trace_id_of
@@ -65,7 +66,7 @@ class _Exchange:
         self.status: int | None = None
         self._send = send
         self._is_closing = is_closing
-        given = dict(scope["headers"])
+        given = keep(scope)
         traceparent = given.get(b"traceparent", b"").decode("latin-1")
         trace_id = trace_id_of(traceparent)
         id_ = request_id_of(given.get(b"x-request-id", b"").decode("latin-1"))
@@ -73,7 +74,7 @@ class _Exchange:
         self._headers = [(b"x-request-id", id_.encode()), (b"cache-control", b"no-store")]
         if trace_id:
             self._headers.append((b"traceparent", traceparent.encode()))
-        self.facts: dict[str, Any] = scope.setdefault("state", {})
+        self.facts: dict[str, Any] = scope["state"]
         self._is_closed: Callable[[], bool] = self.facts.get(IS_CLOSED, lambda: False)
         self.facts["request_id"] = id_
         self.facts["traceparent"] = traceparent if trace_id else None

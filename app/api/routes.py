@@ -112,6 +112,24 @@ class Parts(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class Accepted(Response):
+    """The answer to one registration. Its headers are complete: Starlette would look through those
+    of each answer for what is missing."""
+
+    media_type = bodies.JSON
+
+    def __init__(self, id_: str) -> None:
+        path = f"/registrations/{id_}"
+        self.status_code, self.background = 202, None
+        body = f'{{"id":"{id_}","state":"pending","links":{{"self":"{path}"}}}}'
+        self.body = body.encode()
+        self.raw_headers = [
+            (b"location", path.encode()),
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", b"application/json"),
+        ]
+
+
 class Routes:
     """The functions of the routes."""
 
@@ -135,10 +153,7 @@ class Routes:
         with self._service.sending(request, REGISTRATION):
             mark, message = self._registration(request, client, key, content, registration)
             await self._service.gatherers[REGISTRATION].send(message, mark)
-        id_ = mark.id
-        path = f"/registrations/{id_}"
-        body = f'{{"id":"{id_}","state":"pending","links":{{"self":"{path}"}}}}'
-        return Response(body, 202, {"Location": path}, media_type="application/json")
+        return Accepted(mark.id)
 
     async def register_many(self, request: Request) -> Response:
         """POST /registrations/batch"""

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from app.api.gatherer import Gatherer, Mark
+from app.api.headers import header
 from app.api.keys import Client, Keys, Rates, Scope
 from app.api.outcome_store import OutcomeStore
 from app.api.problems import Fault, Kind, Problem, invalid, too_large
@@ -95,7 +96,7 @@ class Service:
     def admit(self, request: Request, *scopes: Scope, items: int = 1) -> Client:
         """The client of a request that needs one of these scopes, or any key. Counts its items.
         Raises Problem."""
-        given = request.headers.get("x-api-key")
+        given = header(request, b"x-api-key")
         client = self._keys.client(given.encode("latin-1") if given is not None else None)
         if client is None:
             raise Problem(
@@ -171,9 +172,9 @@ class Service:
 
 def idempotency_key(request: Request) -> str | None:
     """The header Idempotency-Key, quoted or bare; None without it. Raises Problem."""
-    given = request.headers.getlist("idempotency-key")
-    if not given:
+    if header(request, b"idempotency-key") is None:
         return None
+    given = request.headers.getlist("idempotency-key")
     text = given[0].strip()
     if quoted := _QUOTED.fullmatch(text):
         text = re.sub(r"\\(.)", r"\1", quoted[1])
