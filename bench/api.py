@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -67,16 +67,15 @@ def crowd(
     processes: int = 1,
 ) -> Requests:
     """Let so many clients register users for so long: each asks again at once, or all together
-    `rate` times a second. They are spread evenly over so many processes of the server. Raises
-    BenchError if none is accepted."""
-    with lab.stage(OURS, "register", delay_ms, workers=0) as stage, ExitStack() as stack:
-        servers = [stack.enter_context(serving(stage, way)) for _ in range(processes)]
-        load = Load(
-            [server.port for server in servers], PATH, _body(USER), clients, seconds, rate=rate
-        )
-        before = _cpu(servers)
-        answers = _ask(load)
-        after = _cpu(servers)
+    `rate` times a second. The API has so many processes. Raises BenchError if none is
+    accepted."""
+    with (
+        lab.stage(OURS, "register", delay_ms, workers=0) as stage,
+        serving(stage, way, processes) as server,
+    ):
+        before = server.cpu()
+        answers = _ask(Load(server.port, PATH, _body(USER), clients, seconds, rate=rate))
+        after = server.cpu()
         sent = len(stage.proxy.calls())
     if not answers.latencies:
         raise BenchError(f"{way}: no request was accepted: {dict(answers.statuses)}")
@@ -133,13 +132,6 @@ def batch(lab: Lab, items: int, delay_ms: float) -> BatchSent:
     return BatchSent(items, answer["accepted"], seconds, calls, progress.most_open)
 
 
-def _cpu(servers: Sequence[Server]) -> float | None:
-    """CPU seconds of all of them so far."""
-    found = [server.cpu() for server in servers]
-    known = [each for each in found if each is not None]
-    return sum(known) if len(known) == len(found) else None
-
-
 def _post(connection: http.client.HTTPConnection, path: str, body: str, kind: str) -> Any:
     connection.request("POST", path, body.encode(), {"Content-Type": kind})
     answer = connection.getresponse()
@@ -168,9 +160,9 @@ def _body(user: str) -> str:
 
 
 @contextmanager
-def serving(stage: Stage, way: str) -> Iterator[Server]:
+def serving(stage: Stage, way: str, processes: int = 1) -> Iterator[Server]:
     """The server of a way until the end of the block, with the queue and the database of a
-    stage."""
+    stage. `processes`: those of the API."""
     port = ports.preferred_or_any(None)
     command = [sys.executable, "-m", *PROGRAMS[way]]
     if way != API:
@@ -180,6 +172,7 @@ def serving(stage: Stage, way: str) -> Iterator[Server]:
         **OURS.environment(stage.place, stage.task),
         "API_ADDRESS": ports.HOST,
         "API_PORT": str(port),
+        "API_PROCESSES": str(processes),
         "PYTHONPATH": str(ROOT),
     }
     log = stage.lab.logs / f"api-{port}.log"

@@ -9,7 +9,6 @@ import os
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -26,8 +25,7 @@ USER = "{user}"
 class Load:
     """What to ask."""
 
-    ports: Sequence[int]
-    """Of the server's processes: the first client connects to the first one, and so on."""
+    port: int
     path: str
     body: str
     """JSON in ASCII, with USER in it."""
@@ -138,9 +136,7 @@ async def ask(load: Load) -> Answers:
         def client(offset: float = offset) -> _Client:
             return _Client(load, start, offset, answers)
 
-        _, made = await loop.create_connection(
-            client, ports.HOST, load.ports[number % len(load.ports)]
-        )
+        _, made = await loop.create_connection(client, ports.HOST, load.port)
         clients.append(made)
     await asyncio.gather(*(made.ended for made in clients))
     return answers

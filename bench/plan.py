@@ -70,6 +70,8 @@ class Plan:
     """Shares of what one process of the API carries, at which it is measured."""
     request_processes: Sequence[int] = ()
     """Numbers of processes of the API that share as many requests as there can be."""
+    request_clients: Sequence[int] = ()
+    """Smaller numbers of clients that each ask one process of the API again at once."""
     request_seconds: float = 5
     clients: int = 200
     batch: int = 10_000
@@ -117,6 +119,8 @@ FULL = Plan(
     requests=(*((way, None) for way in PROGRAMS), *((way, PACED) for way in PROGRAMS)),
     request_loads=(0.5, 0.8),
     request_processes=(2,),
+    # What each of two, three and four processes gets of 200 clients.
+    request_clients=(100, 67, 50),
 )
 
 QUICK = Plan(

@@ -244,12 +244,17 @@ class Requests:
     cpu_ms: float | None
     """CPU milliseconds of the server's processes for each request."""
     processes: int = 1
-    """Processes of the server. The clients are spread over them."""
+    """Processes of the server."""
 
     @property
     def per_second(self) -> float:
         """Requests that were accepted each second."""
         return self.accepted / self.seconds
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one process got as many requests as it could answer."""
+        return self.rate is None and self.processes == 1
 
 
 @dataclass(frozen=True)
@@ -332,11 +337,10 @@ class Results:
         return None
 
     def full(self, way: str) -> Requests | None:
-        """One process of a way of the API that got as many requests as it could answer."""
-        for each in self.requests:
-            if (each.way, each.rate, each.processes) == (way, None, 1):
-                return each
-        return None
+        """One process of a way of the API that got as many requests as it could answer, of most
+        clients."""
+        found = [each for each in self.requests if each.is_full and each.way == way]
+        return max(found, key=lambda each: each.clients, default=None)
 
     def ratio(self, row: Throughput, to: str) -> float | None:
         """How many times the rate of another consumer at the same work."""

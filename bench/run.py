@@ -214,6 +214,8 @@ class Run:
             self._crowd(way, rate)
         for processes in self.plan.request_processes:
             self._crowd(api.API, processes=processes)
+        for clients in self.plan.request_clients:
+            self._crowd(api.API, clients=clients)
         if full := self.results.full(api.API):
             for load in self.plan.request_loads:
                 self._crowd(api.API, round(load * full.per_second))
@@ -221,12 +223,17 @@ class Run:
             self._try("API", "API, a lone request", AROUND, self._lone)
             self._try("API", f"API, a batch of {self.plan.batch}", 2 * AROUND, self._batch)
 
-    def _crowd(self, way: str, rate: float | None = None, processes: int = 1) -> None:
+    def _crowd(
+        self,
+        way: str,
+        rate: float | None = None,
+        processes: int = 1,
+        clients: int | None = None,
+    ) -> None:
+        count, seconds = clients or self.plan.clients, self.plan.request_seconds
+
         def measure() -> str:
-            plan = self.plan
-            measured = api.crowd(
-                self.lab, way, plan.clients, DELAY_MS, plan.request_seconds, rate, processes
-            )
+            measured = api.crowd(self.lab, way, count, DELAY_MS, seconds, rate, processes)
             self.results.requests.append(measured)
             return (
                 f"{measured.per_second:.0f} requests/s, p99 {measured.p99:.0f} ms, "
@@ -236,8 +243,8 @@ class Run:
 
         more = f", {processes} processes" if processes > 1 else ""
         pace = f" at {rate:g}/s" if rate else ""
-        name = f"API, {way}{more}, {self.plan.clients} clients{pace}"
-        self._try("API", name, self.plan.request_seconds + AROUND, measure)
+        name = f"API, {way}{more}, {count} clients{pace}"
+        self._try("API", name, seconds + AROUND, measure)
 
     def _lone(self) -> str:
         self.results.lone = measured = api.lone(self.lab, DELAY_MS)

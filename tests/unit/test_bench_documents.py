@@ -345,6 +345,7 @@ def test_the_api_is_compared_with_its_own_figures_where_clients_ask_again_at_onc
     figures = {} if is_reached else {"p99": 41.0, "calls_a_request": 0.16, "cpu_ms": 0.71}
     run.requests = [
         requests_of(api.API, 2_000, processes=2),
+        requests_of(api.API, 700, clients=50, p99=99.0),
         requests_of(api.API, 1_000 if is_reached else 900, **figures),
         requests_of(api.SEND_MESSAGE, 200),
         requests_of(api.DELAY, 320),
