@@ -9,6 +9,7 @@
 #   make soak      one worker under a steady load for MINUTES=10; fails if memory grows or speed changes
 #   make chaos     workers under many faults, compared with stock Celery: 20 minutes; ARGS=--short: two
 #   make suites    integration tests of Celery and kombu on this broker: half an hour; needs redis-server
+#   make prometheus  alerts and dashboard in a real Prometheus, which it gets from Debian if it is missing
 #   make contract  acceptance tests on the real queue in the environment variables
 #   make lambda    dist/function-x86_64.zip and -arm64.zip, for AWS Lambda
 #   make deploy    deploy to AWS; STAGE=dev, and what docs/aws.md says; DRY_RUN=1 only shows the changes
@@ -31,6 +32,8 @@ BENCH_STAMP := $(VENV)/bench-installed
 TOOLS := .tools
 TOOLS_STAMP := $(TOOLS)/installed
 LOAD_STAMP := $(VENV)/load-installed
+# Where `make prometheus` unpacks Debian's package.
+PROMETHEUS := .local/prometheus
 MINUTES ?= 10
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -51,7 +54,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Tests and stacks share ports and cores, so the targets run one after the other.
 .NOTPARALLEL:
-.PHONY: help run demo test verify bench load soak chaos suites contract lambda deploy destroy lint types python services
+.PHONY: help run demo test verify bench load soak chaos suites prometheus contract lambda deploy destroy lint types python services
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -85,6 +88,14 @@ chaos: services $(STAMP)
 
 suites: services $(STAMP)
 	@exec $(BIN)/python -m tests.suites $(ARGS)
+
+# The other targets skip these tests if the machine has no Prometheus.
+prometheus: services $(STAMP)
+	@command -v prometheus >/dev/null || test -x $(PROMETHEUS)/usr/bin/prometheus || \
+	    { mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && apt-get download prometheus && \
+	    dpkg -x prometheus_*.deb .; }
+	PATH="$$PATH:$(CURDIR)/$(PROMETHEUS)/usr/bin" $(BIN)/python -m pytest \
+	    tests/unit/test_prometheus_files.py tests/acceptance/test_prometheus.py $(ARGS)
 
 contract: services $(STAMP)
 	$(BIN)/python -m pytest -m contract --contract --timeout=1200 tests/acceptance $(ARGS)

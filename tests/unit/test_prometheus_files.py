@@ -167,6 +167,33 @@ def test_no_two_panels_overlap_and_none_leaves_the_grid() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
+def test_grafana_knows_each_field_of_the_dashboard() -> None:
+    """Grafana makes this package of the types of its own JSON. It reads what it knows, and writes
+    that again."""
+    why = "grafana-foundation-sdk is not installed"
+    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins", reason=why)
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder", reason=why)
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason=why)
+    # Without them, the queries and options of a panel would not be looked at.
+    plugins.register_default_plugins()
+    given = grafana.dashboard()
+    read = models.Dashboard.from_json(json.loads(json.dumps(given)))
+    written = json.loads(encoder.JSONEncoder(sort_keys=True).encode(read))
+    assert list(_unread(given, written)) == []
+
+
+def _unread(given: Any, written: Any, path: str = "") -> Iterator[str]:
+    """The paths of what is given and not written. What is written beyond it are defaults."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            yield from _unread(value, (written or {}).get(key), f"{path}/{key}")
+    elif isinstance(given, list) and isinstance(written, list) and len(given) == len(written):
+        for place, (one, other) in enumerate(zip(given, written, strict=True)):
+            yield from _unread(one, other, f"{path}/{place}")
+    elif given != written:
+        yield path
+
+
 # What fires
 
 QUEUE = 'messaging_destination_name="jobs"'
