@@ -10,6 +10,7 @@ from app.errors import SettingsError
 from app.settings.fields import Region, Secret, Url, capitals
 from app.settings.function import is_function
 from sqs_broker.machine.address import is_loopback
+from sqs_broker.rules.policy import SPARE_DELIVERIES
 
 #: Seconds by which the default visibility timeout is longer than the hard time limit of a task:
 #: time to end the task and settle its message, and for small differences between clocks.
@@ -238,6 +239,7 @@ class Settings(BaseSettings):
         """Check the settings of a worker. Raises SettingsError with all missing variables."""
         _require_none([*self._missing_for_queue(), *self._missing_for_worker()])
         self._check_metrics()
+        self._check_attempts()
         for name, queue in self.sqs_queues.items():
             if queue.dead_letter_url is None:
                 raise SettingsError(f"SQS_QUEUES has no dead_letter_url for queue {name!r}.")
@@ -248,6 +250,7 @@ class Settings(BaseSettings):
         SettingsError with all missing variables."""
         missing = [*self._missing_for_queue(), *self._missing_for_worker()]
         _require_none(name for name in missing if name != "MONGO_URI")
+        self._check_attempts()
         return self
 
     def require_flower(self) -> Self:
@@ -278,6 +281,17 @@ class Settings(BaseSettings):
                 f"The worker would serve /metrics at {self.worker_metrics_address} without a "
                 "login. Set WORKER_METRICS_LOGIN=user:password, or "
                 "WORKER_METRICS_ADDRESS=127.0.0.1."
+            )
+
+    def _check_attempts(self) -> None:
+        # As the broker checks its options: here with the names of the variables.
+        most = self.sqs_max_receive_count - SPARE_DELIVERIES
+        if self.sqs_max_attempts > most:
+            raise SettingsError(
+                f"SQS_MAX_ATTEMPTS ({self.sqs_max_attempts}) must be at most {most}, which is "
+                f"SQS_MAX_RECEIVE_COUNT ({self.sqs_max_receive_count}) minus {SPARE_DELIVERIES}. "
+                "Otherwise SQS dead-letters messages before they have failed so often. Lower it, "
+                "or raise SQS_MAX_RECEIVE_COUNT and maxReceiveCount of the queue."
             )
 
     def _missing_for_queue(self) -> Iterable[str]:

@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from sqs_broker.errors import label
 from sqs_broker.machine import files
+from sqs_broker.machine.private_directory import private_directory
 from sqs_broker.options import Options
 from sqs_broker.rules.admission import Admitted, admit, arrive
 from sqs_broker.rules.decoding import Payload
@@ -124,14 +123,11 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 def _through_file(text: str, edit: Callable[[Path], None]) -> str:
     # An editor may write further files beside this one.
-    directory = Path(tempfile.mkdtemp(prefix="dead-letter-"))
-    try:
+    with private_directory("dead-letter-") as directory:
         path = directory / "body.json"
         files.replace(path, text, files.PRIVATE)
         edit(path)
         return _read(path)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _text(content: Any, indent: int | None = None) -> str:

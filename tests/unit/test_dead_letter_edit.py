@@ -1,7 +1,11 @@
 """`sqs dlq redrive --edit`: a private file, a check as a worker's, and no value in any record."""
 
 import base64
+import fcntl
 import json
+import os
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +96,48 @@ def test_the_file_is_private_and_gone_afterwards(
     assert new.changed == ("data.userInfo.nickname",)
     assert json.loads(new.message.delivery.body)["data"]["userInfo"]["nickname"] == "lee"
     assert not seen[0].parent.exists()
+
+
+def test_what_a_killed_edit_left_is_removed_by_the_next_one_and_nothing_else(
+    message: DeadLetterMessage,
+    options: Options,
+    tasks: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere, shared = tmp_path / "elsewhere", tmp_path / "tmp"
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    left, new, held = (shared / f"dead-letter-{name}" for name in ("left", "new", "held"))
+    for directory in (elsewhere, left, new, held):
+        directory.mkdir(parents=True)
+        (directory / "body.json").write_text("{}")
+    hour_ago = time.time() - 3_600
+    for directory in (elsewhere, left, held):
+        os.utime(directory, (hour_ago, hour_ago))
+    (shared / "dead-letter-link").symlink_to(elsewhere)
+    descriptor = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        edited(message, editor(renamed), options, tasks)
+    finally:
+        os.close(descriptor)
+    assert sorted(path.name for path in shared.iterdir()) == [
+        "dead-letter-held",
+        "dead-letter-link",
+        "dead-letter-new",
+    ]
+    assert (elsewhere / "body.json").exists()
+
+
+def test_a_directory_in_which_somebody_edits_is_not_removed(
+    message: DeadLetterMessage, options: Options, tasks: Any
+) -> None:
+    def edit(path: Path) -> None:
+        os.utime(path.parent, (0, 0))
+        edited(message, editor(renamed), options, tasks)
+        editor(renamed)(path)
+
+    assert edited(message, edit, options, tasks).changed
 
 
 def test_the_file_is_gone_if_the_editor_fails(

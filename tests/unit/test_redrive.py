@@ -474,6 +474,12 @@ def test_if_none_matches_it_does_not_ask(run: Commands, fake: FakeSqs, bury: Bur
     assert waiting(fake, "jobs") == []
 
 
+def test_of_an_empty_dead_letter_queue_it_does_not_ask(run: Commands) -> None:
+    ran = run("redrive")
+    assert (ran.exit_code, ran.stdout) == (0, "")
+    assert ran.stderr == "There was nothing to redrive.\n"
+
+
 def test_the_question_counts_those_of_the_queue_that_is_named(run: Commands, bury: Bury) -> None:
     bury("m-1", "m-2", note={"reason": "r", "source_queue": "jobs"})
     bury("m-3", note={"reason": "r", "source_queue": "mail"})

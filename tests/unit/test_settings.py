@@ -1,6 +1,7 @@
 """Settings: what is missing or impossible is named, with the way out and never with its value."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,20 @@ def test_a_worker_serves_its_metrics_to_this_machine_or_behind_a_login(
 
 
 # What is impossible
+
+
+@pytest.mark.parametrize("require", [Settings.require_worker, Settings.require_function])
+def test_more_attempts_than_sqs_delivers_are_told_by_the_variables(
+    monkeypatch: pytest.MonkeyPatch, require: Callable[[Settings], Settings]
+) -> None:
+    most = settings_of(monkeypatch, **WORKER, SQS_MAX_ATTEMPTS="7")
+    assert require(most) is most
+    get_settings.cache_clear()
+    more = settings_of(monkeypatch, **WORKER, SQS_MAX_ATTEMPTS="9")
+    with pytest.raises(SettingsError) as raised:
+        require(more)
+    assert "SQS_MAX_ATTEMPTS (9) must be at most 7" in str(raised.value)
+    assert "SQS_MAX_RECEIVE_COUNT (10)" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def _is_confirmed(
         if not matched or is_interrupted():
             return False
         about, which = matched, f"{{}} of about {about} dead letters"
+    if not about:
+        return False
     most = "" if limit is None or limit >= about else f"up to {limit} of "
     click.confirm(f"Redrive {most}{which.format(about)}?", err=True, abort=True)
     return True
