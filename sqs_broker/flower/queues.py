@@ -65,10 +65,9 @@ class Queues:
             replace(row, oldest=ages.get(row.queue)) for row in count(self._driver, self.options)
         ]
         try:
-            pauses = pauses_of(self.options)
+            paused = pauses_of(self.options)
         except click.ClickException as exc:
             return Look(rows, exc.message)
-        paused = {queue: pause.text for queue, pause in pauses.items()}
         return Look([replace(row, paused=paused.get(row.queue)) for row in rows])
 
     def _change(self, change: Callable[[Options], Iterator[str]]) -> Said:

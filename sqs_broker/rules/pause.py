@@ -53,6 +53,16 @@ class Pause:
         ends = f"until {self.until:%Y-%m-%d %H:%M:%S} UTC" if self.until else "until it is resumed"
         return f"{self.reason} ({self.by}, {ends})"
 
+    def shown(self, now: datetime) -> str | None:
+        """What an operator reads about it; None if it is over. A mapping has no end of its own: it
+        stays disabled until somebody resumes the queue."""
+        if self.lasts(now):
+            return self.text
+        if self.mappings and self.until is not None:
+            over = f"over since {self.until:%Y-%m-%d %H:%M:%S} UTC"
+            return f"{self.reason} ({self.by}, {over}, but functions wait until it is resumed)"
+        return None
+
 
 def pause_text(queue: str, why: str) -> str:
     """What observers are told while a queue is paused."""

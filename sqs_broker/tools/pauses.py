@@ -44,6 +44,8 @@ def pause_queue(
         yield from switch_mappings(options, queue, found.enabled, enabled=False)
         if found.enabled:
             yield from tell_alarms(options, queue, is_paused=True)
+            if begun.until is not None:
+                yield f"A mapping has no end of its own: then run `sqs resume {queue}`."
         Audit(store).note("pause", by, queue=queue, reason=begun.reason, until=begun.until)
 
 
@@ -81,8 +83,9 @@ def one_line(reason: str) -> str:
     return " ".join(reason.split())[:LONGEST_REASON]
 
 
-def pauses_of(options: Options, timeout: float = QUICK) -> Mapping[str, Pause]:
-    """The pauses that last now, by queue. Without a control database there are none.
+def pauses_of(options: Options, timeout: float = QUICK) -> Mapping[str, str]:
+    """What is shown of the pauses that last now, or that have left functions disabled, by queue.
+    Without a control database there are none.
 
     Raises ClickException if the control database cannot be read.
     """
@@ -92,7 +95,8 @@ def pauses_of(options: Options, timeout: float = QUICK) -> Mapping[str, Pause]:
         from sqs_broker.control.pauses import Pauses  # This needs pymongo.
 
         now = datetime.now(UTC)
-        return {pause.queue: pause for pause in Pauses(store).all() if pause.lasts(now)}
+        shown = {pause.queue: pause.shown(now) for pause in Pauses(store).all()}
+        return {queue: text for queue, text in shown.items() if text is not None}
 
 
 def check_pauses(options: Options) -> Iterator[Finding]:
@@ -108,7 +112,7 @@ def check_pauses(options: Options) -> Iterator[Finding]:
         check = Subject(name, "paused")
         if pause := pauses.get(name):
             yield check.warning(
-                f"no worker receives from it: {pause.text}",
+                f"it is paused: {pause}",
                 f"When the reason is gone: celery -A … sqs resume {name}",
             )
         else:

@@ -91,6 +91,18 @@ def test_doctor_warns_of_it_until_its_end(
     assert finding.level is Level.OK
 
 
+def test_a_pause_that_is_over_but_has_left_a_function_disabled_is_still_shown(
+    sqs: Sqs, queues: Queues, options: dict[str, Any], store: Store
+) -> None:
+    now = datetime.now(UTC)
+    Pauses(store).begin(Pause(queues.name, "deploy", "kim", now, now, ("u1",)))
+    ran = sqs("queues")
+    assert f"{queues.name} is paused: deploy (kim, over since" in ran.stdout
+    assert "functions wait until it is resumed" in ran.stdout
+    (finding,) = findings(queues, options)
+    assert finding.level is Level.WARNING
+
+
 def test_without_mongodb_the_pause_fails_and_the_counts_are_shown(sqs: Sqs, queues: Queues) -> None:
     away = {"database_uri": NOWHERE}
     ran = sqs("queues", control=away)

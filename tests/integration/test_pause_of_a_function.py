@@ -95,9 +95,10 @@ def told(cloud: Cloud, queue: str, metric: str) -> list[float]:
 def test_a_pause_and_its_end_switch_the_trigger_and_tell_the_alarms(
     sqs: Sqs, cloud: Cloud, queues: Queues, mapping: str
 ) -> None:
-    ran = sqs("pause", queues.name, "--reason", "deploy")
+    ran = sqs("pause", queues.name, "--reason", "deploy", "--for", "30m")
     assert ran.exit_code == 0, ran.output
     assert "its mapping is disabled" in ran.stderr
+    assert f"then run `sqs resume {queues.name}`" in ran.stderr
     assert state(cloud, mapping) == "Disabled"
     assert sum(told(cloud, queues.name, "FunctionPaused")) == 1
     assert told(cloud, queues.name, "Paused") == []

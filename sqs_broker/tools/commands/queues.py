@@ -1,7 +1,7 @@
 """`sqs queues`: how many messages each queue has, and the age of the oldest."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -129,9 +129,9 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
             print_note(row.fault)
 
 
-def _pauses(options: Options) -> dict[str, str]:
+def _pauses(options: Options) -> Mapping[str, str]:
     try:
-        return {queue: pause.text for queue, pause in pauses_of(options).items()}
+        return pauses_of(options)
     except click.ClickException as exc:
         print_note(f"It is not known which queues are paused: {exc.message}")
         return {}
