@@ -79,7 +79,11 @@ app = Registrations(
 )
 install(
     app,
-    commands=["app.commands.send:command", "app.commands.provision:command"],
+    commands=[
+        "app.commands.send:command",
+        "app.commands.provision:command",
+        "app.commands.health:command",
+    ],
     checks=["app.commands.doctor:check"],
     traces=["app.commands.trace:trace"],
 )

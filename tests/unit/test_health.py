@@ -239,4 +239,3 @@ def test_the_command_without_the_setting_names_it(celery_app: Celery) -> None:
     ran = run(celery_app)
     assert ran.exit_code == 1
     assert "health_file" in ran.stderr
-    assert "WORKER_HEALTH_FILE" in ran.stderr

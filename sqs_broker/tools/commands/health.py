@@ -21,8 +21,7 @@ def command(ctx: click.Context) -> None:
     path = options_of(ctx.obj.app).health_file
     if path is None:
         raise click.ClickException(
-            "The option health_file is not set. Set it for the worker and for this command. "
-            "An app may take it from a variable, such as WORKER_HEALTH_FILE."
+            "The option health_file is not set. Set it for the worker and for this command."
         )
     report = read(path)
     click.echo(printable(f"{'healthy' if report.healthy else 'not healthy'}: {report.text}"))
