@@ -46,8 +46,13 @@ NOT_FOUND = "not found (gone, or hidden by another reader)"
 #: What a masked value is shown as.
 HIDDEN = "(hidden)"
 
-#: The fields whose values are shown although the rest is masked: what the message is, not whose.
+#: The fields of an envelope whose values are shown although the rest is masked: what the message
+#: is, not whose. In its data the same names may be those of a person.
 PLAIN = frozenset({"id", "task", "action", "version"})
+
+#: The fields that have an envelope, or a part of one: the body, a notification's message, and the
+#: headers of Celery.
+ENVELOPES = frozenset({"body", "Message", "headers"})
 
 Row = Mapping[str, Any]
 
@@ -367,13 +372,24 @@ class Letters:
         return Reader(Queue(url, self._driver), self._options, expected=expected, more_time=HELD)
 
 
-def masked(value: Any, name: str = "") -> Any:
-    """The value with everything hidden that may be personal: names of fields are shown."""
+def masked(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A letter with everything hidden that may be personal: names of fields are shown."""
+    return {name: _masked_field(name, value) for name, value in content.items()}
+
+
+def _masked_field(name: str, value: Any) -> Any:
+    if name in ENVELOPES and isinstance(value, dict):
+        return masked(value)
+    is_plain = name in PLAIN and isinstance(value, str | int)
+    return value if is_plain else _hidden(value)
+
+
+def _hidden(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: masked(inner, str(key)) for key, inner in value.items()}
+        return {name: _hidden(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [masked(inner) for inner in value]
-    return value if name in PLAIN or value is None or isinstance(value, bool) else HIDDEN
+        return [_hidden(inner) for inner in value]
+    return value if value is None or isinstance(value, bool) else HIDDEN
 
 
 def _is_chosen(sqs_id: str, wanted: set[str] | None, snapshot: Snapshot | None) -> bool:

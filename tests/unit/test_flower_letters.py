@@ -269,3 +269,26 @@ def test_what_may_be_personal_is_masked() -> None:
         "id": "id-1",
         "body": {"action": "a", "data": {"n": HIDDEN, "l": [HIDDEN], "none": None}},
     }
+
+
+def test_only_the_envelope_says_what_a_message_is() -> None:
+    personal = {
+        "id": "kim@example.com",
+        "task": "t",
+        "action": "a",
+        "version": 1,
+        "body": {"id": 1},
+    }
+    hidden = dict.fromkeys(("id", "task", "action", "version"), HIDDEN) | {"body": {"id": HIDDEN}}
+    body = {"id": "id-1", "action": "registerUser", "data": personal}
+    assert masked({"body": body})["body"] == body | {"data": hidden}
+    assert masked({"body": {"Message": body}})["body"]["Message"] == body | {"data": hidden}
+
+    headers = {"id": "id-1", "task": "registerUser"}
+    celery = {"headers": headers, "body": [[personal], personal, {}]}
+    assert masked({"body": celery})["body"] == {"headers": headers, "body": [[hidden], hidden, {}]}
+    assert masked({"attributes": {"id": personal}})["attributes"] == {"id": hidden}
+    assert masked({"body": {"id": personal, "action": [personal]}})["body"] == {
+        "id": hidden,
+        "action": [hidden],
+    }
