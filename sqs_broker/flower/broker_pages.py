@@ -9,7 +9,7 @@ import click
 from flower.views.broker import BrokerView
 from tornado.web import HTTPError, authenticated, url
 
-from sqs_broker.flower.guarded import Guarded, refusal
+from sqs_broker.flower.guarded import Action, Guarded, refusal
 from sqs_broker.flower.queues import Queues, Said, queues_of
 from sqs_broker.options import Options
 from sqs_broker.rules.pause import LONGEST_REASON
@@ -59,8 +59,10 @@ class SqsBrokerView(BrokerPage, BrokerView):
             await BrokerView.get(self)
 
 
-class PauseAction(BrokerPage):
+class PauseAction(BrokerPage, Action):
     """Pauses a queue."""
+
+    page = "broker"
 
     @authenticated
     async def post(self) -> None:
@@ -76,8 +78,10 @@ class PauseAction(BrokerPage):
         )
 
 
-class ResumeAction(BrokerPage):
+class ResumeAction(BrokerPage, Action):
     """Ends the pause of a queue."""
+
+    page = "broker"
 
     @authenticated
     async def post(self) -> None:
@@ -106,7 +110,7 @@ def _lasts(page: BrokerPage) -> timedelta | None:
     try:
         return Duration().convert(given, None, None) if given else None
     except click.ClickException as exc:
-        raise refusal(400, exc.message) from exc
+        raise refusal(400, f"For: {exc.message}") from exc
 
 
 #: The pages that Flower does not have, in its form.

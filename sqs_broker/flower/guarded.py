@@ -7,7 +7,7 @@ it is refused, as Flower's API refuses it.
 from base64 import b64decode
 
 from flower.views import BaseHandler
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError, RequestHandler, authenticated
 
 
 class Guarded(BaseHandler):
@@ -53,6 +53,18 @@ class Guarded(BaseHandler):
         """Raise HTTPError in Flower's read-only mode."""
         if self.is_read_only:
             raise HTTPError(403, "Read only mode is enabled")
+
+
+class Action(Guarded):
+    """What the buttons of a page send their forms to."""
+
+    #: The name of the page.
+    page: str
+
+    @authenticated
+    def get(self) -> None:
+        """Show the page: a browser asks again for the address of an answer."""
+        self.redirect(self.reverse_url(self.page))
 
 
 def refusal(status: int, why: str) -> HTTPError:

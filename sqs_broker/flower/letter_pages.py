@@ -14,7 +14,7 @@ import click
 from tornado.web import HTTPError, authenticated, url
 
 from sqs_broker.errors import label
-from sqs_broker.flower.guarded import Guarded, refusal
+from sqs_broker.flower.guarded import Action, Guarded, refusal
 from sqs_broker.flower.letters import PAGE, Letters, masked
 from sqs_broker.options import Options
 from sqs_broker.rules.bounded_pattern import Unbounded, compiled
@@ -89,7 +89,13 @@ class ListPage(LettersHandler):
         self.show("list", page=page, last=last, rows=snapshot.page(page) if snapshot else [])
 
 
-class ReadAction(LettersHandler):
+class LettersAction(LettersHandler, Action):
+    """What the buttons of the page share."""
+
+    page = "dead-letters"
+
+
+class ReadAction(LettersAction):
     """Makes a new snapshot."""
 
     @authenticated
@@ -104,12 +110,14 @@ class ReadAction(LettersHandler):
         given = {name: self.given(name).strip() or None for name in FIELDS}
         try:
             match = compiled(given["match"]) if given["match"] else None
-            older: timedelta | None = None
+        except Unbounded as exc:
+            raise refusal(400, f"Regular expression: {exc}") from exc
+        older: timedelta | None = None
+        try:
             if given["older_than"]:
                 older = Duration().convert(given["older_than"], None, None)
-        except (Unbounded, click.ClickException) as exc:
-            why = exc.message if isinstance(exc, click.ClickException) else str(exc)
-            raise refusal(400, why) from exc
+        except click.ClickException as exc:
+            raise refusal(400, f"Older than: {exc.message}") from exc
         return Filter(
             ids=(given["id"],) if given["id"] else (),
             task=given["task"],
@@ -120,7 +128,7 @@ class ReadAction(LettersHandler):
         )
 
 
-class ConfirmAction(LettersHandler):
+class ConfirmAction(LettersAction):
     """Asks for the number."""
 
     @authenticated
@@ -142,7 +150,7 @@ class ConfirmAction(LettersHandler):
         self.show("confirm", action=action, chosen=chosen, number=number)
 
 
-class RunAction(LettersHandler):
+class RunAction(LettersAction):
     """Redrives or deletes."""
 
     @authenticated
@@ -165,7 +173,7 @@ class RunAction(LettersHandler):
         self.redirect(self.reverse_url("dead-letters"))
 
 
-class ShowAction(LettersHandler):
+class ShowAction(LettersAction):
     """Shows one dead letter, masked until asked for."""
 
     @authenticated
@@ -194,7 +202,7 @@ class ShowAction(LettersHandler):
         self.show("show", sqs_id=sqs_id, text=text, is_plain=is_plain, form=form, attempts=attempts)
 
 
-class EditAction(LettersHandler):
+class EditAction(LettersAction):
     """Redrives one dead letter with another body."""
 
     @authenticated

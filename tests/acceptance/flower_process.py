@@ -121,15 +121,20 @@ def started(environment: Mapping[str, str], home: Path, *arguments: str) -> Iter
 # Forms that are sent without the page
 
 
-def status_of(flower: Flower, path: str, headers: dict[str, str], **fields: str) -> int:
-    """The status of a form that is sent without its page."""
+def answer_of(flower: Flower, path: str, headers: dict[str, str], **fields: str) -> Answer:
+    """The answer to a form that is sent without its page."""
     request = urllib.request.Request(flower.url + path, urlencode(fields).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-            return int(answer.status)
+            return Answer(answer.status, answer.read().decode())
     except HTTPError as refusal:
-        refusal.close()
-        return refusal.code
+        with refusal:
+            return Answer(refusal.code, refusal.read().decode())
+
+
+def status_of(flower: Flower, path: str, headers: dict[str, str], **fields: str) -> int:
+    """The status of a form that is sent without its page."""
+    return answer_of(flower, path, headers, **fields).status
 
 
 def login() -> dict[str, str]:

@@ -13,7 +13,15 @@ from sqs_broker.control.store import Store
 from sqs_broker.options import ControlOptions
 from sqs_broker.rules import attempts
 from tests.acceptance.browser import SHOWN, browsing
-from tests.acceptance.flower_process import LOGIN, Flower, flowering, login, status_of, with_token
+from tests.acceptance.flower_process import (
+    LOGIN,
+    Flower,
+    answer_of,
+    flowering,
+    login,
+    status_of,
+    with_token,
+)
 from tests.acceptance.worker import Place
 from tests.integration.test_dlq_commands import body, bury, next_second, received
 from tests.services import Queues
@@ -205,8 +213,18 @@ def test_a_request_without_login_or_without_the_token_of_the_page_is_refused(
 
 def test_a_filter_that_is_wrong_is_refused(flower: Flower) -> None:
     headers, fields = with_token(flower, PAGE)
-    assert status_of(flower, f"{PAGE}/read", headers, match="(a+)+", **fields) == 400
-    assert status_of(flower, f"{PAGE}/read", headers, older_than="soon", **fields) == 400
+    for wrong, said in (
+        ({"match": "(a+)+"}, "Regular expression: it could take too long"),
+        ({"older_than": "soon"}, "Older than: must be a number"),
+    ):
+        answer = answer_of(flower, f"{PAGE}/read", headers, **fields, **wrong)
+        assert (answer.status, said in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_address_of_an_answer_leads_back_to_the_page(flower: Flower, path: str) -> None:
+    assert flower.get(f"{PAGE}/{path}").status == 302
+    assert flower.get(f"{PAGE}/{path}", login=None).status == 401
 
 
 def test_all_of_a_snapshot_that_is_not_the_present_one_is_refused(

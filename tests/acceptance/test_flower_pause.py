@@ -9,7 +9,15 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.acceptance.browser import SHOWN, browsing
-from tests.acceptance.flower_process import LOGIN, Flower, flowering, login, status_of, with_token
+from tests.acceptance.flower_process import (
+    LOGIN,
+    Flower,
+    answer_of,
+    flowering,
+    login,
+    status_of,
+    with_token,
+)
 from tests.acceptance.test_commands import celery
 from tests.acceptance.worker import Place
 
@@ -84,9 +92,21 @@ def test_a_pause_by_command_is_shown_and_ended_here(
 def test_a_form_that_is_wrong_pauses_nothing(flower: Flower, where: Place) -> None:
     headers, fields = with_token(flower, PAGE)
     good = fields | {"queue": where.queues.name, "reason": "deploy"}
-    for wrong in ({"reason": " "}, {"for": "soon"}, {"queue": "nobody%s"}):
-        assert status_of(flower, "/broker/pause", headers, **good | wrong) == 400
+    for wrong, said in (
+        ({"reason": " "}, "A pause needs a reason"),
+        ({"for": "soon"}, "For: must be a number"),
+        ({"for": "3650000d"}, "For: must be at most"),
+        ({"queue": "nobody%s"}, "There is no such queue"),
+    ):
+        answer = answer_of(flower, "/broker/pause", headers, **good | wrong)
+        assert (answer.status, said in answer.text) == (400, True)
     assert paused(where) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_address_of_an_answer_leads_back_to_the_page(flower: Flower, path: str) -> None:
+    assert flower.get(path).status == 302
+    assert flower.get(path, login=None).status == 401
 
 
 @pytest.mark.parametrize("path", PATHS)
