@@ -122,7 +122,8 @@ class Job:
         )
         state = self.error or ("done" if self.is_over else "running")
         of_all = f"{self.done} of about {self.total}"
-        return f"{self.name} by {self.by}: {state}. {of_all} read. {counted}".rstrip(". ") + "."
+        said = f"{self.name} by {self.by}: {state.rstrip('.')}. {of_all} read. {counted}"
+        return said.rstrip(". ") + "."
 
 
 @dataclass(frozen=True)

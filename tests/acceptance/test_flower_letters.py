@@ -15,10 +15,12 @@ from sqs_broker.rules import attempts
 from tests.acceptance.browser import SHOWN, browsing
 from tests.acceptance.flower_process import (
     LOGIN,
+    START_SECONDS,
     Flower,
     answer_of,
     flowering,
     login,
+    started,
     status_of,
     with_token,
 )
@@ -225,6 +227,25 @@ def test_a_filter_that_is_wrong_is_refused(flower: Flower) -> None:
 def test_the_address_of_an_answer_leads_back_to_the_page(flower: Flower, path: str) -> None:
     assert flower.get(f"{PAGE}/{path}").status == 302
     assert flower.get(f"{PAGE}/{path}", login=None).status == 401
+
+
+def test_a_read_that_finds_none_says_so(flower: Flower) -> None:
+    headers, fields = with_token(flower, PAGE)
+    assert status_of(flower, f"{PAGE}/read", headers, id="nobody", **fields) == 200
+    flower.wait_for(
+        lambda: 'data-over="yes"' in flower.get(PAGE).text, START_SECONDS, "the end of the read"
+    )
+    text = flower.get(PAGE).text
+    assert "0 match, as Flower: kim read them" in text
+    assert 'id="letter-table"' not in text
+
+
+def test_without_a_login_the_page_has_no_button(where: Place, tmp_path: Path) -> None:
+    with started(where.environment, tmp_path) as flower:
+        flower.wait_until_listening()
+        text = flower.get(PAGE, login=None).text
+    assert "Without a login it reads and changes nothing" in text
+    assert 'id="read"' not in text
 
 
 def test_all_of_a_snapshot_that_is_not_the_present_one_is_refused(

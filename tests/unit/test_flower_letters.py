@@ -292,3 +292,8 @@ def test_only_the_envelope_says_what_a_message_is() -> None:
         "id": hidden,
         "action": [hidden],
     }
+
+
+def test_the_state_of_a_job_is_a_sentence() -> None:
+    job = Job("Redrive", "Flower: kim", 3, is_over=True, error="MongoDB does not answer.")
+    assert job.text == "Redrive by Flower: kim: MongoDB does not answer. 0 of about 3 read."
