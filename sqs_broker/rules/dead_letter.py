@@ -22,6 +22,9 @@ from sqs_broker.rules.outcomes import DeadLetter
 #: Most characters of a reason. A longer one is cut, so that it does not fill the message.
 LONGEST_REASON = 1_000
 
+#: Most characters that the name of an error is taken to have.
+LONGEST_ERROR = 50
+
 
 def attributes_of(
     delivery: Delivery, outcome: DeadLetter, task: str | None, id_: str | None, limit: int
@@ -50,6 +53,13 @@ def attributes_of(
             return without_ours(delivery.attributes)
         note["reason"] = note["reason"][: -max(excess, 1)]
     return {**kept, DEAD_LETTER: _text(note)}
+
+
+def has_room_for_note(delivery: Delivery, task: str | None, limit: int) -> bool:
+    """Whether a note without a reason fits beside a dead letter that has none, as far as that is
+    known afterwards: of the note, the name of the error is not."""
+    outcome = DeadLetter("", "E" * LONGEST_ERROR)
+    return DEAD_LETTER in attributes_of(delivery, outcome, task, None, limit)
 
 
 def read_note(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from sqs_broker.errors import Undecodable
 from sqs_broker.limits import BATCH, LONGEST_VISIBILITY, MOST_IN_FLIGHT
 from sqs_broker.machine.spool import Spool
 from sqs_broker.options import Options
-from sqs_broker.rules.dead_letter import read_note
+from sqs_broker.rules.dead_letter import has_room_for_note, read_note
 from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.trace_context import context_of
@@ -31,6 +31,9 @@ from sqs_broker.sqs.requests import ALL, Received, name_of
 
 #: The reason that is shown for a message without a note.
 MOVED_BY_SQS = "moved by SQS itself after maxReceiveCount deliveries"
+
+#: The reason that is shown for a message that is so large that a note did not fit beside it.
+NO_ROOM = "the message has no room for its reason: see `message.dead-letter` in the log"
 
 #: The visibility timeout of a read: its least seconds, and the seconds that each message adds. It
 #: is short, because a process that is killed leaves its messages hidden until it ends.
@@ -90,11 +93,15 @@ def read_message(
 ) -> DeadLetterMessage:
     """Interpret a message that was received from a dead-letter queue."""
     delivery = delivery_of(received, name_of(dead_letter_url), asked_at)
-    note = read_note(delivery.attributes) or {"reason": MOVED_BY_SQS}
     headers: dict[str, Any] = {}
     with suppress(Undecodable):  # Then everything that is known is in the note.
         headers = decode(delivery, options.decode_json)["headers"]
     arn = received.system.get("DeadLetterQueueSourceArn", "")
+    note = read_note(delivery.attributes)
+    if not note:
+        task, limit = headers.get("task"), options.max_message_bytes
+        is_moved = arn or has_room_for_note(delivery, task, limit)
+        note = {"reason": MOVED_BY_SQS if is_moved else NO_ROOM}
     return DeadLetterMessage(
         delivery=delivery,
         id=_text(note.get("message_id")) or headers.get("id") or delivery.message_id,

@@ -25,10 +25,13 @@ from sqs_broker.testing import Call, Clock, FakeSqs, State
 from sqs_broker.tools.commands import sqs
 from sqs_broker.tools.commands.dlq import summary
 from sqs_broker.tools.commands.output import print_note, printable
-from sqs_broker.tools.dead_letters import MOVED_BY_SQS, DeadLetterMessage, Reader
+from sqs_broker.tools.dead_letters import MOVED_BY_SQS, NO_ROOM, DeadLetterMessage, Reader
 
 RECEIVE, SEND, DELETE = "ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch"
 MAKE_VISIBLE = "ChangeMessageVisibilityBatch"
+
+#: Bytes of the largest message.
+LIMIT = 1_048_576
 
 Commands = Callable[..., Result]
 Bury = Callable[..., None]
@@ -338,6 +341,11 @@ def test_a_note_that_somebody_else_wrote_is_read_for_what_it_is(note: Any) -> No
     read = read_with(note)
     assert (read.id, read.queue, read.deliveries) == ("m-0", "jobs", None)
     assert read.reason in ("", MOVED_BY_SQS)
+
+
+def test_a_message_whose_note_did_not_fit_is_not_said_to_be_moved_by_sqs() -> None:
+    assert read_with("", "x" * LIMIT).reason == NO_ROOM
+    assert read_with("", "x" * (LIMIT - 1_000)).reason == MOVED_BY_SQS
 
 
 JSON = st.recursive(
