@@ -8,6 +8,8 @@ The arguments after the directory are those of `pip install`. uv installs them i
 it, which is several times as fast; otherwise, or if uv fails, pip does.
 """
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CONSTRAINTS = "constraints.txt"
@@ -27,21 +29,65 @@ EVERY = 1.0 if sys.stderr.isatty() else 10.0
 SHOWN = 20
 
 
+#: The file in the environment that says what was installed last. Its time says when.
+LAST = "last-install"
+
+#: The exit status of a program that Ctrl+C has ended.
+INTERRUPTED = 130
+
+
 class Failed(Exception):
     """An installer failed. The text is the end of its output."""
 
 
 def main() -> int:
     venv, wanted = Path(sys.argv[1]), sys.argv[2:]
-    began = time.monotonic()
+    began, began_at = time.monotonic(), time.time()
     try:
-        create(venv)
-        install(venv, wanted)
+        with alone(venv):
+            if not was_installed(venv, wanted, began_at):
+                create(venv)
+                install(venv, wanted)
+                (venv / LAST).write_text("\n".join(wanted))
     except Failed as exc:
         say(f"{exc}\nThe installation failed: see above.")
         return 1
+    except KeyboardInterrupt:
+        say("The installation was interrupted. Run the command again to go on.")
+        return INTERRUPTED
     say(f"{venv} is ready after {time.monotonic() - began:.0f} s.")
     return 0
+
+
+@contextmanager
+def alone(venv: Path) -> Iterator[None]:
+    """Waits until no other process installs into the directory: two installers at once break what
+    they install."""
+    directory = os.open(venv.absolute().parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # Some network filesystems have no such locks.
+            wait_for_lock(directory)
+        yield
+    finally:
+        os.close(directory)
+
+
+def wait_for_lock(directory: int) -> None:
+    """Get the lock, and say if that takes a while."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("Another process installs here; this one waits for it …")
+        fcntl.flock(directory, fcntl.LOCK_EX)
+
+
+def was_installed(venv: Path, wanted: Sequence[str], began_at: float) -> bool:
+    """Whether another process has installed the same while this one waited. It may use it already,
+    so nothing there is replaced."""
+    last = venv / LAST
+    with suppress(OSError):
+        return last.stat().st_mtime >= began_at and last.read_text() == "\n".join(wanted)
+    return False
 
 
 def create(venv: Path) -> None:
@@ -80,8 +126,13 @@ def run(what: str, command: Sequence[str]) -> None:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
         assert process.stdout is not None
-        last.extend(line.rstrip() for line in process.stdout)
-        status = process.wait()
+        try:
+            last.extend(line.rstrip() for line in process.stdout)
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
     if status:
         raise Failed("\n".join(last))
 

@@ -3,12 +3,19 @@ happens, and show an installer's output only if it fails."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from devstack.waiting import wait_until
+
+#: Seconds that nothing here comes near to.
+DEADLINE = 30
 
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "devstack" / "install.py"
@@ -114,6 +121,72 @@ def test_a_failure_shows_the_end_of_the_output(tmp_path: Path, make: Make) -> No
     ran = install(tmp_path)
     assert ran.returncode == 1
     assert "Collecting something\nThe installation failed: see above." in ran.stderr
+
+
+@pytest.fixture
+def gate(tmp_path: Path, make: Make) -> Path:
+    """Installers wait until this file exists."""
+    make("python")
+    gate = tmp_path / "gate"
+    program = tmp_path / "venv" / "bin" / "python"
+    wait = (
+        "import pathlib, time\n"
+        f"while 'install' in sys.argv and not pathlib.Path({str(gate)!r}).exists():\n"
+        "    time.sleep(0.01)\n"
+    )
+    program.write_text(program.read_text().replace("print(", wait + "print("))
+    return gate
+
+
+@contextmanager
+def installing(tmp_path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """An installation in a process group of its own, which Ctrl+C would reach."""
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(
+            [sys.executable, str(INSTALL), str(tmp_path / "venv"), "--group", "devstack"],
+            cwd=ROOT,
+            env={"PATH": str(tmp_path / "path"), "LANG": os.environ.get("LANG", "C.UTF-8")},
+            stderr=stderr,
+            process_group=0,
+            # The tests may run where Ctrl+C is ignored, as in the background of a shell.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_two_at_once_take_turns_and_the_second_changes_nothing(
+    tmp_path: Path, gate: Path, notes: Path
+) -> None:
+    logs = (tmp_path / "first", tmp_path / "second")
+    with installing(tmp_path, logs[0]) as first:
+        wait_until(lambda: notes.exists() and len(calls(notes)) == 2, DEADLINE, "an installer")
+        with installing(tmp_path, logs[1]) as second:
+            wait_until(lambda: "Another process installs" in logs[1].read_text(), DEADLINE, "it")
+            gate.touch()
+            assert (first.wait(DEADLINE), second.wait(DEADLINE)) == (0, 0)
+    assert [call[3:4] for call in calls(notes)] == [["--version"], ["install"], ["install"]]
+    assert "is ready after" in logs[1].read_text()
+
+
+def test_a_later_one_installs_again(tmp_path: Path, make: Make, notes: Path) -> None:
+    make("python")
+    assert (install(tmp_path).returncode, install(tmp_path).returncode) == (0, 0)
+    assert len(calls(notes)) == 6
+
+
+def test_ctrl_c_is_one_line(tmp_path: Path, gate: Path, notes: Path) -> None:
+    log = tmp_path / "log"
+    with installing(tmp_path, log) as process:
+        wait_until(lambda: notes.exists() and len(calls(notes)) == 2, DEADLINE, "an installer")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(DEADLINE) == 130
+    assert log.read_text().splitlines()[-1].startswith("The installation was interrupted.")
+    assert "Traceback" not in log.read_text()
 
 
 def test_make_run_installs_only_what_it_needs() -> None:
