@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 CONSTRAINTS = "constraints.txt"
@@ -28,9 +29,6 @@ EVERY = 1.0 if sys.stderr.isatty() else 10.0
 #: Lines of an installer's output that are shown if it fails.
 SHOWN = 20
 
-
-#: The file in the environment that says what was installed last. Its time says when.
-LAST = "last-install"
 
 #: The exit status of a program that Ctrl+C has ended.
 INTERRUPTED = 130
@@ -48,7 +46,7 @@ def main() -> int:
             if not was_installed(venv, wanted, began_at):
                 create(venv)
                 install(venv, wanted)
-                (venv / LAST).write_text("\n".join(wanted))
+                note(venv, wanted)
     except Failed as exc:
         say(f"{exc}\nThe installation failed: see above.")
         return 1
@@ -84,10 +82,21 @@ def wait_for_lock(directory: int) -> None:
 def was_installed(venv: Path, wanted: Sequence[str], began_at: float) -> bool:
     """Whether another process has installed the same while this one waited. It may use it already,
     so nothing there is replaced."""
-    last = venv / LAST
     with suppress(OSError):
-        return last.stat().st_mtime >= began_at and last.read_text() == "\n".join(wanted)
+        return mark_of(venv, wanted).lstat().st_mtime >= began_at
     return False
+
+
+def note(venv: Path, wanted: Sequence[str]) -> None:
+    """Note when this was installed: the time of a directory says it."""
+    mark = mark_of(venv, wanted)
+    mark.mkdir(exist_ok=True)
+    os.utime(mark, follow_symlinks=False)
+
+
+def mark_of(venv: Path, wanted: Sequence[str]) -> Path:
+    """The directory whose time says when these were installed."""
+    return venv / f"installed-{sha256(' '.join(wanted).encode()).hexdigest()[:12]}"
 
 
 def create(venv: Path) -> None:
