@@ -85,8 +85,8 @@ def _law(results: Results, found: Law, task: Task) -> str:
     ]
     told = (
         f"Measured {results.at} on {results.machine}. A worker with {task.vcpus:g} vCPU "
-        f"does {capacity:.0f} messages/s, a job of ten in {10_000 / capacity:.0f} ms, "
-        f"and a CPU second of workers {1 / found.full.cores:.0f} messages."
+        f"does {capacity:.0f} messages/s, which is ten in {10_000 / capacity:.0f} ms, "
+        f"and in a CPU second {1 / found.full.cores:.0f}."
     )
     return f"{told}\n\n{table(('of a message, at a full queue', ''), rows)}"
 

@@ -1,12 +1,13 @@
 """The benchmark's numbers: medians, ratios, percentiles, and a JSON file that comes back equal."""
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import results, steadiness
+from bench import processes, results, steadiness
 from bench.database import caused
 from bench.figures import delays, percentile
 from bench.node import major
@@ -79,6 +80,20 @@ def test_no_values_have_no_percentile() -> None:
 
 def test_only_what_was_done_has_a_delay() -> None:
     assert delays({"a": 10.0, "b": 10.0}, {"a": 10.25, "x": 11.0}) == [250.0]
+
+
+def test_the_cpu_of_the_machine_includes_that_of_this_process() -> None:
+    before = processes.cpu_of_machine()
+    if before is None:
+        pytest.skip("there is no /proc")
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    after = processes.cpu_of_machine()
+
+    assert after is not None
+    # The kernel counts in ticks of 10 ms.
+    assert after - before >= 0.03
 
 
 def test_an_idle_hour_is_counted_between_answers_of_long_polls() -> None:
