@@ -107,23 +107,25 @@ def _accounted(account: Account | None) -> str:
 
 
 def before_and_after(
-    samples: Sequence[Sample], figure: Callable[[Sample], float]
+    samples: Sequence[Sample],
+    figure: Callable[[Sample], float],
+    of: Callable[[list[float]], float] = median,
 ) -> tuple[float, float]:
-    """The medians of the second quarter of a run and of its last."""
+    """The medians, or something else, of the second quarter of a run and of its last."""
     size = max(len(samples) // 4, 1)
     return (
-        median(figure(each) for each in samples[size : 2 * size] or samples),
-        median(figure(each) for each in samples[-size:]),
+        of([figure(each) for each in samples[size : 2 * size] or samples]),
+        of([figure(each) for each in samples[-size:]]),
     )
 
 
 def _growth(samples: Sequence[Sample]) -> list[str]:
     if not samples:
         return ["nothing was sampled"]
-    memory, descriptors, threads = (
-        before_and_after(samples, figure)
-        for figure in (_memory, lambda each: each.descriptors, lambda each: each.threads)
-    )
+    memory = before_and_after(samples, _memory)
+    # The fewest: while messages wait, more threads run for a while. Those that are lost stay.
+    descriptors = before_and_after(samples, lambda each: each.descriptors, min)
+    threads = before_and_after(samples, lambda each: each.threads, min)
     found = []
     if memory[1] - memory[0] > max(memory[0] * MEMORY_SHARE, MEMORY_LEAST / MEGABYTE):
         found.append("memory grew from {:.0f} to {:.0f} MB".format(*memory))

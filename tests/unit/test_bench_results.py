@@ -186,6 +186,13 @@ def test_growth_is_a_fault(changes: dict[str, int], fault: str) -> None:
     assert steadiness.faults(soak_of(changed(SAMPLE, **changes), ACCOUNT)) == [fault]
 
 
+def test_threads_that_come_and_go_are_no_growth() -> None:
+    soak = soak_of(changed(SAMPLE, threads=17, descriptors=70), ACCOUNT)
+    soak.samples[-1] = SAMPLE
+
+    assert steadiness.faults(soak) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
