@@ -161,7 +161,7 @@ def message_for(message: dict[str, Any], limit: int, eta_max: float = ETA_MAX) -
     # If nobody asks for a delay, the queue may have one.
     seconds = max(delay, asked or 0) if delay or asked is not None else None
     group = _group(properties)
-    attributes = properties.pop("message_attributes", {})
+    attributes = _attributes(properties)
     body = _body(message, attributes, limit)
     return Outgoing(body, attributes, seconds, group)
 
@@ -246,6 +246,20 @@ def _group(properties: Mapping[str, Any]) -> str | None:
             "ASCII."
         )
     return group
+
+
+def _attributes(properties: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    attributes = properties.pop("message_attributes", None) or {}
+    is_one = isinstance(attributes, Mapping) and all(
+        isinstance(value, Mapping) and "DataType" in value for value in attributes.values()
+    )
+    if not is_one:
+        raise PublishError(
+            "`message_attributes` must be a dictionary of attributes as SQS has them: "
+            '{"shop": {"DataType": "String", "StringValue": "7"}}.'
+        )
+    known: Mapping[str, Mapping[str, Any]] = attributes
+    return known
 
 
 def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) -> str:

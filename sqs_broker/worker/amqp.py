@@ -2,20 +2,28 @@
 which destinations a call may name."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import kombu
+from celery import Celery, Task
 from celery.app import amqp
 from kombu.pools import ProducerPool
 
 from sqs_broker.errors import PublishError
+from sqs_broker.rules.decoding import PASSED_ON
+from sqs_broker.rules.misspelling import nearest
 from sqs_broker.worker.defaults import TRANSPORT, is_sqs
 from sqs_broker.worker.transport import Transport
 
 #: Calls of one process that may send at the same time.
 CALLS = 1_000
+
+#: The options of a call that are those of SQS.
+OF_SQS = ("message_attributes", "MessageGroupId", "DelaySeconds", "delay_seconds",
+          "MessageDeduplicationId")  # fmt: skip
 
 
 class Connection(kombu.Connection):
@@ -24,7 +32,7 @@ class Connection(kombu.Connection):
     def __init__(
         self, hostname: Any = "localhost", *args: Any, transport: Any = None, **kwargs: Any
     ) -> None:
-        if not transport and is_sqs(hostname):
+        if is_sqs(transport or hostname):
             # By name, as kombu keeps it: `inspect stats` shows it.
             transport = TRANSPORT
         super().__init__(hostname, *args, transport=transport, **kwargs)
@@ -73,12 +81,16 @@ class AMQP(amqp.AMQP):
     @cached_property
     def send_task_message(self) -> Callable[..., Any]:
         """Celery's function that sends a task message. Raises PublishError for an `exchange` or a
-        `routing_key` that Celery would ignore."""
+        `routing_key` that Celery would ignore, and for an option that nothing reads and whose name
+        is near to that of another one."""
         send: Callable[..., Any] = super().send_task_message
+        known = frozenset((*_options_of_calls(send), *OF_SQS, *PASSED_ON))
 
         def checked(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if isinstance(producer.connection.transport, Transport):
                 self._refuse_destination(options)
+                if not message.headers.get("parent_id"):
+                    _refuse_misspelt(options, known)
             return send(producer, name, message, **options)
 
         return checked
@@ -108,3 +120,16 @@ class AMQP(amqp.AMQP):
 
 def _key_of(queue: Any) -> Any:
     return getattr(queue, "routing_key", None)
+
+
+def _options_of_calls(send: Callable[..., Any]) -> Iterable[str]:
+    """What Celery and kombu take as options of a call. Other names become properties of the
+    message."""
+    for function in (send, Celery.send_task, Task.apply_async, kombu.Producer.publish):
+        yield from signature(function).parameters
+
+
+def _refuse_misspelt(options: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in options.keys() - known:
+        if near := nearest(name, known):
+            raise PublishError(f"There is no option {name!r} of a call; did you mean {near!r}?")

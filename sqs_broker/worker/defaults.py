@@ -57,9 +57,10 @@ def give_defaults(celery_app: Any) -> None:
 def uses_sqs(celery_app: Any) -> bool:
     """Whether the app sends and receives through this broker: by its URL, or by its transport."""
     conf = celery_app.conf
-    if conf.broker_transport:
+    if conf.broker_transport and not is_sqs(conf.broker_transport):
         return bool(conf.broker_transport == TRANSPORT)
-    return is_sqs(conf.broker_url) and hasattr(celery_app, "sqs_commands")
+    is_named = is_sqs(conf.broker_transport or conf.broker_url)
+    return is_named and hasattr(celery_app, "sqs_commands")
 
 
 def is_elsewhere(celery_app: Any) -> bool:
@@ -69,9 +70,10 @@ def is_elsewhere(celery_app: Any) -> bool:
 
 
 def is_sqs(url: Any) -> bool:
-    """Whether this broker is what the URL names, or the first of several URLs."""
+    """Whether this broker is what the URL names, or the first of several URLs. `sqs` alone is the
+    name that kombu's transport has in `broker_transport`. As for kombu, case does not count."""
     first = url[0] if isinstance(url, list | tuple) and url else url
-    return str(first).startswith("sqs:")
+    return str(first).partition(";")[0].partition(":")[0].lower() == "sqs"
 
 
 def _set(celery_app: Any) -> None:

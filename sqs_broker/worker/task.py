@@ -5,6 +5,7 @@ runs that failed before, and `retry` raises if it is called with something that 
 cannot express.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -285,8 +286,9 @@ class Task(CeleryTask):
         return False
 
     def _limit(self, asked: int | None) -> int:
-        limit: int = self.max_retries if asked is None else asked
-        return limit if self.most_retries is None else min(limit, self.most_retries)
+        # A task may set its `max_retries` to None while it runs, as celery-heimdall does.
+        wanted = [self.max_retries if asked is None else asked, self.most_retries]
+        return min((limit for limit in wanted if limit is not None), default=sys.maxsize)
 
     def _delay(self, eta: datetime | None, countdown: float | None) -> float:
         if eta is not None:

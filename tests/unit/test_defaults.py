@@ -160,9 +160,24 @@ def transport_of(app: Celery) -> Any:
     return app.connection_for_write().get_transport_cls()
 
 
-@pytest.mark.parametrize("url", [None, "sqs://", "sqs://localhost"])
-def test_a_url_of_sqs_and_none_are_this_broker(make_app: MakeApp, url: str | None) -> None:
-    app = make_app(**({"broker_url": url} if url else {}))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"broker_url": "sqs://"},
+        {"broker_url": "sqs://localhost"},
+        {"broker_url": "SQS://"},
+        {"broker_url": "sqs://;sqs://"},
+        {"broker_url": ["sqs://", "sqs://"]},
+        {"broker_transport": "sqs"},
+        {"broker_url": "sqs://", "broker_transport": "SQS"},
+    ],
+    ids=repr,
+)
+def test_what_names_sqs_and_what_names_nothing_is_this_broker(
+    make_app: MakeApp, settings: dict[str, Any]
+) -> None:
+    app = make_app(**settings)
     assert transport_of(app) is Transport
     assert app.connection_for_write().clone().get_transport_cls() is Transport
     assert uses_sqs(app)
@@ -178,6 +193,12 @@ def test_another_url_is_another_broker(make_app: MakeApp, way: Callable[..., Non
     app = make_app(way, broker_url="memory://")
     assert transport_of(app).driver_type == "memory"
     assert not uses_sqs(app)
+
+
+def test_the_transport_of_kombu_by_its_path_is_another_broker(make_app: MakeApp) -> None:
+    app = make_app(broker_transport="kombu.transport.SQS:Transport")
+    assert transport_of(app) is not Transport
+    assert is_elsewhere(app)
 
 
 def test_another_url_of_the_environment_is_another_broker(

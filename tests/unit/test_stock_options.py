@@ -297,6 +297,14 @@ def two_queues(app: Celery, fake: FakeSqs) -> Celery:
         ({"queue": "mail", "routing_key": "x"}, "No queue is bound to 'post' with key 'x'"),
         ({"priority": 9}, "SQS has no `priority`"),
         ({"DelaySeconds": 901}, "`DelaySeconds` must be"),
+        ({"contdown": 5}, "no option 'contdown' of a call; did you mean 'countdown'"),
+        ({"expire": 5}, "did you mean 'expires'"),
+        ({"message_group_id": "shop-7"}, "did you mean 'MessageGroupId'"),
+        ({"MessageGroupID": "shop-7"}, "did you mean 'MessageGroupId'"),
+        ({"MessageAttributes": {}}, "did you mean 'message_attributes'"),
+        ({"delaySeconds": 5}, "did you mean '(DelaySeconds|delay_seconds)'"),
+        ({"message_attributes": {"shop": "7"}}, "`message_attributes` must be"),
+        ({"message_attributes": [1]}, "`message_attributes` must be"),
     ],
     ids=repr,
 )
@@ -316,6 +324,11 @@ def test_an_option_without_effect_is_refused_at_the_call(
         {"routing_key": "jobs.key"},
         {"queue": "mail", "routing_key": "mail.today"},
         {"priority": 0},
+        # A property of AMQP, one of the project, and a stamp.
+        {"user_id": "shop"},
+        {"shop": 7},
+        {"stamped_headers": ["expire"], "expire": "never"},
+        {"message_attributes": {"shop": {"DataType": "String", "StringValue": "7"}}},
     ],
     ids=repr,
 )

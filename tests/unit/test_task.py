@@ -227,6 +227,12 @@ def auto(**how: Any) -> dict[str, Any]:
     return {"autoretry_for": (KeyError,), "retry_kwargs": how}
 
 
+def without_a_limit(task: Any) -> None:
+    """As celery-heimdall's tasks do."""
+    task.max_retries = None
+    task.retry()
+
+
 USED_UP = MaxRetriesExceededError
 
 
@@ -251,6 +257,9 @@ USED_UP = MaxRetriesExceededError
         # But more than its task has.
         (asks(max_retries=3), {"max_retries": 1}, 2, Retry),
         (fails_with(KeyError()), auto() | {"max_retries": 2}, 2, KeyError),
+        # A task may take its limit away while it runs. The one of the queue stays.
+        (without_a_limit, {}, 3, Retry),
+        (without_a_limit, {}, 4, Rejected),
         # Without a word of the task itself.
         (fails_with(KeyError()), {}, 3, Retry),
         (fails_with(KeyError()), {}, 4, KeyError),
