@@ -21,7 +21,10 @@ from sqs_broker.worker.transport import Transport
 #: Calls of one process that may send at the same time.
 CALLS = 1_000
 
-#: The options of a call that are those of SQS.
+#: The options of a call that no function of Celery names (celery 5.7 app/base.py, `send_task`).
+UNNAMED = ("argsrepr", "kwargsrepr", "ignore_result")
+
+#: Those of SQS.
 OF_SQS = ("message_attributes", "MessageGroupId", "DelaySeconds", "delay_seconds",
           "MessageDeduplicationId")  # fmt: skip
 
@@ -84,7 +87,7 @@ class AMQP(amqp.AMQP):
         `routing_key` that Celery would ignore, and for an option that nothing reads and whose name
         is near to that of another one."""
         send: Callable[..., Any] = super().send_task_message
-        known = frozenset((*_options_of_calls(send), *OF_SQS, *PASSED_ON))
+        known = frozenset((*_options_of_calls(send), *UNNAMED, *OF_SQS, *PASSED_ON))
 
         def checked(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if isinstance(producer.connection.transport, Transport):
