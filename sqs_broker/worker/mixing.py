@@ -14,11 +14,16 @@ from celery.app.registry import TaskRegistry
 from kombu.utils.imports import symbol_by_name
 
 from sqs_broker.errors import ConfigurationError
+from sqs_broker.rules.misspelling import nearest
 from sqs_broker.worker.failures import give_verdict
 
 #: What the worker or `Task` sets, so that a class of a project cannot have its own.
 RESERVED = ("retry", "__trace__", "policy", "most_retries", "eta_max", "brackets", "run_many",
             "run_given")  # fmt: skip
+
+
+#: The options of a task that name exceptions.
+OF_EXCEPTIONS = frozenset({"dead_letter_on", "suspect_on"})
 
 
 class Outermost(CeleryTask):
@@ -101,7 +106,7 @@ def refuse(tasks: Iterable[Any]) -> None:
     if found:
         raise ConfigurationError(
             f"These tasks cannot run on this broker: {'; '.join(found)}. "
-            "Remove that from the class of the task, or use another class."
+            "Correct or remove that in the task or its class, or use another class."
         )
 
 
@@ -118,6 +123,37 @@ def _faults(task: Any) -> Iterator[str]:
             yield f"its class {base.__name__} has its own `{name}`"
     if not issubclass(symbol_by_name(task.Request), symbol_by_name(Task.Request)):
         yield "it has its own `Request`"
+    if _has_own_strategy(task):
+        yield "it has its own `Strategy`"
+    yield from _wrong_options(type(task))
+
+
+def _has_own_strategy(task: Any) -> bool:
+    """Whether the class passes its messages to the pool itself, and acknowledges them as it likes.
+    celery-batches does, also after an exception of the function (0.11, `Batches.flush`)."""
+    if type(task).start_strategy is not CeleryTask.start_strategy:
+        return True
+    return symbol_by_name(task.Strategy) is not symbol_by_name(CeleryTask.Strategy)
+
+
+def _wrong_options(cls: Any) -> Iterator[str]:
+    """What is wrong with the options of a task that the broker adds. They would have no effect, or
+    raise an exception in the middle of a failure."""
+    for name in OF_EXCEPTIONS:
+        if not _are_exceptions(getattr(cls, name)):
+            yield f"its `{name}` must be an exception class, or a tuple of them"
+    if cls.many is not None and not callable(cls.many):
+        yield "its `many` must be a function"
+    for base in _own(cls):
+        for name in vars(base).keys() - set(OF_EXCEPTIONS):
+            if near := nearest(name, OF_EXCEPTIONS):
+                yield f"its `{name}` is no option; did you mean `{near}`?"
+
+
+def _are_exceptions(given: Any) -> bool:
+    """Whether `except` takes this."""
+    classes = given if isinstance(given, tuple) else (given,)
+    return all(isinstance(each, type) and issubclass(each, BaseException) for each in classes)
 
 
 def _own(cls: type) -> list[type]:

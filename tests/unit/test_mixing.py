@@ -276,6 +276,22 @@ class OwnRequest(CeleryTask):
     Request = CeleryRequest
 
 
+class OwnStrategy(CeleryTask):
+    """As celery-batches has it."""
+
+    abstract = True
+
+    def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802 - Celery's name
+        raise NotImplementedError
+
+
+class OwnStart(CeleryTask):
+    abstract = True
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
 class OwnPolicy(CeleryTask):
     abstract = True
     policy = "strict"
@@ -300,6 +316,8 @@ class OfAnotherKind(CeleryTask, metaclass=Strict):
         (OwnRetry, "its class OwnRetry has its own `retry`"),
         (OwnTrace, "its class OwnTrace has its own `__trace__`"),
         (OwnRequest, "it has its own `Request`"),
+        (OwnStrategy, "it has its own `Strategy`"),
+        (OwnStart, "it has its own `Strategy`"),
         (OwnPolicy, "its class OwnPolicy has its own `policy`"),
         (OfAnotherKind, "its class nothing cannot be combined with that of the broker"),
     ],
@@ -311,6 +329,30 @@ def test_what_cannot_be_mixed_is_named(celery_app: Celery, base: type, why: str)
         refuse(celery_app.tasks.values())
     assert f"shop.other ({why}" in str(raised.value)
     assert "fine" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"dead_letter_on": [Permanent]}, "its `dead_letter_on` must be an exception class"),
+        ({"suspect_on": (Permanent, "KeyError")}, "its `suspect_on` must be an exception class"),
+        ({"many": True}, "its `many` must be a function"),
+        ({"dead_leter_on": (Permanent,)}, "`dead_leter_on` is no option; .* `dead_letter_on`"),
+        ({"dead_letters_on": Permanent}, "`dead_letters_on` is no option"),
+    ],
+)
+def test_a_wrong_option_of_a_task_stops_its_worker(
+    celery_app: Celery, options: dict[str, Any], why: str
+) -> None:
+    celery_app.task(shared=False, name="shop.other", **options)(nothing)
+    with pytest.raises(ConfigurationError, match=f"shop.other .*{why}"):
+        refuse(celery_app.tasks.values())
+
+
+@pytest.mark.parametrize("given", [Permanent, (Permanent, KeyError), ()])
+def test_an_option_of_exceptions_is_what_except_takes(celery_app: Celery, given: Any) -> None:
+    celery_app.task(shared=False, name="job", dead_letter_on=given)(nothing)
+    refuse(celery_app.tasks.values())
 
 
 def test_a_class_that_knows_the_brokers_may_override_it(celery_app: Celery) -> None:
