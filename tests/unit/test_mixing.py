@@ -281,7 +281,7 @@ class OwnStrategy(CeleryTask):
 
     abstract = True
 
-    def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802 - Celery's name
+    def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:
         raise NotImplementedError
 
 
