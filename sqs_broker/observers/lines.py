@@ -4,10 +4,9 @@ them so. A record of `logging` takes longer than the line that is made of it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 
-@runtime_checkable
 class TakesLines(Protocol):
     """A handler that can write lines without a record for each."""
 
@@ -48,9 +47,10 @@ def _handlers(logger: logging.Logger) -> list[TakesLines] | None:
     at: logging.Logger | None = logger
     while at is not None:
         for handler in at.handlers:
-            if not (isinstance(handler, TakesLines) and handler.can_take_lines()):
+            can_take = getattr(handler, "can_take_lines", None)
+            if can_take is None or not can_take():
                 return None
-            found.append(handler)
+            found.append(cast(TakesLines, handler))
         at = at.parent if at.propagate else None
     return found or None
 
