@@ -226,13 +226,15 @@ class Task(CeleryTask):
         the message is dead-lettered. `max_retries` cannot exceed the queue's `max_attempts` minus
         one. Raises EtaTooFar if the option `eta_max` does not allow the time. Raises RetryMisused,
         a TypeError, for what the same message cannot express: other arguments or options, or
-        `throw=False`. If the task does not catch it, the message is dead-lettered at once.
+        `throw=False`. If the task does not catch it, the message is dead-lettered at once. An
+        option that is None asks for nothing.
         """
         if self.request.called_directly or self.request.is_eager or is_elsewhere(self.app):
             return super().retry(
                 args, kwargs, exc, throw, eta, countdown, max_retries=max_retries, **options
             )
-        if args is not None or kwargs is not None or options or not throw:
+        asked = (args, kwargs, *options.values())
+        if any(value is not None for value in asked) or not throw:
             raise RetryMisused(
                 f"Task {self.name}: a retry delivers the same message again, so retry() takes no "
                 "args, kwargs, throw=False or options of apply_async. Send a new task instead."

@@ -181,6 +181,11 @@ def test_what_the_same_message_cannot_express_raises_at_the_call(
     assert ran
 
 
+def test_an_option_of_retry_that_is_none_asks_for_nothing(define: Define) -> None:
+    task = define(lambda self: self.retry(countdown=9, expires=None, queue=None), retries=1)
+    assert raised_by(task).when == 9
+
+
 @pytest.mark.parametrize("is_raised", [True, False])
 @pytest.mark.parametrize("options", [{"kwargs": {"a": 1}}, {"args": (1,)}, {"throw": False}])
 def test_a_misuse_of_retry_is_dead_lettered_in_its_first_run_and_says_so(
