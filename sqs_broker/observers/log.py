@@ -140,7 +140,7 @@ class MessageLog(Together):
         delivery, started_at = message.delivery, message.started_at
         in_worker = now - delivery.received_at
         # SQS's clock and this one may differ.
-        in_queue = max(0.0, self._time_of_day() - in_worker - delivery.sent_at)
+        in_queue = max(0.0, self._time_of_day() - in_worker - delivery.enqueued_at.timestamp())
         if started_at is None:
             return {"queue_seconds": round(in_queue, 3), "wait_seconds": round(in_worker, 3)}
         return {

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqs_broker.observers import instruments as of
 from sqs_broker.observers import steps
-from sqs_broker.observers.figures import Figures, Labels, Recorder
+from sqs_broker.observers.figures import Figures, Labels, Note, Recorder
 from sqs_broker.observers.instruments import Instrument
 from sqs_broker.observers.observer import Observer
 from sqs_broker.observers.pool_sends import pool_sends
@@ -91,32 +91,45 @@ class Metering(Observer):
     ) -> None:
         # Without a loop, which takes as long as an addition, if there is one recorder, as usual.
         recorder = recorders[0] if len(recorders) == 1 else _Both(recorders)
-        self._add, self._record, self._note = recorder.add, recorder.record, recorder.note
-        self._class_of = class_of
+        self._add, self._record = recorder.add, recorder.record
+        self._received = recorder.noting(steps.RECEIVED)
+        self._started = recorder.noting(steps.STARTED)
+        self._polled = recorder.noting(steps.POLLED)
+        self._called = recorder.noting(steps.CALLED)
+        self._succeeded = recorder.noting(steps.SUCCEEDED)
+        self._class_of = class_of or (lambda task, result: None)
         self._clock = clock
         self._wall_clock = wall_clock
+        #: What makes seconds since 1970 of monotonic ones.
+        self._since_1970 = wall_clock() - clock()
 
     def received(self, message: Facts) -> None:
         delivery = message.delivery
         if delivery.deliveries == 1:
-            in_worker = self._clock() - delivery.received_at
-            age = self._wall_clock() - in_worker - delivery.sent_at
-            # SQS's clock and this one may differ.
-            self._record(of.IN_QUEUE, (delivery.queue,), max(age, 0.0))
+            received = (delivery.received_at + self._since_1970, delivery.enqueued_at)
+            self._received((delivery.queue,), received)
 
     def started(self, message: Facts) -> None:
-        delivery = message.delivery
+        delivery, started_at = message.delivery, message.started_at
         labels = (delivery.queue, message.task or "")
-        if message.started_at is None:
+        if started_at is None:
             self._add(of.STARTED, labels)
         else:
-            waited = message.started_at - delivery.received_at
-            self._note(steps.STARTED, labels, max(waited, 0.0))
+            self._started(labels, (delivery.received_at, started_at))
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome) -> None:
-        # First, because nearly all runs end so.
-        if isinstance(happened, Succeeded) and isinstance(outcome, Done):
-            self._succeeded(message, happened)
+        # First, and in one piece, because nearly all runs end so.
+        if type(happened) is Succeeded and type(outcome) is Done:
+            delivery, task, text = message.delivery, message.task or "", happened.result
+            result = SUCCEEDED if text is None else self._class_of(task, text) or SUCCEEDED
+            labels = (delivery.queue, task, result)
+            sent, now = delivery.first_sent, self._wall_clock()
+            if message.started_at is None:
+                self._add(of.DONE, labels)
+                self._record(of.WHOLE, labels[:1], max(now - sent.timestamp(), 0.0))
+            else:
+                times = (message.started_at, self._clock(), now, sent)
+                self._succeeded((*labels, delivery.failed), times)
             return
         queue = message.delivery.queue
         if message.started_at is not None:
@@ -137,7 +150,8 @@ class Metering(Observer):
                 self._add(of.POSTPONED, (queue,))
 
     def settled(self, message: Facts, outcome: Outcome, error: str | None) -> None:
-        self._add(of.SETTLED, (message.delivery.queue, _name_of(outcome), error or ""))
+        name = "done" if type(outcome) is Done else _name_of(outcome)
+        self._add(of.SETTLED, (message.delivery.queue, name, error or ""))
 
     def lost(self, message: Facts, why: str) -> None:
         self._add(of.LOST, (message.delivery.queue, why))
@@ -146,30 +160,13 @@ class Metering(Observer):
         self._add(of.SENT, (queue,), count)
 
     def polled(self, queue: str, asked: int, count: int) -> None:
+        # A receive comes before each message, so this is as exact as two looks at clocks for each.
+        self._since_1970 = self._wall_clock() - self._clock()
         state = "empty" if not count else "full" if count >= asked else "partial"
-        self._add(of.RECEIVES, (queue, state))
-        if count:
-            self._add(of.CONSUMED, (queue,), count)
+        self._polled((queue, state), count)
 
     def called(self, action: str, queue: str, seconds: float, error: str | None) -> None:
-        self._record(of.CALL, (queue, action, error or ""), seconds)
-
-    def _succeeded(self, message: Facts, happened: Succeeded) -> None:
-        delivery, task = message.delivery, message.task or ""
-        result = self._result_of(task, happened)
-        age = max(self._wall_clock() - delivery.first_sent_at, 0.0)
-        if message.started_at is None:
-            self._add(of.DONE, (delivery.queue, task, result))
-            self._record(of.WHOLE, (delivery.queue,), age)
-        else:
-            ran = self._clock() - message.started_at
-            labels = (delivery.queue, task, result, delivery.attempt)
-            self._note(steps.SUCCEEDED, labels, (ran, age))
-
-    def _result_of(self, task: str, happened: Succeeded) -> str:
-        if self._class_of is None or happened.result is None:
-            return SUCCEEDED
-        return self._class_of(task, happened.result) or SUCCEEDED
+        self._called((queue, action, error or ""), seconds)
 
 
 class _Both:
@@ -178,17 +175,22 @@ class _Both:
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = tuple(recorders)
 
-    def add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
+    def add(self, instrument: Instrument, labels: Labels, number: int = 1, /) -> None:
         for recorder in self._recorders:
             recorder.add(instrument, labels, number)
 
-    def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
+    def record(self, instrument: Instrument, labels: Labels, value: float, /) -> None:
         for recorder in self._recorders:
             recorder.record(instrument, labels, value)
 
-    def note(self, step: steps.Step, labels: tuple[Any, ...], measured: Any) -> None:
-        for recorder in self._recorders:
-            recorder.note(step, labels, measured)
+    def noting(self, step: steps.Step, /) -> Note:
+        notes = [recorder.noting(step) for recorder in self._recorders]
+
+        def note(labels: tuple[Any, ...], measured: Any) -> None:
+            for each in notes:
+                each(labels, measured)
+
+        return note
 
 
 def _name_of(outcome: Outcome) -> str:

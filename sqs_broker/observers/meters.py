@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 from sqs_broker.errors import ConfigurationError
-from sqs_broker.observers.figures import Histogram, Labels, Sample
+from sqs_broker.observers.figures import Histogram, Labels, Note, Sample
 from sqs_broker.observers.instruments import Instrument, Kind
 from sqs_broker.observers.steps import Step
 
@@ -46,21 +46,25 @@ class Meters:
         self._meter = meter
         self._made: dict[Instrument, Any] = {}
 
-    def add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
+    def add(self, instrument: Instrument, labels: Labels, number: int = 1, /) -> None:
         """See Recorder."""
         self._of(instrument).add(number, attributes_of(instrument, labels))
 
-    def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
+    def record(self, instrument: Instrument, labels: Labels, value: float, /) -> None:
         """See Recorder."""
         self._of(instrument).record(value, attributes_of(instrument, labels))
 
-    def note(self, step: Step, labels: tuple[Any, ...], measured: Any) -> None:
-        """See Recorder. At once, because the provider may read at any time."""
-        for instrument, its_labels, (value,), _ in step.spread(labels, (measured,)):
-            if instrument.kind is Kind.COUNTER:
-                self.add(instrument, its_labels)
-            else:
-                self.record(instrument, its_labels, value)
+    def noting(self, step: Step, /) -> Note:
+        """See Recorder. It adds at once, because the provider may read at any time."""
+
+        def note(labels: tuple[Any, ...], measured: Any) -> None:
+            for instrument, its_labels, (value,), _ in step.spread(labels, (measured,)):
+                if instrument.kind is Kind.COUNTER:
+                    self.add(instrument, its_labels, int(value))
+                else:
+                    self.record(instrument, its_labels, value)
+
+        return note
 
     def watch(
         self, instruments: Iterable[Instrument], read: Callable[[], Iterable[Sample]]

@@ -68,7 +68,7 @@ class Metrics:
 
     def received(self, message: Facts, now: float) -> None:
         """Note how old a message is. `now`: seconds since 1970."""
-        age = now - message.delivery.sent_at
+        age = now - message.delivery.enqueued_at.timestamp()
         self._oldest = max(age, self._oldest or 0.0, 0.0)
 
     def ended(self, message: Facts, happened: Happened, outcome: Outcome, now: float) -> None:
@@ -84,7 +84,7 @@ class Metrics:
             is_end = isinstance(outcome, Done)
             self._counts["LateFailures"] += message.delivery.attempt >= LATE and not is_end
         if isinstance(outcome, Done) and len(self._times) < MOST_VALUES:
-            sent_at = message.delivery.sent_at
+            sent_at = message.delivery.enqueued_at.timestamp()
             self._times.append(max(now - sent_at, 0.0) * 1000)
 
     def count(self, name: str, number: int = 1) -> None:

@@ -6,11 +6,10 @@ Their other figures are those of the main process, which receives and settles ea
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from sqs_broker.machine.shared_sums import SharedSums
 from sqs_broker.observers import instruments as of
-from sqs_broker.observers.figures import Labels, Recorder
+from sqs_broker.observers.figures import Labels, Note, Recorder
 from sqs_broker.observers.instruments import Instrument
 from sqs_broker.observers.steps import Step
 
@@ -43,16 +42,17 @@ class PoolSends:
             self._sums.take(index)
             self._joined_by = os.getpid()
 
-    def add(self, instrument: Instrument, labels: Labels, number: int = 1) -> None:
+    def add(self, instrument: Instrument, labels: Labels, number: int = 1, /) -> None:
         """See Recorder. What is no message sent is left out."""
         if instrument is of.SENT and self._sums is not None:
             self._sums.add(labels[0], number)
 
-    def record(self, instrument: Instrument, labels: Labels, value: float) -> None:
+    def record(self, instrument: Instrument, labels: Labels, value: float, /) -> None:
         """See Recorder. Does nothing: a process of the pool measures nothing."""
 
-    def note(self, step: Step, labels: tuple[Any, ...], measured: Any) -> None:
-        """See Recorder. Does nothing: the main process knows each step of a message."""
+    def noting(self, step: Step, /) -> Note:
+        """See Recorder. It does nothing: the main process knows each step of a message."""
+        return lambda labels, measured: None
 
     def pass_on(self, recorder: Recorder) -> None:
         """Add what the pool has sent since the last call, in the main process."""

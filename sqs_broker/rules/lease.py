@@ -72,17 +72,6 @@ class Delivery:
         return self.carried.deliveries + self.count
 
     @cached_property
-    def sent_at(self) -> float:
-        """`enqueued_at` in seconds since 1970. It is read several times, and takes long to work
-        out."""
-        return self.enqueued_at.timestamp()
-
-    @property
-    def first_sent_at(self) -> float:
-        """`first_sent` in seconds since 1970."""
-        return self.sent_at if self.carried.sent is None else self.first_sent.timestamp()
-
-    @cached_property
     def first_sent(self) -> datetime:
         """When the producer sent the message, in UTC; if this is a copy, the first message. A time
         after SQS's own is not believed."""
@@ -126,7 +115,7 @@ class Delivery:
             first=_earliest(self.carried.first, self.first_received_at),
             due=due,
             id=self.carried.id or self.message_id,
-            sent=self.first_sent_at,
+            sent=self.first_sent.timestamp(),
         )
 
     @property

@@ -171,7 +171,7 @@ def _postponed(delivery: Delivery, outcome: Postponed, limit: int, now: float) -
     if _has_never_been_due(delivery, outcome):
         # No delivery counts. What the message had from the start stays.
         id_ = delivery.carried.id or delivery.message_id
-        carried = Carried(id=id_, sent=delivery.first_sent_at)
+        carried = Carried(id=id_, sent=delivery.first_sent.timestamp())
     else:
         due = now + outcome.delay if outcome.delay > LONGEST_DELAY else delivery.carried.due
         carried = delivery.passed_on(

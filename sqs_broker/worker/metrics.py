@@ -79,7 +79,7 @@ class Readings:
         counts = Counter(delivery.queue for delivery in held)
         now = time()
         for queue in sorted({receiver.queue for receiver in deliveries.receivers} | set(counts)):
-            sent = [each.first_sent_at for each in held if each.queue == queue]
+            sent = [each.first_sent.timestamp() for each in held if each.queue == queue]
             yield Sample(of.IN_FLIGHT, (queue,), counts[queue])
             yield Sample(of.OLDEST, (queue,), max(now - min(sent, default=now), 0.0))
 

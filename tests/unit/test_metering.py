@@ -346,8 +346,8 @@ def test_a_message_that_succeeds_is_noted_four_times(message: Callable[..., Fact
         def record(self, instrument: of.Instrument, labels: Any, value: float) -> None:
             taken.append(instrument)
 
-        def note(self, step: steps.Step, labels: Any, measured: Any) -> None:
-            taken.append(step)
+        def noting(self, step: steps.Step) -> Any:
+            return lambda labels, measured: taken.append(step)
 
     metering = Metering([Counting()])
     metering.received(message())
