@@ -33,8 +33,20 @@ from sqs_broker.worker.failures import give_verdict, invalid_arguments
 FINAL = "the task has used the retries that its call allows; it failed most recently with {}"
 
 
+#: Celery finds the class by its path.
+CELERYS_REQUEST = "celery.worker.request:Request"
+
+
 class RetryMisused(TypeError):
     """The task calls `retry` with what the same message cannot express. It would in each run."""
+
+
+class RequestClass:
+    """The class of the requests of a task: that of the broker which the app uses."""
+
+    def __get__(self, task: Any, cls: Any = None) -> str:
+        is_other = task is not None and task.app is not None and is_elsewhere(task.app)
+        return CELERYS_REQUEST if is_other else "sqs_broker.worker.request:Request"
 
 
 class Task(CeleryTask):
@@ -44,7 +56,7 @@ class Task(CeleryTask):
     """
 
     abstract = True
-    Request = "sqs_broker.worker.request:Request"
+    Request = RequestClass()
 
     #: A shared job may skip the `__call__` of this class if the run succeeds
     #: (sqs_broker/worker/listeners.py). What a subclass overrides has no part in that.
@@ -155,9 +167,12 @@ class Task(CeleryTask):
         `publish_timeout` counts from the call. If the caller is cancelled, the message may have
         been sent.
         """
+        call = partial(self.apply_async, args, kwargs, **options)
+        if is_elsewhere(self.app):
+            return await off_loop(call)
         seconds = Options.read(self.app.conf.broker_transport_options).publish_timeout
         with deadline(monotonic() + seconds):
-            return await off_loop(partial(self.apply_async, args, kwargs, **options))
+            return await off_loop(call)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task. In a worker, turn a failure into a retry or a dead letter."""

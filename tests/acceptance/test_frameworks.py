@@ -230,6 +230,36 @@ def fail():
 """
 
 
+ON_MEMORY = (
+    PLAIN
+    + """
+from celery.contrib.testing.worker import start_worker
+
+@app.task(bind=True)
+def add(self, x, y):
+    if self.request.retries == 0:
+        raise self.retry(args=(x, y + 1), countdown=0)
+    return x + y
+
+app.conf.update(broker_url="memory://", result_backend="cache+memory://")
+with start_worker(app, perform_ping_check=False, pool="solo"):
+    assert add.delay(1, 2).get(timeout=20) == 4
+    try:
+        fail.delay().get(timeout=20)
+    except Forbidden:
+        pass
+    else:
+        raise AssertionError("it did not fail")
+"""
+)
+
+
+@pytest.mark.parametrize("project", ["plain"], indirect=True)
+def test_a_project_can_test_its_tasks_on_memory(project: Project) -> None:
+    project.python(ON_MEMORY)
+    assert project.queues.counts() == (0, 0, 0)
+
+
 @pytest.mark.parametrize("project", ["plain"], indirect=True)
 def test_a_tool_that_knows_a_url_only_sees_events_with_the_lines_of_the_page(
     project: Project, mongo_uri: str

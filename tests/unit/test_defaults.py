@@ -1,5 +1,6 @@
 """What `install` gives an app, and what the app's own choice takes its place."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +10,15 @@ from celery import Celery
 from celery.app.trace import build_tracer
 from celery.result import allow_join_result
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
+from kombu.utils.imports import symbol_by_name
 
-from sqs_broker import Transport, install
+from sqs_broker import Transport, batching, install, publish_many
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.tools.startup import check_limits
 from sqs_broker.worker.consumer import Consumer
 from sqs_broker.worker.defaults import RELIABLE, is_elsewhere, uses_sqs
+from sqs_broker.worker.request import Request
 
 OPTIONS = {
     "region": "us-east-1",
@@ -222,6 +226,46 @@ def test_on_another_broker_a_worker_has_celerys_consumer(make_app: MakeApp) -> N
         worker = app.WorkController(pool_cls="solo", concurrency=1)
     assert type(worker.consumer) is CeleryConsumer
     assert not isinstance(worker.consumer, Consumer)
+
+
+def test_a_request_is_that_of_the_broker_that_the_app_uses_now(make_app: MakeApp) -> None:
+    app = make_app()
+
+    @app.task(shared=False)
+    def job() -> None: ...
+
+    assert symbol_by_name(job.Request) is Request
+    # As a project's tests do, after its tasks are made.
+    app.conf.update(broker_url="memory://", broker_transport_options={})
+    assert symbol_by_name(job.Request) is CeleryRequest
+
+
+def test_on_another_broker_calls_of_this_one_are_plain_calls(make_app: MakeApp) -> None:
+    app = make_app(broker_url="memory://", broker_transport_options={})
+
+    @app.task(shared=False, name="job")
+    def job(number: int) -> None: ...
+
+    assert publish_many(job, [{"number": 1}, {"nummer": 2}]).failed.keys() == {1}
+    with batching():
+        job.delay(2)
+    asyncio.run(job.adelay(3))
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue("celery")
+        sent = [queue.get(block=False).payload[:2] for _ in range(3)]
+    assert sent == [[[], {"number": 1}], [[2], {}], [[3], {}]]
+
+
+def test_an_eager_call_of_many_runs_them(make_app: MakeApp) -> None:
+    app = make_app(task_always_eager=True)
+    ran: list[int] = []
+
+    @app.task(shared=False, name="job")
+    def job(number: int) -> None:
+        ran.append(number)
+
+    assert publish_many(job, [{"number": 1}, {"number": 2}]).sent == 2
+    assert ran == [1, 2]
 
 
 @pytest.mark.parametrize("acks_late", [True, False])
