@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from sqs_broker.errors import ConfigurationError
+from sqs_broker.errors import ConfigurationError, UnknownQueue
 from sqs_broker.options import Options
 from sqs_broker.rules.routes import refuse_circle
 from sqs_broker.sqs.drivers import driver_for
@@ -42,6 +42,7 @@ class StartChecks(bootsteps.Step):
             return
         check_limits(worker.app)
         options = Options.read(worker.app.conf.broker_transport_options)
+        check_consumed(worker.app, options)
         refuse_circle(options)
         check_queues(options)
         if not options.log_texts:
@@ -62,6 +63,17 @@ def check_limits(celery_app: Any) -> None:
         if not policy.heartbeat:
             raise
         logger.warning("%s", exc.message, extra={"event": "start.fault"})
+
+
+def check_consumed(celery_app: Any, options: Options) -> None:
+    """Raise ConfigurationError if the worker is to read a queue that is not configured."""
+    for name in celery_app.amqp.queues.consume_from:
+        try:
+            options.queue(name)
+        except UnknownQueue as exc:
+            raise ConfigurationError(
+                f"{exc} This worker is to read it: see -Q and task_queues."
+            ) from exc
 
 
 def check_queues(options: Options, now: Callable[[], float] = time.time) -> None:

@@ -15,7 +15,8 @@ from kombu.utils.imports import symbol_by_name
 
 from sqs_broker import Transport, batching, install, publish_many
 from sqs_broker.errors import ConfigurationError
-from sqs_broker.tools.startup import check_limits
+from sqs_broker.options import Options
+from sqs_broker.tools.startup import check_consumed, check_limits
 from sqs_broker.worker.consumer import Consumer
 from sqs_broker.worker.defaults import RELIABLE, is_elsewhere, uses_sqs
 from sqs_broker.worker.request import Request
@@ -292,6 +293,16 @@ def test_on_another_broker_a_task_fails_and_is_retried_as_celery_has_it(
 
 
 # What a worker checks
+
+
+def test_a_queue_that_is_not_configured_stops_a_worker(make_app: MakeApp) -> None:
+    app = make_app()
+    options = Options.read(OPTIONS)
+    check_consumed(app, options)
+    # As `celery worker -Q job` does.
+    app.amqp.queues.select("job")
+    with pytest.raises(ConfigurationError, match=r"No queue 'job' is configured.* see -Q"):
+        check_consumed(app, options)
 
 
 def test_numbers_that_contradict_each_other_stop_a_worker(make_app: MakeApp) -> None:
