@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from pymongo import MongoClient
 
@@ -17,6 +18,10 @@ from tests.deployments import deployment
 from tests.deployments.deployment import Deployment
 from tests.services import MakeQueues, Queues
 from tests.wheels import Wheels, build
+
+# No example has to end within a time: the machine may be busy.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = pytest.StashKey[Contract | None]()

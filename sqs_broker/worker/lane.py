@@ -7,6 +7,7 @@ Each step is the same as that of a Request, in the same order: observers, Celery
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -14,7 +15,6 @@ from celery.exceptions import TimeLimitExceeded
 from celery.worker import state
 from celery.worker.request import create_request_cls
 from kombu.utils.imports import symbol_by_name
-from vine import promise
 
 from sqs_broker.limits import BATCH
 from sqs_broker.machine.inbox import Arrived
@@ -222,8 +222,8 @@ class Lane:
         channel.plain.pop(plain.tag, None)
         request = made(
             message,
-            on_ack=promise(consumer.call_soon_ack, (message.ack_log_error,)),
-            on_reject=promise(consumer.call_soon_ack, (message.reject_log_error,)),
+            on_ack=partial(consumer.call_soon_ack, message.ack_log_error),
+            on_reject=partial(consumer.call_soon_ack, message.reject_log_error),
             app=consumer.app,
             hostname=consumer.hostname,
             eventer=consumer.event_dispatcher,

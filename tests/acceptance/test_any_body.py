@@ -27,9 +27,7 @@ def generated() -> list[str]:
     """The same bodies each time."""
     found: dict[str, None] = {}
 
-    @settings(
-        derandomize=True, database=None, deadline=None, max_examples=MANY, phases=[Phase.generate]
-    )
+    @settings(derandomize=True, database=None, max_examples=MANY, phases=[Phase.generate])
     @given(body=bodies)
     def collect(body: str) -> None:
         if SENDABLE.fullmatch(body):

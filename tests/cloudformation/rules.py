@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sqs_broker.observers.metrics import DIMENSION, NAMESPACE, UNITS
+from sqs_broker.tools import pause_metric
 
 Resources = Mapping[str, Any]
 
@@ -24,6 +25,10 @@ WITHOUT_RESOURCES = {
     "lambda:ListEventSourceMappings",
 }
 
+#: As before, but a condition can limit them to a namespace:
+#: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/iam-cw-condition-keys-namespace.html
+BY_NAMESPACE = {"cloudwatch:PutMetricData"}
+
 #: The metrics that AWS's services emit, as far as templates use them, with their sources. Those of
 #: SQS and of Container Insights were compared with these pages on 2026-11-27:
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
@@ -32,7 +37,7 @@ WITHOUT_RESOURCES = {
 #: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/Container-Insights-metrics-ECS.html
 #: https://docs.aws.amazon.com/sns/latest/dg/sns-monitoring-using-cloudwatch.html
 EMITTED = {
-    NAMESPACE: set(UNITS),
+    NAMESPACE: {*UNITS, pause_metric.METRIC},
     "AWS/SQS": {
         "ApproximateAgeOfOldestMessage",
         "ApproximateNumberOfMessagesDelayed",
@@ -164,8 +169,12 @@ def _check_statement(statement: Mapping[str, Any]) -> Iterator[str]:
     actions = _list(statement.get("Action", []))
     if any("*" in action for action in actions):
         yield f"{', '.join(actions)}: name each action"
-    if "*" in _list(statement.get("Resource", "*")) and not WITHOUT_RESOURCES.issuperset(actions):
-        yield f"{', '.join(actions)}: name the resource"
+    if "*" in _list(statement.get("Resource", "*")):
+        wanted = set(actions) - WITHOUT_RESOURCES
+        if wanted & BY_NAMESPACE and "cloudwatch:namespace" not in str(statement.get("Condition")):
+            yield f"{', '.join(actions)}: name the namespace"
+        if wanted - BY_NAMESPACE:
+            yield f"{', '.join(actions)}: name the resource"
 
 
 def _list(given: Any) -> list[Any]:

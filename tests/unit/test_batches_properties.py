@@ -107,7 +107,7 @@ def outcomes_of(worker: InMemoryWorker, bodies: list[str]) -> list[Outcome]:
     return worker.receive(bodies)
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=150)
+@settings(derandomize=True, database=None, max_examples=150)
 @given(beside=st.lists(notes | bodies, min_size=1, max_size=4), at=st.integers(0, 6))
 def test_whatever_stands_beside_them_good_messages_end_as_they_do_without(
     worker: InMemoryWorker, beside: list[str], at: int
@@ -120,7 +120,7 @@ def test_whatever_stands_beside_them_good_messages_end_as_they_do_without(
     assert outcomes == [Done()] * len(good)
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@settings(derandomize=True, database=None, max_examples=60)
 @given(note=json_values | st.sampled_from(AWKWARD))
 def test_what_a_registration_has_beyond_its_fields_is_no_matter(
     worker: InMemoryWorker, note: Any

@@ -32,7 +32,7 @@ from sqs_broker.sqs.publisher import message_for
 from sqs_broker.sqs.settlement import Settlement
 from tests.unit.conftest import MakeDelivery
 
-MANY = settings(derandomize=True, database=None, deadline=None, max_examples=500)
+MANY = settings(derandomize=True, database=None, max_examples=500)
 
 counts = st.integers(-1, 10_000)
 policies = st.builds(

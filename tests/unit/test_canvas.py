@@ -257,7 +257,7 @@ def names_in(content: Any) -> set[Any]:
     return set()
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+@settings(derandomize=True, database=None, max_examples=500)
 @given(tree=trees, task=st.sampled_from(["job", *BUILT_IN]))
 def test_where_no_canvas_is_allowed_no_message_with_a_callback_may_run(
     tree: Any, task: str
@@ -266,7 +266,7 @@ def test_where_no_canvas_is_allowed_no_message_with_a_callback_may_run(
     assert CLOSED.refuses(task, [[], {}, embed], TASKS) is not None
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+@settings(derandomize=True, database=None, max_examples=500)
 @given(tree=trees)
 def test_a_tree_that_may_run_names_only_tasks_that_are_registered(tree: Any) -> None:
     embed = on_the_wire({"callbacks": [tree]})

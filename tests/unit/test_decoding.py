@@ -947,7 +947,7 @@ texts = st.text() | objects | nearly | nearly_headers
 wrapped = texts.map(lambda text: outer_base64(text.encode("utf-8", "replace").decode()))
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None)
 @given(body=texts | wrapped)
 def test_any_text_is_a_payload_or_undecodable(make_delivery: MakeDelivery, body: str) -> None:
     try:

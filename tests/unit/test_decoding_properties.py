@@ -27,7 +27,7 @@ from sqs_broker.testing import Clock
 from tests.bodies import bodies
 from tests.unit.in_memory import InMemoryWorker, Outcomes, new_sqs
 
-MANY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+MANY = settings(derandomize=True, database=None, max_examples=300)
 
 
 class Pool(BasePool):

@@ -498,7 +498,7 @@ def test_the_call_after_one_that_is_overdue_succeeds_at_once(make: Make, script:
     assert error_of(Queue(script.queue_url, driver)).code == OVERDUE
     script.answer('{"Attributes": {"VisibilityTimeout": "31"}}')
     # Enough for a new client on a busy machine.
-    request = replace(requests.attributes(script.queue_url, "All"), seconds=20)
+    request = replace(requests.attributes(script.queue_url, "All"), seconds=60)
     assert request.read(driver.carry(request)).values == {"VisibilityTimeout": "31"}
     assert len(set(script.ports)) == 2
 

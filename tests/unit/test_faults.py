@@ -168,7 +168,7 @@ CLASSES = [
 ]
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None)
 @given(st.sampled_from([*CLASSES, Untellable]), st.integers(-1, 200) | st.none(), st.booleans())
 def test_there_is_an_answer_for_every_exception(
     cls: type[BaseException], number: int | None, has_text: bool

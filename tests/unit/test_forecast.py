@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sqs_broker.rules.forecast import HORIZON, SHORTEST, Forecast, Job
 
-MANY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+MANY = settings(derandomize=True, database=None, max_examples=300)
 
 _ids = count(1)
 

@@ -58,7 +58,7 @@ def test_the_hard_limit_is_raised_until_the_run_ends(watch: Watch) -> None:
             except BaseException as exc:
                 caught.append(exc)
 
-    watch.run(work, Limits(soft=0.05, hard=0.1, last=30))
+    watch.run(work, Limits(soft=0.05, hard=1, last=30))
     assert [type(exc) for exc in caught] == [SoftTimeLimitExceeded, HardLimit, HardLimit]
 
 

@@ -74,7 +74,7 @@ def function() -> Iterator[Function]:
     before.set_current()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(given_records=st.lists(records(), max_size=5))
 def test_each_id_that_is_returned_is_one_of_the_event(
     function: Function, given_records: list[Any]

@@ -29,7 +29,7 @@ from tests.unit.conftest import SENT, VISIBILITY_TIMEOUT
 #: Deliveries after which SQS dead-letters a message.
 MOST_DELIVERIES = 10
 
-MANY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+MANY = settings(derandomize=True, database=None, max_examples=200)
 
 
 class Model:

@@ -335,7 +335,7 @@ messages = st.builds(
 )
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@settings(derandomize=True, database=None, max_examples=60)
 @given(given_=st.lists(messages, min_size=1, max_size=12))
 def test_whatever_arrives_has_the_same_end_as_with_a_request_on_arrival(
     bench: Bench, given_: list[Sent]

@@ -67,7 +67,7 @@ def log() -> Iterator[Log]:
     made.handler.close()
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=150)
+@settings(derandomize=True, database=None, max_examples=150)
 @given(some=st.lists(facts, min_size=1, max_size=4))
 def test_lines_that_are_written_together_are_those_of_records(
     log: Log, some: list[dict[str, object]]

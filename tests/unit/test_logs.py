@@ -73,7 +73,7 @@ values = (
 )
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(derandomize=True, database=None, max_examples=200)
 @given(
     created=st.floats(0, 4e9),
     sentence=st.text(max_size=8).filter(lambda text: "%" not in text),

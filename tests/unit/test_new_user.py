@@ -60,7 +60,7 @@ def by_the_model(registration: Registration, provenance: Provenance, now: dateti
     )
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=100)
+@settings(derandomize=True, database=None, max_examples=100)
 @given(body=bodies, provenance=provenances)
 @example(
     body={"stockId": "s", "user_id": "u", "userInfo": {"nickname": "김"}, "money": 2**31},

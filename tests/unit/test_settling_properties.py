@@ -473,7 +473,6 @@ class Settling(RuleBasedStateMachine):
 Settling.TestCase.settings = settings(
     derandomize=True,
     database=None,
-    deadline=None,
     max_examples=120,
     stateful_step_count=40,
     report_multiple_bugs=False,

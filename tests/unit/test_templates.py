@@ -102,6 +102,10 @@ def alarm(metric: str, dimensions: str = "[{Name: QueueName, Value: q}]") -> str
         ),
         (policy("sqs:*"), "It: sqs:*: name each action"),
         (policy("sqs:SendMessage", "*"), "It: sqs:SendMessage: name the resource"),
+        (
+            policy("cloudwatch:PutMetricData", "*"),
+            "It: cloudwatch:PutMetricData: name the namespace",
+        ),
     ],
 )
 def test_each_rule_finds_what_breaks_it(text: str, fault: str) -> None:

@@ -61,7 +61,7 @@ def test_a_task_may_have_no_limit_or_a_very_short_one(asked: Any, of_task: Any, 
 limits = st.none() | st.floats() | st.integers(-10, 100)
 
 
-@settings(derandomize=True, database=None, deadline=None)
+@settings(derandomize=True, database=None)
 @given(hard=limits, soft=limits, own=st.tuples(limits, limits))
 def test_no_limit_is_above_the_tasks_or_ends_a_process_before_its_task_has_begun(
     hard: Any, soft: Any, own: Any

@@ -31,7 +31,7 @@ results = (
 )
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@settings(derandomize=True, database=None, max_examples=300)
 @given(result=results, longest=st.sampled_from([1024, None, 20, 0, 300]))
 @example(result={"result": "registered", "stock_id": "s1", "user_id": "u 1"}, longest=1024)
 @example(result={"b": "1", "a": "2"}, longest=1024)
