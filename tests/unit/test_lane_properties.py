@@ -459,3 +459,17 @@ def test_messages_that_succeed_together_have_no_request(bench: Bench) -> None:
     assert kinds == [repr([Plain] * 10)]
     *_, kinds, _ = bench.run(good, kinds_of, is_fast=False)
     assert "Plain" not in kinds[0]
+
+
+def test_the_process_gets_of_a_plain_message_what_it_gets_of_a_request(bench: Bench) -> None:
+    pairs: list[tuple[Any, Any]] = []
+
+    def compare(worker: InMemoryWorker) -> None:
+        for each in set(state.active_requests):
+            assert isinstance(each, Plain)
+            pairs.append((each.request_dict, each.full().request_dict))
+
+    bench.run(TEN, compare, is_fast=True)
+    assert len(pairs) == len(TEN)
+    for light, full in pairs:
+        assert light == full
