@@ -80,6 +80,8 @@ class Request(CeleryRequest):
         super().__init__(message, **given)
         if eta is not None:
             self.request_dict["eta"] = eta
+        # `time_limits` has those of the message alone. The task sees those that hold.
+        self.request_dict["timelimit"] = [self.hard_time_limit, self._soft_time_limit]
         # On the instance: Celery's method is on a class that it generates below this one.
         generated: Any = self
         generated.on_success = partial(self._on_end, generated.on_success)
@@ -137,6 +139,11 @@ class Request(CeleryRequest):
     def hard_time_limit(self) -> float | None:
         """Seconds that the task may run."""
         return hard_limit_of(self.task, self.app, self.time_limits[0])
+
+    @property
+    def _soft_time_limit(self) -> float | None:
+        limit, hard = self.time_limits[1] or self.task.soft_time_limit, self.hard_time_limit
+        return float(limit) if limit and (hard is None or limit < hard) else None
 
     def overrun(self) -> float:
         """Seconds that the task has run beyond its hard time limit; negative before the limit."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery, signals
+from celery.app.task import Context
 from celery.exceptions import (
     Reject,
     Retry,
@@ -176,6 +177,7 @@ def make_run(make_delivery: MakeDelivery) -> Iterator[MakeRun]:
     app.task(job, shared=False, name="job")
     app.task(job, shared=False, name="dependent", suspect_on=(OSError, TimeLimitExceeded))
     app.task(job, shared=False, name="patient", time_limit=300)
+    app.task(job, shared=False, name="warned", time_limit=300, soft_time_limit=200)
     app.task(job, shared=False, name="shared", many=list)
     app.task(job, shared=False, name="early", acks_late=False)
     app.task(job, shared=False, name="hooked", base=Hooked, called=[], suspect_on=(OSError,))
@@ -256,6 +258,26 @@ def test_the_lease_is_told_of_the_start_and_of_the_limit_that_holds(
     run.request.on_accepted(pid=7, time_accepted=monotonic())
     assert run.message.channel.begun == [(run.message.delivery_tag, limit)]
     assert run.events == ["task-started"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "limits"),
+    [
+        ({}, [30, None]),
+        ({"task": "warned"}, [300, 200]),
+        ({"task": "warned", "timelimit": [250, None]}, [250, 200]),
+        ({"task": "warned", "timelimit": [250, 100]}, [250, 100]),
+        # The hard limit comes first.
+        ({"task": "warned", "timelimit": [7, None]}, [7, None]),
+    ],
+)
+def test_a_task_sees_the_time_limits_that_hold_for_its_run(
+    make_run: MakeRun, headers: dict[str, Any], limits: list[float | None]
+) -> None:
+    request = make_run(**headers).request
+    seen = Context(request.request_dict)
+    assert [seen.time_limit, seen.soft_time_limit] == seen.timelimit == limits
+    assert list(request.time_limits) == headers.get("timelimit", [None, None])
 
 
 @pytest.mark.parametrize(
