@@ -19,7 +19,7 @@ from sqs_broker.machine.address import is_loopback
 from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.foreign import DecodeJson
-from sqs_broker.rules.option_values import check_values
+from sqs_broker.rules.option_values import CONTROL_VALUES, check_values
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.stock_options import OF_QUEUE, OF_TRANSPORT, check_names
 
@@ -29,6 +29,9 @@ LONGEST_LIFE = 3 * LONGEST_RETENTION + 3 * 86_400
 
 #: https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
 DATABASE_NAME = re.compile(r'[^/\\. "$*<>:|?\0]+')
+
+#: The schemes of a URI of MongoDB.
+MONGODB = ("mongodb", "mongodb+srv")
 
 #: What makes spans if the option `tracing` is true.
 OPENTELEMETRY = "sqs_broker.tracing:tracing"
@@ -71,6 +74,7 @@ class ControlOptions:
         uri = values.pop("database_uri", None)
         # A name that Celery masks wherever it shows its configuration (celery 5.7 app/utils.py).
         values["uri"] = uri.get_secret_value() if hasattr(uri, "get_secret_value") else uri
+        values = {name: value for name, value in values.items() if value is not None}
         try:
             options = cls(**values)
         except TypeError:
@@ -78,6 +82,13 @@ class ControlOptions:
             raise ConfigurationError(
                 f"broker_transport_options: `control` has an unknown key. It takes only {known}."
             ) from None
+        where = "broker_transport_options: in `control`"
+        check_values(values, CONTROL_VALUES, where)
+        scheme, is_url, _ = (options.uri or "").partition("://")
+        if is_url and scheme not in MONGODB:
+            raise ConfigurationError(
+                f"{where}, `database_uri` must be a URI of MongoDB: mongodb:// or mongodb+srv://."
+            )
         if not DATABASE_NAME.fullmatch(options.database) or len(options.database.encode()) > 63:
             raise ConfigurationError(
                 "broker_transport_options: in `control`, `database` is not a valid database name: "
@@ -322,9 +333,7 @@ def _control(given: Any) -> ControlOptions | Callable[[], ControlOptions]:
 
     @cache
     def read() -> ControlOptions:
-        from kombu.utils.imports import symbol_by_name
-
-        return ControlOptions.read(symbol_by_name(given)())
+        return ControlOptions.read(_imported("control", given)())
 
     return read
 

@@ -103,17 +103,37 @@ VALUES: Mapping[str, Number | Kind] = {
 }
 
 
-def check_values(given: Mapping[str, Any]) -> None:
+#: The options that have another name in the code.
+NAMES = {"uri": "database_uri"}
+
+#: Of `control`.
+CONTROL_VALUES: Mapping[str, Number | Kind] = {
+    "control_exchange": _TEXT,
+    "database": _TEXT,
+    "event_exchange": _TEXT,
+    "event_queue_prefix": _TEXT,
+    "how_to_set": _TEXT,
+    "revokes_seconds": _count("seconds"),
+    "size_bytes": _count("bytes"),
+    "uri": _TEXT,
+}
+
+
+def check_values(
+    given: Mapping[str, Any],
+    values: Mapping[str, Number | Kind] = VALUES,
+    where: str = "broker_transport_options",
+) -> None:
     """Raise ConfigurationError for the first option whose value is of another kind, or out of
     bounds. None stands for the default of a text, a list or a dictionary. The value itself is never
-    in the text."""
+    in the text, which begins with `where`."""
     for name, value in given.items():
-        wanted = VALUES.get(name)
+        wanted = values.get(name)
         if wanted is None or wanted.accepts(value):
             continue
         if value is None and wanted.may_be_none:
             continue
         is_text = isinstance(value, str) and wanted is not _TEXT
         raise ConfigurationError(
-            f"broker_transport_options: `{name}` must be {wanted}{', not a text' * is_text}."
+            f"{where}: `{NAMES.get(name, name)}` must be {wanted}{', not a text' * is_text}."
         )

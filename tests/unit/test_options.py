@@ -154,5 +154,29 @@ def test_a_queue_is_a_dictionary() -> None:
     ],
 )
 def test_an_import_path_that_leads_nowhere_is_named_with_its_option(name: str, value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"`{name}` names .*, which cannot be imported"):
+    with pytest.raises(ConfigurationError, match=rf"`{name}` names .*, which cannot be imported"):
         Options.read(LEAST | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("control", "named"),
+    [
+        ({"database_uri": "redis://hunter2@cache"}, "`database_uri` must be a URI of MongoDB"),
+        ({"database_uri": 5}, "`database_uri` must be a text"),
+        ({"size_bytes": "64"}, "`size_bytes` must be a whole number of bytes"),
+        ({"revokes_seconds": 0}, "`revokes_seconds` must be a whole number of seconds"),
+        ({"event_exchange": 5}, "`event_exchange` must be a text"),
+    ],
+)
+def test_a_value_that_the_control_plane_does_not_take_is_refused_by_name(
+    control: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named) as raised:
+        Options.read(LEAST | {"control": control})
+    assert "hunter2" not in raised.value.message
+
+
+def test_a_function_of_the_control_plane_that_is_not_there_is_named_with_its_option() -> None:
+    options = Options.read(LEAST | {"control": "nowhere.at:all"})
+    with pytest.raises(ConfigurationError, match=r"`control` names .*, which cannot be imported"):
+        options.control_options()
