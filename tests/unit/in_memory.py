@@ -104,13 +104,17 @@ class InMemoryWorker:
 
     def outcomes_of(self, ids: Sequence[str]) -> list[Outcome]:
         """What becomes of messages that are on the queue."""
-        deadline = monotonic() + DEADLINE
-        while not self.outcomes.by_id.keys() >= set(ids):
-            assert monotonic() < deadline, "not every message has ended"
-            next(self._loop)
+        self.turn_until(lambda: self.outcomes.by_id.keys() >= set(ids))
         # Before more time passes: SQS's clock is the test's, and the settler's the machine's.
         assert self.deliveries.flush(DEADLINE)
         return [self.outcomes.by_id.pop(id_) for id_ in ids]
+
+    def turn_until(self, condition: Callable[[], bool]) -> None:
+        """Run the event loop until the condition is true."""
+        deadline = monotonic() + DEADLINE
+        while not condition():
+            assert monotonic() < deadline, "it did not become true in time"
+            next(self._loop)
 
     def close(self) -> None:
         """End its threads."""

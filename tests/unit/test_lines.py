@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,15 @@ class Log:
         self.handler.addFilter(OthersFromInfo())
         self.handler.addFilter(WithoutRepeats())
         self.logger = logging.getLogger(NAME)
+
+    def write(self, *lines: dict[str, object], level: int = logging.INFO, to: Any = ()) -> None:
+        """Write lines together. Without pytest's own handlers, which need a record for each."""
+        before = self.logger.handlers
+        self.logger.handlers = [self.handler, *to]
+        try:
+            write(self.logger, level, "A sentence.", lines)
+        finally:
+            self.logger.handlers = before
 
     def lines(self) -> list[str]:
         """What was written since the last call. No line has its time."""
@@ -72,7 +82,7 @@ def log() -> Iterator[Log]:
 def test_lines_that_are_written_together_are_those_of_records(
     log: Log, some: list[dict[str, object]]
 ) -> None:
-    write(log.logger, logging.INFO, "A sentence.", some)
+    log.write(*some)
     together = log.lines()
     for each in some:
         log.logger.info("A sentence.", extra=each)
@@ -80,7 +90,7 @@ def test_lines_that_are_written_together_are_those_of_records(
 
 
 def test_a_line_says_when_it_was_written(log: Log) -> None:
-    write(log.logger, logging.INFO, "A sentence.", [{"event": "message.done"}])
+    log.write({"event": "message.done"})
     log.handler.flush()
     line = json.loads(log.stream.getvalue())
     log.lines()
@@ -91,11 +101,7 @@ def test_a_line_says_when_it_was_written(log: Log) -> None:
 
 def test_a_handler_of_a_project_gets_a_record_for_each(log: Log) -> None:
     theirs = Records()
-    log.logger.addHandler(theirs)
-    try:
-        write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}, {"event": "b"}])
-    finally:
-        log.logger.removeHandler(theirs)
+    log.write({"event": "a"}, {"event": "b"}, to=[theirs])
     assert [vars(record)["event"] for record in theirs.got] == ["a", "b"]
     assert len(log.lines()) == 2
 
@@ -106,7 +112,7 @@ def test_a_filter_of_a_project_sees_a_record_for_each(log: Log) -> None:
 
     log.handler.addFilter(drop)
     try:
-        write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}, {"event": "b"}])
+        log.write({"event": "a"}, {"event": "b"})
     finally:
         log.handler.removeFilter(drop)
     assert len(log.lines()) == 1
@@ -121,7 +127,7 @@ def test_a_record_factory_makes_each_record(log: Log) -> None:
 
     logging.setLogRecordFactory(factory)
     try:
-        write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}, {"event": "b"}])
+        log.write({"event": "a"}, {"event": "b"})
     finally:
         logging.setLogRecordFactory(logging.LogRecord)
     assert len(made) == 2
@@ -129,8 +135,19 @@ def test_a_record_factory_makes_each_record(log: Log) -> None:
 
 
 def test_a_level_that_is_off_writes_nothing(log: Log) -> None:
-    write(log.logger, logging.DEBUG, "A sentence.", [{"event": "a"}])
+    log.write({"event": "a"}, level=logging.DEBUG)
     log.handler.setLevel(logging.ERROR)
-    write(log.logger, logging.INFO, "A sentence.", [{"event": "a"}])
+    log.write({"event": "a"})
     log.handler.setLevel(logging.NOTSET)
     assert log.lines() == []
+
+
+def test_without_other_handlers_no_record_is_made(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, record: logging.LogRecord) -> None:
+        raise AssertionError("a record was made")
+
+    monkeypatch.setattr(log.handler, "emit", refuse)
+    log.write({"event": "a"}, {"event": "b"})
+    assert len(log.lines()) == 2
