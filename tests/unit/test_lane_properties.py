@@ -490,3 +490,16 @@ def test_the_process_gets_of_a_plain_message_what_it_gets_of_a_request(bench: Be
     assert len(pairs) == len(TEN)
     for light, full in pairs:
         assert light == full
+
+
+def test_who_is_asked_for_has_a_request_in_celerys_state(bench: Bench) -> None:
+    kinds: list[Any] = []
+
+    def look(worker: InMemoryWorker) -> None:
+        for request in set(state.active_requests):
+            request.info()
+        for found in (state.active_requests, state.reserved_requests, state.requests.values()):
+            kinds.extend((len(found), isinstance(request, Plain)) for request in found)
+
+    bench.run(TEN, look, is_fast=True)
+    assert kinds == [(len(TEN), False)] * 3 * len(TEN)
