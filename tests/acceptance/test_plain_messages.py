@@ -165,7 +165,8 @@ def test_inspect_shows_each_message_of_a_job(lane: Lane) -> None:
 
 def test_one_of_many_that_is_revoked_before_it_runs_does_not_run(lane: Lane) -> None:
     with lane.slow_inserts(3_000):
-        ids = lane.send("revoked", 20)
+        # More than one job takes.
+        ids = lane.send("revoked", 30)
         lane.wait_for_a_job("revoked")
         started = {id_ for type_, id_ in list(lane.events) if type_ == "task-started"}
         unwanted = next(id_ for id_ in ids if id_ not in started)
