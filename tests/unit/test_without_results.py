@@ -1,14 +1,22 @@
 """Without a result backend: what needs a result says so at the call, as docs/retries.md tells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from celery import Celery, chord
 from celery.exceptions import TimeoutError
+from celery.result import allow_join_result
 
 from sqs_broker import install
 from sqs_broker.testing import FakeSqs
+
+
+@pytest.fixture(autouse=True)
+def _may_wait() -> Iterator[None]:
+    # A pool that another test made forbids its process to wait for results, for good.
+    with allow_join_result():
+        yield
 
 
 @pytest.fixture
