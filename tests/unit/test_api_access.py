@@ -18,7 +18,7 @@ from app.api.front import IS_CLOSED, Front
 from app.api.keys import Rates, Scope, new_key, read_keys
 from app.errors import SettingsError
 from sqs_broker.testing import Clock, FakeSqs
-from tests.unit.api_service import API_KEYS, Running, entry
+from tests.unit.api_service import API_KEYS, KEYS, Running, entry
 from tests.unit.asgi import Client
 from tests.unit.test_api_sending import USER, api, kind
 
@@ -50,6 +50,16 @@ def test_without_a_valid_key_an_operation_is_refused(
             answer = await client.request(method, target)
             assert (answer.status, kind(answer)) == (401, "unknown-key")
             assert "www-authenticate" in answer.headers
+
+    api(fake, test, keys=API_KEYS)
+
+
+def test_of_a_key_that_is_given_twice_the_first_counts(fake: FakeSqs) -> None:
+    async def test(made: Running) -> None:
+        good, bad = ("X-API-Key", KEYS["operate"]), ("X-API-Key", "wrong")
+        for given, status in (([good, bad], 200), ([bad, good], 401)):
+            answer = await made.client.request("GET", "/queues", headers=given)
+            assert answer.status == status
 
     api(fake, test, keys=API_KEYS)
 

@@ -53,6 +53,8 @@ def test_a_registration_is_on_the_queue_when_it_is_answered(
             "links": {"self": f"/registrations/{id_}"},
         }
         assert answer.headers["location"] == f"/registrations/{id_}"
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["content-length"] == str(len(answer.body))
         (body,) = map(json.loads, made.bodies)
         assert body == {"id": id_, "action": "registerUser", "data": data}
         assert Registration.model_validate(body["data"]).user_id == "u1"
