@@ -47,9 +47,10 @@ class Directory:
 
         Yields a descriptor that every process of the stack must inherit. The directory stays locked
         until the last of them has ended, even if this process is killed. The block ends when all
-        have ended. Raises StackError if another stack runs here.
+        have ended. Raises StackError if another stack runs here, or if nothing can be stored here.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _writing(self.path):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.path / "stack.lock") as stack:
             if stack is None:
                 raise StackError(
@@ -79,9 +80,19 @@ class Directory:
             os.close(descriptor)
 
     def publish(self, environment: Mapping[str, str]) -> None:
-        """Write a client's environment, for `set -a; . stack.env`. Only this user can read it."""
+        """Write a client's environment, for `set -a; . stack.env`. Only this user can read it.
+        Raises StackError if it cannot be written."""
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in environment.items()]
-        files.replace(self.environment_file, "".join(lines), files.PRIVATE)
+        with _writing(self.environment_file):
+            files.replace(self.environment_file, "".join(lines), files.PRIVATE)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StackError(f"Cannot write {path} ({exc.strerror or exc}).") from None
 
 
 @contextmanager

@@ -79,6 +79,20 @@ def test_the_environment_file_is_for_this_user_only_and_gone_with_the_stack(
     assert not directory.environment_file.exists()
 
 
+def test_a_directory_in_which_nothing_can_be_stored_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StackError, match=r"Cannot write .*file/below \(Not a directory\)"),
+        Directory(tmp_path / "file" / "below").occupied(),
+    ):
+        pass
+
+    stack = Directory(tmp_path)
+    stack.environment_file.mkdir()
+    with pytest.raises(StackError, match=r"Cannot write .*stack\.env"):
+        stack.publish({})
+
+
 def test_the_log_of_the_start_before_is_kept(tmp_path: Path) -> None:
     directory = Directory(tmp_path)
     directory.log("worker").write_text("before")
