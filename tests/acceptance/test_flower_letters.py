@@ -231,12 +231,12 @@ def test_the_address_of_an_answer_leads_back_to_the_page(flower: Flower, path: s
 
 def test_a_read_that_finds_none_says_so(flower: Flower) -> None:
     headers, fields = with_token(flower, PAGE)
-    assert status_of(flower, f"{PAGE}/read", headers, id="nobody", **fields) == 200
+    assert status_of(flower, f"{PAGE}/read", headers, id="<nobody>", **fields) == 200
     flower.wait_for(
         lambda: 'data-over="yes"' in flower.get(PAGE).text, START_SECONDS, "the end of the read"
     )
     text = flower.get(PAGE).text
-    assert "0 match, as Flower: kim read them" in text
+    assert "0 match (id: &lt;nobody&gt;), as Flower: kim read them" in text
     assert 'id="letter-table"' not in text
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,12 @@ def test_only_the_envelope_says_what_a_message_is() -> None:
 def test_the_state_of_a_job_is_a_sentence() -> None:
     job = Job("Redrive", "Flower: kim", 3, is_over=True, error="MongoDB does not answer.")
     assert job.text == "Redrive by Flower: kim: MongoDB does not answer. 0 of about 3 read."
+
+
+def test_a_filter_says_what_it_selects() -> None:
+    assert Filter().text == ""
+    narrow = Filter(ids=("a", "b"), task="t*", older_than=timedelta(hours=2), match=compiled("x"))
+    assert narrow.text == "id: a, b, task: t*, older than: 2:00:00, regular expression: x"
+    others = Filter("jobs", "it failed", "Conflict", newer_than=timedelta(days=1))
+    text = "queue: jobs, error: Conflict, reason: it failed, newer than: 1 day, 0:00:00"
+    assert others.text == text

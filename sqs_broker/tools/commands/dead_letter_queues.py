@@ -55,6 +55,21 @@ class Filter:
             (self.reason, self.error, self.task, self.ids, self.older_than, self.newer_than)
         ) or (self.match is not None)
 
+    @property
+    def text(self) -> str:
+        """The criteria in one line; empty without one."""
+        criteria = {
+            "queue": self.queue,
+            "id": ", ".join(self.ids),
+            "task": self.task,
+            "error": self.error,
+            "reason": self.reason,
+            "older than": self.older_than,
+            "newer than": self.newer_than,
+            "regular expression": self.match and self.match.pattern,
+        }
+        return ", ".join(f"{name}: {value}" for name, value in criteria.items() if value)
+
     def _has_age(self, age: timedelta) -> bool:
         return (self.older_than is None or age >= self.older_than) and (
             self.newer_than is None or age <= self.newer_than
