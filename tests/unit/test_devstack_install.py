@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -156,7 +156,8 @@ def installing(tmp_path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):  # All have ended.
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_two_at_once_take_turns_and_the_second_changes_nothing(
