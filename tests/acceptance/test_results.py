@@ -43,6 +43,8 @@ def client(tmp_path: Path, queues: Queues, mongo_uri: str) -> Iterator[Celery]:
     )
     with typed.worker("after", "--pool", "threads", "-c", "4"):
         yield client
+    # Celery leaves it open, and Python would complain in the middle of a later test.
+    client.backend.database.client.close()
     client.close()
 
 
