@@ -21,6 +21,7 @@ from sqs_broker.machine.offloading import off_loop
 from sqs_broker.observers.bracket import Bracket, around
 from sqs_broker.observers.tracing import Tracing
 from sqs_broker.options import Options
+from sqs_broker.rules.canvas import FOR_EACH
 from sqs_broker.rules.due import ETA_MAX
 from sqs_broker.rules.happened import Rejected, Suspected
 from sqs_broker.rules.policy import Policy
@@ -328,7 +329,7 @@ class Task(CeleryTask):
             return self._bracketed(run, args, kwargs)
         except (Ignore, Reject, Retry):
             raise
-        except self.dead_letter_on as exc:
+        except self._permanent(args, kwargs) as exc:
             # Raised as it is: for Celery, and for libraries that watch it, this run has failed.
             self.request.verdict = Rejected(str(exc), label(exc))
             raise
@@ -340,6 +341,14 @@ class Task(CeleryTask):
                 raise
             # Broad on purpose: an unclassified failure may be temporary, so it is retried.
             return self.retry(exc=exc, countdown=self.retry_delay(exc))
+
+    def _permanent(self, args: Any, kwargs: Any) -> Any:
+        """The exceptions after which no retry follows. `celery.map` and `celery.starmap` have those
+        of the task that they call."""
+        if self.name not in FOR_EACH:
+            return self.dead_letter_on
+        signature = kwargs.get("task") or next(iter(args), {})
+        return getattr(self.app.tasks.get(signature.get("task")), "dead_letter_on", ())
 
     def _final_reason(self, exc: Exception) -> str | None:
         """Why no retry can follow this exception, although the task has some left; None if one

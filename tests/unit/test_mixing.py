@@ -153,6 +153,16 @@ def test_a_permanent_error_of_such_a_task_is_one(
     assert sent.verdict.args == ("no such user", "Permanent", False)
 
 
+@pytest.mark.parametrize("each", ["map", "starmap"])
+def test_a_permanent_error_within_a_map_is_one(celery_app: Celery, trace: Trace, each: str) -> None:
+    job = failing(Permanent("no such user"))
+    options: dict[str, Any] = {"name": "job", "shared": False, "dead_letter_on": (Permanent,)}
+    task = celery_app.task(**options)(job)
+    traced = trace(celery_app.tasks[f"celery.{each}"], dict(task.s()), [[1], [2]])
+    sent = pickle.loads(pickle.dumps(traced.retval))
+    assert sent.verdict.args == ("no such user", "Permanent", False)
+
+
 @pytest.mark.parametrize("base", [Opened, OpenedBySuper])
 @pytest.mark.parametrize("options", [{}, {"autoretry_for": (KeyError,)}], ids=["", "autoretry"])
 def test_its_own_call_is_around_each_run(
