@@ -347,7 +347,7 @@ class Task(CeleryTask):
         of the task that they call."""
         if self.name not in FOR_EACH:
             return self.dead_letter_on
-        signature = kwargs.get("task") or next(iter(args), {})
+        signature: Any = kwargs.get("task") or next(iter(args), {})
         return getattr(self.app.tasks.get(signature.get("task")), "dead_letter_on", ())
 
     def _final_reason(self, exc: Exception) -> str | None:
