@@ -89,7 +89,7 @@ def accepted(target: str, kind: str, content: object) -> Request:
 def test_a_request_has_the_answer_that_it_has_without_the_shortcut(fake: FakeSqs) -> None:
     seen: set[tuple[str, int]] = set()
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(requests(["POST"], SENDING) | requests(METHODS, SENDING + OTHERS))
     @example(accepted("/registrations", "application/json", USER))
     @example(accepted("/registrations/batch", "application/x-ndjson", USER))
