@@ -33,7 +33,7 @@ from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.provenance import Provenance
-from sqs_broker.worker.request import Request, hard_limit_of, overrun_of
+from sqs_broker.worker.request import Request, hard_limit_of, limits_of, overrun_of
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class Plain:
         info = properties["delivery_info"]
         return {
             **self.headers,
+            "timelimit": limits_of(self.task, self.app, self.time_limits),
             "properties": properties,
             "reply_to": properties["reply_to"],
             "correlation_id": properties["correlation_id"],

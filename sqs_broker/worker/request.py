@@ -7,7 +7,7 @@ worker/request.py, `create_request_cls`), so a success shows only as a call of `
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
@@ -81,7 +81,7 @@ class Request(CeleryRequest):
         if eta is not None:
             self.request_dict["eta"] = eta
         # `time_limits` has those of the message alone. The task sees those that hold.
-        self.request_dict["timelimit"] = [self.hard_time_limit, self._soft_time_limit]
+        self.request_dict["timelimit"] = limits_of(self.task, self.app, self.time_limits)
         # On the instance: Celery's method is on a class that it generates below this one.
         generated: Any = self
         generated.on_success = partial(self._on_end, generated.on_success)
@@ -139,11 +139,6 @@ class Request(CeleryRequest):
     def hard_time_limit(self) -> float | None:
         """Seconds that the task may run."""
         return hard_limit_of(self.task, self.app, self.time_limits[0])
-
-    @property
-    def _soft_time_limit(self) -> float | None:
-        limit, hard = self.time_limits[1] or self.task.soft_time_limit, self.hard_time_limit
-        return float(limit) if limit and (hard is None or limit < hard) else None
 
     def overrun(self) -> float:
         """Seconds that the task has run beyond its hard time limit; negative before the limit."""
@@ -376,6 +371,12 @@ def hard_limit_of(task: Any, app: Any, own: float | None = None) -> float | None
     """Seconds that a task may run. `own`: the limit of the message, if it has one."""
     limit = own or task.time_limit or app.conf.task_time_limit
     return float(limit) if limit else None
+
+
+def limits_of(task: Any, app: Any, own: Sequence[float | None]) -> list[float | None]:
+    """The hard and the soft limit of a run. `own`: those of the message, or None for each."""
+    hard, soft = hard_limit_of(task, app, own[0]), own[1] or task.soft_time_limit
+    return [hard, float(soft) if soft and (hard is None or soft < hard) else None]
 
 
 def overrun_of(lease: Lease | None, limit: float | None) -> float:

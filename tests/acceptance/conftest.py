@@ -69,6 +69,17 @@ def where(
     client.close()
 
 
+@pytest.fixture
+def own(
+    mongo_server: MongoServer, mongo_client: MongoClient, sqs_server: SqsServer, tmp_path: Path
+) -> Iterator[Place]:
+    """Queues and a database that no other worker uses."""
+    client = sqs_server.client()
+    with place(client, sqs_server.endpoint_url, mongo_server, mongo_client, tmp_path) as made:
+        yield made
+    client.close()
+
+
 @pytest.fixture(scope="module")
 def service(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One worker for all tests of a module."""

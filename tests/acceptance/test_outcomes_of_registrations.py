@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,14 +16,11 @@ from pymongo import MongoClient
 
 from app.outcomes.reader import Outcome, Outcomes
 from app.settings import get_settings
-from devstack.mongo import MongoServer
-from devstack.sqs import SqsServer
 from tests.acceptance.worker import (
     SETTLE_SECONDS,
     Place,
     Service,
     StartWorker,
-    place,
     run_program,
 )
 from tests.services import wait_until
@@ -45,17 +42,6 @@ print("null")
 def _settings(where: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONGO_URI", where.environment["MONGO_URI"])
     get_settings.cache_clear()
-
-
-@pytest.fixture
-def own(
-    mongo_server: MongoServer, mongo_client: MongoClient, sqs_server: SqsServer, tmp_path: Path
-) -> Iterator[Place]:
-    """Queues and a database that no other worker uses."""
-    client = sqs_server.client()
-    with place(client, sqs_server.endpoint_url, mongo_server, mongo_client, tmp_path) as made:
-        yield made
-    client.close()
 
 
 def new_id() -> str:

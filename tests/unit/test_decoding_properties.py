@@ -132,11 +132,11 @@ def assert_runnable(
     for signature in [*(context.callbacks or ()), *(context.errbacks or ())]:
         assert isinstance(signature["task"], str)
     hard, soft = context.timelimit
-    assert hard is None or LEAST <= hard < 30
-    assert soft is None or LEAST <= soft < (hard or 30)
+    assert LEAST <= hard <= 30
+    assert soft is None or LEAST <= soft < hard
     if context.delivery.source is not Source.CELERY:
         assert_calls_nothing(context)
-        assert (hard, soft) == (None, None)
+        assert (hard, soft) == (30, None)
     return context
 
 
