@@ -3,6 +3,7 @@ finds what they publish."""
 
 import json
 import shutil
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -73,7 +74,19 @@ def prometheus(where: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         log = directory / "prometheus.log"
         with Process("prometheus", command, log=log, grace=5, directory=directory) as process:
             process.wait_until_listening(port, DEADLINE)
-            yield f"http://{ports.HOST}:{port}"
+            address = f"http://{ports.HOST}:{port}"
+            wait_until(lambda: is_ready(address), DEADLINE, "a Prometheus that is ready")
+            yield address
+
+
+def is_ready(prometheus: str) -> bool:
+    """Whether it answers. It listens before it has read its storage, and refuses until then."""
+    try:
+        ask(prometheus, "query", query="1")
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        return False
+    return True
 
 
 def ask(prometheus: str, path: str, **fields: str) -> Any:
