@@ -208,7 +208,11 @@ class Outcomes:
 
     async def wait(self, id: str, seconds: float) -> Outcome | None:
         """The final state as soon as there is one, or the present one after `seconds`. The present
-        one at once if too many wait or the process stops; None if the id is not known."""
+        one at once if too many wait or the process stops; None if the id is not known.
+
+        If MongoDB does not answer in the end, as when a thousand ask it at once because the process
+        stops, it is the state that was read before."""
+        known: Outcome | None = None
         async with self._watch.waiter(id, seconds) as waiter:
             while True:
                 # A change from here on ends the next `changed`, so no change is missed.
@@ -217,10 +221,13 @@ class Outcomes:
                     found = await self.state(id)
                 except Unavailable:
                     if waiter.is_over:
-                        raise
+                        if known is None:
+                            raise
+                        return known
                 else:
                     if found is None or found.state != State.PENDING or waiter.is_over:
                         return found
+                    known = found
                 await waiter.changed()
 
     def stop_waiting(self) -> None:

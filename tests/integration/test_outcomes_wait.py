@@ -290,7 +290,7 @@ def test_those_who_wait_are_woken_after_a_failover(
 
 
 @pytest.mark.slow
-def test_in_an_outage_it_waits_to_the_end_and_then_says_so(
+def test_in_an_outage_it_waits_to_the_end_and_then_says_so_unless_it_has_read_before(
     three_nodes: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = three_nodes.uri("outage")
@@ -299,12 +299,17 @@ def test_in_an_outage_it_waits_to_the_end_and_then_says_so(
 
     async def work(outcomes: Outcomes) -> None:
         await outcomes.accepted([ID])
+        before = asyncio.ensure_future(outcomes.wait(ID, 4.0))
+        assert await is_held(before)
         for member in range(3):
             three_nodes.freeze(member)
         _, seconds = await timed(outcomes.accepted(["2" * 40]))
         assert seconds < 1
         with pytest.raises(Unavailable):
             await outcomes.wait(ID, 4.0)
+        found = await before
+        assert found is not None
+        assert found.state == "pending"
         for member in range(3):
             three_nodes.thaw(member)
 

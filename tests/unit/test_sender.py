@@ -347,7 +347,7 @@ def test_a_call_to_nobody_sends_nothing_and_says_so(server: socket.socket, clien
     server.close()
     with pytest.raises(SendError, match=f"at {endpoint}: EndpointConnectionError.*was not sent"):
         # Enough for a new client on a busy machine.
-        task_over(client, endpoint, publish_timeout=60).delay()
+        task_over(client, endpoint, publish_timeout=5).delay()
 
 
 # Coroutines
