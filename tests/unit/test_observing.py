@@ -181,7 +181,8 @@ def test_what_sqs_took_of_a_producer_is_heard_of(
     heard: list[tuple[str, ...]],
 ) -> None:
     send(celery_app.tasks["increment"])
-    assert noting.heard == heard
+    # Calls at the same time end in any order.
+    assert sorted(noting.heard) == heard
 
 
 def test_a_message_that_sqs_refuses_was_not_published(
