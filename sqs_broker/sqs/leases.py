@@ -234,13 +234,7 @@ class Leases:
 
     def take(self, tag: str) -> Lease | None:
         """End a delivery and free its slot; None if it has ended before."""
-        with self._changed:
-            self._hung.pop(tag, None)
-            if (lease := self._pop(tag)) is not None:
-                self._pace.count()
-            self._wake_if_worth_it()
-            self._report_if_empty()
-            return lease
+        return self.take_many([tag])[0]
 
     def take_many(self, tags: Iterable[str]) -> list[Lease | None]:
         """End the deliveries of a job at once: see `take`."""
@@ -317,10 +311,7 @@ class Leases:
 
     def promise(self, tag: str) -> bool:
         """Note that a task goes to a process, which starts it. False if its delivery has ended."""
-        with self._changed:
-            if lease := self._held.get(tag):
-                lease.is_promised = True
-            return lease is not None
+        return self.promise_many([tag])[0]
 
     def promise_many(self, tags: Iterable[str]) -> list[bool]:
         """Note that the tasks of a job go to a process: see `promise`."""

@@ -1,7 +1,7 @@
 """Reports the outcome of each delivery to SQS: deletes and visibility changes, ten per call. The
 settler has its own threads, so neither the event loop nor a task ever waits for SQS.
 
-A slot is free as soon as `settle` has the outcome. If a report fails, it is tried again until the
+A slot is free as soon as `settle_all` has the outcome. If a report fails, it is tried again until the
 lease ends. After that, SQS delivers the message again.
 """
 
@@ -54,7 +54,7 @@ class Settled:
 
 
 class Settler:
-    """The threads and their queue of work. Any other thread may call `settle`.
+    """The threads and their queue of work. Any other thread may call `settle_all`.
 
     The threads call `on_settled` with the settlements that are over after each batch, and
     `before_report` with the tags of the deliveries that they are about to make visible.
@@ -110,13 +110,9 @@ class Settler:
         self._threads = [threads.insist(self._run, "sqs-settler-0")]
         self._grow()
 
-    def settle(self, lease: Lease, message: Facts, outcome: Outcome) -> None:
-        """Report an outcome soon, and try again until the lease ends. Returns at once; never
-        raises."""
-        self.settle_all([(lease, message, outcome)])
-
     def settle_all(self, ended: Iterable[tuple[Lease, Facts, Outcome]]) -> None:
-        """Report several outcomes, as `settle` does."""
+        """Report outcomes soon, and try again until the leases end. Returns at once; never
+        raises."""
         settlements = [
             Settlement(message, outcome, lease.expires_at) for lease, message, outcome in ended
         ]

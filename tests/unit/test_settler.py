@@ -103,7 +103,7 @@ Settle = Callable[..., str]
 
 def hand_over(settler: Settler, receive: Receive, outcome: Outcome) -> str:
     lease = receive()
-    settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
+    settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), outcome)])
     return lease.delivery.receipt_handle
 
 
@@ -169,10 +169,10 @@ def test_the_next_delivery_of_a_message_whose_copy_was_sent_is_only_deleted(
 ) -> None:
     fake.fail(DELETE, "ReceiptHandleIsInvalid")
     lease = receive()
-    settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
+    settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), outcome)])
     tell_all(settler)
     # SQS delivers it again.
-    settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
+    settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), outcome)])
     assert settler.flush(DEADLINE)
     assert fake.counts == {"SendMessage": 1, DELETE: 2}
 
@@ -214,7 +214,7 @@ def test_what_no_second_try_can_change_is_given_up(
     of_the_call: bool,
 ) -> None:
     lease = receive()
-    settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
+    settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), Done())])
     fake.fail(DELETE, code, entries=None if of_the_call else [0])
     tell_all(settler)
     assert len(fake.calls) == 1
@@ -235,7 +235,7 @@ def test_where_the_lease_is_over_the_message_is_given_up(
 ) -> None:
     lease = receive()
     clock.advance(VISIBILITY_TIMEOUT)
-    settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
+    settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), Done())])
     tell_all(settler)
     assert fake.calls == []
     assert given_up == [(lease.delivery.message_id, "LeaseOver")]
@@ -278,7 +278,7 @@ def test_an_extended_lease_is_tried_for_as_long_as_it_lasts(
     lease = receive()
     clock.advance(600)
     lease.expires_at = clock() + VISIBILITY_TIMEOUT
-    settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
+    settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), Done())])
     tell_all(settler)
     assert len(fake.calls) == 3
 
@@ -328,7 +328,7 @@ def test_handing_over_never_waits_for_sqs(
     fake.hold(DELETE)
     settler.start()
     for lease in leases:
-        settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
+        settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), Done())])
     assert settler.flush(0) is False
     fake.release()
     assert settler.flush(DEADLINE)
@@ -356,7 +356,7 @@ def test_what_fails_is_tried_again_though_nothing_else_is_settled(
         fake.hold(DELETE)
         fake.fail(DELETE)
         lease = receive()
-        settler.settle(lease, facts_of(lease.delivery, HEADERS), Done())
+        settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), Done())])
         wait_until(lambda: fake.calls, DEADLINE, "the call")
         fake.release()
         assert settler.flush(DEADLINE), number
@@ -416,7 +416,7 @@ def test_each_settlement_is_over_once_however_often_it_is_tried(
     fake.fail("ChangeMessageVisibilityBatch", "AccessDenied")
     fake.fail("SendMessage")
     for lease, outcome in zip(leases, (Done(), Done(), DEAD, Released()), strict=True):
-        settler.settle(lease, facts_of(lease.delivery, HEADERS), outcome)
+        settler.settle_all([(lease, facts_of(lease.delivery, HEADERS), outcome)])
     tell_all(settler)
     settler.stop(DEADLINE)
     ids = [lease.delivery.message_id for lease in leases]
