@@ -1,8 +1,8 @@
 """Reports the outcome of each delivery to SQS: deletes and visibility changes, ten per call. The
 settler has its own threads, so neither the event loop nor a task ever waits for SQS.
 
-A slot is free as soon as `settle_all` has the outcome. If a report fails, it is tried again until the
-lease ends. After that, SQS delivers the message again.
+A slot is free as soon as `settle_all` has the outcome. If a report fails, it is tried again until
+the lease ends. After that, SQS delivers the message again.
 """
 
 import logging
