@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from app.celery import app
 from app.messages import Increment, Provenance, Registration
+from sqs_broker import preload
 
 if TYPE_CHECKING:
     from app.registration import Registered
+
+# Otherwise the first request of a web server would wait for it.
+preload()
 
 
 def _register_many(pairs: Sequence[tuple[Registration, Provenance]]) -> list[Any]:

@@ -200,6 +200,8 @@ OURS_THREADS = Ours("this project, 8 threads", _THREADS, slots=8)
 OURS_ALONE = Ours("this project, without batches", settings={"BENCH_BATCHES": "off"})
 #: Each door's messages as its own producer sends them, with the time limits of its settings.
 OURS_BY_DOOR = tuple(Ours(f"this project, door: {door}", door=door) for door in (*DOORS, MIXED))
+#: What every language can send.
+OURS_JSON = next(each for each in OURS_BY_DOOR if each.door == "plain JSON")
 STOCK_PRODUCER = Stock(
     "a stock producer", settings={"task_time_limit": 30, "task_soft_time_limit": 25}
 )

@@ -44,6 +44,8 @@ def write(results: Results, soak: Soak | None) -> list[Path]:
             "events": table.events(results),
             "depths": table.depths(results),
             "queues": table.queues(results),
+            "fleets": table.fleets(results),
+            "loads": table.loads(results),
             "api": table.api(results),
         },
         README: {"headline": _headline(results)},

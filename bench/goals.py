@@ -4,14 +4,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.api import API, DELAY, SEND_MESSAGE
-from bench.candidates import BARE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
+from bench.candidates import (
+    BARE,
+    BARE_BULK,
+    OURS,
+    OURS_8,
+    OURS_BY_DOOR,
+    OURS_JSON,
+    SQS_CONSUMER,
+    STOCK_BEST,
+)
 from bench.lab import VISIBILITY_TIMEOUT
 from bench.publishing import WAYS
-from bench.results import Results, Throughput
+from bench.results import Results, Round, Throughput
 
 #: Commands of MongoDB that store a user or look for one. The inserts of users, one for each job of
 #: a task with `many`, cannot be told from those of events, which are no part of it.
 STORING = ("findAndModify", "update", "find")
+
+MEGABYTE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,12 @@ def goals(results: Results) -> list[Goal]:
     """Each figure that this run measured."""
     return [
         *_rates(results),
+        *_bulk(results),
+        *_doors(results),
+        *_ordinary(results),
         *_costs(results),
+        *_delays(results),
+        *_sending(results),
         *_quiet(results),
         *_recovered(results),
         *_crowds(results),
@@ -52,7 +68,6 @@ def _rates(results: Results) -> Iterator[Goal]:
     there = "one upsert, +10 ms a call: times "
     far = results.find(OURS.name, "register", 10)
     near = results.find(OURS.name, "register", 0)
-    waiting = results.find(OURS_8.name, "wait", 10) or results.find(OURS_8.name, "wait", 0)
     if far:
         to_stock = results.ratio(far, STOCK_BEST.name)
         yield from _at_least(f"{there}stock Celery at its best", 10, to_stock)
@@ -64,9 +79,47 @@ def _rates(results: Results) -> Iterator[Goal]:
         to_stock = results.ratio(near, STOCK_BEST.name)
         yield from _at_least(f"{here}stock Celery at its best", 2.5, to_stock)
         yield from _at_least(f"{here}sqs-consumer", 1, results.ratio(near, SQS_CONSUMER.name))
-    if waiting:
-        what = f"50 ms of waiting on 8 slots, +{waiting.added_ms:g} ms: of 160 possible"
-        yield from _at_least(what, 155, waiting.rate, "/s")
+
+
+def _bulk(results: Results) -> Iterator[Goal]:
+    """Beside a loop that promises nothing, and writes ten users at a time, too."""
+    for added, wanted in ((10, 1.0), (0, 0.8)):
+        ours, bulk = (results.find(each.name, "register", added) for each in (OURS, BARE_BULK))
+        if not (ours and bulk):
+            continue
+        what = f"one upsert, +{added} ms a call: "
+        yield from _at_least(
+            f"{what}times the bare loop with bulk writes", wanted, ours.rate / bulk.rate
+        )
+        spent, least = (row.median(lambda each: each.cpu_a_thousand) for row in (ours, bulk))
+        if spent and least:
+            yield from _at_most(f"{what}CPU, times that of the same", 1.0, spent / least)
+
+
+def _doors(results: Results) -> Iterator[Goal]:
+    """What each door costs beside plain JSON."""
+    plain = results.find(OURS_JSON.name, "register", 10)
+    for candidate in OURS_BY_DOOR:
+        row = results.find(candidate.name, "register", 10)
+        if plain and row and candidate is not OURS_JSON:
+            what = f"one upsert, +10 ms a call: {candidate.door}, times plain JSON"
+            yield from _at_least(what, 0.9, row.rate / plain.rate)
+
+
+def _ordinary(results: Results) -> Iterator[Goal]:
+    """Tasks without `many`."""
+    for added, wanted in ((10, 0.6), (0, 0.5)):
+        if ours := results.find(OURS.name, "noop", added):
+            what = f"no work, +{added} ms a call: times "
+            yield from _at_least(f"{what}the bare loop", wanted, results.ratio(ours, BARE.name))
+            if not added:
+                to_other = results.ratio(ours, SQS_CONSUMER.name)
+                yield from _at_least(f"{what}sqs-consumer", 0.8, to_other)
+    if waiting := results.find(OURS_8.name, "wait", 10) or results.find(OURS_8.name, "wait", 0):
+        what = f"50 ms of waiting on 8 slots, +{waiting.added_ms:g} ms: "
+        yield from _at_least(f"{what}of 160 possible", 156, waiting.rate, "/s")
+        calls = waiting.median(Round.calls_a_message)
+        yield from _at_most(f"{what}SQS calls a message", 0.21, calls)
 
 
 def _costs(results: Results) -> Iterator[Goal]:
@@ -78,9 +131,31 @@ def _costs(results: Results) -> Iterator[Goal]:
         trips = stored / (row.rounds[last].stored or row.rounds[last].deleted)
         # The two are not counted at the same instant.
         yield from _at_most("MongoDB round trips a registration", 1.01, trips)
+    if row := results.find(OURS_8.name, "register", 10):
+        memory = row.median(lambda each: each.memory and each.memory / MEGABYTE)
+        yield from _at_most("a worker of 8 processes: memory", 200, memory, " MB")
+
+
+def _delays(results: Results) -> Iterator[Goal]:
+    """From sent to stored, at the rates that are the same in each run."""
+    for rate, half, most in ((50, 2, 6), (130, 3, 6)):
+        for each in results.latency:
+            if (each.config, each.rate) == (OURS.name, rate):
+                what = f"from sent to stored, {rate}/s, +{each.added_ms:g} ms a call: "
+                yield from _at_most(f"{what}p50", half, each.p50, " ms")
+                yield from _at_most(f"{what}p99", most, each.p99, " ms")
+
+
+def _sending(results: Results) -> Iterator[Goal]:
     for sent in results.publishing:
         if sent.way == WAYS["many"]:
             yield from _at_most("SQS calls a message sent in bulk", 0.1, sent.calls_a_message)
+            rate = sent.messages / sent.seconds
+            yield from _at_least("publish_many, +10 ms a call", 3000, rate, "/s")
+    if first := results.first_use:
+        yield from _at_most("a producer: import of app.tasks", 0.5, first.imported, " s")
+        yield from _at_most("a producer: first .delay", 0.1, first.first, " s")
+        yield from _at_most("a producer: .delay, CPU", 500, first.later_us, " µs")
 
 
 def _quiet(results: Results) -> Iterator[Goal]:

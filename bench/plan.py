@@ -31,7 +31,7 @@ LOADS = (0.1, 0.8)
 #: Requests a second of all clients together, which each way of the API can carry.
 PACED = 200.0
 #: Messages a second at which it is measured for all alike, within what each can carry.
-SAME_RATE = 50.0
+SAME_RATES = (50.0, 130.0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Plan:
     recovery: Sequence[Candidate] = ()
     published: dict[str, int] = field(default_factory=dict)
     """Messages by the way they are sent."""
+    first_uses: int = 0
+    """Processes that import the tasks and send."""
     events: Sequence[tuple[Candidate, float]] = ()
     """Who, and for how long."""
     requests: Sequence[tuple[str, float | None]] = ()
@@ -115,6 +117,7 @@ FULL = Plan(
     full=(OURS, OURS_8, STOCK_BEST),
     recovery=(OURS,),
     published={"many": 5_000, "many8": 5_000, "each": 300},
+    first_uses=5,
     events=((OURS, 60), (OURS_WITHOUT_EVENTS, 20)),
     requests=(*((way, None) for way in PROGRAMS), *((way, PACED) for way in PROGRAMS)),
     request_loads=(0.5, 0.8),

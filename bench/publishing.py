@@ -6,17 +6,21 @@ Also the program that sends: python -m bench.publishing many|many8|each MESSAGES
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from statistics import median
 
 from bench.bodies import arguments
 from bench.candidates import OURS
-from bench.lab import Lab
-from bench.results import Publishing
+from bench.lab import Lab, Stage
+from bench.results import FirstUse, Publishing
 from bench.sender import user_id
 from bench.traffic import ROOT
 from devstack.process import Process
 
 #: Seconds of one measurement.
 PATIENCE = 120
+#: Calls after the first.
+LATER = 300
 WAYS = {
     "many": "publish_many",
     "many8": "publish_many, 8 calls at a time",
@@ -27,14 +31,8 @@ WAYS = {
 def measure(lab: Lab, way: str, messages: int, delay_ms: float) -> Publishing:
     """Send so many registrations from a process of its own, through the proxy."""
     with lab.stage(OURS, "register", delay_ms, workers=0) as stage:
-        program = [sys.executable, "-m", "bench.publishing", way, str(messages)]
-        environment = OURS.environment(stage.place, stage.task) | {"PYTHONPATH": str(ROOT)}
-        log = lab.logs / "publishing.log"
-        with Process("the producer", program, log=log, grace=1, environment=environment) as sender:
-            if sender.wait(PATIENCE) != 0:
-                sender.check()
+        seconds, cpu = _run(stage, "bench.publishing", way, str(messages))
         calls = stage.proxy.calls()
-    seconds, cpu = map(float, log.read_text().split()[-2:])
     return Publishing(
         way=WAYS[way],
         messages=messages,
@@ -43,6 +41,24 @@ def measure(lab: Lab, way: str, messages: int, delay_ms: float) -> Publishing:
         cpu=cpu,
         calls=dict(Counter(action for _, action, _ in calls[1:])),
     )
+
+
+def first(lab: Lab, processes: int) -> FirstUse:
+    """Let so many processes, one after the other, import the tasks and send."""
+    with lab.stage(OURS, "register", 0, workers=0) as stage:
+        runs = [_run(stage, "bench.first_use", str(LATER)) for _ in range(processes)]
+    return FirstUse(*(median(figures) for figures in zip(*runs, strict=True)))
+
+
+def _run(stage: Stage, module: str, *arguments: str) -> Sequence[float]:
+    """The figures that a program writes."""
+    program = [sys.executable, "-m", module, *arguments]
+    environment = OURS.environment(stage.place, stage.task) | {"PYTHONPATH": str(ROOT)}
+    log = stage.lab.logs / "publishing.log"
+    with Process("the producer", program, log=log, grace=1, environment=environment) as sender:
+        if sender.wait(PATIENCE) != 0:
+            sender.check()
+    return [float(figure) for figure in log.read_text().splitlines()[-1].split()]
 
 
 def _send(way: str, messages: int) -> None:

@@ -226,6 +226,19 @@ class Publishing:
 
 
 @dataclass(frozen=True)
+class FirstUse:
+    """A process that imports the tasks and sends by `.delay`, with nothing added to a call. Medians
+    of several processes."""
+
+    imported: float
+    """Seconds of the import."""
+    first: float
+    """Seconds of the first call."""
+    later_us: float
+    """CPU microseconds of a later call, of which one follows another."""
+
+
+@dataclass(frozen=True)
 class Requests:
     """Clients of an HTTP server that puts each registration on SQS before it answers."""
 
@@ -318,6 +331,7 @@ class Results:
     quiet: list[Quiet] = field(default_factory=list)
     recovery: list[Recovery] = field(default_factory=list)
     publishing: list[Publishing] = field(default_factory=list)
+    first_use: FirstUse | None = None
     events: list[Events] = field(default_factory=list)
     requests: list[Requests] = field(default_factory=list)
     lone: Lone | None = None

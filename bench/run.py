@@ -8,7 +8,7 @@ from bench import api, events, latency, limits, loads, publishing, quiet, recove
 from bench.candidates import OURS, Candidate
 from bench.errors import BenchError
 from bench.lab import Lab
-from bench.plan import EVENTS, LOADS, SAME_RATE, Plan
+from bench.plan import EVENTS, LOADS, SAME_RATES, Plan
 from bench.results import Results, Round, Throughput
 from bench.throughput import Cell, Effort
 from devstack.errors import StackError
@@ -160,7 +160,9 @@ class Run:
             carried = self.results.find(candidate.name, "register", 10)
             if carried is None:
                 continue
-            self._latency_at(candidate, SAME_RATE / carried.rate, SAME_RATE)
+            for rate in SAME_RATES:
+                if rate < carried.rate:
+                    self._latency_at(candidate, rate / carried.rate, rate)
             for load in LOADS:
                 self._latency_at(candidate, load, carried.rate * load)
 
@@ -264,6 +266,15 @@ class Run:
                 return f"{measured.calls_a_message:.2f} calls a message, {rate:.0f} messages/s"
 
             self._try("publishing", publishing.WAYS[way], AROUND, measure)
+        if self.plan.first_uses:
+            self._try("publishing", "a producer starts", AROUND, self._first_use)
+
+    def _first_use(self) -> str:
+        self.results.first_use = measured = publishing.first(self.lab, self.plan.first_uses)
+        return (
+            f"import {measured.imported:.2f} s, first .delay {measured.first:.2f} s, "
+            f"then {measured.later_us:.0f} µs of CPU each"
+        )
 
     def _try(self, step: str, name: str, seconds: float, measure: Callable[[], str]) -> None:
         if self.only and self.only not in name:

@@ -20,8 +20,11 @@ def round_of(rate: float, **changes: Any) -> Round:
     return Round(**fields | changes)
 
 
-def row_of(config: str, *rates: float, task: str = "register", added_ms: float = 10) -> Throughput:
-    return Throughput(config, task, added_ms, 1, 6000, [round_of(rate) for rate in rates])
+def row_of(
+    config: str, *rates: float, task: str = "register", added_ms: float = 10, **changes: Any
+) -> Throughput:
+    rounds = [round_of(rate, **changes) for rate in rates]
+    return Throughput(config, task, added_ms, 1, 6000, rounds)
 
 
 def run_of(*rows: Throughput) -> Results:

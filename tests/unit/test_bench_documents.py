@@ -11,12 +11,23 @@ from kombu.transport import virtual
 
 from app.messages import Registration, decode_json
 from bench import api, bodies, documents, table
-from bench.candidates import BARE, EVERYONE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
+from bench.candidates import BARE, BARE_BULK, EVERYONE, OURS, OURS_8, SQS_CONSUMER, STOCK_BEST
 from bench.doors import DOORS, MIXED, USER, copies, in_turn
 from bench.errors import BenchError
 from bench.goals import goals
 from bench.plan import FULL, QUICK
-from bench.results import BatchSent, Load, Lone, Publishing, Quiet, Recovery, Requests, Throughput
+from bench.results import (
+    BatchSent,
+    FirstUse,
+    Latency,
+    Load,
+    Lone,
+    Publishing,
+    Quiet,
+    Recovery,
+    Requests,
+    Throughput,
+)
 from sqs_broker.rules.decoding import decode
 from tests.unit.conftest import MakeDelivery
 from tests.unit.measured import round_of, row_of, run_of
@@ -160,7 +171,7 @@ def test_a_goal_is_told_with_what_was_measured() -> None:
     )
     assert told["one upsert, +10 ms a call: times sqs-consumer"] == ("at least 3", "2", False)
     assert told["50 ms of waiting on 8 slots, +10 ms: of 160 possible"] == (
-        "at least 155/s",
+        "at least 156/s",
         "156/s",
         True,
     )
@@ -179,10 +190,41 @@ def test_the_goals_at_rest_are_of_this_project_alone() -> None:
 
     assert [(goal.measured, goal.is_reached) for goal in goals(run)] == [
         ("0.1", True),
+        ("1e+03/s", False),
         ("3%", False),
         ("180", True),
         ("61 s", True),
     ]
+
+
+def test_the_goals_name_what_is_compared() -> None:
+    plain = "this project, door: plain JSON"
+    run = run_of(
+        row_of(OURS.name, 1000, worker_cpu=0.5),
+        row_of(BARE_BULK.name, 1250, worker_cpu=0.4),
+        row_of(plain, 1000),
+        row_of("this project, door: SNS", 890),
+        row_of(OURS.name, 600, task="noop"),
+        row_of(BARE.name, 1000, task="noop"),
+    )
+    run.latency += [
+        Latency(OURS.name, 10, 0.1, 130, 10, 10, 2.0, 7.0),
+        Latency(OURS.name, 10, 0.2, 200, 10, 10, 9.0, 9.0),
+    ]
+    run.first_use = FirstUse(0.4, 0.2, 300)
+
+    told = {goal.what: (goal.measured, goal.is_reached) for goal in goals(run)}
+
+    there = "one upsert, +10 ms a call: "
+    assert told[f"{there}times the bare loop with bulk writes"] == ("0.8", False)
+    assert told[f"{there}CPU, times that of the same"] == ("1.56", False)
+    assert told[f"{there}SNS, times plain JSON"] == ("0.89", False)
+    assert f"{there}plain JSON, times plain JSON" not in told
+    assert told["no work, +10 ms a call: times the bare loop"] == ("0.6", True)
+    assert told["from sent to stored, 130/s, +10 ms a call: p50"] == ("2 ms", True)
+    assert told["from sent to stored, 130/s, +10 ms a call: p99"] == ("7 ms", False)
+    assert told["a producer: import of app.tasks"] == ("0.4 s", True)
+    assert told["a producer: first .delay"] == ("0.2 s", False)
 
 
 def test_a_row_of_queues_says_what_a_busy_queue_costs_among_others() -> None:
