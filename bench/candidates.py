@@ -206,6 +206,7 @@ STOCK_PRODUCER = Stock(
     "a stock producer", settings={"task_time_limit": 30, "task_soft_time_limit": 25}
 )
 OURS_WITHOUT_EVENTS = Ours("this project, events off", settings={"BENCH_EVENTS": "off"})
+OURS_WITHOUT_LINES = Ours("this project, no log lines", settings={"LOG_LEVEL": "WARNING"})
 OURS_WITH_METRICS = Measured("this project, with metrics")
 OURS_WITH_TRACES = Traced("this project, with traces")
 ALONE_8 = Alone("this project's broker, 8 processes", ("-c", "8"), slots=8)

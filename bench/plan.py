@@ -16,6 +16,7 @@ from bench.candidates import (
     OURS_WITH_METRICS,
     OURS_WITH_TRACES,
     OURS_WITHOUT_EVENTS,
+    OURS_WITHOUT_LINES,
     SQS_CONSUMER,
     STOCK_BEST,
     STOCK_DEFAULTS,
@@ -85,7 +86,7 @@ def _cells(task: str, delay_ms: float, candidates: Iterable[Candidate]) -> list[
 
 
 #: What an option costs, beside the row without it.
-VARIANTS = (OURS_WITHOUT_EVENTS, OURS_WITH_METRICS, OURS_WITH_TRACES)
+VARIANTS = (OURS_WITHOUT_EVENTS, OURS_WITHOUT_LINES, OURS_WITH_METRICS, OURS_WITH_TRACES)
 
 FULL = Plan(
     limit=28 * 60,
