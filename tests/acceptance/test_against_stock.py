@@ -1,7 +1,8 @@
 """The same project on this broker and on kombu's own SQS transport, behaviour by behaviour.
 
-Each row is observed on both, and each must be seen to do what its cell of the table says: a row
-that stock comes to pass fails here, and is then no longer worth its line in docs/behaviour.md.
+Each row is observed on both, on this broker with each of its clients, and each must be seen to do
+what its cell of the table says: a row that stock comes to pass fails here, and is then no longer
+worth its line in docs/behaviour.md.
 
 `python -m tests.acceptance.test_against_stock` writes the page to stdout.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from devstack.sqs import SqsServer
+from sqs_broker.options import BOTO3, CLIENTS, CURL
 from tests.faults import proxy
 from tests.faults.proxy import EXPIRED, LOST, SERVER_ERROR, SILENT, Fault, FaultProxy
 from tests.probe.project import PATIENCE, ProbeProject
@@ -26,6 +28,10 @@ from tests.probe.stock_project import StockProject
 from tests.services import MakeQueues, Queues, wait_until
 
 ROOT = Path(__file__).parents[2]
+
+#: Kombu's transport, and this broker with each of its clients.
+STOCK = "stock"
+SIDES = (STOCK, *CLIENTS)
 
 #: Seconds after which what could come at once will not come by itself.
 SOON = 6
@@ -347,17 +353,17 @@ def test_this_broker_keeps_a_promise_that_stock_breaks(
     seen: dict[str, tuple[str, str]],
     row: Row,
 ) -> None:
-    kinds = {"stock": StockProject, "ours": ProbeProject}
-    queues = {side: make_queues(**row.queues) for side in kinds}
+    queues = {side: make_queues(**row.queues) for side in SIDES}
 
-    with ThreadPoolExecutor(len(kinds)) as both:
-        observed = {
-            side: both.submit(observe, row, tmp_path / side, queues[side], kind)
-            for side, kind in kinds.items()
+    with ThreadPoolExecutor(len(SIDES)) as at_once:
+        running = {
+            side: at_once.submit(observe, row, tmp_path / side, queues[side], side)
+            for side in SIDES
         }
-    seen[row.name] = (observed["stock"].result(), observed["ours"].result())
+    observed = {side: each.result() for side, each in running.items()}
+    seen[row.name] = (observed[STOCK], observed[CURL])
 
-    assert seen[row.name] == (row.stock, row.ours)
+    assert observed == {STOCK: row.stock, CURL: row.ours, BOTO3: row.ours}
 
 
 def test_the_page_holds_every_row_and_the_version_they_were_seen_on() -> None:
@@ -376,9 +382,10 @@ def test_no_cell_of_a_row_says_the_same_of_both() -> None:
     assert [row.name for row in ROWS if row.stock == row.ours] == []
 
 
-def observe(row: Row, directory: Path, queues: Queues, kind: type[ProbeProject]) -> str:
+def observe(row: Row, directory: Path, queues: Queues, side: str) -> str:
     """Run one project behind a proxy of its own and look at it."""
-    own = row.stock_transport if kind is StockProject else row.transport
+    kind = StockProject if side == STOCK else ProbeProject
+    own = row.stock_transport if side == STOCK else {**row.transport, "client": side}
     with proxy.running(queues.endpoint_url) as (faults, url):
         limits = {"task_soft_time_limit": None, "task_time_limit": PATIENCE}
         project = kind(

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sqs_broker.machine import files
-from tests.chaos.plan import DEPLOYS, FULL, SHORT, Scale
+from sqs_broker.options import CLIENTS
+from tests.chaos.plan import DEPLOYS, FULL, POOLS, SHORT, Scale
 from tests.chaos.report import as_json, as_markdown
 from tests.chaos.run import run
 from tests.chaos.sides import Ours, Side, Stock
@@ -64,6 +65,8 @@ def _scale(options: argparse.Namespace, old: Path | None) -> Scale:
     if old is not None:
         # It may count deliveries as attempts.
         scale = replace(scale, attempts=FULL.attempts)
+    if options.client:
+        scale = replace(scale, clients=(options.client,) * len(POOLS))
     return replace(scale, messages=options.messages) if options.messages else scale
 
 
@@ -73,6 +76,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="a run of about two minutes")
     parser.add_argument("--deploys", action="store_true", help="only restarts and a deploy")
     parser.add_argument("--messages", type=int, help="of each of the two tasks")
+    parser.add_argument(
+        "--client", choices=CLIENTS, help="calls SQS in each worker (default: both, in turn)"
+    )
     parser.add_argument("--stock", action="store_true", help="stock Celery too, in a second run")
     parser.add_argument("--only-stock", action="store_true", help="stock Celery alone")
     parser.add_argument("--report", help="a file for the report, besides stdout")
@@ -83,7 +89,8 @@ def _options() -> argparse.Namespace:
 def _told(options: argparse.Namespace) -> list[str]:
     flags = [f"--{name}" for name in ("short", "deploys", "stock") if getattr(options, name)]
     messages = ["--messages", str(options.messages)] if options.messages else []
-    return ["--seed", str(options.seed), *flags, *messages]
+    client = ["--client", options.client] if options.client else []
+    return ["--seed", str(options.seed), *flags, *client, *messages]
 
 
 def _say(line: str) -> None:

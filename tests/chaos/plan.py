@@ -2,14 +2,18 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sqs_broker.options import BOTO3, CURL
 from tests.faults import proxy
 from tests.faults.proxy import Fault
 
 #: Workers by pool, a slot each.
 POOLS = ("prefork", "prefork", "prefork", "threads")
+
+#: What calls SQS in each of them, if they are of this project.
+BOTH_CLIENTS = (CURL, BOTO3, BOTO3, CURL)
 
 #: Seconds of a lease, and those that a worker is stopped so that its leases run out.
 VISIBILITY = 5
@@ -124,6 +128,8 @@ class Scale:
     """Of each kind of trouble with MongoDB: how often it comes, and for how many seconds."""
     minimum: float
     """The part of what was planned that has to land."""
+    clients: Sequence[str] = BOTH_CLIENTS
+    """What calls SQS in each worker of this project."""
 
     @property
     def is_exact(self) -> bool:

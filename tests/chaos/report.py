@@ -79,7 +79,7 @@ def _setting(result: Result, scale: Scale) -> str:
         f"by Celery alone); one of {TWICE} is sent twice. {len(POOLS)} workers "
         f"({', '.join(POOLS)}) run {CONCURRENCY} tasks at a time each, under a visibility timeout "
         f"of {VISIBILITY} s and a hard time limit of {HARD_LIMIT} s; a write takes {SLOW} ms. "
-        f"{_calls(scale)}{_deploys(result, scale)}"
+        f"{_clients(result, scale)}{_calls(scale)}{_deploys(result, scale)}"
         f"A message may have {scale.attempts} attempts, and `maxReceiveCount` is {MOST_RECEIVES}. "
         "A supervisor starts every worker again that ends. Stock Celery has its best settings "
         "(`tests/chaos/stock.py`); its tasks write without a key of their own, since it gives them "
@@ -88,6 +88,12 @@ def _setting(result: Result, scale: Scale) -> str:
         "(`setDefaultRWConcern`): this project has to ask for a majority by itself, stock Celery's "
         "`MONGO_URI` asks for it. At the end what a majority has is counted."
     )
+
+
+def _clients(result: Result, scale: Scale) -> str:
+    if result.side != Ours.name:
+        return ""
+    return f"This project's workers call SQS with {', '.join(scale.clients)}. "
 
 
 def _calls(scale: Scale) -> str:

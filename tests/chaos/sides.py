@@ -82,7 +82,7 @@ class Side:
             "MONGO_URI": self.stage.mongo_uri(**self.mongo_options),
         }
         arguments = ["-c", str(CONCURRENCY), "-n", f"w{slot}@%h", "-P", POOLS[slot]]
-        command, own = self._worker(self.stage.proxies[slot].url, release)
+        command, own = self._worker(slot, self.stage.proxies[slot].url, release)
         return [*command, *arguments], environment | dict(own)
 
     def doors(self) -> list[Door]:
@@ -98,7 +98,7 @@ class Side:
         names = ("users", "increments")
         return sum(self.stage.database[name].count_documents({}) for name in names)
 
-    def _worker(self, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
+    def _worker(self, slot: int, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
         raise NotImplementedError
 
     def _producer(self) -> Celery:
@@ -157,7 +157,7 @@ class Ours(Side):
             times["the running count"] = 1 + count - increments
         return Effects(times, last_at)
 
-    def _worker(self, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
+    def _worker(self, slot: int, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
         tasks = [FAILING, NEW] if release == Release.NEXT else [FAILING]
         code = self.old if release == Release.OLD and self.old else ROOT
         return [*procfile_command("worker"), "-I", ",".join(tasks)], {
@@ -169,6 +169,7 @@ class Ours(Side):
             "AWS_SECRET_ACCESS_KEY": ACCESS_KEY,
             "AWS_SQS_QUEUE_URL": self.stage.queues.url,
             "AWS_SQS_DLQ_URL": self.stage.queues.dead_letter_url,
+            "SQS_CLIENT": self.scale.clients[slot],
             "SQS_WAIT_TIME": str(LONG_POLL),
             "SQS_VISIBILITY_TIMEOUT": str(VISIBILITY),
             "TASK_TIME_LIMIT": str(HARD_LIMIT),
@@ -219,7 +220,7 @@ class Stock(Side):
             "is_secure": False,
         }
 
-    def _worker(self, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
+    def _worker(self, slot: int, url: str, release: Release) -> tuple[list[str], Mapping[str, str]]:
         settings = {
             "broker": _broker(url),
             "queue": self.queue,

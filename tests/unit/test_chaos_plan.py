@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sqs_broker.options import BOTO3, CURL
 from tests.chaos import dead_letters
 from tests.chaos.fleet import Release
 from tests.chaos.plan import (
@@ -205,14 +206,18 @@ def test_a_dead_letter_of_any_other_message_could_run(tmp_path: Path) -> None:
     ]
 
 
-def test_a_release_decides_which_code_and_which_tasks_a_worker_has(tmp_path: Path) -> None:
-    stage: Any = SimpleNamespace(
-        directory=tmp_path,
+def stage_in(directory: Path) -> Any:
+    """A stage for the commands of workers."""
+    return SimpleNamespace(
+        directory=directory,
         mongo_uri=lambda **_: "mongodb://127.0.0.1",
         queues=SimpleNamespace(name="q", url="http://q", dead_letter_url="http://d"),
         proxies=[SimpleNamespace(url="http://127.0.0.1")] * len(POOLS),
     )
-    side = Ours(stage, SHORT, Path("/old"))
+
+
+def test_a_release_decides_which_code_and_which_tasks_a_worker_has(tmp_path: Path) -> None:
+    side = Ours(stage_in(tmp_path), SHORT, Path("/old"))
     started = {release: side.command(0, release) for release in Release}
 
     codes = {r: env["PYTHONPATH"].split(os.pathsep)[0] for r, (_, env) in started.items()}
@@ -223,6 +228,17 @@ def test_a_release_decides_which_code_and_which_tasks_a_worker_has(tmp_path: Pat
         Release.NOW: "chaos_failing",
         Release.NEXT: "chaos_failing,chaos_new",
     }
+
+
+def test_the_workers_of_a_run_call_sqs_with_both_clients_or_with_the_one_given(
+    tmp_path: Path,
+) -> None:
+    def clients(scale: Scale) -> list[str]:
+        side = Ours(stage_in(tmp_path), scale)
+        return [side.command(n, Release.NOW)[1]["SQS_CLIENT"] for n, _ in enumerate(POOLS)]
+
+    assert set(clients(SHORT)) == {CURL, BOTO3}
+    assert clients(replace(SHORT, clients=(CURL,) * len(POOLS))) == [CURL] * len(POOLS)
 
 
 def test_what_is_no_checkout_is_refused_as_an_older_commit(tmp_path: Path) -> None:
