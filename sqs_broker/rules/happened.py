@@ -56,11 +56,12 @@ class Suspected(Reject):
 
 
 class ProcessTerminated(WorkerLostError):
-    """The pool process died of a signal that the worker had not sent: a SIGTERM, or a SIGQUIT while
-    the worker stops."""
+    """A signal ended the pool process, and the message had no part in it. The signal came from
+    outside the worker: a SIGTERM, or a SIGQUIT while the worker stops. Or the worker sent it
+    because of another message of the same job."""
 
     def __init__(self, release_after: int) -> None:
-        super().__init__("a signal from outside the worker ended the pool process")
+        super().__init__("a signal ended the pool process, not because of this message")
         #: Seconds until another worker may receive the message.
         self.release_after = release_after
 

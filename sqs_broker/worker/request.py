@@ -15,6 +15,7 @@ from typing import Any
 from weakref import ref
 
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import Terminated
 from celery import signals
 from celery.exceptions import (
     TimeLimitExceeded,
@@ -28,7 +29,13 @@ from sqs_broker.errors import label
 from sqs_broker.limits import BATCH
 from sqs_broker.rules.faults import untaken
 from sqs_broker.rules.forecast import Job
-from sqs_broker.rules.happened import Rejected, Suspected, class_in, happened
+from sqs_broker.rules.happened import (
+    ProcessTerminated,
+    Rejected,
+    Suspected,
+    class_in,
+    happened,
+)
 from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import (
     Discarded,
@@ -196,6 +203,11 @@ class Request(CeleryRequest):
     ) -> Any:
         """Handle the exception that ended the task or its process."""
         exc = decisive(exc_info)
+        if isinstance(exc, Terminated) and not (self._already_revoked or self._already_cancelled):
+            # The process was ended because of another message of the job. Celery would report this
+            # one as revoked.
+            exc_info = _interruption()
+            exc = unwrapped(exc_info)
         self._error = shown(exc)
         if self._suspect(exc, exc_info):
             return
@@ -365,6 +377,14 @@ class Request(CeleryRequest):
         will_run_again = isinstance(what, Interrupted) or self._will_run_again(what)
         event = "task-retried" if will_run_again else "task-failed"
         self.send_event(event, exception=repr(exc), traceback="")
+
+
+def _interruption() -> ExceptionInfo:
+    """What ends a run whose process the worker has ended, for no reason of its own."""
+    try:
+        raise ProcessTerminated(release_after=0)
+    except ProcessTerminated:
+        return ExceptionInfo()
 
 
 def hard_limit_of(task: Any, app: Any, own: float | None = None) -> float | None:

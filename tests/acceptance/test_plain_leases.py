@@ -1,7 +1,6 @@
 """Jobs of ten plain messages whose leases are lost while they run, or whose outcomes SQS does not
 take: each message is stored once, and what another worker may hold is not deleted."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pymongo import MongoClient
 
 from tests.acceptance.lane import TEN, Lane, lanes
 from tests.acceptance.worker import Place
-from tests.faults.proxy import EXPIRED, RESET, SERVER_ERROR, Fault
+from tests.faults.proxy import EXPIRED, RESET, SERVER_ERROR, Fault, refused
 
 pytestmark = pytest.mark.slow
 
@@ -25,21 +24,8 @@ LONG = 2_500
 EXTEND, DELETE = "ChangeMessageVisibilityBatch", "DeleteMessageBatch"
 
 
-def refusing(*places: int) -> Fault:
-    """SQS does not take the receipt handles of these entries of a call, and extends the others."""
-    refused = [
-        {"Id": str(place), "Code": "ReceiptHandleIsInvalid", "SenderFault": True}
-        for place in places
-    ]
-    others = [{"Id": str(place)} for place in range(TEN) if place not in places]
-    answer = {"Successful": others, "Failed": refused}
-    return Fault(
-        "handles refused", 200, json.dumps(answer).encode(), is_forwarded=len(places) < TEN
-    )
-
-
 #: SQS deletes what it is asked to, and half of its answer arrives.
-HALF_AN_ANSWER = replace(refusing(), name="half an answer", sent=40)
+HALF_AN_ANSWER = replace(refused(of=TEN), name="half an answer", sent=40)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +45,7 @@ def test_a_job_whose_receipt_handles_sqs_refuses_deletes_nothing_and_each_messag
     lane: Lane,
 ) -> None:
     with lane.slow_inserts(LONG):
-        lane.faults.fail(EXTEND, refusing(*range(TEN)), last=1)
+        lane.faults.fail(EXTEND, refused(*range(TEN), of=TEN), last=1)
         ids = lane.send_together("refused")
         lane.wait_for_a_job("refused", TEN)
         lane.wait_for_lines("lease.lost", ids)
@@ -79,7 +65,7 @@ def test_a_job_whose_receipt_handles_sqs_refuses_deletes_nothing_and_each_messag
 
 def test_one_of_ten_that_loses_its_lease_runs_again_and_the_others_are_done(lane: Lane) -> None:
     with lane.slow_inserts(LONG):
-        lane.faults.fail(EXTEND, refusing(4), last=1)
+        lane.faults.fail(EXTEND, refused(4, of=TEN), last=1)
         ids = lane.send_together("one")
         lane.wait_for_a_job("one", TEN)
         lane.wait_for(lambda: lane.lines("lease.lost", ids), "a lost lease")

@@ -53,6 +53,18 @@ def refusal(name: str, status: int, code: str) -> Fault:
     return Fault(name, status, json.dumps(error).encode())
 
 
+def refused(*places: int, of: int) -> Fault:
+    """Of so many entries of a call, those at these places have a receipt handle that SQS does not
+    take. The server does what the others ask for."""
+    failed = [
+        {"Id": str(place), "Code": "ReceiptHandleIsInvalid", "SenderFault": True}
+        for place in places
+    ]
+    others = [{"Id": str(place)} for place in range(of) if place not in places]
+    body = json.dumps({"Successful": others, "Failed": failed}).encode()
+    return Fault("handles refused", 200, body, is_forwarded=len(places) < of)
+
+
 MESSAGE = b'{"Messages": [{"MessageId": "b3a4", "ReceiptHandle": "AQEB", "Body": "x"}]}'
 
 SERVER_ERROR = refusal("HTTP 500", 500, "InternalFailure")

@@ -4,6 +4,7 @@ importable. Its settings are in probe.json beside it, its tasks write what they 
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -44,6 +45,10 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 app.conf.update(SETTINGS.get("celery", {}))
+if SETTINGS.get("quiet"):
+    # Celery's lines about single messages. Without them, messages can be plain.
+    for module in "celery.worker.strategy", "celery.worker.request":
+        logging.getLogger(module).setLevel(logging.WARNING)
 
 
 class Forbidden(Exception):

@@ -25,17 +25,25 @@ PATIENCE = 30
 class ProbeProject:
     """A Celery project that has `sqs_broker` and nothing else of ours, with an empty environment.
 
-    `transport` overrides broker_transport_options, `celery` other settings of Celery.
+    `transport` overrides broker_transport_options, `celery` other settings of Celery. `quiet`:
+    whether Celery logs nothing of single messages.
     """
 
     def __init__(
-        self, directory: Path, queues: Queues, *, transport: Any = None, celery: Any = None
+        self,
+        directory: Path,
+        queues: Queues,
+        *,
+        transport: Any = None,
+        celery: Any = None,
+        quiet: bool = False,
     ) -> None:
         self.directory = directory
         self.queues = queues
         self.transport = {**self._default_transport(), **(transport or {})}
         limits = {"task_soft_time_limit": 25, "task_time_limit": 30}
-        self._write({"transport": self.transport, "celery": {**limits, **(celery or {})}})
+        settings = {**limits, **(celery or {})}
+        self._write({"transport": self.transport, "celery": settings, "quiet": quiet})
         self._workers: list[subprocess.Popen[bytes]] = []
         self._producer = self._make_producer()
 

@@ -61,6 +61,8 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (virtual.Transport, "_callbacks", "read: who consumes a queue"),
     (WorkController, "_process_task", "called: one request becomes a job of the pool"),
     (Request, "_announce_revoked", "overridden: a message that is discarded is no success"),
+    (Request, "_already_revoked", "read: whether the run was ended because of this message"),
+    (Request, "_already_cancelled", "read: the same, if its lease was lost"),
     (Request, "_apply_result", "written: the job that a batch shares, for terminate and cancel"),
     (Celery, "_tasks", "written: a table in which each task has the broker's behaviour"),
     (EventDispatcher, "_publish", "overridden: an event is no work on the loop"),

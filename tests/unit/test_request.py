@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import Terminated
 from celery import Celery, signals
 from celery.app.task import Context
 from celery.exceptions import (
@@ -344,6 +345,32 @@ def test_a_failure_is_noted_before_it_is_settled_and_its_event_tells_no_text(
     assert run.message.policy == run.request.task.policy
     assert run.told == ([event] if event else [])
     assert MARKER not in repr(run.eventer.sent)
+
+
+def test_a_run_that_was_ended_because_of_another_message_is_released_and_no_attempt(
+    make_run: MakeRun,
+) -> None:
+    # The pool gives the same object to each request of a job.
+    info = info_of(Terminated(-9))
+    revoked, other = make_run(), make_run()
+    revoked.request.on_accepted(pid=7, time_accepted=monotonic())
+    revoked.request.terminate(SimpleNamespace(terminate_job=lambda *_: None))
+    for run in (other, revoked):
+        run.request.on_failure(info)
+    assert other.ended == [("requeue", Interrupted("ProcessTerminated", 0))]
+    assert other.told == [("task-retried", "ProcessTerminated(...)")]
+    assert revoked.ended == [("ack", Discarded("terminated"))]
+    assert revoked.events == ["task-started", "task-revoked"]
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_run_that_is_cancelled_has_no_end_of_its_own(make_run: MakeRun, is_wanted: bool) -> None:
+    run = make_run()
+    run.request.on_accepted(pid=7, time_accepted=monotonic())
+    run.request.cancel(SimpleNamespace(terminate_job=lambda *_: None), emit_retry=is_wanted)
+    run.request.on_failure(info_of(Terminated(-9)))
+    assert run.ended == []
+    assert run.events == ["task-started", "task-cancelled"]
 
 
 @pytest.mark.parametrize("pickled", [True, False])
