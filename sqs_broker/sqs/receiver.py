@@ -34,8 +34,12 @@ logger = logging.getLogger(__name__)
 ANSWER_MARGIN = 5
 
 #: Seconds of the long poll of a further thread. It is short, because that thread runs only while
-#: the queue is full.
+#: messages come.
 HELPER_WAIT = 1
+
+#: Threads while messages come, but not enough to fill an answer. If there were only one, a message
+#: that reaches SQS between two of its calls would wait for the second of them.
+THREADS_IN_A_FLOW = 2
 
 #: Seconds that a further thread waits for room in the window before it ends.
 HELPER_PATIENCE = 1.0
@@ -106,8 +110,8 @@ class Receiver:
         #: Whether the driver makes no more calls, because too many hang.
         self._hangs = False
         self._name = f"sqs-receiver-{queue}"
-        self._threads: list[threading.Thread] = []
-        self._first: threading.Thread | None = None
+        #: By their number. The first has 1.
+        self._threads: dict[int, threading.Thread] = {}
         self._lock = threading.Lock()
         #: When each open call began, by its thread.
         self._asked_at: dict[int, float] = {}
@@ -116,13 +120,13 @@ class Receiver:
         self._longest = self._wait + ANSWER_MARGIN + CONNECT_TIMEOUT + self._longest_pause
 
     def start(self) -> None:
-        """Start the first thread. It starts others while it receives full batches.
+        """Start the first thread. It starts a second one while it receives messages, and more while
+        it receives full batches.
 
         Raises NoThread.
         """
         with self._lock:
-            self._first = threads.insist(self._run, self._name)
-            self._threads = [self._first]
+            self._threads = {1: threads.insist(self._run, self._name)}
 
     @property
     def is_polling(self) -> bool:
@@ -139,13 +143,14 @@ class Receiver:
     def has_ended(self) -> bool:
         """Whether no thread of it runs."""
         with self._lock:
-            return not any(thread.is_alive() for thread in self._threads)
+            return not any(thread.is_alive() for thread in self._threads.values())
 
     def fault(self) -> str | None:
         """Why nothing will be received from this queue any more; None if it works or stops."""
         if self._stopping.is_set():
             return None
-        if self._first is None or not self._first.is_alive():
+        first = self._threads.get(1)
+        if first is None or not first.is_alive():
             return f"the receiver of {self.queue} has ended"
         if self._hangs:
             return f"too many receive calls of {self.queue} hang"
@@ -158,7 +163,7 @@ class Receiver:
     def join(self, timeout: float) -> None:
         """Wait for the threads to end: at most `timeout` seconds for all of them together."""
         with self._lock:
-            running = list(self._threads)
+            running = list(self._threads.values())
         deadline = monotonic() + timeout
         for thread in running:
             thread.join(max(0.0, deadline - monotonic()))
@@ -169,39 +174,53 @@ class Receiver:
         self._leases.wake()
 
     def _run(self) -> None:
-        is_busy = False
+        is_busy, wanted = False, 1
         while slots := self._leases.reserve(self._stopping, is_busy=is_busy):
+            # Only now, so that this thread has its slots before another one reserves some.
+            self._get_help(wanted)
             asked_at = self._clock()
             # What a busy queue has reserved is missing for others if it is empty by now.
             wait = min(self._wait, HELPER_WAIT) if is_busy else self._wait
-            is_full = self.poll(slots, wait, is_busy=is_busy) == slots
+            received = self.poll(slots, wait, is_busy=is_busy)
             is_shared = self._leases.is_shared
             # A share can be one message, so a full answer alone does not mean a full queue.
-            has_more = is_full and not (is_shared and self._clock() - asked_at >= QUICK)
-            if has_more:
-                self._get_help()
-            is_busy = has_more and is_shared
+            is_slow = is_shared and self._clock() - asked_at >= QUICK
+            wanted = 1 if is_slow else self._wanted(slots, received)
+            is_busy = is_shared and received == slots and not is_slow
 
-    def _get_help(self) -> None:
-        """The queue is full: start another thread that receives too, if there is room for more."""
+    def _wanted(self, slots: int, received: int) -> int:
+        """How many threads this queue needs after an answer with so many messages of `slots`."""
+        if received == slots:
+            return self._most
+        # If queues share the window, two polls of one would take room from the polls of another.
+        is_flow = received > 0 and not self._leases.is_shared
+        return min(THREADS_IN_A_FLOW, self._most) if is_flow else 1
+
+    def _get_help(self, wanted: int) -> None:
+        """If fewer threads than that receive, start another one, if there is room for more."""
         with self._lock:
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            if self._stopping.is_set() or len(self._threads) >= self._most:
+            number = next((n for n in range(2, wanted + 1) if not self._is_alive(n)), None)
+            if self._stopping.is_set() or number is None:
                 return
             is_busy = self._leases.is_shared
             slots = self._leases.try_reserve(is_busy=is_busy)
             if not slots:
                 return
-            name = f"{self._name}-{len(self._threads) + 1}"
-            helper = threads.start(self._help, name, slots, is_busy)
+            helper = threads.start(self._help, f"{self._name}-{number}", number, slots, is_busy)
             if helper is None:
-                # The next full batch asks for help again.
+                # The next answer that needs one asks for it again.
                 self._leases.fill(slots, [], is_busy=is_busy)
             else:
-                self._threads.append(helper)
+                self._threads[number] = helper
 
-    def _help(self, slots: int, is_busy: bool) -> None:
-        while slots and self.poll(slots, HELPER_WAIT, is_busy=is_busy) == slots:
+    def _is_alive(self, number: int) -> bool:
+        return number in self._threads and self._threads[number].is_alive()
+
+    def _help(self, number: int, slots: int, is_busy: bool) -> None:
+        """Receive while each answer needs so many threads."""
+        while slots and number <= self._wanted(
+            slots, self.poll(slots, HELPER_WAIT, is_busy=is_busy)
+        ):
             # Like the first thread it waits for room, but not long: an idle worker has one thread.
             slots = self._leases.reserve(self._stopping, self._helper_patience, is_busy=is_busy)
 

@@ -298,7 +298,8 @@ def test_it_outlives_a_fault_of_who_takes_what_came_and_says_so(
     for number in (1, 2):
         is_polling(fake)
         fake.put(url, "{}")
-        wait_until(lambda n=number: fake.counts[RECEIVE] > n, DEADLINE, "the next poll")
+        wait_until(lambda n=number: len(caplog.records) == n, DEADLINE, "the log line")
+    is_polling(fake)
     assert [vars(record)["event"] for record in caplog.records] == ["receive.broken"] * 2
     # Else their leases would be extended, and SQS would not deliver them again.
     assert len(leases) == 0
@@ -655,17 +656,6 @@ def test_help_leaves_when_the_queue_is_no_longer_full(
     wait_until(is_left, DEADLINE, "one receiver left")
 
 
-@pytest.mark.parametrize("came", [0, 1, 9])
-def test_a_batch_that_is_not_full_needs_no_help(
-    start: Start, fake: FakeSqs, url: str, came: int
-) -> None:
-    for _ in range(came):
-        fake.put(url, "{}")
-    start()
-    is_polling(fake)
-    assert receivers() == ["sqs-receiver-jobs"]
-
-
 def test_without_room_for_another_batch_there_is_no_help(
     poll_full: PollFull, make_delivery: MakeDelivery
 ) -> None:
@@ -741,6 +731,196 @@ def test_stopping_ends_help_too(poll_full: PollFull, fake: FakeSqs) -> None:
     full.go_on.set()
     receiver.join(DEADLINE)
     assert receivers() == []
+
+
+# The second poll
+
+
+def two_are_open(fake: FakeSqs) -> None:
+    """Wait until two polls are open."""
+    wait_until(lambda: fake.open_polls == 2, DEADLINE, "two open polls")
+
+
+def one_is_left(fake: FakeSqs, clock: Clock) -> None:
+    """Let a second pass, and wait until only the first thread is left."""
+    clock.advance(1)
+    wait_until(lambda: receivers() == ["sqs-receiver-jobs"], DEADLINE, "one receiver left")
+    is_polling(fake)
+
+
+def waits(fake: FakeSqs) -> list[int]:
+    """The seconds of each poll so far, the shortest first."""
+    return sorted(call["WaitTimeSeconds"] for call in fake.asked(RECEIVE))
+
+
+def test_a_message_that_arrives_between_two_calls_of_a_thread_finds_an_open_poll(
+    start: Start, fake: FakeSqs, url: str
+) -> None:
+    handed_over = start()
+    fake.put(url, "{}")
+    two_are_open(fake)
+    handed_over.get(timeout=DEADLINE)
+    # From now on, no call reaches SQS.
+    is_over = threading.Event()
+    fake.on_call = lambda _: is_over.wait(DEADLINE)
+    for _ in range(2):
+        sent = fake.put(url, "{}")
+        (delivery,) = handed_over.get(timeout=DEADLINE)
+        assert delivery.message_id == sent
+    is_over.set()
+
+
+@pytest.mark.parametrize("came", [1, 9])
+def test_while_messages_come_two_polls_are_open(
+    start: Start, fake: FakeSqs, url: str, came: int
+) -> None:
+    for _ in range(came):
+        fake.put(url, "{}")
+    start()
+    two_are_open(fake)
+    # The one that found the messages, its next one, and a short one.
+    assert waits(fake) == [1, POLL, POLL]
+    assert len(receivers()) == 2
+
+
+def test_one_message_after_the_other_needs_one_call_each(
+    start: Start, fake: FakeSqs, url: str
+) -> None:
+    leases = wide()
+    handed_over = start(leases)
+    for _ in range(50):
+        fake.put(url, "{}")
+        (delivery,) = handed_over.get(timeout=DEADLINE)
+        leases.take(delivery.tag)
+        two_are_open(fake)
+    assert fake.counts[RECEIVE] == 50 + 2
+
+
+def test_the_second_poll_ends_once_no_message_has_come_for_a_second(
+    start: Start, fake: FakeSqs, url: str, clock: Clock
+) -> None:
+    handed_over = start()
+    for _ in range(2):
+        fake.put(url, "{}")
+        handed_over.get(timeout=DEADLINE)
+        two_are_open(fake)
+        one_is_left(fake, clock)
+    # Two calls for each message that comes alone, and the one that is open.
+    assert fake.counts[RECEIVE] == 2 * 2 + 1
+
+
+def test_an_idle_queue_has_one_long_poll_after_the_other(
+    start: Start, fake: FakeSqs, url: str, clock: Clock
+) -> None:
+    fake.put(url, "{}")
+    start()
+    two_are_open(fake)
+    one_is_left(fake, clock)
+    Queue(url, fake).purge()
+    before = fake.counts[RECEIVE]
+    clock.advance(POLL - 1)
+    for number in range(1, 9):
+        wait_until(lambda n=number: fake.counts[RECEIVE] == before + n, DEADLINE, "the next poll")
+        is_polling(fake)
+        clock.advance(POLL)
+    wait_until(lambda: fake.counts[RECEIVE] == before + 9, DEADLINE, "the last poll")
+    assert set(waits(fake)[1:]) == {POLL}
+
+
+def poll_once_more(fake: FakeSqs, number: int) -> None:
+    """Wait until a poll is open after so many others."""
+    wait_until(lambda: fake.counts[RECEIVE] > number, DEADLINE, "the next poll")
+    is_polling(fake)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_queues_that_share_a_window_and_those_with_one_receiver_have_no_second_poll(
+    make: Make, fake: FakeSqs, url: str, is_shared: bool
+) -> None:
+    leases = wide()
+    leases.share_among(2 if is_shared else 1)
+    make(leases, changes={"max_receivers": 4 if is_shared else 1}).start()
+    for number in range(1, 4):
+        is_polling(fake)
+        fake.put(url, "{}")
+        poll_once_more(fake, number)
+    assert receivers() == ["sqs-receiver-jobs"]
+    assert waits(fake) == [POLL] * 4
+
+
+def test_a_worker_whose_tasks_take_long_has_no_second_poll(
+    start: Start, fake: FakeSqs, url: str, make_delivery: MakeDelivery
+) -> None:
+    clock = Clock()
+    leases = Leases(VISIBILITY_TIMEOUT, clock=clock)
+    leases.resize(1)
+
+    def run(delivery: Delivery) -> None:
+        leases.started(delivery.tag, None)
+        clock.advance(30)
+        leases.take(delivery.tag)
+
+    before = make_delivery()
+    leases.fill(0, [before])
+    run(before)
+    for _ in range(5):
+        fake.put(url, "{}")
+    handed_over = start(leases)
+    for _ in range(5):
+        # Only the one that the process can run.
+        (delivery,) = handed_over.get(timeout=DEADLINE)
+        run(delivery)
+    is_polling(fake)
+    assert [call["MaxNumberOfMessages"] for call in fake.asked(RECEIVE)] == [1] * 6
+    assert waits(fake) == [POLL] * 6
+
+
+def test_a_pause_leaves_no_second_poll(make: Make, fake: FakeSqs, url: str) -> None:
+    leases = wide()
+    come: Come = queue.SimpleQueue()
+    make(leases, come.put, helper_patience=PATIENCE).start()
+    fake.put(url, "{}")
+    come.get(timeout=DEADLINE)
+    two_are_open(fake)
+    leases.pause("a test")
+    for _ in range(2):
+        fake.put(url, "{}")
+        come.get(timeout=DEADLINE)
+    wait_until(lambda: receivers() == ["sqs-receiver-jobs"], DEADLINE, "one receiver left")
+    assert (fake.open_polls, fake.counts[RECEIVE]) == (0, 3)
+
+
+def test_an_outage_ends_the_second_poll(start: Start, fake: FakeSqs, url: str) -> None:
+    handed_over = start()
+    fake.put(url, "{}")
+    handed_over.get(timeout=DEADLINE)
+    two_are_open(fake)
+    failed: list[str] = []
+
+    def fail(_: Call) -> None:
+        failed.append(threading.current_thread().name)
+        raise SqsError("InternalError")
+
+    fake.on_call = fail
+    for _ in range(2):
+        fake.put(url, "{}")
+        handed_over.get(timeout=DEADLINE)
+    wait_until(lambda: len(failed) >= 30, DEADLINE, "30 failed calls")
+    assert failed.count("sqs-receiver-jobs-2") == len(set(failed)) - 1 == 1
+
+
+def test_the_second_poll_does_not_lengthen_a_stop(
+    make: Make, fake: FakeSqs, url: str, clock: Clock
+) -> None:
+    receiver = make()
+    receiver.start()
+    fake.put(url, "{}")
+    two_are_open(fake)
+    receiver.stop()
+    assert receiver.poll_left() == POLL
+    clock.advance(1)
+    wait_until(lambda: fake.open_polls == 1, DEADLINE, "one open poll")
+    assert receiver.poll_left() == POLL - 1
 
 
 # Stopping
