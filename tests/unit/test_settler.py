@@ -12,7 +12,7 @@ from sqs_broker.options import Options
 from sqs_broker.rules.facts import facts_of
 from sqs_broker.rules.outcomes import DeadLetter, Done, Outcome, Postponed, Released, Retry
 from sqs_broker.sqs.errors import SqsError, Unreached
-from sqs_broker.sqs.settler import Settled, Settler
+from sqs_broker.sqs.settler import LINGER, Settled, Settler
 from sqs_broker.testing import Clock, FakeSqs
 from tests.unit.conftest import HEADERS, VISIBILITY_TIMEOUT, Machine, Receive
 
@@ -76,7 +76,7 @@ def make_settler(
         )
 
     def make(**how: Any) -> Settler:
-        quick = {"retry_pause": 0.0, "linger": 0.0, "longest_linger": 0.0}
+        quick = {"retry_pause": 0.0, "linger": 0.0}
         settler = Settler(options, fake, note, clock=clock, **quick | how)
         made.append(settler)
         return settler
@@ -299,7 +299,7 @@ def test_a_fault_of_one_message_does_not_touch_those_beside_it(
 def test_a_settlement_waits_for_others_until_there_are_ten(
     make_settler: MakeSettler, fake: FakeSqs, receive: Receive
 ) -> None:
-    settler = make_settler(linger=1_000.0, longest_linger=1_000.0)
+    settler = make_settler(linger=1_000.0)
     settler.start()
     for _ in range(9):
         hand_over(settler, receive, Done())
@@ -319,6 +319,22 @@ def test_a_settlement_waits_for_others_for_a_moment_only(
     clock.advance(0.03)
     assert settler.flush(DEADLINE)
     assert sizes(fake) == [1]
+
+
+def test_eight_that_end_together_every_50_ms_share_calls_of_ten(
+    make_settler: MakeSettler, fake: FakeSqs, receive: Receive, clock: Clock
+) -> None:
+    settler = make_settler(linger=LINGER)
+    settler.start()
+    leases = [receive() for _ in range(20)]
+    ended = [(lease, facts_of(lease.delivery, HEADERS), Done()) for lease in leases]
+    for together in (ended[:8], ended[8:16]):
+        settler.settle_all(together)
+        clock.advance(0.05)
+        assert not settler.flush(PATIENCE)
+    settler.settle_all(ended[16:])
+    assert settler.flush(DEADLINE)
+    assert sizes(fake) == [10, 10]
 
 
 def test_handing_over_never_waits_for_sqs(
