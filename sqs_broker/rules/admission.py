@@ -79,6 +79,8 @@ def arrive(delivery: Delivery, decode_json: DecodeJson | None, eta_max: float = 
     in more than `eta_max` seconds is refused: it would be sent again and again."""
     try:
         content = decode(delivery, decode_json)
+        if content["headers"]["eta"] is None and delivery.carried.due is None:
+            return Arrival(content)
         due_in = max(seconds_until_due(content["headers"]), seconds_until(delivery.carried.due))
     except Exception as exc:
         # Broad on purpose: `untaken` turns each exception into an end of the delivery.

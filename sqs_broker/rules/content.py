@@ -20,7 +20,20 @@ HEADERS_OF_1 = ("task", "id", "group", "group_index", "eta", "expires", "timelim
 #: Those that are in the embed.
 EMBED_OF_1 = ("callbacks", "errbacks", "chord")
 
+_DECODER = json.JSONDecoder()
+
 NOT_BASE64 = "the Celery envelope: body is not base64 of text"
+
+
+def parsed(text: str) -> Any:
+    """What json.loads returns and raises, in less time if nothing is around the value."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return value
+    except ValueError:
+        pass  # There may be spaces before it.
+    return json.loads(text)
 
 
 def text_of(body: str, encoding: str | None, compression: str | None) -> str:

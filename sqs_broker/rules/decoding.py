@@ -7,7 +7,6 @@ these two inside an SNS notification, which may only pass data to a task. Every 
 (celery 5.7 worker/request.py).
 """
 
-import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -18,13 +17,17 @@ from kombu.utils.json import loads, object_hook
 
 from sqs_broker.errors import Undecodable
 from sqs_broker.rules.canvas import PREFIX
-from sqs_broker.rules.content import base64_of, text_of, version_2
-from sqs_broker.rules.envelope import EMBED, ENVELOPE, HEADERS, PROPERTIES, Record, Wrong
+from sqs_broker.rules.content import base64_of, parsed, text_of, version_2
+from sqs_broker.rules.envelope import EMBED, ENVELOPE, HEADERS, Record, Wrong
 from sqs_broker.rules.foreign import DecodeJson
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.provenance import Provenance, Source
-from sqs_broker.rules.trace_context import Context as TraceContext
+from sqs_broker.rules.shapes import Fields, Shapes
 from sqs_broker.rules.trace_context import context_of, of_notification
+
+#: How an object begins in base64, mostly. No JSON begins so, and the error of a parser takes longer
+#: than this.
+OBJECT_IN_BASE64 = "ey"
 
 #: How often kombu's SQS transport may encode an envelope in base64.
 MOST_LAYERS = 2
@@ -61,11 +64,19 @@ _OF_CONTEXT = frozenset({*dir(Context), *dir(type(Context))})
 #: Headers that are not the producer's own.
 NOT_CUSTOM = {*CELERYS, "lang", "argsrepr", "kwargsrepr"}
 
+#: The callbacks of a message that has none. They need no check.
+NO_CALLBACKS: tuple[Any, ...] = (None, {}, dict.fromkeys(EMBED.names))
+
+#: Those of the messages that this process has decoded.
+SHAPES = Shapes()
+
 #: The arguments of a task: args, kwargs, embed.
 Payload = list[Any]
 
 
-def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]:
+def decode(
+    delivery: Delivery, decode_json: DecodeJson | None, shapes: Shapes = SHAPES
+) -> dict[str, Any]:
     """Return the delivery as a payload of kombu's `virtual.Message`.
 
     A body is decoded only here. `body` in the result is [args, kwargs, embed] as the task gets
@@ -76,6 +87,8 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
     replaced with the values of SQS. The header `delivery` holds a Provenance for the task, and
     those of trace_context.py say what it belongs to. Raises Undecodable, whose reason holds nothing
     of the body. MemoryError and OSError are not caused by the body, so they are raised unchanged.
+
+    `shapes` remembers what was accepted before. It saves time, and changes no result.
     """
     content = _json_object(delivery.body)
     places: list[Mapping[str, Any]] = []
@@ -84,7 +97,7 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
         places = [of_notification(content)]
         content, source = _json_object(content["Message"]), Source.SNS
     if "properties" in content:
-        return _from_envelope(content, source, delivery, places)
+        return _from_envelope(content, source, delivery, places, shapes)
     if decode_json is None:
         raise Undecodable("the body is not a Celery message, and this worker takes no plain JSON")
     return _from_foreign(content, source, delivery, decode_json, places)
@@ -93,7 +106,9 @@ def decode(delivery: Delivery, decode_json: DecodeJson | None) -> dict[str, Any]
 def _json_object(text: str) -> dict[str, Any]:
     for layer in range(MOST_LAYERS + 1):
         try:
-            content = json.loads(text)
+            if text.startswith(OBJECT_IN_BASE64):
+                raise ValueError
+            content = parsed(text)
         except (ValueError, RecursionError) as exc:
             if layer == MOST_LAYERS:
                 raise Undecodable("the body is not JSON") from exc
@@ -151,22 +166,47 @@ def _from_envelope(
     source: Source,
     delivery: Delivery,
     places: Sequence[Mapping[str, Any]],
+    shapes: Shapes,
 ) -> dict[str, Any]:
-    _refuse_serializer(content)
-    envelope = _checked(ENVELOPE, version_2(content), "the Celery envelope")
-    sent, properties = envelope["headers"], envelope["properties"]
-    text = text_of(envelope["body"], properties["body_encoding"], sent["compression"])
+    fields = shapes.read(content)
+    if fields is None:
+        content, fields = _checked_envelope(content, shapes)
+    sent, properties = content["headers"], content["properties"]
+    text = text_of(content["body"], properties.get("body_encoding"), sent.get("compression"))
     payload = _read_payload(text)
-    headers = {
-        name: value for name, value in sent.items() if name in CELERYS or name not in _OF_CONTEXT
-    }
+    headers = {**fields.missing, **sent}
+    for name in fields.dropped:
+        del headers[name]
     headers["compression"] = None  # kombu would decompress it again.
     _check_times(headers)
     if source is Source.SNS:
         _check_notification(headers, payload)
+    if headers["headers"] is None:
+        # Otherwise Celery takes for the producer's own headers all that it does not know: also what
+        # this broker adds (celery 5.7 app/task.py, `_get_custom_headers`).
+        headers["headers"] = {name: sent[name] for name in fields.custom}
+    passed_on = {name: properties[name] for name in fields.passed_on}
     provenance = _provenance(headers["id"], source, delivery, has_producer_id=True)
-    context = context_of(delivery, sent, *places)
-    return _payload(payload, headers, delivery, provenance, properties, context)
+    headers |= context_of(delivery, sent, *places)
+    return _payload(payload, headers, delivery, provenance, properties, passed_on)
+
+
+def _checked_envelope(content: dict[str, Any], shapes: Shapes) -> tuple[dict[str, Any], Fields]:
+    """The envelope as one of protocol 2, and what follows from its names."""
+    _refuse_serializer(content)
+    envelope = version_2(content)
+    _checked(ENVELOPE, envelope, "the Celery envelope")
+    sent, properties = envelope["headers"], envelope["properties"]
+    dropped = [name for name in sent if name not in CELERYS and name in _OF_CONTEXT]
+    fields = Fields(
+        missing={name: default for name, default in HEADERS.defaults.items() if name not in sent},
+        dropped=tuple(dropped),
+        custom=tuple(name for name in sent if name not in NOT_CUSTOM and name not in dropped),
+        passed_on=tuple(name for name in PASSED_ON if name in properties),
+    )
+    if envelope is content:
+        shapes.remember(content, fields)
+    return envelope, fields
 
 
 def _refuse_serializer(content: Mapping[str, Any]) -> None:
@@ -197,7 +237,7 @@ def _read_payload(body: str) -> Payload:
     check_depth([args, kwargs, embed], body)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Undecodable(f"{what}: args is not an array, or kwargs is not an object")
-    if embed is not None:
+    if embed not in NO_CALLBACKS:
         _checked(EMBED, embed, f"{what}: embed")
     return [args, kwargs, embed]
 
@@ -205,7 +245,7 @@ def _read_payload(body: str) -> Payload:
 def _read(body: str, what: str) -> Any:
     """Parse JSON as Celery does: values that are marked as dates and other types are converted."""
     if MARK not in body and ASCII_ESCAPE not in body:
-        return json.loads(body)  # Most messages.
+        return parsed(body)  # Most messages.
     converted, unconverted = [], f"{what} has a value that kombu cannot convert"
 
     def convert(value: dict[str, Any]) -> Any:
@@ -254,11 +294,11 @@ def _from_foreign(
     foreign = decode_json(content)
     _refuse_built_in(foreign.task, "plain JSON")
     id_ = foreign.id or delivery.carried.id or delivery.message_id
-    headers = HEADERS({"task": foreign.task, "id": id_, "root_id": id_})
+    headers = HEADERS({"task": foreign.task, "id": id_, "root_id": id_, "headers": {}})
     payload = [[], foreign.kwargs, {}]
     provenance = _provenance(id_, source, delivery, has_producer_id=foreign.id is not None)
-    context = context_of(delivery, *places, content)
-    return _payload(payload, headers, delivery, provenance, PROPERTIES({}), context)
+    headers |= context_of(delivery, *places, content)
+    return _payload(payload, headers, delivery, provenance, {}, {})
 
 
 def _provenance(
@@ -274,13 +314,8 @@ def _payload(
     delivery: Delivery,
     provenance: Provenance,
     properties: Mapping[str, Any],
-    context: TraceContext,
+    passed_on: Mapping[str, Any],
 ) -> dict[str, Any]:
-    if headers.get("headers") is None:
-        # Otherwise Celery takes for the producer's own headers all that it does not know: also what
-        # this broker adds (celery 5.7 app/task.py, `_get_custom_headers`).
-        headers["headers"] = {k: v for k, v in headers.items() if k not in NOT_CUSTOM}
-    headers |= context
     headers["retries"] = delivery.attempt - 1
     headers["delivery"] = provenance
     return {
@@ -290,10 +325,10 @@ def _payload(
         "content-encoding": "binary",
         "headers": headers,
         "properties": {
-            **_passed_on(properties),
-            "correlation_id": properties["correlation_id"] or headers["id"],
-            "reply_to": properties["reply_to"],
-            "priority": properties["priority"] or 0,
+            **passed_on,
+            "correlation_id": properties.get("correlation_id") or headers["id"],
+            "reply_to": properties.get("reply_to"),
+            "priority": properties.get("priority") or 0,
             "delivery_tag": delivery.tag,
             # kombu 5.7 `virtual._restore` reads the exchange and the routing key.
             "delivery_info": {
@@ -303,10 +338,6 @@ def _payload(
             },
         },
     }
-
-
-def _passed_on(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: properties[name] for name in PASSED_ON if name in properties}
 
 
 def _checked(record: Record, value: object, what: str) -> dict[str, Any]:

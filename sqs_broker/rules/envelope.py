@@ -10,6 +10,9 @@ from typing import Any
 #: Most characters of a message id. Logs show it, and it is stored as a key.
 LONGEST_ID = 255
 
+#: The only content type and charset, and the encodings of a body.
+JSON_TYPE, UTF_8, ENCODINGS = "application/json", "utf-8", ("base64", "utf-8")
+
 Check = Callable[[Any], object]
 """Raises Wrong if a value is not what Celery accepts."""
 
@@ -88,9 +91,11 @@ class Record:
         self._may_be_null = {*optional} - {*(defaults or ())}
         #: The fields whose check is over if the value has exactly this type.
         self._types = {n: TYPES[check] for n, check in self._checks.items() if check in TYPES}
-        self._defaults = {**dict.fromkeys(optional), **(defaults or {})}
+        self.defaults = {**dict.fromkeys(optional), **(defaults or {})}
         self._is_closed = is_closed
         self.names = frozenset(self._checks)
+        #: The fields whose check asks for more than a type.
+        self.asked_for_more = self.names - self._types.keys()
 
     def __call__(self, value: Any) -> dict[str, Any]:
         """The fields of an object, with the defaults of those that are missing. Raises Wrong."""
@@ -99,7 +104,7 @@ class Record:
             if name not in fields:
                 raise Wrong("Field required", name)
         _check_unicode("".join(fields))
-        read = {**self._defaults, **fields}
+        read = {**self.defaults, **fields}
         types, may_be_null = self._types, self._may_be_null
         for name, found in fields.items():
             # Every message comes by here: most fields need no call.
@@ -224,7 +229,7 @@ HEADERS = Record(
 PROPERTIES = Record(
     {},
     {
-        "body_encoding": one_of("base64", "utf-8"),
+        "body_encoding": one_of(*ENCODINGS),
         "correlation_id": a_text,
         "reply_to": a_text,
         "priority": an_integer,
@@ -237,8 +242,8 @@ ENVELOPE = Record(
         "body": a_text,
         "headers": HEADERS,
         "properties": PROPERTIES,
-        "content-type": one_of("application/json"),
-        "content-encoding": one_of("utf-8"),
+        "content-type": one_of(JSON_TYPE),
+        "content-encoding": one_of(UTF_8),
     },
     {},
 )

@@ -19,6 +19,8 @@ def of_message(asked: Sequence[float | None] | None, of_task: Limits) -> Limits:
     settings into each message. The worker's limits override those, because its leases are made for
     them.
     """
+    if not asked or not any(asked):
+        return None, None  # Most messages.
     hard, soft = (
         _lower(limit, own) for limit, own in zip(asked or (None, None), of_task, strict=True)
     )

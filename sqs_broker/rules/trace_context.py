@@ -51,12 +51,17 @@ def context_of(delivery: Delivery, *places: Mapping[str, Any]) -> Context:
     """The trace and the request of a message. What `places` say, the first one first, comes before
     its attributes, and these before X-Ray's header. What is not valid is not there."""
     context: Context = {}
-    for place in (*places, _values(delivery.attributes, "StringValue")):
-        if TRACEPARENT not in context and trace_id_of(place.get(TRACEPARENT)):
+    if delivery.attributes:
+        places = (*places, _values(delivery.attributes, "StringValue"))
+    for place in places:
+        # Most messages have neither.
+        if TRACEPARENT in place and TRACEPARENT not in context and trace_id_of(place[TRACEPARENT]):
             context |= _of_trace(place)
-        if REQUEST_ID not in context and (id_ := request_id_of(place.get(REQUEST_ID))):
+        is_wanted = REQUEST_ID in place and REQUEST_ID not in context
+        if is_wanted and (id_ := request_id_of(place[REQUEST_ID])):
             context[REQUEST_ID] = id_
-    if TRACEPARENT not in context and (traceparent := from_xray(delivery.trace_header)):
+    header = delivery.trace_header
+    if header is not None and TRACEPARENT not in context and (traceparent := from_xray(header)):
         context[TRACEPARENT] = traceparent
     return context
 
