@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -26,9 +25,12 @@ LIMIT_MARGIN = 10
 HUNG_MARGIN = 30
 
 
-@dataclass(frozen=True)
+@dataclass
 class Delivery:
-    """One receive of a message."""
+    """One receive of a message. Nothing changes it.
+
+    It is not frozen, because each message is made into one: to set the fields of a frozen dataclass
+    takes twice as long."""
 
     tag: str
     queue: str
@@ -60,21 +62,25 @@ class Delivery:
     trace_header: str | None = None
     """X-Ray's tracing header, which SQS keeps beside the message as `AWSTraceHeader`."""
 
-    @cached_property
-    def carried(self) -> Carried:
-        """What the message says about those that it replaces."""
-        return carried_in(self.attributes)
+    carried: Carried = field(init=False, compare=False)
+    """What the message says about those that it replaces."""
+    deliveries: int = field(init=False, compare=False)
+    """How often SQS has delivered the message, this delivery and those of the messages that it
+    replaces included."""
+    first_sent: datetime = field(init=False, compare=False)
+    """When the producer sent the message, in UTC; if this is a copy, the first message. A time
+    after SQS's own is not believed."""
+    failed: int = field(init=False, compare=False)
+    """How many earlier runs failed, as far as is known."""
 
-    @cached_property
-    def deliveries(self) -> int:
-        """How often SQS has delivered the message, this delivery and those of the messages that it
-        replaces included."""
-        return self.carried.deliveries + self.count
+    def __post_init__(self) -> None:
+        self.carried = carried = carried_in(self.attributes)
+        self.deliveries = carried.deliveries + self.count
+        earlier = self.count - 1 if self.record is None else _before(self.count, self.record.failed)
+        self.failed = carried.failed + earlier
+        self.first_sent = self._first_sent()
 
-    @cached_property
-    def first_sent(self) -> datetime:
-        """When the producer sent the message, in UTC; if this is a copy, the first message. A time
-        after SQS's own is not believed."""
+    def _first_sent(self) -> datetime:
         sent_at = self.enqueued_at
         if sent_at.tzinfo is not UTC:
             sent_at = sent_at.astimezone(UTC)
@@ -82,13 +88,6 @@ class Delivery:
             with suppress(ValueError, OverflowError, OSError):
                 return min(datetime.fromtimestamp(self.carried.sent, UTC), sent_at)
         return sent_at
-
-    @cached_property
-    def failed(self) -> int:
-        """How many earlier runs failed, as far as is known."""
-        if self.record is None:
-            return self.carried.failed + self.count - 1
-        return self.carried.failed + _before(self.count, self.record.failed)
 
     @property
     def attempt(self) -> int:
@@ -99,18 +98,21 @@ class Delivery:
     def may_share(self) -> bool:
         """Whether the message may run together with others: no earlier run failed, and it is known
         how each earlier delivery ended."""
-        released = self.carried.released + _before(self.count, (self.record or Record()).released)
-        return self.failed == 0 and released >= self.deliveries - 1
+        return self.failed == 0 and self._released >= self.deliveries - 1
+
+    @property
+    def _released(self) -> int:
+        recorded = _before(self.count, self.record.released) if self.record else 0
+        return self.carried.released + recorded
 
     def passed_on(self, *, has_failed: bool, due: float | None) -> Carried:
         """What a copy of the message must carry. `has_failed`: whether the run of this delivery
         failed. `due`: when the copy may run, in seconds since 1970."""
         # Without a record it is not known whether the earlier deliveries failed.
         is_known = self.record is not None or has_failed
-        released = self.carried.released + _before(self.count, (self.record or Record()).released)
         return Carried(
             failed=(self.failed if is_known else self.carried.failed) + has_failed,
-            released=released + (not has_failed),
+            released=self._released + (not has_failed),
             deliveries=self.deliveries,
             first=_earliest(self.carried.first, self.first_received_at),
             due=due,
@@ -185,13 +187,13 @@ def age_of(
     """Seconds from the first receive of a message until now; both in seconds since 1970. If the
     message is a copy, from the first receive of the first message."""
     # What a copy carries cannot be later than its own first receive.
-    first = carried_in(attributes).first or first_received_at
+    first = (carried_in(attributes).first if attributes else None) or first_received_at
     return max(now - min(first, first_received_at), 0.0)
 
 
 def _before(count: int, deliveries: Collection[int]) -> int:
     """How many of these deliveries came before the one with this number."""
-    return sum(number < count for number in deliveries)
+    return sum(number < count for number in deliveries) if deliveries else 0
 
 
 def _earliest(*times: float | None) -> float | None:

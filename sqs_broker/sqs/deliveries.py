@@ -204,10 +204,12 @@ class Deliveries:
     def _on_received(self, received: list[Delivery], inbox: Inbox) -> None:
         """Decode on the receiver's thread, so that the event loop only has to deliver."""
         try:
+            # They are held already, so a pause that begins from now on ends them itself.
+            is_paused = bool(self._leases.pauses)
             arrived = [
                 (delivery.queue, content)
                 for delivery in received
-                if (content := self._arrived_or_ended(delivery))
+                if (content := self._arrived_or_ended(delivery, is_paused))
             ]
             inbox.put(arrived)
         except Exception as exc:
@@ -216,17 +218,17 @@ class Deliveries:
             for delivery in received:
                 self._give_back(delivery, exc)
 
-    def _arrived_or_ended(self, delivery: Delivery) -> dict[str, Any] | None:
+    def _arrived_or_ended(self, delivery: Delivery, is_paused: bool) -> dict[str, Any] | None:
         try:
-            return self._arrived(delivery)
+            return self._arrived(delivery, is_paused)
         except Exception as exc:
             self._give_back(delivery, exc)
             return None
 
-    def _arrived(self, delivery: Delivery) -> dict[str, Any] | None:
+    def _arrived(self, delivery: Delivery, is_paused: bool) -> dict[str, Any] | None:
         """The message for the worker; None if the delivery ends on arrival."""
         engine = self._engine
-        if engine is None or not engine.receives(delivery.queue) or self._leases.pauses:
+        if engine is None or not engine.receives(delivery.queue) or is_paused:
             self.end(delivery.tag, outcomes.NotStarted(self._delay_of(delivery)))
         elif engine.copies.are_sent(delivery):
             self.end(delivery.tag, outcomes.Copied())

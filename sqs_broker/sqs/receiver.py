@@ -366,8 +366,8 @@ def delivery_of(
 ) -> Delivery:
     """The delivery of a message that arrived at `received_at`, in monotonic seconds, after a call
     of `waited` seconds."""
-    first = message.first_received_at.timestamp()
-    answered = (message.answered_at or datetime.now(UTC)).timestamp()
+    first = message.first_received_at
+    answered = message.answered_at or datetime.now(UTC)
     return Delivery(
         tag=str(next(_tags)),
         queue=queue,
@@ -381,7 +381,7 @@ def delivery_of(
         waited=waited,
         record=record,
         first_received_at=first,
-        age=age_of(message.attributes, first, answered),
+        age=age_of(message.attributes, first, answered.timestamp()),
         fair_group=message.group,
         trace_header=message.trace_header,
     )

@@ -4,6 +4,9 @@ from collections.abc import Collection, Mapping
 
 from sqs_broker.rules.attempts import AttemptStore, Record
 
+#: Of a message about which nothing is recorded.
+NOTHING = Record()
+
 
 def records_of(
     received: Collection[tuple[str, int]], attempts: AttemptStore | None
@@ -15,4 +18,4 @@ def records_of(
         return {}
     again = [id_ for id_, count in received if count > 1]
     found = attempts.read(again) if again else {}
-    return {id_: found.get(id_, Record()) for id_, _ in received}
+    return {id_: found.get(id_, NOTHING) for id_, _ in received}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqs_broker.limits import BATCH
@@ -90,10 +91,11 @@ class Received(NamedTuple):
         return self.system.get(TRACE_HEADER)
 
     @property
-    def first_received_at(self) -> datetime:
-        """When SQS first delivered the message. A server that does not say: when it was sent."""
-        first = self.system.get("ApproximateFirstReceiveTimestamp")
-        return self.sent_at if first is None else _time(first)
+    def first_received_at(self) -> float:
+        """When SQS first delivered the message, in seconds since 1970. A server that does not say:
+        when it was sent."""
+        first = self.system.get("ApproximateFirstReceiveTimestamp", self.system["SentTimestamp"])
+        return int(first) / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
 
 
+@lru_cache(maxsize=16)  # It has whole seconds, so many answers have the same.
 def date_in(text: str | None) -> datetime | None:
     """The time in a header `Date`; None if there is none."""
     try:
