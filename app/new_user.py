@@ -9,7 +9,7 @@ from typing import Any
 
 from bson import Int64
 
-from app import payload
+from app.hashes import hash_and_record
 from app.messages import Provenance, Registration
 from app.models import id_of
 from app.settings import get_settings
@@ -23,6 +23,7 @@ def key_of(registration: Registration) -> dict[str, Any]:
 def document(registration: Registration, provenance: Provenance) -> dict[str, Any]:
     """The user that a registration creates."""
     info, money, now = registration.user_info, registration.money, datetime.now(UTC)
+    payload_hash, payload = hash_and_record(registration)
     return {
         "_id": id_of(registration.stock_id, registration.user_id),
         **key_of(registration),
@@ -41,7 +42,7 @@ def document(registration: Registration, provenance: Provenance) -> dict[str, An
             "deliveries": provenance.deliveries,
             "enqueued_at": provenance.enqueued_at,
             "registered_at": now,
-            "payload_hash": registration.payload_hash(),
+            "payload_hash": payload_hash,
         },
-        "payload": payload.record(registration),
+        "payload": payload,
     }

@@ -19,6 +19,7 @@ A failure always goes through the trace: retries, errbacks, on_failure, task_fai
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 from weakref import ref
@@ -34,6 +35,9 @@ from sqs_broker.worker.per_job import is_once_a_job
 #: Methods of a task that Celery calls around a run that succeeds.
 HOOKS = ("before_start", "on_success", "after_return")
 
+#: Signals whose receivers Celery calls around a run that succeeds.
+SIGNALS = (signals.task_prerun, signals.task_postrun, signals.task_success)
+
 #: What Celery does after a success, by its name in the body of a message.
 FOLLOWERS = ("callbacks", "chain", "chord")
 
@@ -41,22 +45,33 @@ FOLLOWERS = ("callbacks", "chain", "chord")
 def has_listeners(task: Any, trace: Callable[..., Any]) -> bool:
     """Whether somebody notices the trace of a run of this task. `trace`: Celery's function that
     traces it."""
+    tracer, loader = task.__trace__, task.app.loader
     return (
-        any(map(_has_receivers, (signals.task_prerun, signals.task_postrun, signals.task_success)))
+        any(map(_has_receivers, SIGNALS))
         or bool(task.brackets)
-        or any(celery_trace.task_has_custom(task, hook) for hook in HOOKS)
-        or not all(map(_is_skipped, type(task).__mro__))
         or "run" in vars(task)
         or type(task.backend) is not DisabledBackend
-        or not _is_plain(type(task.app.loader))
         or celery_trace.logger.isEnabledFor(logging.INFO)
-        or not (_is_celerys(trace) and _is_celerys(task.__trace__))
+        or not (_is_celerys(trace) and _is_celerys(tracer))
+        or _has_methods(task, tracer, type(task).__call__, loader.__class__)
     )
 
 
 def has_followers(embed: Mapping[str, Any] | None) -> bool:
     """Whether Celery does something after the success of a message, which its body names."""
     return embed is not None and any(embed.get(name) for name in FOLLOWERS)
+
+
+@lru_cache(maxsize=1024)
+def _has_methods(task: Any, tracer: Any, call: Any, loader: Any) -> bool:
+    """Whether a method of the task or of the loader notices a run. Celery looks for them when it
+    builds the tracer (celery 5.7 app/trace.py, `build_tracer`), so the answer is the same for as
+    long as this tracer is there, and the `__call__` of the class."""
+    return (
+        any(celery_trace.task_has_custom(task, hook) for hook in HOOKS)
+        or not all(map(_is_skipped, type(task).__mro__))
+        or not _is_plain(loader)
+    )
 
 
 def _has_receivers(signal: Any) -> bool:

@@ -64,7 +64,7 @@ class Bench:
             self.traces += 1
             cleanup()
 
-        backend.process_cleanup = count
+        self.count = backend.process_cleanup = count
         self.task.__trace__ = build_tracer("many", self.task, app=made)
 
     def run(self, embed: Any = None, trace: Any = trace_task_ret) -> list[Any]:
@@ -326,3 +326,73 @@ def test_what_follows_a_message(name: str) -> None:
 
     assert bench.traces == COUNT
     assert bench.noticed == ["work"]
+
+
+# Those who come after a job without listeners
+
+
+def a_bracket(bench: Bench) -> None:
+    @contextmanager
+    def bracket(task: Any, request: Any) -> Iterator[None]:
+        yield
+
+    type(bench.task).brackets = (bracket,)
+
+
+def a_run(bench: Bench) -> None:
+    bench.task.run = bench.task.run
+
+
+def a_backend(bench: Bench) -> None:
+    bench.task.backend = type("Backend", (DisabledBackend,), {})(bench.app)
+    bench.task.backend.process_cleanup = bench.count
+
+
+def a_call(bench: Bench) -> None:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return Task.__call__(self, *args, **kwargs)
+
+    type(bench.task).__call__ = call
+
+
+def a_method_and_a_new_tracer(bench: Bench) -> None:
+    type(bench.task).on_success = lambda self, *_: None
+    bench.task.__trace__ = build_tracer("many", bench.task, app=bench.app)
+
+
+def a_reader(bench: Bench) -> None:
+    celery_trace.logger.setLevel(logging.INFO)
+
+
+def a_tracer(bench: Bench) -> None:
+    bench.task.__trace__ = traced_by_a_library(bench, bench.task.__trace__)
+
+
+@pytest.mark.parametrize(
+    "comes",
+    [a_bracket, a_run, a_backend, a_call, a_method_and_a_new_tracer, a_reader, a_tracer],
+)
+def test_who_comes_after_a_job_notices_the_next_one(comes: Callable[[Bench], None]) -> None:
+    bench = Bench()
+    bench.run()
+    assert bench.traces == 0
+
+    comes(bench)
+    bench.run()
+
+    assert bench.traces == COUNT
+
+
+def test_a_receiver_that_is_connected_after_a_job_notices_the_next_one() -> None:
+    bench = Bench()
+    bench.run()
+
+    signals.task_success.connect(listener := lambda **_: None, weak=False)
+    try:
+        bench.run()
+    finally:
+        signals.task_success.disconnect(listener)
+
+    assert bench.traces == COUNT
+    bench.run()
+    assert bench.traces == COUNT
