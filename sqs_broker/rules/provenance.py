@@ -31,17 +31,32 @@ class Provenance:
     attempt: int = 1
     """The number of this attempt: one more than the runs of this message that failed before."""
 
+    def packed(self) -> tuple[Any, ...]:
+        """The same as a tuple of plain values."""
+        sent_at = self.enqueued_at.timestamp()
+        counts = self.deliveries, self.attempt
+        return self.message_id, self.has_producer_id, self.source.value, *counts, sent_at
+
+    @classmethod
+    def unpacked(cls, packed: tuple[Any, ...]) -> "Provenance":
+        """What `packed` was made of."""
+        message_id, has_producer_id, source, deliveries, attempt, sent_at = packed
+        provenance = object.__new__(cls)
+        # A frozen dataclass sets its fields one by one, which takes several times as long.
+        vars(provenance).update(
+            message_id=message_id,
+            has_producer_id=has_producer_id,
+            source=_SOURCES[source],
+            deliveries=deliveries,
+            enqueued_at=datetime.fromtimestamp(sent_at, UTC),
+            attempt=attempt,
+        )
+        return provenance
+
     def __reduce__(self) -> tuple[Any, ...]:
         # It goes to a process of the pool with each message. Pickle's own way, which takes the
         # enumeration and the time zone apart, costs nearly three times as much.
-        sent_at = self.enqueued_at.timestamp()
-        source, counts = self.source.value, (self.deliveries, self.attempt)
-        return _read, (self.message_id, self.has_producer_id, source, counts, sent_at)
+        return Provenance.unpacked, (self.packed(),)
 
 
-def _read(
-    message_id: str, has_producer_id: bool, source: str, counts: tuple[int, int], sent_at: float
-) -> Provenance:
-    enqueued_at = datetime.fromtimestamp(sent_at, UTC)
-    deliveries, attempt = counts
-    return Provenance(message_id, has_producer_id, Source(source), deliveries, enqueued_at, attempt)
+_SOURCES = {source.value: source for source in Source}

@@ -29,6 +29,7 @@ from celery.utils.serialization import get_pickleable_exception
 from sqs_broker.machine.frames import with_space
 from sqs_broker.worker.failures import unwrapped, verdict_of
 from sqs_broker.worker.listeners import has_followers, has_listeners
+from sqs_broker.worker.plain_jobs import PlainJob
 from sqs_broker.worker.results import shown_result
 
 #: What Celery's trace returns for a run: whether it failed, its result or failure, its seconds.
@@ -60,9 +61,14 @@ class Job:
     kwargs: dict[str, Any]
     embed: dict[str, Any] | None
 
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The same as `request`, for a Call."""
+        return self.request
+
 
 def run(
-    trace: Callable[..., Traced], name: str, jobs: Sequence[Job], task: Any = None
+    trace: Callable[..., Traced], name: str, jobs: Sequence[Job | PlainJob], task: Any = None
 ) -> list[Traced]:
     """Run the task for all messages at once; return what Celery's trace returned for each, in
     order. Without `task`, it is the one of this name in the current app.
@@ -95,7 +101,9 @@ class Prepared:
 class _Run:
     """One run for many messages. A place is the index of a message in the job."""
 
-    def __init__(self, trace: Callable[..., Traced], task: Any, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self, trace: Callable[..., Traced], task: Any, jobs: Sequence[Job | PlainJob]
+    ) -> None:
         self._trace = trace
         #: The context variables at the start. Each message begins with a copy of them, so a span
         #: that a tracing library sets for one message does not become the parent of another's.
@@ -156,7 +164,7 @@ class _Run:
                 self._traced[place] = 0, shown, self._share
                 self._left.remove(place)
 
-    def _work_as(self, job: Job) -> dict[int, Any]:
+    def _work_as(self, job: Job | PlainJob) -> dict[int, Any]:
         """Do the work, with this message as the current one, as in the innermost trace. What the
         work sends is then a child of this message."""
         given = {"args": job.args, "kwargs": job.kwargs, "called_directly": False}
@@ -209,9 +217,9 @@ class _Run:
         return outcomes
 
 
-def _read(job: Job, task: Any) -> Call | Exception:
+def _read(job: Job | PlainJob, task: Any) -> Call | Exception:
     try:
-        call = Call(job.args, job.kwargs, job.request)
+        call = Call(job.args, job.kwargs, job.given)
         if getattr(task, "needs_request", True):
             # Here, because in the work an error would be one of all messages.
             _ = call.request

@@ -18,6 +18,7 @@ from celery.worker import state
 from sqs_broker.limits import BATCH
 from sqs_broker.worker.batch import Job, run
 from sqs_broker.worker.plain import Plain
+from sqs_broker.worker.plain_jobs import PlainJobs
 from sqs_broker.worker.request import HandedBack, log_unreported
 
 #: Most messages of one job. To send a job to its process and back costs the same for any number.
@@ -107,7 +108,7 @@ class Batches:
         try:
             result = self._pool.apply_async(
                 run,
-                args=(trace, task.name, [Job(r.id, r.request_dict, *r.body) for r in requests]),
+                args=(trace, task.name, _jobs_of(requests)),
                 accept_callback=shared.on_accepted,
                 timeout_callback=shared.on_timeout,
                 callback=shared.on_success,
@@ -191,6 +192,14 @@ class _Shared:
             except Exception as exc:
                 # Broad on purpose, also for MemoryError: the other requests must still be called.
                 _unreported(request, exc, is_end=is_end)
+
+
+def _jobs_of(requests: Sequence[Any]) -> Sequence[Job] | PlainJobs:
+    """The messages as they go to their process."""
+    first, light = requests[0], _light(requests)
+    if len(light) == len(requests):
+        return PlainJobs(light, first.limits, first.kind.hostname)
+    return [Job(each.id, each.request_dict, *each.body) for each in requests]
 
 
 def _light(requests: Sequence[Any]) -> list[Plain]:

@@ -33,6 +33,7 @@ from sqs_broker.rules.lease import Lease
 from sqs_broker.rules.outcomes import Happened
 from sqs_broker.rules.policy import Policy
 from sqs_broker.rules.provenance import Provenance
+from sqs_broker.worker.plain_jobs import request_of
 from sqs_broker.worker.request import Request, hard_limit_of, limits_of, overrun_of
 
 
@@ -142,24 +143,14 @@ class Plain:
         if self._request is not None:
             request: dict[str, Any] = self._request.request_dict
             return request
-        properties, (args, kwargs, _) = self.content["properties"], self.payload
-        info = properties["delivery_info"]
-        return {
-            **self.headers,
-            "timelimit": limits_of(self.task, self.app, self.time_limits),
-            "properties": properties,
-            "reply_to": properties["reply_to"],
-            "correlation_id": properties["correlation_id"],
-            "hostname": self.kind.hostname,
-            "delivery_info": {
-                "exchange": info["exchange"],
-                "routing_key": info["routing_key"],
-                "priority": properties["priority"],
-                "redelivered": info["redelivered"],
-            },
-            "args": args,
-            "kwargs": kwargs,
-        }
+        args, kwargs, _ = self.payload
+        parts = self.headers, self.content["properties"]
+        return request_of(parts, args, kwargs, self.limits, self.kind.hostname)
+
+    @property
+    def limits(self) -> list[float | None]:
+        """The hard and the soft limit of its run, in seconds."""
+        return limits_of(self.task, self.app, self.time_limits)
 
     def shares(self, job: Any) -> None:
         """Record the job that it runs in with others."""
