@@ -16,11 +16,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from json.encoder import encode_basestring_ascii
+from itertools import repeat
 from math import isfinite, modf
 from time import time
 from typing import Any
@@ -34,6 +34,7 @@ from app.log_stream import GatheringHandler, LogFile, Stream, can_take, unblock
 from app.prints import Prints
 from app.settings import get_settings
 from sqs_broker.errors import ConfigurationError, NoThread, PublishError
+from sqs_broker.machine.columns import cells, constant
 from sqs_broker.rules.trace_context import REQUEST_ID, TRACEPARENT, request_id_of, trace_id_of
 from sqs_broker.worker.per_job import once_a_job
 
@@ -204,28 +205,38 @@ class LinesHandler(GatheringHandler):
         """Write a line for each of these facts. Never raises."""
         with suppress(Exception):
             # Broad on purpose, as in `emit`: who logs must not fail.
-            now, name = _time_at(time()), logging.getLevelName(level)
-            self.add_lines(_line(now, name, sentence, logger, facts) for facts in lines)
+            name = logging.getLevelName(level)
+            common = _common(name, lines[0]["event"], sentence, logger)
+            self.add_lines(_lines(f'{{"time": "{_time_at(time())}", {common}', lines))
 
 
-def _line(time: str, level: str, sentence: str, logger: str, facts: Mapping[str, Any]) -> str:
-    common = _common(level, facts["event"], sentence, logger)
-    return f'{{"time": "{time}", {common}{_as_json(facts)}}}\n'
+def _lines(beginning: str, lines: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Lines with the same beginning, and these facts, in the order of FIELDS."""
+    values = zip(*[facts.values() for facts in lines], strict=True)
+    columns = dict(zip(lines[0], values, strict=True))
+    #: What each line is joined of, by columns. `same` is what comes next in all lines.
+    pieces: list[Iterable[str]] = []
+    same = beginning
+    for name in _in_order(tuple(columns)):
+        column = columns[name]
+        kinds = {*map(type, column)}
+        if _NONE in kinds:
+            if len(kinds) > 1:
+                pieces += [repeat(same), [_field(name, value) for value in column]]
+                same = ""
+        elif (text := constant(column, kinds)) is not None:
+            same += f', "{name}": {text}'
+        else:
+            pieces += [repeat(f'{same}, "{name}": '), cells(column, kinds, _ENCODER.encode)]
+            same = ""
+    return map("".join, zip(*pieces, repeat(same + "}\n", len(lines)), strict=False))
 
 
-def _as_json(facts: Mapping[str, Any]) -> str:
-    """The fields of these facts, in the order of FIELDS, each after a comma."""
-    parts = []
-    for name in _in_order(tuple(facts)):
-        value = facts[name]
-        kind = type(value)
-        if kind is str:
-            parts.append(f', "{name}": {encode_basestring_ascii(value)}')
-        elif kind is int or (kind is float and isfinite(value)):
-            parts.append(f', "{name}": {value!r}')
-        elif value is not None:
-            parts.append(f', "{name}": {_ENCODER.encode(value)}')
-    return "".join(parts)
+_NONE = type(None)
+
+
+def _field(name: str, value: Any) -> str:
+    return "" if value is None else f', "{name}": {_ENCODER.encode(value)}'
 
 
 @lru_cache(maxsize=64)

@@ -18,14 +18,15 @@ class TakesLines(Protocol):
     def take_lines(
         self, logger: str, level: int, sentence: str, lines: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write a line for each of these facts, as for a record whose `extra` they are. Never
-        raises."""
+        """Write a line for each of these facts, as for a record whose `extra` they are. All have
+        the same names, in the same order. Never raises."""
 
 
 def write(
     logger: logging.Logger, level: int, sentence: str, lines: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Log a line for each of these facts."""
+    """Log a line for each of these facts. All have the same names, in the same order, and the same
+    event."""
     if not lines or not logger.isEnabledFor(level):
         return
     handlers = _handlers(logger)

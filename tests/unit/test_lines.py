@@ -4,6 +4,8 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -12,16 +14,50 @@ from hypothesis import strategies as st
 
 from app.logs import FIELDS_AFTER_EVENT, JsonLines, LinesHandler, OthersFromInfo, WithoutRepeats
 from sqs_broker.observers.lines import write
+from sqs_broker.observers.log import MessageLog
+from sqs_broker.observers.observer import Observers
+from sqs_broker.rules.facts import facts_of
+from sqs_broker.rules.outcomes import Done, Succeeded
+from tests.unit.conftest import HEADERS, MakeDelivery
 
 NAME = "sqs_broker.observers.log"
+
+#: With what a template could take for a place of its own.
+SENTENCE = "A sentence, 100 %s {}."
 
 values = (
     st.none() | st.text(max_size=20) | st.integers() | st.floats() | st.booleans()
     | st.lists(st.text(max_size=3), max_size=2)
 )  # fmt: skip
-facts = st.dictionaries(st.sampled_from(FIELDS_AFTER_EVENT), values, max_size=8).map(
-    lambda some: {"event": "message.done", **some}
-)
+names = st.lists(st.sampled_from(FIELDS_AFTER_EVENT), max_size=8, unique=True)
+
+#: The values of a fact in some lines: often they are the same, or of one type.
+kinds = (
+    values, st.text(max_size=5), st.integers(), st.floats(), st.none() | st.text(),
+    st.sampled_from([1, True, 1.0, 0, False, 0.0, -0.0]),
+)  # fmt: skip
+
+
+def lines(names: list[str], count: int) -> st.SearchStrategy[list[dict[str, Any]]]:
+    """The facts of so many lines."""
+    of_one = st.sampled_from(kinds).flatmap(
+        lambda kind: (
+            st.lists(kind, min_size=count, max_size=count) | kind.map(lambda value: [value] * count)
+        )
+    )
+    return st.fixed_dictionaries(dict.fromkeys(names, of_one)).map(
+        lambda columns: [
+            {"event": "message.done", **{name: columns[name][place] for name in names}}
+            for place in range(count)
+        ]
+    )
+
+
+facts = st.tuples(names, st.integers(1, 4)).flatmap(lambda given: lines(*given))
+
+
+#: The facts of a line.
+A = {"event": "message.done", "task": "a"}
 
 
 class Log:
@@ -36,11 +72,17 @@ class Log:
         self.logger = logging.getLogger(NAME)
 
     def write(self, *lines: dict[str, object], level: int = logging.INFO, to: Any = ()) -> None:
-        """Write lines together. Without pytest's own handlers, which need a record for each."""
+        """Write lines together."""
+        with self.alone(*to):
+            write(self.logger, level, SENTENCE, lines)
+
+    @contextmanager
+    def alone(self, *others: Any) -> Iterator[None]:
+        """Without pytest's own handlers, which need a record for each line."""
         before = self.logger.handlers
-        self.logger.handlers = [self.handler, *to]
+        self.logger.handlers = [self.handler, *others]
         try:
-            write(self.logger, level, "A sentence.", lines)
+            yield
         finally:
             self.logger.handlers = before
 
@@ -77,15 +119,15 @@ def log() -> Iterator[Log]:
     made.handler.close()
 
 
-@settings(derandomize=True, database=None, max_examples=150)
-@given(some=st.lists(facts, min_size=1, max_size=4))
+@settings(derandomize=True, database=None, max_examples=400)
+@given(some=facts)
 def test_lines_that_are_written_together_are_those_of_records(
     log: Log, some: list[dict[str, object]]
 ) -> None:
     log.write(*some)
     together = log.lines()
     for each in some:
-        log.logger.info("A sentence.", extra=each)
+        log.logger.info(SENTENCE, extra=each)
     assert together == log.lines()
 
 
@@ -101,18 +143,18 @@ def test_a_line_says_when_it_was_written(log: Log) -> None:
 
 def test_a_handler_of_a_project_gets_a_record_for_each(log: Log) -> None:
     theirs = Records()
-    log.write({"event": "a"}, {"event": "b"}, to=[theirs])
-    assert [vars(record)["event"] for record in theirs.got] == ["a", "b"]
+    log.write(A, A | {"task": "b"}, to=[theirs])
+    assert [vars(record)["task"] for record in theirs.got] == ["a", "b"]
     assert len(log.lines()) == 2
 
 
 def test_a_filter_of_a_project_sees_a_record_for_each(log: Log) -> None:
     def drop(record: logging.LogRecord) -> bool:
-        return vars(record)["event"] != "a"
+        return vars(record)["task"] != "a"
 
     log.handler.addFilter(drop)
     try:
-        log.write({"event": "a"}, {"event": "b"})
+        log.write(A, A | {"task": "b"})
     finally:
         log.handler.removeFilter(drop)
     assert len(log.lines()) == 1
@@ -127,7 +169,7 @@ def test_a_record_factory_makes_each_record(log: Log) -> None:
 
     logging.setLogRecordFactory(factory)
     try:
-        log.write({"event": "a"}, {"event": "b"})
+        log.write(A, A | {"task": "b"})
     finally:
         logging.setLogRecordFactory(logging.LogRecord)
     assert len(made) == 2
@@ -149,5 +191,15 @@ def test_without_other_handlers_no_record_is_made(
         raise AssertionError("a record was made")
 
     monkeypatch.setattr(log.handler, "emit", refuse)
-    log.write({"event": "a"}, {"event": "b"})
+    log.write(A, A | {"task": "b"})
     assert len(log.lines()) == 2
+
+
+def test_messages_that_end_together_have_a_line_each_whether_they_ran_or_not(
+    log: Log, make_delivery: MakeDelivery
+) -> None:
+    ran, revoked = (facts_of(make_delivery(), HEADERS, at) for at in (monotonic(), None))
+    ended = [(each, Succeeded(), Done()) for each in (ran, revoked, ran)]
+    with log.alone():
+        Observers([MessageLog()]).ended_all(ended)
+    assert ["run_seconds" in line for line in log.lines()] == [True, False, True]
