@@ -1,5 +1,6 @@
 """Sends Celery's events with little work on the loop: the writing thread makes JSON of them."""
 
+from collections.abc import Sequence
 from time import time
 from typing import Any
 
@@ -38,8 +39,19 @@ class Dispatcher(EventDispatcher):
         is_plain = not args and "Event" not in fields and "utcoffset" not in fields
         if not (is_plain and type.startswith(OF_A_TASK) and TASK in self.buffer_group):
             super().send(type, *args, **fields)
-        elif self.enabled and (not self.groups or TASK in self.groups):
-            self._gather(type, fields)
+        elif self._wants_tasks:
+            for name in ("blind", "retry", "retry_policy"):
+                fields.pop(name, None)  # Celery ignores them for an event that is gathered.
+            self._gather(type, [fields])
+
+    def send_all(self, type: str, each: Sequence[dict[str, Any]]) -> None:
+        """Send an event of a task with each of these fields, as `send` does. No field may have the
+        name of one of its parameters."""
+        if TASK not in self.buffer_group:
+            for fields in each:
+                self.send(type, **fields)
+        elif each and self._wants_tasks:
+            self._gather(type, each)
 
     def flush(self, errors: bool = True, groups: bool = True) -> None:
         """Send the events that were gathered."""
@@ -47,20 +59,27 @@ class Dispatcher(EventDispatcher):
         self._is_flush_due = False
         super().flush(errors, groups)
 
-    def _gather(self, type: str, fields: dict[str, Any]) -> None:
-        for name in ("blind", "retry", "retry_policy"):
-            fields.pop(name, None)  # Celery ignores them for an event that is gathered.
-        now = time()
-        event = fields | {
+    @property
+    def _wants_tasks(self) -> bool:
+        return self.enabled and (not self.groups or TASK in self.groups)
+
+    def _gather(self, type: str, each: Sequence[dict[str, Any]]) -> None:
+        gathered, now = self._group_buffer[TASK], time()
+        if gathered and len(gathered) + len(each) > self.buffer_limit:
+            self.flush()
+        same = {
             "hostname": self.hostname,
             "utcoffset": self._offset_at(now),
             "pid": self.pid,
-            "clock": self.clock.forward(),
             "type": type,
         }
-        event.setdefault("timestamp", now)
-        gathered = self._group_buffer[TASK]
-        gathered.append(event)
+        with self.clock.mutex:  # As often as there are events: `forward`, but at once.
+            clock = self.clock.value + 1
+            self.clock.value += len(each)
+        gathered += [
+            {"timestamp": now, **fields, **same, "clock": number}
+            for number, fields in enumerate(each, clock)
+        ]
         if len(gathered) >= self.buffer_limit:
             self.flush()
         elif self.on_send_buffered and not self._is_flush_due:
@@ -79,6 +98,15 @@ class Dispatcher(EventDispatcher):
             return
         # No copy is needed: Celery does not change an event, or a list of them, after this call.
         control.send(Kind.EVENTS, Broadcast(self.exchange.name, routing_key, self.headers, event))
+
+
+def send_all(eventer: Any, type: str, each: Sequence[dict[str, Any]]) -> None:
+    """Send an event of a task with each of these fields, with any dispatcher."""
+    if isinstance(eventer, Dispatcher):
+        eventer.send_all(type, each)
+        return
+    for fields in each:
+        eventer.send(type, **fields)
 
 
 class Events(CeleryEvents):

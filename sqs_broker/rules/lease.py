@@ -146,6 +146,9 @@ class Lease:
     """The job that the pool process runs, once it has taken the task."""
     is_promised: bool = False
     """Whether a pool process will take the task and can no longer be prevented from it."""
+    facts: Any = field(default=None, compare=False, repr=False)
+    """What observers were told about the message last: its Facts, which it has again if nothing
+    has changed."""
 
     def __post_init__(self, longest_wait: float) -> None:
         self.waits_until = self.delivery.received_at + longest_wait

@@ -185,6 +185,8 @@ class Released:
 Outcome = Done | Retry | DeadLetter | Postponed | Released
 
 
+_DONE = Done()
+
 #: Seconds of the shortest delay that a copy waits for in place of a hidden message.
 SHORTEST_COPIED = 10
 
@@ -196,7 +198,7 @@ def decide(
     that a message which comes again much later should be replaced by a delayed copy."""
     match happened:
         case Succeeded() | Discarded() | Copied():
-            return Done()
+            return _DONE
         case Refused(reason, error):
             return DeadLetter(reason, error)
         case UnknownTask(name):

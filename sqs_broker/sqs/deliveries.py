@@ -262,9 +262,7 @@ class Deliveries:
         alone."""
         lease = self._leases.started(tag, time_limit, job)
         if lease is not None:
-            self._observers.started(
-                facts_of(lease.delivery, self._headers_of(lease), lease.started_at)
-            )
+            self._observers.started(_facts_of(lease, self._headers_of(lease)))
         return lease
 
     def hand_over_many(self, tags: Iterable[str]) -> list[bool]:
@@ -279,11 +277,7 @@ class Deliveries:
         """Note that a job runs now: see `started`."""
         leases = self._leases.started_many(tags, time_limit, job)
         self._observers.started_all(
-            [
-                facts_of(lease.delivery, self._headers_of(lease), lease.started_at)
-                for lease in leases
-                if lease is not None
-            ]
+            [_facts_of(lease, self._headers_of(lease)) for lease in leases if lease is not None]
         )
         return leases
 
@@ -349,12 +343,13 @@ class Deliveries:
         once. Their results are noted on the messages."""
         messages = [self._message_of(tag) for tag in tags]
         ended: list[End] = []
+        now = self._clock()
         try:
             for lease, message in zip(self._leases.take_many(tags), messages, strict=True):
                 if lease is None or message is None:
                     continue
                 happened = message.happened or outcomes.Succeeded()
-                if end := self._end_of(lease, happened, message.headers, message.policy):
+                if end := self._end_of(lease, happened, message.headers, message.policy, now):
                     ended.append(end)
         finally:
             self._settle(ended)
@@ -379,7 +374,7 @@ class Deliveries:
         headers: dict[str, Any] | None = None,
         policy: Policy | None = None,
     ) -> None:
-        if end := self._end_of(lease, happened, headers, policy):
+        if end := self._end_of(lease, happened, headers, policy, self._clock()):
             self._settle([end])
 
     def _end_of(
@@ -388,17 +383,19 @@ class Deliveries:
         happened: Happened,
         headers: dict[str, Any] | None,
         policy: Policy | None,
+        now: float,
     ) -> End | None:
         """How a delivery ends; None if its lease is over."""
-        message = facts_of(lease.delivery, headers, lease.started_at)
-        if lease.expires_at <= self._clock():
+        delivery, message = lease.delivery, _facts_of(lease, headers)
+        if lease.expires_at <= now:
             self._observers.lost(message, OVER)
             return None
         outcome = decide(
             happened,
-            lease.delivery,
+            delivery,
             policy or self._options.policy,
-            is_crowded=self._is_crowded(lease.delivery),
+            # Most of them do not come again.
+            is_crowded=type(happened) is not outcomes.Succeeded and self._is_crowded(delivery),
         )
         return lease, message, happened, outcome
 
@@ -671,3 +668,11 @@ class Deliveries:
     def _longest_poll(self) -> int:
         """Seconds until every receive call that is open now has ended."""
         return self._options.wait_time_seconds + ANSWER_MARGIN
+
+
+def _facts_of(lease: Lease, headers: dict[str, Any] | None) -> Facts:
+    """The facts of a message: those that its lease has, if they are the same."""
+    known: Facts | None = lease.facts
+    if known is None or known.context is not headers or known.started_at != lease.started_at:
+        known = lease.facts = facts_of(lease.delivery, headers, lease.started_at)
+    return known

@@ -48,10 +48,10 @@ class Pace:
         self._ends = 0
         self._before = 0
 
-    def count(self) -> None:
-        """Count one delivery that has ended now."""
+    def count(self, ends: int = 1) -> None:
+        """Count deliveries that have ended now."""
         self._turn()
-        self._ends += 1
+        self._ends += ends
 
     def __call__(self) -> int:
         """Return how many ended in the last whole span."""
@@ -242,9 +242,8 @@ class Leases:
             leases = []
             for tag in tags:
                 self._hung.pop(tag, None)
-                if (lease := self._pop(tag)) is not None:
-                    self._pace.count()
-                leases.append(lease)
+                leases.append(self._pop(tag))
+            self._pace.count(len(leases) - leases.count(None))
             self._wake_if_worth_it()
             self._report_if_empty()
             return leases

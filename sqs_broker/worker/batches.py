@@ -210,9 +210,12 @@ def _light(requests: Sequence[Any]) -> list[Plain]:
 def _may_start(requests: Sequence[Any]) -> list[Any]:
     """Those that may start now. A revoked one is settled, and its event is sent."""
     light = _light(requests)
-    gone = set(light) - set(light[0].lane.hand_over(light)) if light else set()
+    held = light[0].lane.hand_over(light) if light else []
     # For a light one, `revoked` would only ask what is known already.
-    known = {plain for plain in light if plain.id not in state.revoked}
+    known = {plain for plain in held if plain.id not in state.revoked} if state.revoked else {*held}
+    if len(known) == len(requests):
+        return list(requests)
+    gone = {*light} - {*held}
     return [
         request
         for request in requests
@@ -240,8 +243,8 @@ def _unreported(request: Any, exc: Exception, *, is_end: bool) -> None:
 def _take_fairly(waiting: deque[Any], count: int) -> list[Any]:
     """Remove so many requests: the first of each queue, then the second of each, and so on. So a
     message of a quiet queue does not wait for all those of a busy one."""
-    queues = [_queue_of(request) for request in waiting]
-    if count >= len(queues) or len(set(queues)) <= 1:
+    queues = [_queue_of(request) for request in waiting] if count < len(waiting) else []
+    if len({*queues}) <= 1:
         return [waiting.popleft() for _ in range(count)]
     turns: Counter[Any] = Counter()
     turn_of: list[int] = []

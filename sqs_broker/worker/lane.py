@@ -6,7 +6,7 @@ Each step is the same as that of a Request, in the same order: observers, Celery
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -16,6 +16,7 @@ from celery.worker import state
 from celery.worker.request import create_request_cls
 from kombu.utils.imports import symbol_by_name
 
+from sqs_broker.control.dispatcher import send_all
 from sqs_broker.limits import BATCH
 from sqs_broker.machine.inbox import Arrived
 from sqs_broker.rules.admission import Admitted, admit
@@ -57,9 +58,9 @@ class Lane:
             return arrived
         left: list[Arrived] = []
         taken: dict[str, list[Plain]] = defaultdict(list)
-        channel = self._consumer.task_consumer.channel
+        channel, tasks = self._consumer.task_consumer.channel, self._consumer.app.tasks
         for queue, content in arrived:
-            plain = self._read(channel, queue, content)
+            plain = self._read(channel, tasks, queue, content)
             if plain is None:
                 left.append((queue, content))
             else:
@@ -68,23 +69,26 @@ class Lane:
             self._batches.take_plain(name, self._accept(plains))
         return left
 
-    def _read(self, channel: Any, queue: str, content: Any) -> Plain | None:
+    def _read(
+        self, channel: Any, tasks: Mapping[str, Any], queue: str, content: Any
+    ) -> Plain | None:
         """The message, if it is plain and may run."""
         if type(content) is not dict:
             return None  # Of the control plane.
         try:
-            kind = self._kinds.get(content["headers"]["task"])
+            headers = content["headers"]
+            kind = self._kinds.get(headers["task"])
             if (
                 kind is None
                 or not channel.deliveries.consumes(queue)
-                or not is_plain_message(content["headers"])
-                or self._consumer.task_buckets[kind.task.name]
+                or not is_plain_message(headers)
+                or self._consumer.task_buckets[headers["task"]]
             ):
                 return None
             plain = Plain(kind, channel, content)
             if not channel.deliveries.holds(plain.tag):
                 return None
-            match admit(plain, self._consumer.app.tasks, self._canvas):
+            match admit(plain, tasks, self._canvas):
                 case Admitted(_, headers) if not any(headers["timelimit"]):
                     plain.headers.update(headers)
                     return plain
@@ -93,43 +97,53 @@ class Lane:
             return None
         return None
 
-    def _accept(self, plains: Sequence[Plain]) -> list[Plain]:
+    def _accept(self, plains: Sequence[Plain]) -> Sequence[Plain]:
         """Tell everybody of these messages. Returns those that go on."""
-        deliveries, accepted = plains[0].channel.deliveries, []
+        deliveries = plains[0].channel.deliveries
         for plain in plains:
             plain.channel.plain[plain.tag] = plain
-        if not deliveries.is_traced:
+        if deliveries.is_traced:
+            plains = [
+                plain
+                for plain in plains
+                if self._takes([plain], partial(deliveries.admitted, plain.tag, plain.headers))
+            ]
+        else:
             deliveries.admitted_many([(plain.tag, plain.headers) for plain in plains])
+        if not self._takes(plains, partial(self._announce, plains)):
+            return []
         for plain in plains:
-            try:
-                if deliveries.is_traced:
-                    deliveries.admitted(plain.tag, plain.headers)
-                self._announce(plain)
-            except Exception as exc:
-                # Broad on purpose: an exception here ends the worker, and would end the next one.
-                self._consumer.end(plain.full().message, untaken(exc), exc)
-            else:
-                state.task_reserved(plain)
-                accepted.append(plain)
-        return accepted
+            state.task_reserved(plain)
+        return plains
 
-    def _announce(self, plain: Plain) -> None:
-        eventer, kind = self._consumer.event_dispatcher, plain.kind
-        if not (kind.has_events and eventer and plain.task.send_events):
-            return
-        headers = plain.headers
-        eventer.send(
-            "task-received",
-            uuid=plain.id,
-            name=kind.task.name,
-            args=headers.get("argsrepr", ""),
-            kwargs=headers.get("kwargsrepr", ""),
-            root_id=headers["root_id"],
-            parent_id=headers["parent_id"],
-            retries=headers["retries"],
-            eta=None,
-            expires=None,
-        )
+    def _takes(self, plains: Sequence[Plain], step: Callable[[], None]) -> bool:
+        """Whether a step for these messages succeeds. Otherwise they end."""
+        try:
+            step()
+        except Exception as exc:
+            # Broad on purpose: an exception here ends the worker, and would end the next one.
+            for plain in plains:
+                self._consumer.end(plain.full().message, untaken(exc), exc)
+            return False
+        return True
+
+    def _announce(self, plains: Sequence[Plain]) -> None:
+        if plains and plains[0].kind.has_events and (eventer := self._eventer(plains[0])):
+            received = [
+                {
+                    "uuid": plain.id,
+                    "name": plain.kind.task.name,
+                    "args": plain.headers.get("argsrepr", ""),
+                    "kwargs": plain.headers.get("kwargsrepr", ""),
+                    "root_id": plain.headers["root_id"],
+                    "parent_id": plain.headers["parent_id"],
+                    "retries": plain.headers["retries"],
+                    "eta": None,
+                    "expires": None,
+                }
+                for plain in plains
+            ]
+            send_all(eventer, "task-received", received)
 
     # A job
 
@@ -137,6 +151,8 @@ class Lane:
         """Those whose deliveries have not ended, so that they go to the pool."""
         tags = [plain.tag for plain in plains]
         held = plains[0].channel.deliveries.hand_over_many(tags)
+        if all(held):
+            return list(plains)
         for plain, is_held in zip(plains, held, strict=True):
             if not is_held:
                 self._forget(plain)
@@ -151,13 +167,12 @@ class Lane:
         job = Job((pid, time_accepted), BATCH)
         tags = [plain.tag for plain in plains]
         leases = first.channel.deliveries.started_many(tags, first.hard_time_limit, job)
-        send = self._sender(first)
         for plain, lease in zip(plains, leases, strict=True):
             plain.begin(lease)
             state.requests[plain.id] = plain
             state.active_requests.add(plain)
-            if send:
-                send("task-started", uuid=plain.id)
+        if eventer := self._eventer(first):
+            send_all(eventer, "task-started", [{"uuid": plain.id} for plain in plains])
         state.total_count[first.name] += count
         state.all_total_count[0] += count
 
@@ -172,15 +187,17 @@ class Lane:
         finally:
             for plain in plains:
                 plain.channel.plain.pop(plain.tag, None)
-        send = self._sender(first) if first.kind.has_events else None
-        if send:
-            for plain, (_, result, seconds) in zip(plains, traced, strict=True):
-                send("task-succeeded", uuid=plain.id, result=result, runtime=seconds)
+        if first.kind.has_events and (eventer := self._eventer(first)):
+            ended = [
+                {"uuid": plain.id, "result": result, "runtime": seconds}
+                for plain, (_, result, seconds) in zip(plains, traced, strict=True)
+            ]
+            send_all(eventer, "task-succeeded", ended)
 
-    def _sender(self, plain: Plain) -> Any:
-        """Sends events of messages like this; None if nobody wants them."""
+    def _eventer(self, plain: Plain) -> Any:
+        """Sends the events of messages like this; None if nobody wants them."""
         eventer = self._consumer.event_dispatcher
-        return eventer.send if eventer and eventer.enabled and plain.task.send_events else None
+        return eventer if eventer and eventer.enabled and plain.task.send_events else None
 
     @staticmethod
     def _forget(plain: Plain) -> None:

@@ -64,7 +64,7 @@ class Plain:
 
     __slots__ = (
         "__weakref__", "_lease", "_request", "channel", "content", "happened", "headers", "id",
-        "job", "kind", "payload", "tag", "task", "time_start", "worker_pid",
+        "job", "kind", "payload", "queue", "tag", "task", "time_start", "worker_pid",
     )  # fmt: skip
 
     time_limits = (None, None)
@@ -80,6 +80,8 @@ class Plain:
         self.payload = content["body"]
         self.id: str = self.headers["id"]
         self.tag: str = content["properties"]["delivery_tag"]
+        #: The queue that it came from.
+        self.queue: str = content["properties"]["delivery_info"]["routing_key"]
         self.happened: Happened | None = None
         self.time_start: float | None = None
         self.worker_pid: int | None = None
@@ -102,11 +104,6 @@ class Plain:
     def app(self) -> Any:
         """The app of the worker."""
         return self.kind.app
-
-    @property
-    def queue(self) -> str:
-        """The queue that it came from."""
-        return str(self.content["properties"]["delivery_info"]["routing_key"])
 
     @property
     def policy(self) -> Policy | None:
