@@ -57,8 +57,12 @@ class Batches:
         self._collect(request.name, [request])
 
     def take_plain(self, name: str, plains: Sequence[Plain]) -> None:
-        """Run plain messages of a task, with others of it."""
-        self._collect(name, plains)
+        """Run plain messages of a task: with others of it, or each alone."""
+        if plains and plains[0].task.many is None:
+            for plain in plains:
+                self._alone(plain)
+        else:
+            self._collect(name, plains)
 
     def _collect(self, name: str, requests: Sequence[Any]) -> None:
         waiting = self._waiting.setdefault(name, deque())

@@ -25,7 +25,7 @@ from sqs_broker.rules.routes import refuse_circle
 from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.channel import Message
 from sqs_broker.worker.defaults import is_elsewhere
-from sqs_broker.worker.lane import Lane
+from sqs_broker.worker.lane import GATHERING, Lane
 from sqs_broker.worker.loop import Hub
 from sqs_broker.worker.mixing import refuse
 from sqs_broker.worker.plain import Plain
@@ -88,6 +88,7 @@ class Consumer(CeleryConsumer):
 
     def on_close(self) -> None:
         """Forget the messages that wait for the pool: the closed connection ended their leases."""
+        self.lane.report()
         self._batches.clear()
         super().on_close()
 
@@ -116,8 +117,21 @@ class Consumer(CeleryConsumer):
         the event loop still work (celery 5.7 worker/worker.py, `signal_consumer_close`)."""
         self._shutdown.drain()
 
+    def on_send_event_buffered(self) -> None:
+        """Send the events of tasks that the dispatcher gathers from now on, all at once. Called on
+        any thread."""
+        self.hub.call_soon(self._send_events_later)
+
+    def _send_events_later(self) -> None:
+        self.hub.call_later(GATHERING, self._send_events)
+
+    def _send_events(self) -> None:
+        if self.event_dispatcher:
+            self.event_dispatcher.flush()
+
     def shutdown(self) -> None:
         """Do the last step of a stop."""
+        self._send_events()
         super().shutdown()
         self._shutdown.finish()
 

@@ -7,11 +7,12 @@ Each step is the same as that of a Request, in the same order: observers, Celery
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from celery.exceptions import TimeLimitExceeded
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.worker import state
 from celery.worker.request import create_request_cls
 from kombu.utils.imports import symbol_by_name
@@ -33,6 +34,14 @@ from sqs_broker.worker.plain import (
     is_plain_task,
     is_plain_worker,
 )
+from sqs_broker.worker.request import log_unreported
+from sqs_broker.worker.singles import submit
+
+#: Seconds until a run that has succeeded is reported, at most.
+GATHERING = 0.005
+
+#: A message whose run has succeeded, and what Celery's trace returned for it.
+End = tuple[Plain, Any]
 
 
 class Lane:
@@ -43,6 +52,9 @@ class Lane:
         self._canvas = canvas
         self._batches = batches
         self._kinds: dict[str, Kind] = {}
+        #: Runs that have succeeded, until the next report, and whether a timer will call it.
+        self._gathered: list[End] = []
+        self._is_due = False
 
     def refresh(self) -> None:
         """Find out whose messages can be plain. Celery sets up its strategies at the same time."""
@@ -164,7 +176,7 @@ class Lane:
         began_at = time.time() - (monotonic() - time_accepted)
         for plain in plains:
             plain.worker_pid, plain.time_start = pid, began_at
-        job = Job((pid, time_accepted), BATCH)
+        job = Job((pid, time_accepted), 1 if first.task.many is None else BATCH)
         tags = [plain.tag for plain in plains]
         leases = first.channel.deliveries.started_many(tags, first.hard_time_limit, job)
         for plain, lease in zip(plains, leases, strict=True):
@@ -178,21 +190,64 @@ class Lane:
 
     def succeeded(self, plains: Sequence[Plain], traced: Sequence[Any]) -> None:
         """Their runs have succeeded: see Celery's `Request.on_success`."""
-        first = plains[0]
-        for plain, (_, result, _) in zip(plains, traced, strict=True):
-            plain.happened = Succeeded(result if isinstance(result, str) else None)
-            state.task_ready(plain, successful=True)
+        ends = list(zip(plains, traced, strict=True))
+        for plain, (_, result, _) in ends:
+            _note(plain, result)
+        self._end(ends)
+
+    def _end(self, ends: Sequence[End]) -> None:
+        """End the deliveries of messages that succeeded, and send their events."""
         try:
-            first.channel.deliveries.end_messages([plain.tag for plain in plains])
+            for channel in {plain.channel for plain, _ in ends}:
+                of_it = [plain.tag for plain, _ in ends if plain.channel is channel]
+                channel.deliveries.end_messages(of_it)
         finally:
-            for plain in plains:
+            for plain, _ in ends:
                 plain.channel.plain.pop(plain.tag, None)
-        if first.kind.has_events and (eventer := self._eventer(first)):
+        heard = [end for end in ends if end[0].kind.has_events and self._eventer(end[0])]
+        if heard:
             ended = [
                 {"uuid": plain.id, "result": result, "runtime": seconds}
-                for plain, (_, result, seconds) in zip(plains, traced, strict=True)
+                for plain, (_, result, seconds) in heard
             ]
-            send_all(eventer, "task-succeeded", ended)
+            send_all(self._eventer(heard[0][0]), "task-succeeded", ended)
+
+    # A message that has a job of its own
+
+    def start(self, plain: Plain, pool: Any) -> Any:
+        """Pass it to the pool. Raises TaskRevokedError if its delivery has ended."""
+        if plain.channel.deliveries.hand_over(plain.tag):
+            return submit(plain, pool)
+        self._forget(plain)
+        raise TaskRevokedError(plain.id)
+
+    def ended(self, plain: Plain, traced: Any) -> None:
+        """Its run has succeeded. While others wait for a process, several ends are reported
+        together, because each report takes time from all of them."""
+        _note(plain, traced[1])
+        self._gathered.append((plain, traced))
+        if len(self._gathered) >= BATCH or not _may_gather():
+            self._report()
+        elif not self._is_due:
+            self._is_due = True
+            self._consumer.hub.call_later(GATHERING, self.report)
+
+    def report(self) -> None:
+        """Report the runs that have succeeded."""
+        self._is_due = False
+        self._report()
+
+    def _report(self) -> None:
+        ends, self._gathered = self._gathered, []
+        try:
+            self._end(ends)
+        except Exception as exc:
+            # Broad on purpose: the pool and the timer would print the text of the exception.
+            for plain, _ in ends:
+                with suppress(Exception):
+                    log_unreported(plain, exc)
+                    # Otherwise it keeps its slot for as long as its lease is extended.
+                    plain.channel.deliveries.end(plain.tag, Succeeded(), plain.headers)
 
     def _eventer(self, plain: Plain) -> Any:
         """Sends the events of messages like this; None if nobody wants them."""
@@ -252,3 +307,14 @@ class Lane:
         )
         plain.hand_on(request)
         return request
+
+
+def _note(plain: Plain, result: Any) -> None:
+    """Its run has ended, for Celery and for whoever ends its delivery."""
+    plain.happened = Succeeded(result if isinstance(result, str) else None)
+    state.task_ready(plain, successful=True)
+
+
+def _may_gather() -> bool:
+    """Whether a task of this worker waits for a process, and the worker does not stop."""
+    return len(state.reserved_requests) > len(state.active_requests) and state.should_stop is None

@@ -3,8 +3,7 @@ success happens to them.
 
 A message is plain if all of this is true. Everything else has a Request on arrival.
 
-    its task       has `many` and `acks_late`, this broker's Request, Celery's own strategy, no rate
-                   limit
+    its task       has `acks_late`, this broker's Request, Celery's own strategy, no rate limit
     the message    is delivered for the first time, and is no copy; it has no eta, no expiry, no
                    stamps, no other name (`shadow`) and no lower time limit; it is not revoked; and
                    `admit` says that it may run
@@ -14,14 +13,18 @@ A message is plain if all of this is true. Everything else has a Request on arri
 
 A plain message gets a Request as soon as anybody asks for what only a Request has: see `Plain`.
 From then on it is as if it had one on arrival. That is so if its run fails or reaches a time limit,
-if its process is lost, if its lease is lost, if it is revoked, if the worker ends its processes, if
-it runs alone, and for `inspect`.
+if its process or its lease is lost, if it is revoked, if the worker ends its processes, and for
+`inspect`.
+
+Plain messages of a task with `many` share jobs (sqs_broker/worker/batches.py). Each other one has a
+job of its own (sqs_broker/worker/singles.py).
 """
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 from celery import signals
 from celery.worker import request as celery_request
@@ -85,7 +88,7 @@ class Plain:
         self.happened: Happened | None = None
         self.time_start: float | None = None
         self.worker_pid: int | None = None
-        #: The job of the pool, once there is one.
+        #: Refers to the job of the pool, once there is one.
         self.job: Any = None
         self._lease: Lease | None = None
         self._request: Any = None
@@ -149,9 +152,17 @@ class Plain:
         """The hard and the soft limit of its run, in seconds."""
         return limits_of(self.task, self.app, self.time_limits)
 
+    def execute_using_pool(self, pool: Any) -> Any:
+        """Run it alone. Celery calls this for each request, once a process is free.
+
+        Raises TaskRevokedError if it must not start."""
+        if self._request is None and self.id not in state.revoked:
+            return self.lane.start(self, pool)
+        return self.full().execute_using_pool(pool)
+
     def shares(self, job: Any) -> None:
-        """Record the job that it runs in with others."""
-        self.job = job
+        """Record the job that it runs in."""
+        self.job = None if job is None else ref(job)
         if self._request is not None:
             self._request.shares(job)
 
@@ -162,7 +173,7 @@ class Plain:
     def hand_on(self, request: Any) -> None:
         """Give a Request what has happened so far, and its place in Celery's state."""
         request.resumes(self.worker_pid, self.time_start, self._lease)
-        request.shares(self.job)
+        request.shares(self.job and self.job())
         if state.requests.get(self.id) is self:
             state.requests[self.id] = request
         for requests in (state.active_requests, state.reserved_requests):
@@ -195,8 +206,7 @@ class Plain:
 def is_plain_task(task: Any) -> bool:
     """Whether messages of this task can be plain."""
     return (
-        getattr(task, "many", None) is not None
-        and task.acks_late
+        task.acks_late
         and symbol_by_name(task.Request) is Request
         and symbol_by_name(task.Strategy) is celery_strategy.default
     )

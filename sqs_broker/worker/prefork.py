@@ -9,7 +9,7 @@ concurrency/asynpool.py).
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from traceback import walk_tb
 from types import TracebackType
@@ -47,6 +47,8 @@ class Processes(asynpool.AsynPool):
     """The pool's processes. One that has ended is replaced as soon as the machine has resources."""
 
     Worker = Worker
+    #: Called by the event loop before it waits.
+    on_poll_start: Callable[[], None]
     _hub: Any = None
     _is_short = False
     _will_retry = False
@@ -74,6 +76,26 @@ class Processes(asynpool.AsynPool):
         """Manage the processes on this event loop."""
         self._hub = hub
         super().register_with_event_loop(hub)
+
+    def _create_write_handlers(self, hub: Any, *args: Any, **options: Any) -> None:
+        """Write jobs to the processes.
+
+        Celery asks in each turn of the loop whether the pipe of a free process can be written to,
+        and takes the question back if there is no job. The pipe of a process that has no job is
+        empty, so here a job is written at once. If the pipe is full after all, Celery's
+        `schedule_writes` waits for it."""
+        super()._create_write_handlers(hub, *args, **options)
+        celerys, write = self.on_poll_start, hub.consolidate_callback
+
+        def on_poll_start() -> None:
+            if self.sched_strategy != asynpool.SCHED_STRATEGY_FAIR:
+                celerys()
+            elif self.outbound_buffer:
+                free = self._all_inqueues - self._busy_workers - self._active_writes
+                if free:
+                    write(list(free))
+
+        self.on_poll_start = on_poll_start
 
     def _create_worker_process(self, i: int) -> Any:
         before = tuple(self._pool)

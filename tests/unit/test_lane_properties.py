@@ -150,9 +150,13 @@ Meanwhile = Callable[[InMemoryWorker], Any]
 
 
 class Bench:
-    """Two workers with the same tasks: in one of them no message is plain."""
+    """Two workers with the same tasks: in one of them no message is plain. `is_shared`: whether
+    messages share jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool) -> None:
+        self._is_shared = is_shared
+        #: Messages of TEN that run at the same time.
+        self.at_once = len(TEN) if is_shared else 1
         self.fast, self.slow = self._worker(is_fast=True), self._worker(is_fast=False)
 
     def _worker(self, *, is_fast: bool) -> tuple[InMemoryWorker, Shown, list[Any]]:
@@ -196,7 +200,9 @@ class Bench:
         def many(pairs: Any) -> list[Any]:
             return [_outcome(work, registration) for registration, _ in pairs]
 
-        @made.task(shared=False, name="registerUser", model=Registration, many=many)
+        shared = {"many": many} if self._is_shared else {}
+
+        @made.task(shared=False, name="registerUser", model=Registration, **shared)
         def register_user(registration: Registration, _: Any) -> Any:
             return work(registration)
 
@@ -213,9 +219,11 @@ class Bench:
         meanwhile: "Meanwhile" = lambda worker: None,
         *,
         is_fast: bool,
+        is_busy: bool = False,
     ) -> tuple[list[Any], ...]:
         """All that a worker shows of these messages. `meanwhile` is called once, in the first
-        job, when a process has taken it; what it returns is shown, too."""
+        job, when a process has taken it; what it returns is shown, too. `is_busy`: the process is
+        not free until all messages wait for it."""
         worker, shown, ran = self.fast if is_fast else self.slow
         pool, said = worker.pool, []
 
@@ -238,9 +246,16 @@ class Bench:
                 worker.fake.put(worker.url, each.body, delay=1, receives=each.receives)
                 for each in messages
             ]
+            if is_busy:
+                pool.semaphore.acquire(lambda: None)
             worker.clock.advance(1)
+            if is_busy:
+                worker.turn_until(lambda: len(state.reserved_requests) == len(messages))
+                pool.semaphore.release()
             outcomes = worker.outcomes_of(ids)
             wait_until(lambda: shown.settled_ids >= set(ids), DEADLINE, "every message is settled")
+            # A timer would do this for a message that somebody else has ended.
+            worker.consumer.lane.report()
             # What comes again would do so in the middle of another example.
             Queue(worker.url, worker.fake).purge()
             worker.clock.advance(PURGE_PAUSE)
@@ -286,10 +301,10 @@ class Sent:
     receives: int = 0
 
 
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
+@pytest.fixture(scope="module", params=[True, False], ids=["shared jobs", "own jobs"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     before = current_app._get_current_object()
-    bench = Bench()
+    bench = Bench(is_shared=request.param)
     state.revoked_stamps["mark"] = ["x"]
     yield bench
     for worker, *_ in (bench.fast, bench.slow):
@@ -437,9 +452,9 @@ def send_nothing_more(worker: InMemoryWorker) -> None:
 def test_what_happens_in_the_middle_of_a_job_has_the_same_effect_as_with_requests(
     bench: Bench, meanwhile: Meanwhile
 ) -> None:
-    fast = bench.run(TEN, meanwhile, is_fast=True)
+    fast = bench.run(TEN, meanwhile, is_fast=True, is_busy=True)
     state.revoked.discard("id-u1")
-    slow = bench.run(TEN, meanwhile, is_fast=False)
+    slow = bench.run(TEN, meanwhile, is_fast=False, is_busy=True)
     state.revoked.discard("id-u1")
     assert fast == slow
 
@@ -472,9 +487,9 @@ def test_messages_that_succeed_together_have_no_request(bench: Bench) -> None:
     def kinds_of(worker: InMemoryWorker) -> Any:
         return [type(request) for request in state.active_requests]
 
-    *_, kinds, _, _ = bench.run(good, kinds_of, is_fast=True)
-    assert kinds == [repr([Plain] * 10)]
-    *_, kinds, _, _ = bench.run(good, kinds_of, is_fast=False)
+    *_, kinds, _, _ = bench.run(good, kinds_of, is_fast=True, is_busy=True)
+    assert kinds == [repr([Plain] * bench.at_once)]
+    *_, kinds, _, _ = bench.run(good, kinds_of, is_fast=False, is_busy=True)
     assert "Plain" not in kinds[0]
 
 
@@ -482,11 +497,11 @@ def test_the_process_gets_of_a_plain_message_what_it_gets_of_a_request(bench: Be
     pairs: list[tuple[Any, Any]] = []
 
     def compare(worker: InMemoryWorker) -> None:
-        for each in set(state.active_requests):
+        for each in set(state.reserved_requests):
             assert isinstance(each, Plain)
             pairs.append((each.request_dict, each.full().request_dict))
 
-    bench.run(TEN, compare, is_fast=True)
+    bench.run(TEN, compare, is_fast=True, is_busy=True)
     assert len(pairs) == len(TEN)
     for light, full in pairs:
         assert light == full
@@ -501,5 +516,50 @@ def test_who_is_asked_for_has_a_request_in_celerys_state(bench: Bench) -> None:
         for found in (state.active_requests, state.reserved_requests, state.requests.values()):
             kinds.extend((len(found), isinstance(request, Plain)) for request in found)
 
-    bench.run(TEN, look, is_fast=True)
-    assert kinds == [(len(TEN), False)] * 3 * len(TEN)
+    bench.run(TEN, look, is_fast=True, is_busy=True)
+    assert [is_plain for _, is_plain in kinds].count(False) == 3 * bench.at_once
+    assert [count for count, _ in kinds] == (
+        [bench.at_once] * bench.at_once + [len(TEN)] * 2 * len(TEN)
+    )
+
+
+def test_a_message_that_runs_alone_has_no_request(bench: Bench) -> None:
+    def kinds_of(worker: InMemoryWorker) -> Any:
+        return [type(request) for request in state.active_requests]
+
+    *_, kinds, _, _ = bench.run([Sent(envelope("alone"))], kinds_of, is_fast=True)
+    assert kinds == [repr([Plain])]
+
+
+class Waits:
+    """Stands for a request that waits for a process for ever."""
+
+
+def test_a_run_that_has_succeeded_is_reported_also_if_the_others_wait_for_ever(
+    bench: Bench,
+) -> None:
+    worker, *_ = bench.fast
+    waits = Waits()
+    state.reserved_requests.add(waits)
+    id_ = worker.fake.put(worker.url, envelope("u0"), delay=1)
+    worker.clock.advance(1)
+    try:
+        assert worker.outcomes_of([id_]) == [Done()]
+    finally:
+        state.reserved_requests.discard(waits)
+
+
+def test_a_success_is_a_success_also_if_the_others_of_its_report_cannot_be_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(tags: Sequence[str]) -> None:
+        raise ValueError(tags)
+
+    if bench.at_once > 1:
+        pytest.skip("they share the job")
+    worker, *_ = bench.fast
+    monkeypatch.setattr(worker.deliveries, "end_messages", broken)
+    ids = [worker.fake.put(worker.url, envelope(f"u{n}"), delay=1) for n in range(3)]
+    worker.clock.advance(1)
+    assert worker.outcomes_of(ids) == [Done()] * 3
+    assert "task.unreported" in {getattr(record, "event", None) for record in caplog.records}

@@ -77,6 +77,10 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     ),
     (AsynPool, "_pool", "read and written: a process that could not be forked is taken out"),
     (AsynPool, "_create_worker_process", "overridden: what is left of a fork that fails"),
+    (AsynPool, "_create_write_handlers", "overridden: a job is written without asking first"),
+    (AsynPool, "_all_inqueues", "read: the pipes of the processes"),
+    (AsynPool, "_busy_workers", "read: those whose process has a job"),
+    (AsynPool, "_active_writes", "read: those to which a job is being written"),
     (AsynPool, "_repopulate_pool", "overridden: a process that could not start is tried again"),
     (AsynPool, "_process_cleanup_queues", "called: its pipes are free for the next one"),
     (ApplyResult, "_set", "called: a job whose process got a SIGTERM has ended"),
@@ -102,7 +106,7 @@ NAMING = {"__name__", "__qualname__", "co_name", "f_locals"}
 #: Public names that we override and no manual promises.
 HOOKS: dict[type, str] = {
     CeleryConsumer: "loop_args create_task_handler on_decode_error on_unknown_message "
-    "on_unknown_task on_invalid_task update_strategies",
+    "on_unknown_task on_invalid_task update_strategies on_send_event_buffered",
     AsynPool: "register_with_event_loop maintain_pool Worker Process terminate_job "
     "on_job_process_lost",
     PoolWorker: "workloop",
