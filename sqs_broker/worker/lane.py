@@ -29,10 +29,12 @@ from sqs_broker.worker.batches import Batches
 from sqs_broker.worker.plain import (
     Kind,
     Plain,
-    has_no_readers,
     is_plain_message,
     is_plain_task,
     is_plain_worker,
+    log_received,
+    logs_accepted,
+    logs_received,
 )
 from sqs_broker.worker.request import log_unreported
 from sqs_broker.worker.singles import submit
@@ -52,6 +54,7 @@ class Lane:
         self._canvas = canvas
         self._batches = batches
         self._kinds: dict[str, Kind] = {}
+        self._logs_received = False
         #: Runs that have succeeded, until the next report, and whether a timer will call it.
         self._gathered: list[End] = []
         self._is_due = False
@@ -59,8 +62,9 @@ class Lane:
     def refresh(self) -> None:
         """Find out whose messages can be plain. Celery sets up its strategies at the same time."""
         self._kinds = {}
-        if not has_no_readers():
+        if logs_accepted():
             return
+        self._logs_received = logs_received()
         app = self._consumer.app
         self._kinds = {n: self._kind(task) for n, task in app.tasks.items() if is_plain_task(task)}
 
@@ -140,6 +144,9 @@ class Lane:
         return True
 
     def _announce(self, plains: Sequence[Plain]) -> None:
+        if self._logs_received:
+            for plain in plains:
+                log_received(plain)
         if plains and plains[0].kind.has_events and (eventer := self._eventer(plains[0])):
             received = [
                 {

@@ -8,8 +8,8 @@ A message is plain if all of this is true. Everything else has a Request on arri
                    stamps, no other name (`shadow`) and no lower time limit; it is not revoked; and
                    `admit` says that it may run
     the worker     has a pool of processes; nobody listens to the signal task_received, or reads
-                   Celery's lines "Task … received" and "Task accepted"; and Celery does not hold
-                   back messages after a reconnect (worker_enable_prefetch_count_reduction)
+                   Celery's line "Task accepted" of the level DEBUG; and Celery does not hold back
+                   messages after a reconnect (worker_enable_prefetch_count_reduction)
 
 A plain message gets a Request as soon as anybody asks for what only a Request has: see `Plain`.
 From then on it is as if it had one on arrival. That is so if its run fails or reaches a time limit,
@@ -27,6 +27,7 @@ from typing import Any
 from weakref import ref
 
 from celery import signals
+from celery.app import trace as celery_trace
 from celery.worker import request as celery_request
 from celery.worker import state
 from celery.worker import strategy as celery_strategy
@@ -237,9 +238,24 @@ def is_plain_worker(consumer: Any) -> bool:
     )
 
 
-def has_no_readers() -> bool:
-    """Whether nobody reads what Celery itself writes to the log about a message that succeeds."""
-    return not (
-        celery_strategy.logger.isEnabledFor(logging.INFO)
-        or celery_request.logger.isEnabledFor(logging.DEBUG)
-    )
+def log_received(plain: Plain) -> None:
+    """Write Celery's line "Task … received", as its strategy does (celery 5.7
+    worker/strategy.py)."""
+    facts = {
+        "id": plain.id,
+        "name": plain.name,
+        "args": plain.headers.get("argsrepr", ""),
+        "kwargs": plain.headers.get("kwargsrepr", ""),
+        "eta": None,
+    }
+    celery_strategy.logger.info(celery_trace.LOG_RECEIVED, facts, extra={"data": facts})
+
+
+def logs_received() -> bool:
+    """Whether anybody reads that line."""
+    return bool(celery_strategy.logger.isEnabledFor(logging.INFO))
+
+
+def logs_accepted() -> bool:
+    """Whether anybody reads Celery's line that a process has taken a task."""
+    return bool(celery_request.logger.isEnabledFor(logging.DEBUG))

@@ -133,6 +133,13 @@ FACTS = frozenset(
 )  # fmt: skip
 
 
+#: Celery's logger that says which tasks were received.
+CELERYS = "celery.worker.strategy"
+
+#: Whose lines are compared.
+LOGGERS = ("sqs_broker", "app", CELERYS)
+
+
 class Lines(logging.Handler):
     """The lines of the log: their events and facts, without times."""
 
@@ -142,7 +149,9 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         facts = {name: value for name, value in vars(record).items() if name in FACTS}
-        if len(facts) > 1:  # Not only an event: of a message.
+        if record.name == CELERYS:
+            self._shown.steps.append(("line", record.getMessage(), vars(record)["data"]))
+        elif len(facts) > 1:  # Not only an event: of a message.
             self._shown.steps.append(("line", record.levelname, str(record.msg), facts))
 
 
@@ -235,7 +244,7 @@ class Bench:
         pool.terminated.clear()
         pool.limits.clear()
         worker.consumer.app.set_current()
-        handler, loggers = Lines(shown), [logging.getLogger(name) for name in ("sqs_broker", "app")]
+        handler, loggers = Lines(shown), [logging.getLogger(name) for name in LOGGERS]
         shown.steps.clear()
         ran.clear()
         counted, begun = dict(state.total_count), state.all_total_count[0]
@@ -304,9 +313,14 @@ class Sent:
 @pytest.fixture(scope="module", params=[True, False], ids=["shared jobs", "own jobs"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     before = current_app._get_current_object()
+    # Celery reads it when it sets up its strategies.
+    celerys = logging.getLogger(CELERYS)
+    level = celerys.level
+    celerys.setLevel(logging.INFO)
     bench = Bench(is_shared=request.param)
     state.revoked_stamps["mark"] = ["x"]
     yield bench
+    celerys.setLevel(level)
     for worker, *_ in (bench.fast, bench.slow):
         worker.close()
     set_event_loop(None)
