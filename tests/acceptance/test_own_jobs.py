@@ -54,13 +54,13 @@ class Lane:
         self.wait_for("task-started", id_)
         return id_, self.project.events(id_, "start")[0]["pid"]
 
-    def busy(self, seconds: float) -> tuple[list[str], str]:
-        """Send three tasks that take so long; the ids of the two that run, and of the one that
-        waits."""
+    def busy(self, name: str) -> tuple[list[str], str]:
+        """Send three tasks that run until `let_go` is called with this name; the ids of the two
+        that run, and of the one that waits."""
         # After short tasks, the worker holds messages ahead.
         self.wait_for("task-succeeded", *[self.project.send("work") for _ in range(20)])
         with batching():  # In one call: it would not receive the third later.
-            ids = {self.project.send("work", seconds) for _ in range(3)}
+            ids = {self.project.send("hold", name) for _ in range(3)}
 
         def running() -> set[str]:
             return {id_ for id_ in ids if "task-started" in self.of(id_)}
@@ -69,6 +69,9 @@ class Lane:
         wait_until(lambda: len(running()) == 2, PATIENCE, "two that run")
         (waits,) = ids - (run := running())
         return [*run], waits
+
+    def let_go(self, name: str) -> None:
+        (self.project.directory / name).touch()
 
     def inspect(self) -> Any:
         return self.client.control.inspect(destination=[NAME], timeout=PATIENCE)
@@ -140,11 +143,12 @@ def test_each_message_has_its_events_in_order_and_runs_once(lane: Lane) -> None:
 
 
 def test_inspect_shows_what_runs_and_what_waits(lane: Lane) -> None:
-    running, waits = lane.busy(3)
+    running, waits = lane.busy("inspected")
     active, told = lane.inspect().active()[NAME], lane.inspect().query_task(*running, waits)[NAME]
     assert {task["id"]: task["worker_pid"] for task in active} == {
         id_: lane.project.events(id_, "start")[0]["pid"] for id_ in running
     }
+    lane.let_go("inspected")
     assert all(task["time_start"] for task in active)
     assert {id_: state for id_, (state, _) in told.items()} == {
         waits: "reserved", **dict.fromkeys(running, "active")
@@ -155,8 +159,10 @@ def test_inspect_shows_what_runs_and_what_waits(lane: Lane) -> None:
 
 
 def test_one_that_is_revoked_while_it_waits_does_not_run(lane: Lane) -> None:
-    running, waits = lane.busy(3)
-    lane.client.control.revoke(waits)
+    running, waits = lane.busy("revoked")
+    revoked = lane.client.control.revoke(waits, reply=True, destination=[NAME], timeout=PATIENCE)
+    assert [*revoked[0]] == [NAME]
+    lane.let_go("revoked")
     lane.wait_for("task-revoked", waits)
     lane.wait_for("task-succeeded", *running)
     lane.project.wait_for_empty_queue()
@@ -165,9 +171,10 @@ def test_one_that_is_revoked_while_it_waits_does_not_run(lane: Lane) -> None:
 
 def test_one_that_is_terminated_while_it_runs_ends_and_the_other_goes_on(lane: Lane) -> None:
     unwanted, _ = lane.running("tidy", LONG)
-    other, _ = lane.running("work", 3)
+    other, _ = lane.running("hold", "terminated")
     lane.client.control.revoke(unwanted, terminate=True)
     lane.wait_for("task-revoked", unwanted)
+    lane.let_go("terminated")
     lane.wait_for("task-succeeded", other)
     lane.project.wait_for_empty_queue()
     said = [line["event"] for line in lane.project.events(unwanted)]
@@ -175,12 +182,11 @@ def test_one_that_is_terminated_while_it_runs_ends_and_the_other_goes_on(lane: L
 
 
 def test_one_whose_process_is_killed_runs_again_and_the_other_goes_on(lane: Lane) -> None:
-    id_, pid = lane.running("fail_then_work", 0)  # It fails first: its next run is no plain one.
-    lane.wait_for("task-succeeded", id_)
-    id_, pid = lane.running("work", 3)
-    other, _ = lane.running("work", 3)
+    id_, pid = lane.running("hold", "killed")
+    other, _ = lane.running("hold", "killed")
     os.kill(pid, signal.SIGKILL)
     lane.wait_for("task-retried", id_)
+    lane.let_go("killed")
     lane.wait_for("task-succeeded", id_, other)
     lane.project.wait_for_empty_queue()
     assert [line["event"] for line in lane.project.events(id_)] == ["start", "start", "end"]
@@ -206,8 +212,12 @@ def test_one_that_reaches_a_time_limit_runs_again(lane: Lane, is_hard: bool) -> 
 
 
 def test_a_stop_lets_those_that_run_finish_and_releases_the_other(lane: Lane) -> None:
-    running, waits = lane.busy(3)
-    assert lane.project.stop(lane.worker) == 0
+    running, waits = lane.busy("stopped")
+    lane.worker.send_signal(signal.SIGTERM)
+    said = "running tasks have"
+    wait_until(lambda: said in lane.project.worker_log(), PATIENCE, "the begin of the stop")
+    lane.let_go("stopped")
+    assert lane.worker.wait(PATIENCE) == 0
     # What they said last, too, although the worker has ended since.
     lane.wait_for("task-succeeded", *running)
     assert lane.project.events(waits) == []

@@ -72,6 +72,15 @@ def work(self, seconds=0.0):
 
 
 @app.task(bind=True)
+def hold(self, name):
+    """Runs until there is a file of this name here."""
+    say(self, "start")
+    while not (HERE / name).exists():
+        time.sleep(0.05)
+    say(self, "end")
+
+
+@app.task(bind=True)
 def fail(self, times):
     """Fails in its first deliveries."""
     say(self, "start")
