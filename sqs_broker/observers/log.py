@@ -37,7 +37,8 @@ class MessageLog(Together):
         self._unknown: set[str] = set()
 
     def together(self, what: str, each: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-        """Log several received messages, or those that ran and are done, at once."""
+        """Log several received messages, or those that ran and are done, at once. Of those that
+        were reported to SQS, only those with an error have a line."""
         if what == "received":
             write(logger, logging.INFO, RECEIVED, [_received(message) for (message,) in each])
             return ()
@@ -49,6 +50,8 @@ class MessageLog(Together):
             done = [self._ended(message, outcome, now) for message, _, outcome in each]
             write(logger, logging.INFO, DONE, done)
             return ()
+        if what == "settled":
+            return [facts for facts in each if facts[2] is not None]
         return each
 
     def received(self, message: Facts) -> None:

@@ -134,6 +134,10 @@ class Observers(Observer):
         """Deliveries ended: see `ended`."""
         self._tell_all("ended", ended)
 
+    def settled_all(self, settled: Sequence[tuple[Facts, Outcome, str | None]]) -> None:
+        """Outcomes were reported to SQS, or will not be: see `settled`."""
+        self._tell_all("settled", settled)
+
     def _tell(self, what: str, *facts: Any) -> None:
         self._tell_all(what, [facts])
 

@@ -414,9 +414,12 @@ class Deliveries:
 
     def _on_settled(self, settled: Sequence[Settled]) -> None:
         self._leases.count_unreported(-len(settled))
-        for each in settled:
-            code = None if each.error is None else each.error.code
-            self._observers.settled(each.settlement.message, each.settlement.outcome, code)
+        self._observers.settled_all(
+            [
+                (settlement.message, settlement.outcome, None if error is None else error.code)
+                for settlement, error in settled
+            ]
+        )
 
     def _on_waited(self, lease: Lease) -> None:
         """Release a message that has reached its longest wait, unless a process of the pool takes

@@ -395,8 +395,9 @@ class Leases:
         """Adjust the number of finished deliveries that are not yet reported to SQS. Receiving
         slows down while it is high, so that all can be reported within their leases."""
         with self._changed:
+            was_high = self._unreported > MOST_UNREPORTED
             self._unreported += change
-            if change < 0:
+            if change < 0 and was_high:
                 self._wake_if_worth_it()
 
     def all(self) -> list[Lease]:

@@ -7,6 +7,7 @@ errors = queue.delete(receipt_handles)
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from sqs_broker.limits import MOST_BYTES
@@ -75,7 +76,7 @@ class Queue:
         """Send messages that fit into one call, at most ten, and try none of them again. One
         message alone is sent by SendMessage."""
         if len(messages) > 1:
-            return self._each(lambda some: requests.send_many(self.url, some), messages)
+            return self._each(partial(requests.send_many, self.url), messages)
         try:
             self.send(messages[0])
         except Exception as exc:
@@ -86,10 +87,7 @@ class Queue:
     def delete(self, receipt_handles: Sequence[str], tries: int = 1) -> Errors:
         """Delete messages, ten per call. If a delete fails, it is tried again at once, `tries`
         times in total."""
-
-        def delete(some: Sequence[str]) -> Request[Errors]:
-            return requests.delete_many(self.url, some)
-
+        delete = partial(requests.delete_many, self.url)
         errors: Errors = []
         for ten in requests.tens(receipt_handles):
             errors += self._each(delete, ten)
@@ -102,10 +100,7 @@ class Queue:
     def change_visibility(self, changes: Sequence[tuple[str, int]]) -> Errors:
         """Make messages visible after the given seconds from now, ten per call. Each change is a
         receipt handle and the seconds."""
-
-        def change(some: Sequence[tuple[str, int]]) -> Request[Errors]:
-            return requests.change_many(self.url, some)
-
+        change = partial(requests.change_many, self.url)
         errors: Errors = []
         for ten in requests.tens(changes):
             errors += self._each(change, ten)
@@ -120,9 +115,7 @@ class Queue:
         self.ask(requests.purge(self.url))
 
     def _send_pack(self, pack: Sequence[Outgoing]) -> Errors:
-        def send(some: Sequence[Outgoing]) -> Request[Errors]:
-            return requests.send_many(self.url, some)
-
+        send = partial(requests.send_many, self.url)
         errors = self._each(send, pack)
         for attempt in range(1, TRIES):
             left = [n for n, error in enumerate(errors) if error and error.is_worth_another_try]

@@ -4,11 +4,11 @@ retries.
     errors = Reporter(options, driver).tell(settlements)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from time import monotonic
+from typing import NamedTuple
 
 from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore, Record, Run
@@ -25,9 +25,12 @@ from sqs_broker.sqs.requests import tens
 #: The position of a settlement among the given ones.
 Place = int
 
+#: The outcomes that make a message visible again, those that need a copy first, and those that
+#: delete the message. A name, because to join types takes as long as to look at one.
+VISIBLE, COPIED, DELETED = (Retry, Released), (DeadLetter, Postponed), (Done, DeadLetter, Postponed)
 
-@dataclass(frozen=True)
-class Settlement:
+
+class Settlement(NamedTuple):
     """One message, its outcome, and the time until which it can be reported."""
 
     message: Facts
@@ -40,7 +43,7 @@ class Settlement:
     def visibility(self, now: float) -> int:
         """Seconds until SQS delivers the message again, within SQS's limit of 12 hours after the
         receive."""
-        if not isinstance(self.outcome, Retry | Released):
+        if not isinstance(self.outcome, (Retry, Released)):
             return 0
         return max(0, min(self.outcome.delay, longest_delay(self.message.delivery, now)))
 
@@ -54,6 +57,8 @@ class Settlement:
     @property
     def record(self) -> Record | None:
         """What to record before the report; None if nothing."""
+        if type(self.outcome) is Done:
+            return None
         count = self.message.delivery.count
         this = frozenset({count})
         if self.has_failed and isinstance(self.outcome, Retry | Postponed):
@@ -100,8 +105,8 @@ class Reporter:
             if self._in_flight and any(settlements[place].has_failed for place in places):
                 self._in_flight.look(name, queue)
             for outcomes, report in (
-                (Done | DeadLetter | Postponed, self._delete),
-                (Retry | Released, self._change_visibility),
+                (DELETED, self._delete),
+                (VISIBLE, self._change_visibility),
             ):
                 selected = [p for p in places if isinstance(settlements[p].outcome, outcomes)]
                 for some in tens(selected):
@@ -122,11 +127,15 @@ class Reporter:
 
     def _prepare(self, settlements: Sequence[Settlement]) -> Errors:
         """Send the copies that must exist before their messages may be deleted."""
-        errors: Errors = [None if self._has_lease(s) else SqsError(LEASE_OVER) for s in settlements]
+        now = self._clock()
+        errors: Errors = [
+            None if settlement.expires_at > now else SqsError(LEASE_OVER)
+            for settlement in settlements
+        ]
         wanted = {
             place: (settlement.message, settlement.outcome)
             for place, settlement in enumerate(settlements)
-            if errors[place] is None and isinstance(settlement.outcome, DeadLetter | Postponed)
+            if isinstance(settlement.outcome, COPIED) and errors[place] is None
         }
         if wanted:
             places = list(wanted)
@@ -146,9 +155,11 @@ class Reporter:
         errors: Errors,
     ) -> None:
         # Check again, because each call before this one took some time.
-        held = [place for place in places if self._has_lease(settlements[place])]
-        for place in set(places) - set(held):
-            errors[place] = SqsError(LEASE_OVER)
+        now = self._clock()
+        held = [place for place in places if settlements[place].expires_at > now]
+        if len(held) < len(places):
+            for place in {*places} - {*held}:
+                errors[place] = SqsError(LEASE_OVER)
         if held:
             found = report(queue, [settlements[place] for place in held])
             for place, error in zip(held, found, strict=True):
@@ -169,12 +180,10 @@ class Reporter:
 
 def _by_queue(
     settlements: Sequence[Settlement], errors: Errors
-) -> Iterator[tuple[str, list[Place]]]:
+) -> Sequence[tuple[str, list[Place]]]:
     """The positions of those without an error, by queue, because a call is for one queue."""
-
-    def queue_at(place: Place) -> str:
-        return settlements[place].message.delivery.queue
-
-    ready = [place for place, error in enumerate(errors) if error is None]
-    for name, places in groupby(sorted(ready, key=queue_at), queue_at):
-        yield name, list(places)
+    places: dict[str, list[Place]] = defaultdict(list)
+    for place, error in enumerate(errors):
+        if error is None:
+            places[settlements[place].message.delivery.queue].append(place)
+    return sorted(places.items())

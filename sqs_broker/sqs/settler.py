@@ -10,8 +10,8 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from time import monotonic
+from typing import NamedTuple
 
 from sqs_broker.limits import BATCH
 from sqs_broker.machine import threads
@@ -20,12 +20,12 @@ from sqs_broker.options import Options
 from sqs_broker.rules.attempts import AttemptStore
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.lease import Lease
-from sqs_broker.rules.outcomes import Outcome, Released, Retry
+from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.sqs.copies import Copies
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.in_flight import InFlight
-from sqs_broker.sqs.settlement import Reporter, Settlement
+from sqs_broker.sqs.settlement import VISIBLE, Reporter, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ GROW_PAUSE = 5.0
 RETRY_PAUSE = 1.0
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(NamedTuple):
     """A settlement that is over: it was reported, or it never will be, because of `error`."""
 
     settlement: Settlement
@@ -191,7 +190,7 @@ class Settler:
     def _report(self, batch: Sequence[Settlement]) -> Errors:
         try:
             self._before_report(
-                [s.message.delivery.tag for s in batch if isinstance(s.outcome, Retry | Released)]
+                [s.message.delivery.tag for s in batch if isinstance(s.outcome, VISIBLE)]
             )
             return self._reporter.tell(batch)
         except Exception as exc:
@@ -231,6 +230,8 @@ class Settler:
         return len(self._waiting) >= BATCH or self._stopping
 
     def _requeue(self) -> None:
+        if not self._again:
+            return
         now = self._clock()
         due = [settlement for settlement in self._again if settlement.not_before <= now]
         self._again = [settlement for settlement in self._again if settlement.not_before > now]
@@ -243,7 +244,8 @@ class Settler:
         return error.is_final or self._clock() + self._retry_pause >= settlement.expires_at
 
     def _try_again(self, settlement: Settlement) -> None:
-        again = replace(settlement, not_before=self._clock() + self._retry_pause)
+        message, outcome, expires_at, _ = settlement
+        not_before = self._clock() + self._retry_pause
         with self._changed:
-            self._again.append(again)
+            self._again.append(Settlement(message, outcome, expires_at, not_before))
             self._changed.notify()
