@@ -204,6 +204,8 @@ def fields_of(
     Raises TypeError, like a function call, if there are too many or if one is given twice.
     """
     names, spellings = _names_of(model)
+    if not args and spellings.keys().isdisjoint(kwargs):
+        return dict(kwargs)
     if len(args) > len(names):
         raise TypeError(f"takes at most {len(names)} arguments ({', '.join(names)})")
     given = dict(zip(names, args, strict=False))
@@ -217,9 +219,11 @@ def fields_of(
 
 @cache
 def _names_of(model: type[Message]) -> tuple[list[str], dict[str | None, str]]:
-    """The names of the model's fields in order, and a mapping from alias to name."""
+    """The names of the model's fields in order, and a mapping from each other spelling to the
+    name."""
     fields = model.model_fields
-    return list(fields), {field.alias: name for name, field in fields.items()}
+    others = {field.alias: name for name, field in fields.items() if field.alias != name}
+    return list(fields), others
 
 
 def decode_json(content: dict[str, Any]) -> ForeignMessage:

@@ -167,6 +167,8 @@ class TypedTask(Task):
             return super().run_many(calls)
         read = [self._read(call) for call in calls]
         valid = [place for place, pair in enumerate(read) if isinstance(pair, tuple)]
+        if len(valid) == len(read):
+            return self.run_given(calls, read)
         outcomes: dict[int, Any] = dict(enumerate(read))
         if valid:
             done = self.run_given(

@@ -36,6 +36,10 @@ from sqs_broker.worker.results import shown_result
 Traced = tuple[int, Any, float | None]
 
 
+#: What is not the result of a message. A union of types would be created for each message.
+_NO_RESULT = (BaseException, type)
+
+
 @dataclass(frozen=True)
 class Call:
     """One message of a batch, as `Task.many` gets it."""
@@ -92,7 +96,7 @@ class Prepared:
         outcome = self._shared.outcome_of(self._place)
         if isinstance(outcome, Exception):
             raise outcome
-        if isinstance(outcome, BaseException | type):
+        if isinstance(outcome, _NO_RESULT):
             # To raise SystemExit would end the process with all messages. A class is a mistake.
             raise TypeError("the outcome of a message must be its result or an Exception")
         return outcome
@@ -157,12 +161,15 @@ class _Run:
             self._outcomes = self._work_as(self._jobs[0])
         finally:
             self._entered = []
-        for place, outcome in self._outcomes.items():
-            is_result = not isinstance(outcome, BaseException | type)
-            if is_result and not has_followers(self._jobs[place].embed):
-                shown = shown_result(outcome, self._task.resultrepr_maxsize)
-                self._traced[place] = 0, shown, self._share
-                self._left.remove(place)
+        try:
+            self._end_untraced(self._outcomes, self._task.resultrepr_maxsize)
+        finally:
+            self._left = [place for place in self._left if place not in self._traced]
+
+    def _end_untraced(self, outcomes: Mapping[int, Any], longest: int | None) -> None:
+        for place, outcome in outcomes.items():
+            if not isinstance(outcome, _NO_RESULT) and not has_followers(self._jobs[place].embed):
+                self._traced[place] = 0, shown_result(outcome, longest), self._share
 
     def _work_as(self, job: Job | PlainJob) -> dict[int, Any]:
         """Do the work, with this message as the current one, as in the innermost trace. What the
@@ -208,19 +215,22 @@ class _Run:
         if self._limit is not None:
             return dict.fromkeys(places, self._limit)
         began = monotonic()
-        outcomes: dict[int, Any] = {place: _read(self._jobs[place], self._task) for place in places}
-        calls = [place for place in places if isinstance(outcomes[place], Call)]
+        needs_request = getattr(self._task, "needs_request", True)
+        outcomes: dict[int, Any] = {
+            place: _read(self._jobs[place], needs_request=needs_request) for place in places
+        }
+        calls = {place: call for place, call in outcomes.items() if type(call) is Call}
         if calls:
-            done = _run_many(self._task, [outcomes[place] for place in calls])
+            done = _run_many(self._task, [*calls.values()])
             outcomes |= zip(calls, done, strict=True)
         self._share = (monotonic() - began) / len(self._jobs)
         return outcomes
 
 
-def _read(job: Job | PlainJob, task: Any) -> Call | Exception:
+def _read(job: Job | PlainJob, *, needs_request: bool) -> Call | Exception:
     try:
         call = Call(job.args, job.kwargs, job.given)
-        if getattr(task, "needs_request", True):
+        if needs_request:
             # Here, because in the work an error would be one of all messages.
             _ = call.request
         return call

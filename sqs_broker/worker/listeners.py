@@ -59,7 +59,7 @@ def has_listeners(task: Any, trace: Callable[..., Any]) -> bool:
 
 def has_followers(embed: Mapping[str, Any] | None) -> bool:
     """Whether Celery does something after the success of a message, which its body names."""
-    return embed is not None and any(embed.get(name) for name in FOLLOWERS)
+    return embed is not None and any(map(embed.get, FOLLOWERS))
 
 
 @lru_cache(maxsize=1024)

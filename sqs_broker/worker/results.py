@@ -17,7 +17,7 @@ def shown_result(result: Any, longest: int | None) -> str:
     value."""
     if type(result) is dict and (longest is None or longest > SHORT):
         text = repr(result)
-        if len(text) < SHORT and _PLAIN.fullmatch(text) and _is_of_texts(result):
+        if len(text) < SHORT and _is_of_texts(result) and _PLAIN.fullmatch(text):
             return text
     shown: str = saferepr(result, longest)
     return shown
@@ -25,4 +25,4 @@ def shown_result(result: Any, longest: int | None) -> str:
 
 def _is_of_texts(result: dict[Any, Any]) -> bool:
     """Whether no class of its own gives a key or a value its `repr`."""
-    return all(type(key) is str and type(value) is str for key, value in result.items())
+    return {*map(type, result), *map(type, result.values())} == {str}
