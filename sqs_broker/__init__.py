@@ -130,10 +130,9 @@ def install(
 def preload() -> None:
     """Load the libraries that a message needs on its way to SQS: boto3 and libcurl.
 
-    It takes an eighth of a second. A program that does not call it pays that in its first `.delay`,
+    It takes a tenth of a second. A program that does not call it pays that in its first `.delay`,
     which in a web server is a request. Reads no configuration and opens no connection.
     """
-    import_module("sqs_broker.worker.transport")
     import_module("sqs_broker.sqs.boto")
     # Without pycurl, boto3 sends (sqs_broker/sqs/drivers.py).
     with suppress(ImportError):
