@@ -18,7 +18,7 @@ A failure always goes through the trace: retries, errbacks, on_failure, task_fai
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -75,15 +75,13 @@ def _has_methods(task: Any, tracer: Any, call: Any, loader: Any) -> bool:
 
 
 def _has_receivers(signal: Any) -> bool:
-    return not all(map(is_once_a_job, _receivers(signal)))
-
-
-def _receivers(signal: Any) -> Iterator[Any]:
-    """The receivers of a signal that are alive (celery 5.7 utils/dispatch/signal.py)."""
+    """Whether a living receiver wants a call for each message (celery 5.7
+    utils/dispatch/signal.py)."""
     for _, receiver in signal.receivers or ():
         living = receiver() if isinstance(receiver, ref) else receiver
-        if living is not None:
-            yield living
+        if living is not None and not is_once_a_job(living):
+            return True
+    return False
 
 
 def _is_skipped(cls: type) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from billiard import context, current_process
 from celery.concurrency import asynpool
 
+from sqs_broker.machine.frames import with_space
 from sqs_broker.observers.pool_sends import pool_sends
 
 #: Seconds in which further SIGQUITs to a process mean the same as the first.
@@ -34,7 +35,8 @@ class Worker(asynpool.Worker):
         # Here, because billiard sets its own handlers after the fork and after every signal of
         # Celery that a project could use (4.3 pool.py, `after_fork`).
         with _Signals():
-            return super().workloop(*args, **options)
+            # Once for all jobs: to get the space and to return it takes 60 us for each.
+            return with_space(super().workloop, *args, **options)
 
 
 class _Signals:
