@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.events.dispatcher import EventDispatcher
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kombu import Consumer, Exchange, Queue
 
 from sqs_broker import install
 from sqs_broker.control.broadcast import Broadcast
-from sqs_broker.control.dispatcher import MOST_TOGETHER
+from sqs_broker.control.dispatcher import MOST_TOGETHER, send_all
 from tests.unit.conftest import GivePlane
 
 
@@ -96,6 +98,75 @@ def test_an_event_of_a_task_is_that_of_celerys_dispatcher(
     if "timestamp" not in given:
         assert abs(event.pop("timestamp") - theirs.pop("timestamp")) < 30
     assert event == theirs
+
+
+fields = st.dictionaries(
+    st.sampled_from(["uuid", "result", "runtime", "timestamp", "hostname", "clock", "pid"]),
+    st.integers() | st.text(max_size=3) | st.none(),
+)
+
+
+@settings(
+    derandomize=True,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    each=st.lists(fields, max_size=5),
+    is_gathered=st.booleans(),
+    groups=st.sampled_from([None, ["task"], ["worker"]]),
+    is_enabled=st.booleans(),
+)
+def test_events_that_are_sent_at_once_are_those_that_are_sent_one_by_one(
+    dispatcher: MakeDispatcher,
+    writer: Writer,
+    each: list[dict[str, Any]],
+    is_gathered: bool,
+    groups: list[str] | None,
+    is_enabled: bool,
+) -> None:
+    if not is_gathered:  # Celery's own `send` takes no second value of these.
+        own = ("hostname", "clock", "pid")
+        each = [{n: value for n, value in some.items() if n not in own} for some in each]
+
+    counted: list[int] = []
+
+    def sent(send: Callable[[Any], None]) -> list[dict[str, Any]]:
+        sender = dispatcher(buffer_group=["task"] if is_gathered else [], groups=groups)
+        if not is_enabled:
+            sender.disable()
+        before, writer.put = sender.clock.value, []
+        send(sender)
+        counted.append(sender.clock.value - before)
+        sender.enable()
+        sender.flush()
+        bodies = [message.body for message in writer.put]
+        events = [e for body in bodies for e in (body if isinstance(body, list) else [body])]
+        for event in events:
+            event["clock"] -= before
+            if isinstance(event["timestamp"], float):
+                event["timestamp"] = "now"
+        return events
+
+    def one_by_one(sender: Any) -> None:
+        for some in each:
+            sender.send("task-succeeded", **some)
+
+    at_once = sent(lambda sender: send_all(sender, "task-succeeded", each))
+    assert at_once == sent(one_by_one)
+    assert counted == [len(at_once)] * 2
+    assert len(at_once) == (len(each) if is_enabled and groups != ["worker"] else 0)
+
+
+def test_events_that_are_sent_at_once_wait_for_no_more_than_a_full_message(
+    dispatcher: MakeDispatcher, writer: Writer
+) -> None:
+    sender = dispatcher(buffer_group=["task"])
+    for _ in range(2):
+        send_all(sender, "task-started", [{"uuid": "id"}] * (MOST_TOGETHER - 10))
+    sender.flush()
+    assert [len(message.body) for message in writer.put] == [MOST_TOGETHER - 10] * 2
 
 
 def test_many_events_of_tasks_ask_for_one_flush(dispatcher: MakeDispatcher, writer: Writer) -> None:

@@ -473,6 +473,22 @@ def test_what_happens_in_the_middle_of_a_job_has_the_same_effect_as_with_request
     assert fast == slow
 
 
+def test_messages_whose_event_cannot_be_sent_come_again_and_the_worker_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, shown, _ = bench.fast
+
+    def fail(type_: str, **fields: Any) -> None:
+        raise OSError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shown, "send", fail)
+        outcomes, _, ran, *_ = bench.run(TEN[:3], is_fast=True)
+    assert outcomes.count("Retry") == 3
+    assert ran == []
+    assert bench.run(TEN, is_fast=True) == bench.run(TEN, is_fast=False)
+
+
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_who_is_revoked_while_it_waits_for_the_process_does_not_run(
     bench: Bench, *, is_fast: bool

@@ -203,3 +203,15 @@ def test_messages_that_end_together_have_a_line_each_whether_they_ran_or_not(
     with log.alone():
         Observers([MessageLog()]).ended_all(ended)
     assert ["run_seconds" in line for line in log.lines()] == [True, False, True]
+
+
+def test_of_messages_that_are_settled_together_those_with_an_error_have_a_line(
+    log: Log, make_delivery: MakeDelivery
+) -> None:
+    errors = (None, "AccessDenied", None)
+    settled = [(facts_of(make_delivery(), HEADERS), Done(), error) for error in errors]
+    with log.alone():
+        Observers([MessageLog()]).settled_all(settled)
+    (line,) = log.lines()
+    assert '"event": "settle.failed"' in line
+    assert '"error": "AccessDenied"' in line

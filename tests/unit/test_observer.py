@@ -75,6 +75,19 @@ def test_each_observer_hears_everything_in_order(make_delivery: MakeDelivery) ->
     assert one.heard == other.heard == ALL
 
 
+def test_each_observer_hears_of_each_message_of_many(make_delivery: MakeDelivery) -> None:
+    message, noting = facts_of(make_delivery(), None), Noting()
+    observers = Observers([Broken(), noting])
+    observers.received_all([message, message])
+    observers.started_all([message, message])
+    observers.ended_all([(message, Succeeded(), Done())] * 2)
+    observers.settled_all([(message, Done(), None), (message, Done(), "AccessDenied")])
+    assert noting.heard == [
+        "received", "received", "started", "started", "ended done", "ended done", "settled None",
+        "settled AccessDenied",
+    ]  # fmt: skip
+
+
 def test_an_observer_that_hears_nothing_needs_no_method(make_delivery: MakeDelivery) -> None:
     tell(Observers([Observer()]), facts_of(make_delivery(), None))
 
