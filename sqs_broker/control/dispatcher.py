@@ -14,7 +14,7 @@ from sqs_broker.options import Kind
 #: The group of the events of tasks, and what their names begin with.
 TASK, OF_A_TASK = "task", "task-"
 
-#: Most events of tasks in one message. Celery's dispatcher takes 24.
+#: Most events of tasks in one message, unless more are sent at once. Celery's dispatcher takes 24.
 MOST_TOGETHER = 200
 
 #: Seconds at whose multiples clocks are put forward or back, at the most often.
@@ -25,8 +25,9 @@ class Dispatcher(EventDispatcher):
     """Celery's dispatcher, but without kombu's producer, which would encode each event in the
     publishing thread: in a worker, on the event loop.
 
-    A worker sends three events for each message. It asks the loop for one flush, not for one after
-    each event, and for the offset of local time once in a quarter of an hour.
+    A worker sends three events for each message, those of a job at once. It asks the loop for one
+    flush, not for one after each event, and for the offset of local time once in a quarter of an
+    hour.
     """
 
     def __init__(self, *args: Any, buffer_limit: int = MOST_TOGETHER, **options: Any) -> None:
@@ -46,7 +47,7 @@ class Dispatcher(EventDispatcher):
 
     def send_all(self, type: str, each: Sequence[dict[str, Any]]) -> None:
         """Send an event of a task with each of these fields, as `send` does. No field may have the
-        name of one of its parameters."""
+        name of a parameter of Celery's `send`."""
         if TASK not in self.buffer_group:
             for fields in each:
                 self.send(type, **fields)
@@ -73,7 +74,7 @@ class Dispatcher(EventDispatcher):
             "pid": self.pid,
             "type": type,
         }
-        with self.clock.mutex:  # As often as there are events: `forward`, but at once.
+        with self.clock.mutex:  # `forward`, once for each event.
             clock = self.clock.value + 1
             self.clock.value += len(each)
         gathered += [

@@ -394,7 +394,7 @@ class Deliveries:
             happened,
             delivery,
             policy or self._options.policy,
-            # Most of them do not come again.
+            # Only a message that comes again needs to know, and most do not.
             is_crowded=type(happened) is not outcomes.Succeeded and self._is_crowded(delivery),
         )
         return lease, message, happened, outcome

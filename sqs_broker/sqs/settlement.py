@@ -26,7 +26,7 @@ from sqs_broker.sqs.requests import tens
 Place = int
 
 #: The outcomes that make a message visible again, those that need a copy first, and those that
-#: delete the message. A name, because to join types takes as long as to look at one.
+#: delete the message. `Retry | Released` would be made again for each message.
 VISIBLE, COPIED, DELETED = (Retry, Released), (DeadLetter, Postponed), (Done, DeadLetter, Postponed)
 
 
