@@ -6,6 +6,7 @@ pipes, for ever (billiard 4.3 pool.py, `_create_worker_process`; celery 5.7
 concurrency/asynpool.py).
 """
 
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from billiard import get_start_method
 from billiard.common import EX_SOFTWARE
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import RestartFreqExceeded
+from billiard.util import get_pdeathsig
 from celery.concurrency import asynpool
 from celery.concurrency.prefork import TaskPool as CeleryTaskPool
 from celery.worker import state
@@ -178,6 +180,15 @@ def _close_pipe(traceback: TracebackType | None) -> None:
                     os.close(frame.f_locals[name])
 
 
+def _load_for_all() -> None:
+    """Load what each process would load for itself. It asks for a signal at the death of this one;
+    if cffi is installed, billiard uses it for that (billiard 4.3 util.py, `set_pdeathsig`), and its
+    parser takes 5 MB."""
+    with suppress(OSError):  # Not Linux.
+        get_pdeathsig()
+    gc.freeze()
+
+
 class TaskPool(CeleryTaskPool):
     """Celery's prefork pool with these processes. Set by `worker_pool`."""
 
@@ -185,6 +196,7 @@ class TaskPool(CeleryTaskPool):
 
     def on_start(self) -> None:
         """Start the processes."""
+        _load_for_all()
         if not is_elsewhere(self.app):
             options = Options.read(self.app.conf.broker_transport_options)
             if options.metrics.port is not None:
