@@ -9,6 +9,7 @@ concurrency/asynpool.py).
 import gc
 import logging
 import os
+import select
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -45,12 +46,35 @@ INTERRUPTION_PAUSE = 5
 AFTER_SIGQUIT = (signal.SIGQUIT, EX_SOFTWARE)
 
 
+class Results(asynpool.ResultHandler):
+    """Reads what the processes tell. Celery registers the pipe anew for each message; it is
+    registered already."""
+
+    def _make_process_result(self, hub: Any) -> Any:
+        return super()._make_process_result(_Readers(hub))
+
+
+class _Readers:
+    """The part of a hub that watches pipes for reading."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self.remove_reader = hub.remove_reader
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+        if self._hub.readers.get(fd) != (callback, args):
+            self._hub.add_reader(fd, callback, *args)
+
+
 class Processes(asynpool.AsynPool):
     """The pool's processes. One that has ended is replaced as soon as the machine has resources."""
 
+    ResultHandler = Results
     Worker = Worker
     #: Called by the event loop before it waits.
     on_poll_start: Callable[[], None]
+    #: Takes a job for the next free process.
+    _quick_put: Callable[[Any], None]
     _hub: Any = None
     _is_short = False
     _will_retry = False
@@ -85,9 +109,19 @@ class Processes(asynpool.AsynPool):
         Celery asks in each turn of the loop whether the pipe of a free process can be written to,
         and takes the question back if there is no job. The pipe of a process that has no job is
         empty, so here a job is written at once. If the pipe is full after all, Celery's
-        `schedule_writes` waits for it."""
+        `schedule_writes` waits for it.
+
+        Celery writes the length of a job and the job itself in two calls, and the first one wakes
+        the process. What the system writes as a whole or not at all goes in one call here."""
         super()._create_write_handlers(hub, *args, **options)
-        celerys, write = self.on_poll_start, hub.consolidate_callback
+        celerys, write, put = self.on_poll_start, hub.consolidate_callback, self._quick_put
+
+        def put_whole(job: Any) -> None:
+            put(job)
+            result = self._cache[job[1][0]]
+            header, body, size = result._payload
+            if len(header) + size <= select.PIPE_BUF:
+                result._payload = memoryview(b"".join((header, body))), memoryview(b""), 0
 
         def on_poll_start() -> None:
             if self.sched_strategy != asynpool.SCHED_STRATEGY_FAIR:
@@ -97,7 +131,7 @@ class Processes(asynpool.AsynPool):
                 if free:
                     write(list(free))
 
-        self.on_poll_start = on_poll_start
+        self.on_poll_start, self._quick_put = on_poll_start, put_whole
 
     def _create_worker_process(self, i: int) -> Any:
         before = tuple(self._pool)

@@ -1,0 +1,84 @@
+"""The pool of processes gets each job and each result as it was sent, whatever its size."""
+
+import os
+import select
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import pytest
+from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous.timer import Timer
+
+from sqs_broker.worker.prefork import Processes
+
+DEADLINE = 60
+
+#: Characters of a job. The system writes up to PIPE_BUF bytes as a whole, and keeps 64 KiB in a
+#: pipe that nobody reads.
+SIZES = [
+    0, 1, 1_000, *range(select.PIPE_BUF - 150, select.PIPE_BUF + 10), 10_000, 65_536, 3_000_000
+]  # fmt: skip
+
+
+def told(text: str) -> tuple[int, str]:
+    """What a process has got."""
+    return os.getpid(), text
+
+
+class Pool:
+    """Two processes and their event loop."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(timer=Timer())
+        set_event_loop(self.hub)
+        self.processes = Processes(processes=2, threads=False, synack=False)
+        self.processes.register_with_event_loop(self.hub)
+        self._turns = self.hub.create_loop()
+
+    def put(self, text: str, done: Callable[[Any], Any]) -> None:
+        self.processes.apply_async(told, args=(text,), callback=done)
+
+    def turn_until(self, condition: Callable[[], Any]) -> None:
+        deadline = monotonic() + DEADLINE
+        while not condition():
+            assert monotonic() < deadline, "not in time"
+            next(self._turns)
+
+    def close(self) -> None:
+        self.processes.terminate()
+        self.hub.close()
+        set_event_loop(None)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+def test_jobs_of_any_size_arrive_whole_and_each_process_has_some(pool: Pool) -> None:
+    got: list[tuple[int, str]] = []
+    for number, size in enumerate(SIZES):
+        pool.put(chr(ord("a") + number % 26) * size, got.append)
+    pool.turn_until(lambda: len(got) == len(SIZES))
+    assert sorted(text for _, text in got) == sorted(
+        chr(ord("a") + number % 26) * size for number, size in enumerate(SIZES)
+    )
+    assert len({pid for pid, _ in got}) == 2
+
+
+def test_a_job_that_is_put_while_the_others_run_gets_the_first_process_that_is_free(
+    pool: Pool,
+) -> None:
+    got: list[tuple[int, str]] = []
+
+    def again(result: tuple[int, str]) -> None:
+        got.append(result)
+        if len(got) <= 50:
+            pool.put(f"job {len(got)}", again)
+
+    pool.put("first", again)
+    pool.turn_until(lambda: len(got) == 51)
+    assert {text for _, text in got} == {"first", *(f"job {number}" for number in range(1, 51))}
