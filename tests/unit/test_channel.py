@@ -1155,6 +1155,24 @@ def test_what_an_open_poll_brings_in_a_pause_is_handed_back_too(
     assert (worker.received, len(sqs.polled)) == ([], 1)
 
 
+def test_a_pause_that_begins_while_messages_are_read_hands_all_of_them_back(
+    connection: Connection, sqs: Sqs
+) -> None:
+    workers: list[Worker] = []
+
+    def begin_a_pause(_: dict[str, Any]) -> ForeignMessage:
+        wait_until(lambda: workers, DEADLINE, "the worker")
+        pause(workers[0])
+        return ForeignMessage("job", {}, None)
+
+    connection.transport_options["decode_json"] = begin_a_pause
+    received = [sqs.bring(body) for body in (task(1), {"plain": "JSON"}, task(2))]
+    workers.append(Worker(connection, "jobs", prefetch=3))
+    wait_until(lambda: sqs.visible == dict.fromkeys(received, 25), DEADLINE, "the releases")
+    drain(connection)
+    assert (workers[0].received, len(sqs.polled)) == ([], 1)
+
+
 def test_what_was_handed_back_on_its_way_to_the_worker_is_not_delivered(
     connection: Connection, sqs: Sqs
 ) -> None:

@@ -28,7 +28,7 @@ from tests.bodies import (
 )
 from tests.bodies import ENVELOPE as USUAL
 
-MANY = settings(derandomize=True, database=None, max_examples=1_000)
+MANY = settings(derandomize=True, database=None, max_examples=400)
 
 FIELDS = Fields({}, (), (), ())
 
@@ -213,7 +213,7 @@ spaces = st.text(" \n\t\r\ufeff\u00a0", max_size=2)
 json_texts = st.tuples(spaces, json_values.map(json.dumps) | st.text(max_size=6), spaces)
 
 
-@settings(MANY, max_examples=300)
+@MANY
 @given(text=json_texts.map("".join))
 def test_a_text_is_parsed_as_json_loads_does_it(text: str) -> None:
     assert outcome_of(parsed, text) == outcome_of(json.loads, text)

@@ -29,7 +29,7 @@ from app.messages import Increment, Message, Registration, UserInfo, fields_of, 
 from app.shown import LONGEST_SHOWN, quick_text, text_of
 from tests.bodies import AWKWARD, json_values
 
-MANY = settings(derandomize=True, database=None, max_examples=500)
+MANY = settings(derandomize=True, database=None, max_examples=300)
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
