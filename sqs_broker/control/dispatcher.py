@@ -8,14 +8,11 @@ from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 from celery.utils.time import utcoffset
 
-from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.broadcast import MOST_TOGETHER, Broadcast
 from sqs_broker.options import Kind
 
 #: The group of the events of tasks, and what their names begin with.
 TASK, OF_A_TASK = "task", "task-"
-
-#: Most events of tasks in one message, unless more are sent at once. Celery's dispatcher takes 24.
-MOST_TOGETHER = 200
 
 #: Seconds at whose multiples clocks are put forward or back, at the most often.
 QUARTER = 900

@@ -2,7 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from kombu.utils.json import dumps
 from pymongo.errors import ConnectionFailure
@@ -120,8 +121,8 @@ class Writer:
     def _write(self, replies: list[Broadcast], events: list[tuple[Broadcast, int]]) -> None:
         """Write the messages, and try again while MongoDB is unavailable. If MongoDB refuses the
         replies or the events, these are lost, and the others are written."""
-        replies = [reply for reply in replies if self._is_json(reply, 1)]
-        messages = [message for message, weight in events if self._is_json(message, weight)]
+        replies = [reply for reply in replies if self._is_json(reply)]
+        messages = [message for message in _joined(events) if self._is_json(message)]
         if replies:
             if self._is_taken(self._store.reply, replies, self._reply_outage):
                 self._reply_outage.is_over(self._lost_replies)
@@ -159,12 +160,36 @@ class Writer:
             self._changed.notify_all()
         self._pause.wait(pause)
 
-    def _is_json(self, message: Broadcast, weight: int) -> bool:
-        """Encode a message's body as JSON. Return False if it cannot be encoded, and is lost."""
-        try:
-            if not isinstance(message.body, str):
-                message.body = dumps(message.body)
-        except (TypeError, ValueError, RecursionError):
-            self.lost += weight
+    def _is_json(self, message: Broadcast) -> bool:
+        """Encode a message's body as JSON. Return False if it cannot be encoded, and is lost. Of a
+        list of events, only those are lost that cannot be encoded."""
+        body = message.body
+        if isinstance(body, str):
+            return True
+        if (text := _json(body)) is None and isinstance(body, list):
+            texts = [each for each in map(_json, body) if each is not None]
+            self.lost += len(body) - len(texts)
+            message.events = len(texts)
+            message.body = f"[{', '.join(texts)}]"
+            return bool(texts)
+        if text is None:
+            self.lost += message.events
             return False
+        message.body = text
         return True
+
+
+def _joined(events: Iterable[tuple[Broadcast, int]]) -> list[Broadcast]:
+    """The same events in fewer messages."""
+    joined: list[Broadcast] = []
+    for message, _ in events:
+        if not (joined and joined[-1].takes_in(message)):
+            joined.append(message)
+    return joined
+
+
+def _json(body: Any) -> str | None:
+    try:
+        return str(dumps(body))
+    except (TypeError, ValueError, RecursionError):
+        return None

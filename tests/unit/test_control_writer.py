@@ -1,5 +1,6 @@
 """Writer: whoever publishes never waits, and what MongoDB cannot take is events and not time."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from devstack.waiting import wait_until
-from sqs_broker.control.broadcast import Broadcast
+from sqs_broker.control.broadcast import MOST_TOGETHER, Broadcast
 from sqs_broker.control.writer import BATCH, MOST_WAITING, Writer
 from tests.unit.conftest import Machine
 
@@ -104,6 +105,50 @@ def test_an_event_that_is_no_json_is_lost_alone(writer: Writer, store: Store) ->
     assert writer.flush(DEADLINE)
     assert store.bodies == ["{}"]
     assert writer.lost == 1
+
+
+def test_of_a_list_of_events_those_are_lost_that_are_no_json(writer: Writer, store: Store) -> None:
+    writer.put_events(event([{"uuid": "id-1"}, {"uuid": object()}, {"uuid": "id-3"}]))
+    assert writer.flush(DEADLINE)
+    assert store.bodies == ['[{"uuid": "id-1"}, {"uuid": "id-3"}]']
+    assert [message.events for batch in store.broadcasts for message in batch] == [2]
+    assert writer.lost == 1
+
+
+def test_lists_of_events_that_wait_are_written_in_few_messages(
+    writer: Writer, store: Store
+) -> None:
+    lists = [[{"uuid": f"id-{n}-{m}"} for m in range(30)] for n in range(20)]
+    store.open.clear()
+    for each in lists:
+        writer.put_events(event(each))
+    store.open.set()
+    assert writer.flush(DEADLINE)
+    written = [message for batch in store.broadcasts for message in batch]
+    bodies = [json.loads(message.body) for message in written]
+    assert [each for body in bodies for each in body] == [e for each in lists for e in each]
+    assert [message.events for message in written] == [len(body) for body in bodies]
+    assert MOST_TOGETHER // 2 < max(map(len, bodies)) <= MOST_TOGETHER
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Broadcast("celeryev", "task.multi", {"hostname": "two"}, [2]),
+        Broadcast("celeryev", "other.multi", {"hostname": "one"}, [2]),
+        Broadcast("other", "task.multi", {"hostname": "one"}, [2]),
+        Broadcast("celeryev", "task.multi", {"hostname": "one"}, {"uuid": "id-2"}),
+    ],
+)
+def test_events_for_others_or_of_others_are_messages_of_their_own(
+    writer: Writer, store: Store, other: Broadcast
+) -> None:
+    store.open.clear()
+    for message in (Broadcast("celeryev", "task.multi", {"hostname": "one"}, [1]), other):
+        writer.put_events(message)
+    store.open.set()
+    assert writer.flush(DEADLINE)
+    assert len(store.bodies) == 2
 
 
 def test_a_flood_costs_events_and_no_time(
