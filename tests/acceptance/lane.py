@@ -165,9 +165,9 @@ def registration(id_: str, user: str | None = None, nickname: str = MARKER) -> s
 @contextmanager
 def failing_inserts(
     mongo: MongoClient[dict[str, Any]], database: str, times: int | None = None, **how: object
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Writes of users fail or are slow until the end of the block, or so many times; `how` is the
-    fail point's.
+    fail point's. Yields how often it was entered before.
 
     https://github.com/mongodb/mongo/wiki/The-%22failCommand%22-fail-point
     """
@@ -177,9 +177,9 @@ def failing_inserts(
         **how,
     }
     mode: object = "alwaysOn" if times is None else {"times": times}
-    mongo.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
+    made = mongo.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
     try:
-        yield
+        yield int(made["count"])
     finally:
         mongo.admin.command("configureFailPoint", "failCommand", mode="off")
 
