@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from celery import Celery, current_app
+from celery import Celery, current_app, signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
@@ -434,6 +434,10 @@ def cancel(worker: InMemoryWorker) -> None:
         request.cancel(worker.pool, emit_retry=False)
 
 
+def kinds_of(worker: InMemoryWorker) -> Any:
+    return [type(request) for request in state.active_requests]
+
+
 def overrun(worker: InMemoryWorker) -> Any:
     return [request.overrun() < 0 for request in set(state.active_requests)]
 
@@ -514,9 +518,6 @@ def test_who_is_revoked_while_it_waits_for_the_process_does_not_run(
 def test_messages_that_succeed_together_have_no_request(bench: Bench) -> None:
     good = [Sent(envelope(f"u{n}")) for n in range(10)]
 
-    def kinds_of(worker: InMemoryWorker) -> Any:
-        return [type(request) for request in state.active_requests]
-
     *_, kinds, _, _ = bench.run(good, kinds_of, is_fast=True, is_busy=True)
     assert kinds == [repr([Plain] * bench.at_once)]
     *_, kinds, _, _ = bench.run(good, kinds_of, is_fast=False, is_busy=True)
@@ -554,9 +555,6 @@ def test_who_is_asked_for_has_a_request_in_celerys_state(bench: Bench) -> None:
 
 
 def test_a_message_that_runs_alone_has_no_request(bench: Bench) -> None:
-    def kinds_of(worker: InMemoryWorker) -> Any:
-        return [type(request) for request in state.active_requests]
-
     *_, kinds, _, _ = bench.run([Sent(envelope("alone"))], kinds_of, is_fast=True)
     assert kinds == [repr([Plain])]
 
@@ -593,3 +591,60 @@ def test_a_success_is_a_success_also_if_the_others_of_its_report_cannot_be_ended
     worker.clock.advance(1)
     assert worker.outcomes_of(ids) == [Done()] * 3
     assert "task.unreported" in {getattr(record, "event", None) for record in caplog.records}
+
+
+# Who needs a request on arrival gets one
+
+
+def test_a_receiver_of_the_signal_task_received_gets_each_request(bench: Bench) -> None:
+    seen: list[Any] = []
+
+    def receive(request: Any, **_: Any) -> None:
+        seen.append((request.id, isinstance(request, Plain)))
+
+    signals.task_received.connect(receive)
+    try:
+        bench.run([Sent(envelope(f"u{n}")) for n in range(3)], is_fast=True)
+    finally:
+        signals.task_received.disconnect(receive)
+    assert sorted(seen) == [(f"id-u{n}", False) for n in range(3)]
+
+
+def test_if_somebody_reads_celerys_line_of_a_task_that_is_accepted_each_has_a_request(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, *_ = bench.fast
+    with caplog.at_level(logging.DEBUG, "celery.worker.request"):
+        worker.consumer.update_strategies()
+        *_, kinds, _, _ = bench.run([Sent(envelope("u0"))], kinds_of, is_fast=True)
+    worker.consumer.update_strategies()
+    assert "Plain" not in kinds[0]
+
+
+def test_a_message_of_a_task_with_a_rate_limit_has_a_request(bench: Bench) -> None:
+    worker, *_ = bench.fast
+    task = worker.consumer.app.tasks["registerUser"]
+    task.rate_limit = "1000/s"
+    worker.consumer.reset_rate_limits()
+    try:
+        *_, kinds, _, _ = bench.run([Sent(envelope("u0"))], kinds_of, is_fast=True)
+    finally:
+        task.rate_limit = None
+        worker.consumer.reset_rate_limits()
+    assert "Plain" not in kinds[0]
+
+
+@pytest.mark.parametrize("acks_late", [True, False])
+def test_a_task_whose_message_is_deleted_before_it_runs_has_a_request(
+    bench: Bench, *, acks_late: bool
+) -> None:
+    worker, *_ = bench.fast
+    task = worker.consumer.app.tasks["registerUser"]
+    task.acks_late = acks_late
+    worker.consumer.update_strategies()
+    try:
+        *_, kinds, _, _ = bench.run([Sent(envelope("u0"))], kinds_of, is_fast=True)
+    finally:
+        task.acks_late = True
+        worker.consumer.update_strategies()
+    assert ("Plain" in kinds[0]) is acks_late
