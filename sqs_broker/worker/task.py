@@ -28,7 +28,7 @@ from sqs_broker.rules.policy import Policy
 from sqs_broker.sqs.sender import deadline
 from sqs_broker.worker.batch import Prepared, outcomes_of
 from sqs_broker.worker.defaults import is_elsewhere
-from sqs_broker.worker.failures import give_verdict, invalid_arguments
+from sqs_broker.worker.failures import give_verdict, invalid_arguments, shorten
 
 #: The reason if a task has used up the `max_retries` of its own call of `retry`.
 FINAL = "the task has used the retries that its call allows; it failed most recently with {}"
@@ -369,9 +369,18 @@ class Task(CeleryTask):
 
     def _bracketed(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not self.brackets:
-            return run(*args, **kwargs)
+            return _shortened(run, args, kwargs)
         with around(self.brackets, self, self.request):
-            return run(*args, **kwargs)
+            return _shortened(run, args, kwargs)
+
+
+def _shortened(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call `run`. Nobody after it gets a traceback that is too long to be shown."""
+    try:
+        return run(*args, **kwargs)
+    except Exception as exc:
+        shorten(exc)
+        raise
 
 
 def _sets_max_retries(cls: type[Task]) -> bool:

@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 #: The worker's clients hear of a MongoDB that is away within a time limit.
 TIMEOUTS = {"serverSelectionTimeoutMS": 1_000, "timeoutMS": 2_000}
 
+#: Seconds of the soft limit. A job fails when the client gives up, long before.
+SOFT = 15
+
 #: Milliseconds of a write, in which MongoDB goes away.
 LONG = 1_500
 
@@ -107,7 +110,7 @@ def lane(where: Place, mongo: Mongo, tmp_path: Path) -> Iterator[Lane]:
     given = replace(
         where, environment={**where.environment, "MONGO_URI": uri}, database=client[mongo.name]
     )
-    limits = {"TASK_SOFT_TIME_LIMIT": "6", "TASK_TIME_LIMIT": "10"}
+    limits = {"TASK_SOFT_TIME_LIMIT": str(SOFT), "TASK_TIME_LIMIT": str(SOFT + 5)}
     with lanes(given, client, tmp_path / "one", **limits) as made:
         yield made
 
@@ -136,7 +139,9 @@ def test_a_job_that_meets_outages_of_each_kind_costs_no_message_an_attempt(
     done = lane.lines("message.done", ids)
     assert {line["attempt"] for lines in done.values() for line in lines} == {1}
     assert min(lane.deliveries(ids).values()) > len(kinds)
-    for event in ("message.retry", "message.dead-letter", "lease.lost"):
+    ends = [line for lines in lane.lines("message.released", ids).values() for line in lines]
+    assert max(line.get("run_seconds", 0) for line in ends) < SOFT - 1
+    for event in ("message.retry", "message.dead-letter", "task.failed", "lease.lost"):
         assert lane.lines(event, ids) == {}
 
 
