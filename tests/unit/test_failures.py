@@ -1,6 +1,7 @@
 """What a failure carries with it, before Celery makes texts of it."""
 
 import traceback
+from contextlib import suppress
 
 import pytest
 from billiard.einfo import ExceptionInfo
@@ -15,11 +16,14 @@ def repeated(times: int, cause: BaseException | None = None) -> ValueError:
     exc = ValueError("text")
     exc.__cause__ = cause
     for _ in range(times):
-        try:
-            raise exc
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            again(exc)
     return exc
+
+
+def again(exc: ValueError) -> None:
+    # A function of its own: a frame that is repeated at once has one line in a text.
+    raise exc
 
 
 def frames_of(exc: BaseException | None) -> list[tuple[str, int | None]]:
@@ -42,7 +46,7 @@ def test_of_a_long_traceback_the_middle_is_left_out_and_of_its_causes_too() -> N
     assert {"outermost", "repeated"} <= {name for name, _ in kept}
 
 
-@pytest.mark.parametrize("times", [0, 1, MOST_FRAMES])
+@pytest.mark.parametrize("times", [0, 1, MOST_FRAMES // 2])
 def test_a_traceback_of_the_usual_length_stays_as_it_is(times: int) -> None:
     exc = repeated(times)
     before = frames_of(exc)
@@ -74,4 +78,4 @@ def test_the_failure_of_a_run_has_no_long_traceback_when_celery_gets_it() -> Non
     trace = build_tracer("repeats", repeats, app=app)
     traced = trace("id", (), {}, {"id": "id", "retries": 0, "is_eager": False})
     assert isinstance(traced.retval, ExceptionInfo)
-    assert traced.retval.traceback.count("in repeated") < MOST_FRAMES
+    assert traced.retval.traceback.count("in again") <= MOST_FRAMES
