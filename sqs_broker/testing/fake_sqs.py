@@ -360,7 +360,8 @@ class FakeSqs:
     @property
     def open_polls(self) -> int:
         """The number of receives that wait for a message now."""
-        return self._open_polls
+        with self._changed:
+            return self._open_polls
 
     # Faults ---------------------------------------------------------------------------------------
 
