@@ -2,7 +2,6 @@
 each of its messages runs again."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,23 +115,6 @@ def test_a_queue_that_is_paused_while_a_job_runs_gets_its_outcomes(lane: Lane) -
     for _ in resume_queue(options, queue, "a test", "tests"):
         pass
     lane.assert_each_is_done_once(later)
-
-
-def test_a_pool_that_is_scaled_down_while_jobs_run_finishes_them(
-    own: Place, mongo_client: MongoClient, tmp_path: Path
-) -> None:
-    # Celery leaves a process idle for 30 s before it ends it.
-    quick = {"AUTOSCALE_KEEPALIVE": "1"}
-    with lanes(own, mongo_client, tmp_path / "one", "--autoscale", "3,1", **quick) as lane:
-        worker = lane.service.worker
-        with lane.slow_inserts(LONG):
-            ids = lane.send("scaled", 4 * TEN)
-            lane.wait_for(lambda: len(worker.pool_pids()) == 3, "three processes")
-            lane.wait_for_a_job("scaled")
-            assert "max=1" in tell(lane, "autoscale", max=1, min=1)["ok"]
-        assert is_undisturbed(lane, "scaled", ids)
-        lane.wait_for(lambda: len(worker.pool_pids()) == 1, "one process")
-        assert worker.stop() == 0
 
 
 def test_a_revoke_of_one_that_runs_changes_nothing(lane: Lane) -> None:

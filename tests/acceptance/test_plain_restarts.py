@@ -19,7 +19,7 @@ PATIENCE = 90
 RESTARTS = 10
 
 #: Messages that wait in the queue, at least.
-PILE = 100
+PILE = 30
 
 
 class Fleet:
@@ -52,7 +52,7 @@ class Fleet:
         enough = threading.Event()
 
         def keep_filled() -> None:
-            while not enough.wait(0.02):
+            while not enough.wait(0.1):
                 if self.where.queues.counts()[0] < PILE:
                     for _ in range(PILE // TEN):
                         self.send()
