@@ -433,6 +433,12 @@ class Leases:
             return self._window
 
     @property
+    def ended_lately(self) -> int:
+        """How many deliveries ended in the last whole span."""
+        with self._changed:
+            return self._pace()
+
+    @property
     def all_hang(self) -> bool:
         """Whether each process of the pool is taken by a task whose delivery has ended."""
         return bool(self._hung) and not self._processes

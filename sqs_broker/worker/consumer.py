@@ -77,6 +77,8 @@ class Consumer(CeleryConsumer):
             process=process,
             semaphore=semaphore,
             soon=self.hub.call_soon,
+            later=self.hub.call_later,
+            ended_lately=lambda: self.task_consumer.channel.deliveries.leases.ended_lately,
         )
         self.on_task_request: Callable[[Any], Any] = self._batches.take
         self.lane = Lane(self, self._canvas, self._batches)

@@ -137,13 +137,24 @@ class Worker:
         self.alone: list[Request] = []
         self.processed: list[Request] = []
         self.due: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.later: list[tuple[float, Callable[..., Any], tuple[Any, ...]]] = []
+        self.ended_lately = 0
         self.batches = Batches(
             self.pool,
             self.alone.append,
             self.processed.append,
             self.semaphore,
-            lambda callback, *args: self.due.append((callback, args)),
+            soon=lambda callback, *args: self.due.append((callback, args)),
+            later=lambda delay, callback, *args: self.later.append((delay, callback, args)),
+            ended_lately=lambda: self.ended_lately,
         )
+
+    def wait(self) -> None:
+        """Let the timers pass that are set now."""
+        timers, self.later = self.later, []
+        for _, callback, args in timers:
+            callback(*args)
+        self.turn()
 
     def turn(self) -> None:
         while self.due:
@@ -183,6 +194,59 @@ def test_a_job_grows_to_twenty_messages_where_so_many_wait_for_each_process(
     worker.take(count)
     worker.turn()
     assert worker.pool.sizes() == [size]
+
+
+def test_while_hundreds_end_each_second_a_batch_waits_for_its_twentieth_message() -> None:
+    worker = Worker(free=3)
+    worker.ended_lately = 50
+    worker.take(13)
+    worker.turn()
+    assert worker.pool.sizes() == []
+    worker.take(7)
+    worker.turn()
+    assert worker.pool.sizes() == [20]
+
+
+def test_a_batch_waits_for_more_messages_a_hundredth_of_a_second_at_most() -> None:
+    worker = Worker(free=3)
+    worker.ended_lately = 50
+    worker.take(13)
+    worker.turn()
+    assert [delay for delay, *_ in worker.later] == [0.01]
+    worker.wait()
+    assert worker.pool.sizes() == [13]
+
+
+def test_what_a_full_batch_leaves_waits_for_more_too() -> None:
+    worker = Worker(free=3)
+    worker.ended_lately = 50
+    worker.take(25)
+    worker.turn()
+    worker.wait()
+    assert worker.pool.sizes() == [20, 5]
+
+
+def test_at_fewer_than_500_a_second_no_batch_waits() -> None:
+    worker = Worker(free=3)
+    worker.ended_lately = 49
+    worker.take(13)
+    worker.turn()
+    assert worker.pool.sizes() == [10, 3]
+    assert worker.later == []
+
+
+def test_what_waited_for_more_when_the_connection_closed_does_not_start() -> None:
+    worker = Worker(free=3)
+    worker.ended_lately = 50
+    worker.take(13)
+    worker.turn()
+    worker.batches.clear()
+    worker.wait()
+    assert worker.pool.sizes() == []
+    worker.take(3)
+    worker.turn()
+    worker.wait()
+    assert worker.pool.sizes() == [3]
 
 
 def test_what_gathers_while_the_pool_is_busy_goes_when_a_process_is_free() -> None:
