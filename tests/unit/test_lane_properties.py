@@ -577,14 +577,13 @@ def test_a_run_that_has_succeeded_is_reported_also_if_the_others_wait_for_ever(
         state.reserved_requests.discard(waits)
 
 
+@pytest.mark.parametrize("bench", [False], ids=["own jobs"], indirect=True)
 def test_a_success_is_a_success_also_if_the_others_of_its_report_cannot_be_ended(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(tags: Sequence[str]) -> None:
         raise ValueError(tags)
 
-    if bench.at_once > 1:
-        pytest.skip("they share the job")
     worker, *_ = bench.fast
     monkeypatch.setattr(worker.deliveries, "end_messages", broken)
     ids = [worker.fake.put(worker.url, envelope(f"u{n}"), delay=1) for n in range(3)]
