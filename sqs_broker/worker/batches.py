@@ -1,8 +1,8 @@
 """Collects messages that wait for the pool: several messages of a task with `many` make one job.
 
 Messages collect while the pool is busy. A process that becomes free takes ten of them, or up to
-twenty if that many wait for each process. A batch waits for its twentieth message only while
-hundreds of messages end each second, and not longer than a hundredth of a second. A message runs
+twenty if that many wait for each process. A batch waits for its twentieth message only while a
+thousand messages end each second, and not longer than a hundredth of a second. A message runs
 alone if it failed before, or if it is not known how an earlier delivery ended. So a message that
 kills its process harms other messages only once.
 """
@@ -28,7 +28,7 @@ LARGEST = 2 * BATCH
 #: If so many messages ended within the last span (`Leases.ended_lately`), a batch waits for its
 #: twentieth message, for at most so many seconds. At such a rate the others come within this time,
 #: and their share of the job's cost is saved: half a millisecond of the CPU of a process.
-MANY = 5 * BATCH
+MANY = 10 * BATCH
 PATIENCE = 0.01
 
 

@@ -196,9 +196,9 @@ def test_a_job_grows_to_twenty_messages_where_so_many_wait_for_each_process(
     assert worker.pool.sizes() == [size]
 
 
-def test_while_hundreds_end_each_second_a_batch_waits_for_its_twentieth_message() -> None:
+def test_while_a_thousand_end_each_second_a_batch_waits_for_its_twentieth_message() -> None:
     worker = Worker(free=3)
-    worker.ended_lately = 50
+    worker.ended_lately = 100
     worker.take(13)
     worker.turn()
     assert worker.pool.sizes() == []
@@ -209,7 +209,7 @@ def test_while_hundreds_end_each_second_a_batch_waits_for_its_twentieth_message(
 
 def test_a_batch_waits_for_more_messages_a_hundredth_of_a_second_at_most() -> None:
     worker = Worker(free=3)
-    worker.ended_lately = 50
+    worker.ended_lately = 100
     worker.take(13)
     worker.turn()
     assert [delay for delay, *_ in worker.later] == [0.01]
@@ -219,16 +219,16 @@ def test_a_batch_waits_for_more_messages_a_hundredth_of_a_second_at_most() -> No
 
 def test_what_a_full_batch_leaves_waits_for_more_too() -> None:
     worker = Worker(free=3)
-    worker.ended_lately = 50
+    worker.ended_lately = 100
     worker.take(25)
     worker.turn()
     worker.wait()
     assert worker.pool.sizes() == [20, 5]
 
 
-def test_at_fewer_than_500_a_second_no_batch_waits() -> None:
+def test_at_fewer_than_1000_a_second_no_batch_waits() -> None:
     worker = Worker(free=3)
-    worker.ended_lately = 49
+    worker.ended_lately = 99
     worker.take(13)
     worker.turn()
     assert worker.pool.sizes() == [10, 3]
@@ -237,7 +237,7 @@ def test_at_fewer_than_500_a_second_no_batch_waits() -> None:
 
 def test_what_waited_for_more_when_the_connection_closed_does_not_start() -> None:
     worker = Worker(free=3)
-    worker.ended_lately = 50
+    worker.ended_lately = 100
     worker.take(13)
     worker.turn()
     worker.batches.clear()
