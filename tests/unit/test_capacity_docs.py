@@ -118,7 +118,8 @@ def test_the_connections_follow_from_the_formula() -> None:
 
 
 def test_the_speed_of_the_api_is_measured() -> None:
-    full, steady = re.findall(r"^\| this project's API \|(.*)\|$", BENCH, re.MULTILINE)
+    full, *others = re.findall(r"^\| this project's API \|(.*)\|$", BENCH, re.MULTILINE)
+    steady = next(each for each in others if "| 200/s |" in each)
     speed, cpu = full.split(" |")[2].strip(" *"), full.split(" |")[6].strip()
     assert f"took {int(speed):,} registrations a second" in TEXT
     assert f"with {cpu} ms of CPU for each" in TEXT
