@@ -10,7 +10,7 @@ from subprocess import Popen
 import pytest
 
 from tests.acceptance.worker import living
-from tests.probe.project import PATIENCE, MakeProject, ProbeProject
+from tests.probe.project import PATIENCE, SOON, MakeProject, ProbeProject
 from tests.services import wait_until
 
 pytestmark = pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_second_signal_to_the_group_ends_what_runs_after_its_finally(
     assert worker.wait(PATIENCE) == 0
     assert sorted(line["id"] for line in project.events(event="tidied")) == sorted(running)
     assert project.events(event="end") == []
-    assert project.queues.counts() == (2, 0, 0)
+    wait_until(lambda: project.queues.counts() == (2, 0, 0), SOON, "what was released")
 
 
 def test_a_forced_stop_runs_the_finally_of_a_job_that_many_messages_share(
@@ -116,7 +116,7 @@ def test_a_forced_stop_runs_the_finally_of_a_job_that_many_messages_share(
 
     assert worker.wait(PATIENCE) == 0
     assert len(project.events(event="tidied")) == 1
-    assert project.queues.counts() == (10, 0, 0)
+    wait_until(lambda: project.queues.counts() == (10, 0, 0), SOON, "what was released")
 
 
 def test_a_task_past_its_hard_limit_is_ended_after_its_finally(make_project: MakeProject) -> None:
@@ -196,7 +196,7 @@ def test_sigquit_to_the_group_is_a_stop_at_once_and_no_failure(
     assert worker.wait(PATIENCE) == 0
     assert sorted(line["id"] for line in project.events(event="tidied")) == sorted(running)
     assert project.queues.dead_letters() == []
-    assert project.queues.counts() == (2, 0, 0)
+    wait_until(lambda: project.queues.counts() == (2, 0, 0), SOON, "what was released")
 
 
 def test_a_process_that_is_told_to_end_twice_at_once_still_runs_its_finally(
@@ -247,4 +247,4 @@ def test_a_process_that_sigquit_ends_while_the_worker_stops_is_no_failure(
     assert worker.wait(PATIENCE) == 0
     assert len(project.events(id_, "tidied")) == 1
     assert project.queues.dead_letters() == []
-    assert project.queues.counts() == (1, 0, 0)
+    wait_until(lambda: project.queues.counts() == (1, 0, 0), SOON, "what was released")

@@ -15,7 +15,7 @@ import pytest
 from devstack import ports
 from tests.acceptance.load import load
 from tests.acceptance.worker import READY_SECONDS, ROOT, living
-from tests.probe.project import PATIENCE, MakeProject, ProbeProject
+from tests.probe.project import PATIENCE, SOON, MakeProject, ProbeProject
 from tests.services import wait_until
 
 #: Seconds of a task that runs while its worker is stopped.
@@ -225,7 +225,7 @@ def test_ten_stops_under_load_count_nothing_lose_nothing_and_run_nothing_twice(
                 "a busy worker",
             )
             supervisor.stop()
-            assert project.queues.counts()[1] == 0
+            wait_until(lambda: project.queues.counts()[1] == 0, SOON, "what was released")
     supervisor.start()
     project.wait_for_empty_queue(2 * PATIENCE)
     supervisor.stop()
@@ -250,7 +250,7 @@ def test_beside_a_program_that_ends_at_once_honcho_leaves_three_seconds(
     supervisor.stop()
 
     assert "sending SIGKILL" not in project.worker_log()
-    assert project.queues.counts() == (2, 0, 0)
+    wait_until(lambda: project.queues.counts() == (2, 0, 0), SOON, "what was released")
 
 
 @pytest.mark.slow

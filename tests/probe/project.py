@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds a worker may take to start, or to stop.
 PATIENCE = 30
 
+#: Seconds until what a worker releases at its stop can be received: its polls are over then. Far
+#: less than a visibility timeout.
+SOON = 10.0
+
 
 class ProbeProject:
     """A Celery project that has `sqs_broker` and nothing else of ours, with an empty environment.
