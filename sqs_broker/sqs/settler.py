@@ -91,6 +91,7 @@ class Settler:
         self._on_settled = on_settled
         self._before_report = before_report
         self._at_work = 0
+        self._flushes = 0
         self._stopping = False
         # No subclass of Thread, because Thread has its own private names, such as `_delete`.
         self._threads: list[threading.Thread] = []
@@ -135,11 +136,17 @@ class Settler:
         return bool(batch)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing is left to report; False if `timeout` seconds are not enough."""
+        """Wait until nothing is left to report; False if `timeout` seconds are not enough. Meanwhile
+        no settlement waits for others."""
         with self._less:
-            return self._less.wait_for(
-                lambda: not (self._waiting or self._again or self._at_work), timeout
-            )
+            self._flushes += 1
+            self._changed.notify_all()
+            try:
+                return self._less.wait_for(
+                    lambda: not (self._waiting or self._again or self._at_work), timeout
+                )
+            finally:
+                self._flushes -= 1
 
     def stop(self, timeout: float) -> None:
         """Report what is left, then end the threads. Each step takes at most `timeout` seconds."""
@@ -227,7 +234,7 @@ class Settler:
         return batch
 
     def _is_batch_ready(self) -> bool:
-        return len(self._waiting) >= BATCH or self._stopping
+        return len(self._waiting) >= BATCH or self._stopping or self._flushes > 0
 
     def _requeue(self) -> None:
         if not self._again:

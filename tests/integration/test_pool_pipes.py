@@ -45,6 +45,19 @@ class Pool:
             assert monotonic() < deadline, "not in time"
             next(self._turns)
 
+    def wait_for_both(self) -> None:
+        """Wait until each process has run something."""
+        seen: set[int] = set()
+
+        def again(result: tuple[int, str]) -> None:
+            seen.add(result[0])
+            if len(seen) < 2:
+                self.put("", again)
+
+        for _ in range(2):
+            self.put("", again)
+        self.turn_until(lambda: len(seen) == 2)
+
     def close(self) -> None:
         self.processes.terminate()
         self.hub.close()
@@ -59,6 +72,7 @@ def pool() -> Iterator[Pool]:
 
 
 def test_jobs_of_any_size_arrive_whole_and_each_process_has_some(pool: Pool) -> None:
+    pool.wait_for_both()
     got: list[tuple[int, str]] = []
     for number, size in enumerate(SIZES):
         pool.put(chr(ord("a") + number % 26) * size, got.append)

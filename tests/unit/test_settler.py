@@ -303,11 +303,20 @@ def test_a_settlement_waits_for_others_until_there_are_ten(
     settler.start()
     for _ in range(9):
         hand_over(settler, receive, Done())
-    assert settler.flush(PATIENCE) is False
-    assert fake.calls == []
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: fake.calls, PATIENCE, "a call")
+    hand_over(settler, receive, Done())
+    wait_until(lambda: sizes(fake) == [10], DEADLINE, "a call for ten")
+
+
+def test_while_somebody_waits_for_all_reports_no_settlement_waits_for_others(
+    make_settler: MakeSettler, fake: FakeSqs, receive: Receive
+) -> None:
+    settler = make_settler(linger=1_000.0)
+    settler.start()
     hand_over(settler, receive, Done())
     assert settler.flush(DEADLINE)
-    assert sizes(fake) == [10]
+    assert sizes(fake) == [1]
 
 
 def test_a_settlement_waits_for_others_for_a_moment_only(
@@ -317,8 +326,7 @@ def test_a_settlement_waits_for_others_for_a_moment_only(
     settler.start()
     hand_over(settler, receive, Done())
     clock.advance(0.03)
-    assert settler.flush(DEADLINE)
-    assert sizes(fake) == [1]
+    wait_until(lambda: sizes(fake) == [1], DEADLINE, "a call for one")
 
 
 def test_eight_that_end_together_every_50_ms_share_calls_of_ten(
@@ -331,10 +339,10 @@ def test_eight_that_end_together_every_50_ms_share_calls_of_ten(
     for together in (ended[:8], ended[8:16]):
         settler.settle_all(together)
         clock.advance(0.05)
-        assert not settler.flush(PATIENCE)
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: len(sizes(fake)) > 1, PATIENCE, "a call for six")
     settler.settle_all(ended[16:])
-    assert settler.flush(DEADLINE)
-    assert sizes(fake) == [10, 10]
+    wait_until(lambda: sizes(fake) == [10, 10], DEADLINE, "two calls for ten")
 
 
 def test_handing_over_never_waits_for_sqs(
