@@ -136,8 +136,8 @@ class Settler:
         return bool(batch)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing is left to report; False if `timeout` seconds are not enough. Meanwhile
-        no settlement waits for others."""
+        """Wait until nothing is left to report; False if `timeout` seconds are not enough.
+        Meanwhile no settlement waits for others."""
         with self._less:
             self._flushes += 1
             self._changed.notify_all()
