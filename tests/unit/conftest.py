@@ -1,5 +1,6 @@
 """What several unit tests build."""
 
+import gc
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -100,6 +101,19 @@ def make_lease(make_delivery: MakeDelivery) -> MakeLease:
         return Lease(delivery, delivery.received_at + VISIBILITY_TIMEOUT)
 
     return make
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """For tests of exceptions that a signal raises.
+
+    A collection of this large process can take longer than the limits of such a test. The signal
+    is then handled in a callback of the collection, where Python ignores what is raised, with a
+    warning.
+    """
+    gc.disable()
+    yield
+    gc.enable()
 
 
 GivePlane = Callable[..., ControlOptions]

@@ -28,6 +28,8 @@ from tests.lambda_trigger import VISIBILITY, Context, Trigger
 from tests.unit.conftest import GivePlane, celery_message
 from tests.unit.in_memory import ControlDatabase
 
+pytestmark = pytest.mark.usefixtures("no_collection")
+
 #: Personal data of the messages.
 MARKER = "Kim-1f9c"
 

@@ -15,6 +15,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqs_broker.function.time_limit import HardLimit, Limits, Watch
 
 
+pytestmark = pytest.mark.usefixtures("no_collection")
+
+
 @pytest.fixture
 def handled() -> Iterator[list[int]]:
     """Signals that reach the handler which this process had before."""
