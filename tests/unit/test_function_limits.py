@@ -14,7 +14,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from sqs_broker.function.time_limit import HardLimit, Limits, Watch
 
-
 pytestmark = pytest.mark.usefixtures("no_collection")
 
 
