@@ -97,6 +97,8 @@ class Flow:
             while not self._stopped.wait(TICK):
                 due = int(self.rate * (time.monotonic() - started)) - self.sent
                 for bodies in batches((self._next() for _ in range(due)), BATCH):
+                    if self._stopped.is_set():
+                        break
                     self.sender.send(bodies)
                     self.sent += len(bodies)
         except Exception as exc:
