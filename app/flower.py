@@ -4,7 +4,7 @@ flowerconfig.py calls `install` before Flower creates its pages.
 """
 
 from app.logs import set_up
-from sqs_broker.flower import pages
+from sqs_broker.tools.flower import pages
 
 
 def install() -> None:

@@ -24,7 +24,7 @@ from sqs_broker.sqs.errors import SqsError
 _HERE = Path(__file__).resolve().parent
 
 #: The module of the handlers that replace some of Flower's.
-OURS = "sqs_broker.flower.pages"
+OURS = "sqs_broker.tools.flower.pages"
 
 
 class Loader(AppLoader):

@@ -13,8 +13,15 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
-from sqs_broker.tracing import OpenTelemetry
-from sqs_broker.tracing.spans import active, carrier_of, context_in, fail, fail_with, harmless
+from sqs_broker.observers.spans import OpenTelemetry
+from sqs_broker.observers.spans.spans import (
+    active,
+    carrier_of,
+    context_in,
+    fail,
+    fail_with,
+    harmless,
+)
 
 #: Commands without a collection that belong to a task. Those of connections and sessions do not.
 OF_TRANSACTIONS = ("commitTransaction", "abortTransaction")

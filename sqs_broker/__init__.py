@@ -97,7 +97,6 @@ def install(
     from celery.app.task import Task as CeleryTask
 
     from sqs_broker.errors import ConfigurationError
-    from sqs_broker.flower import serve_pages
     from sqs_broker.worker.defaults import give_defaults
     from sqs_broker.worker.mixing import adopt
 
@@ -118,13 +117,24 @@ def install(
     celery_app.sqs_checks = tuple(checks)
     celery_app.sqs_traces = tuple(traces)
     give_defaults(celery_app)
-    serve_pages()
+    if _is_flower():
+        from sqs_broker.tools.flower import pages
+
+        pages.install()
     celery_app.steps["worker"].add("sqs_broker.tools.startup:StartChecks")
     celery_app.steps["consumer"] |= {
         "sqs_broker.worker.health:Health",
         "sqs_broker.worker.metrics:Metrics",
         "sqs_broker.worker.pausing:Pausing",
     }
+
+
+def _is_flower() -> bool:
+    """Whether this process is `celery -A … flower`."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().invoked_subcommand == "flower"
 
 
 def preload() -> None:

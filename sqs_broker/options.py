@@ -34,7 +34,7 @@ DATABASE_NAME = re.compile(r'[^/\\. "$*<>:|?\0]+')
 MONGODB = ("mongodb", "mongodb+srv")
 
 #: What makes spans if the option `tracing` is true.
-OPENTELEMETRY = "sqs_broker.tracing:tracing"
+OPENTELEMETRY = "sqs_broker.observers.spans:tracing"
 
 #: What can call SQS.
 CURL = "curl"

@@ -1,6 +1,6 @@
 """What the broker calls so that each message has spans: the option `tracing`.
 
-Only sqs_broker/tracing/ knows a tracing library. Without the option none is imported.
+Only sqs_broker/observers/spans/ knows a tracing library. Without the option none is imported.
 """
 
 from collections.abc import Sequence

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from devstack.waiting import wait_until
-from sqs_broker.flower.letters import Job, Letters
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.requests import Answer, Request
 from sqs_broker.testing import FakeSqs
 from sqs_broker.tools.commands.dead_letter_queues import Filter
+from sqs_broker.tools.flower.letters import Job, Letters
 
 #: Bytes of each body. All of them together are far larger than the memory that may be used.
 BODY = 4_096

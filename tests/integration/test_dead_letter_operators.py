@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 
 from app.messages import decode_json
-from sqs_broker.flower.letters import NOT_FOUND, Letters
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.commands.dead_letter_queues import Filter
+from sqs_broker.tools.flower.letters import NOT_FOUND, Letters
 from tests.integration.conftest import Run, transport_options
 from tests.integration.test_dlq_commands import body, bury, next_second, received
 from tests.services import Queues, wait_until

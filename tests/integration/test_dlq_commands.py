@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from sqs_broker.control.store import Store
-from sqs_broker.flower.letters import Letters
 from sqs_broker.options import Options
 from sqs_broker.rules import attempts, dead_letter
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.outcomes import DeadLetter
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.sqs.requests import date_in
+from sqs_broker.tools.flower.letters import Letters
 from tests.faults import proxy as faults
 from tests.integration.conftest import Run, transport_options
 from tests.services import Queues, wait_until

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from app.messages import decode_json
 from devstack.waiting import wait_until
-from sqs_broker.flower.letters import NOT_FOUND, Job, Letters
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.testing import Call, Clock, FakeSqs
 from sqs_broker.tools.commands import sqs
 from sqs_broker.tools.commands.dead_letter_queues import Filter
 from sqs_broker.tools.dead_letters import DeadLetterMessage, Reader
+from sqs_broker.tools.flower.letters import NOT_FOUND, Job, Letters
 from sqs_broker.tools.ledger import NoLedger
 from sqs_broker.tools.redrive import HELD, OUT_OF_TIME, Redrive
 

@@ -27,10 +27,10 @@ OF_EXTRAS = {
         ROOT / "sqs_broker/observers/endpoint.py",
         ROOT / "sqs_broker/observers/exposition.py",
     },
-    "flower": set((ROOT / "sqs_broker/flower").rglob("*.py")),
+    "flower": set((ROOT / "sqs_broker/tools/flower").rglob("*.py")),
     "opentelemetry": {
         ROOT / "sqs_broker/observers/meters.py",
-        *(ROOT / "sqs_broker/tracing").rglob("*.py"),
+        *(ROOT / "sqs_broker/observers/spans").rglob("*.py"),
     },
 }
 
@@ -70,7 +70,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_the_broker_s_wheel_is_its_package_with_its_pages_and_nothing_else(wheels: Wheels) -> None:
-    pages = {f"sqs_broker/flower/{name}.html" for name in ("broker", "dead_letters")}
+    pages = {f"sqs_broker/tools/flower/{name}.html" for name in ("broker", "dead_letters")}
     assert contents(wheels.broker) == sources("sqs_broker") | pages
 
 

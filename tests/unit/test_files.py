@@ -255,7 +255,7 @@ def refuse_flower(path: Path) -> None:
         address="127.0.0.1", unix_socket="", basic_auth=None, auth=None, auth_provider=None,
         db=str(path), persistent=True, conf="flowerconfig.py",
     )  # fmt: skip
-    check_flower(options, [type("Ours", (), {"__module__": "sqs_broker.flower.pages"})])
+    check_flower(options, [type("Ours", (), {"__module__": "sqs_broker.tools.flower.pages"})])
 
 
 def refuse_beat(path: Path) -> None:

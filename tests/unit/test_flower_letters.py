@@ -11,12 +11,12 @@ import pytest
 
 from app.messages import decode_json
 from devstack.waiting import wait_until
-from sqs_broker.flower.letters import HIDDEN, MOST_REASONS, Edit, Job, Letters, masked
 from sqs_broker.rules.bounded_pattern import compiled
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.testing import Call, Clock, FakeSqs, State
 from sqs_broker.tools.commands.dead_letter_queues import Filter
 from sqs_broker.tools.edit import EditError, form_of
+from sqs_broker.tools.flower.letters import HIDDEN, MOST_REASONS, Edit, Job, Letters, masked
 from sqs_broker.tools.letter_file import letters_in
 from tests.unit.test_dead_letter_edit import an_app
 

@@ -7,7 +7,7 @@ from flower.app import rewrite_handler
 from flower.urls import handlers
 from tornado.routing import URLSpec
 
-from sqs_broker.flower.pages import IN_PLACE_OF, in_place_of
+from sqs_broker.tools.flower.pages import IN_PLACE_OF, in_place_of
 
 
 def class_of(handler: Any) -> type:

@@ -107,7 +107,7 @@ def test_the_function_imports_nothing_of_a_worker_that_it_does_not_need(imported
         "fastapi",
         "app.startup",
         "app.flower",
-        "sqs_broker.flower.pages",
+        "sqs_broker.tools.flower.pages",
         "celery.bin",
         "celery.worker.consumer",
         "celery.worker.request",

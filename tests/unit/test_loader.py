@@ -9,8 +9,8 @@ import pytest
 
 from app.errors import SettingsError
 from app.loader import check_flower, config_file, serves_flower
-from sqs_broker.flower.pages import MetricsBehindLogin
 from sqs_broker.machine.address import is_loopback
+from sqs_broker.tools.flower.pages import MetricsBehindLogin
 
 OURS = [dict, MetricsBehindLogin]
 BEYOND = ["", "0.0.0.0", "::", "10.0.0.7", "192.168.1.1", "fe80::1", "flower.example.com"]

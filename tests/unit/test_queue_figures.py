@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sqs_broker.flower.figures import VALID, Look, QueueFigures, samples_of
 from sqs_broker.observers import instruments as of
 from sqs_broker.observers.instruments import OF_QUEUES
 from sqs_broker.testing import Clock
 from sqs_broker.tools.commands.queues import Row
+from sqs_broker.tools.flower.figures import VALID, Look, QueueFigures, samples_of
 from tests.unit.counted import Series, counted
 
 JOBS = Row("jobs", 3, 2, 1)

@@ -17,10 +17,10 @@ from app.messages import Increment
 from app.typed_task import TypedTask
 from sqs_broker import install
 from sqs_broker.observers.observer import Observer
+from sqs_broker.observers.spans import OpenTelemetry
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import Outcome
 from sqs_broker.testing import Clock, FakeSqs
-from sqs_broker.tracing import OpenTelemetry
 from sqs_broker.worker.batch import run
 from tests.services import wait_until
 from tests.unit.in_memory import DEADLINE, InMemoryWorker, Outcomes, new_sqs

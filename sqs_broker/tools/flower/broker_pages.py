@@ -9,12 +9,12 @@ import click
 from flower.views.broker import BrokerView
 from tornado.web import HTTPError, authenticated, url
 
-from sqs_broker.flower.guarded import Action, Guarded, refusal
-from sqs_broker.flower.queues import Queues, Said, queues_of
 from sqs_broker.options import Options
 from sqs_broker.rules.pause import LONGEST_REASON
 from sqs_broker.tools.commands.durations import Duration
 from sqs_broker.tools.commands.queues import duration
+from sqs_broker.tools.flower.guarded import Action, Guarded, refusal
+from sqs_broker.tools.flower.queues import Queues, Said, queues_of
 from sqs_broker.tools.pauses import one_line, pause_queue, resume_queue
 from sqs_broker.worker.defaults import uses_sqs
 

@@ -9,9 +9,9 @@ from flower.views.monitor import Metrics
 from tornado.routing import URLSpec
 from tornado.web import authenticated, url
 
-from sqs_broker.flower import broker_pages, letter_pages
-from sqs_broker.flower.broker_pages import SqsBrokerView
-from sqs_broker.flower.queues import queues_of
+from sqs_broker.tools.flower import broker_pages, letter_pages
+from sqs_broker.tools.flower.broker_pages import SqsBrokerView
+from sqs_broker.tools.flower.queues import queues_of
 from sqs_broker.worker.defaults import uses_sqs
 
 

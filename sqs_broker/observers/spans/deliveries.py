@@ -12,9 +12,9 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
 from sqs_broker.observers.observer import Observer
+from sqs_broker.observers.spans.spans import attributes, carrier_of, context_in, fail_with, harmless
 from sqs_broker.rules.facts import Facts
 from sqs_broker.rules.outcomes import DeadLetter, Happened, Outcome, Postponed, Retry
-from sqs_broker.tracing.spans import attributes, carrier_of, context_in, fail_with, harmless
 
 
 class DeliverySpans(Observer):

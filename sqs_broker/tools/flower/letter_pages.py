@@ -14,14 +14,14 @@ import click
 from tornado.web import HTTPError, authenticated, url
 
 from sqs_broker.errors import label
-from sqs_broker.flower.guarded import Action, Guarded, refusal
-from sqs_broker.flower.letters import PAGE, Letters, masked
 from sqs_broker.options import Options
 from sqs_broker.rules.bounded_pattern import Unbounded, compiled
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.commands.dead_letter_queues import Filter
 from sqs_broker.tools.commands.durations import Duration
 from sqs_broker.tools.edit import EditError
+from sqs_broker.tools.flower.guarded import Action, Guarded, refusal
+from sqs_broker.tools.flower.letters import PAGE, Letters, masked
 from sqs_broker.worker.defaults import uses_sqs
 
 logger = logging.getLogger(__name__)

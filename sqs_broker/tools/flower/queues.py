@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from sqs_broker.flower.figures import Look, QueueFigures
 from sqs_broker.options import Options
 from sqs_broker.sqs.drivers import driver_for
 from sqs_broker.tools.broker import is_aws
 from sqs_broker.tools.commands.queues import ages_of, count, remembered
+from sqs_broker.tools.flower.figures import Look, QueueFigures
 from sqs_broker.tools.pauses import pauses_of
 
 #: Seconds for SQS to begin its answer, without a retry, because a person waits for the page. The

@@ -2,7 +2,7 @@
 a process gives it a provider.
 """
 
-from sqs_broker.tracing.tracing import OpenTelemetry
+from sqs_broker.observers.spans.opentelemetry import OpenTelemetry
 
 __all__ = ["OpenTelemetry", "tracing"]
 

@@ -10,8 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
 from sqs_broker.errors import label
-from sqs_broker.rules.trace_context import TRACEPARENT, TRACESTATE
-from sqs_broker.tracing.spans import (
+from sqs_broker.observers.spans.spans import (
     active,
     attributes,
     context_in,
@@ -20,6 +19,7 @@ from sqs_broker.tracing.spans import (
     harmless,
     is_of_celerys,
 )
+from sqs_broker.rules.trace_context import TRACEPARENT, TRACESTATE
 
 
 class RunSpans:

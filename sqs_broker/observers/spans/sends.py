@@ -6,8 +6,8 @@ from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, Tracer
 
+from sqs_broker.observers.spans.spans import active, attributes, carrier_of, fail, harmless
 from sqs_broker.rules.trace_context import TRACEPARENT, TRACESTATE, trace_id_of
-from sqs_broker.tracing.spans import active, attributes, carrier_of, fail, harmless
 
 
 class SendSpans:

@@ -3,10 +3,10 @@
 from opentelemetry import trace
 from opentelemetry.trace import TracerProvider
 
-from sqs_broker.tracing.deliveries import DeliverySpans
-from sqs_broker.tracing.runs import RunSpans
-from sqs_broker.tracing.sends import SendSpans
-from sqs_broker.tracing.spans import SCOPE
+from sqs_broker.observers.spans.deliveries import DeliverySpans
+from sqs_broker.observers.spans.runs import RunSpans
+from sqs_broker.observers.spans.sends import SendSpans
+from sqs_broker.observers.spans.spans import SCOPE
 
 
 class OpenTelemetry:

@@ -1,0 +1,1 @@
+"""Flower's pages for an app on this broker: `celery -A … flower` has them without a setting."""
