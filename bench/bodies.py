@@ -8,6 +8,8 @@ from typing import Any
 
 from celery import Celery
 
+from sqs_broker.rules.short_form import shortened
+
 #: The measured tasks by the names that Celery knows them by.
 TASKS = {
     "noop": "bench.noop",
@@ -40,10 +42,14 @@ def plain(task: str, _queue: str) -> Body:
 
 
 def celery(task: str, queue: str) -> Body:
-    """The envelope that `.delay` of this project puts on the queue: without base64."""
+    """The envelope that `.delay` of this project puts on the queue: short, and without base64."""
     envelope = _envelope(TASKS[task], queue)
     envelope["properties"]["body_encoding"] = None
-    return lambda user_id: json.dumps(_renewed(envelope, _content(user_id)))
+
+    def body(user_id: str) -> str:
+        return json.dumps(shortened(_renewed(envelope, _content(user_id))), separators=(",", ":"))
+
+    return body
 
 
 def stock_celery(task: str, queue: str) -> Body:

@@ -14,14 +14,12 @@ from sqs_broker.errors import Undecodable
 from sqs_broker.rules.canvas import NO_SIGNATURE, PREFIX, Canvas
 from sqs_broker.rules.decoding import DEEPEST, check_depth
 from sqs_broker.rules.envelope import ENVELOPE, Wrong
+from sqs_broker.rules.short_form import NO_CALLBACKS
 
 JSON = "application/json"
 
 #: The arguments of a task: args, kwargs, embed.
 PARTS = 3
-
-#: How the body of a message ends that has no callbacks (celery 5.7 app/amqp.py, `as_task_v2`).
-NO_CALLBACKS = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
 
 class _Every(Collection[str]):

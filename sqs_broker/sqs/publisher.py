@@ -20,6 +20,7 @@ from sqs_broker.rules.canvas import Canvas
 from sqs_broker.rules.due import CLOCK_TOLERANCE, ETA_MAX, seconds_until_due
 from sqs_broker.rules.envelope import Wrong, a_name
 from sqs_broker.rules.refusal import why_refused
+from sqs_broker.rules.short_form import shortened
 from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.flight import CALLS, Flight
 from sqs_broker.sqs.queue import Queue
@@ -285,7 +286,7 @@ def _body(message: dict[str, Any], attributes: Mapping[str, Any], limit: int) ->
         raise PublishError(
             f"SQS accepts at most {MOST_ATTRIBUTES} attributes; there are {len(attributes)}."
         )
-    body: str = dumps(message)
+    body: str = dumps(shortened(message), separators=(",", ":"))
     if (bytes_ := size(body, attributes)) > limit:
         raise MessageTooLarge(
             f"The message is {bytes_} bytes; the queue accepts {limit}. Send an id, not the object."
