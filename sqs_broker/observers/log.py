@@ -37,8 +37,8 @@ class MessageLog(Together):
         self._unknown: set[str] = set()
 
     def together(self, what: str, each: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-        """Log several received messages, or those that ran and are done, at once. Of those that
-        were reported to SQS, only those with an error have a line."""
+        """Log received messages, or those that ran and are done, at once. Of those that were
+        reported to SQS, only those with an error have a line."""
         if what == "received":
             write(logger, logging.INFO, RECEIVED, [_received(message) for (message,) in each])
             return ()

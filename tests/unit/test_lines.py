@@ -195,6 +195,20 @@ def test_without_other_handlers_no_record_is_made(
     assert len(log.lines()) == 2
 
 
+def test_a_message_by_itself_needs_no_record_either(
+    log: Log, make_delivery: MakeDelivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, record: logging.LogRecord) -> None:
+        raise AssertionError("a record was made")
+
+    monkeypatch.setattr(log.handler, "emit", refuse)
+    message, observers = facts_of(make_delivery(), HEADERS, monotonic()), Observers([MessageLog()])
+    with log.alone():
+        observers.received(message)
+        observers.ended(message, Succeeded(), Done())
+    assert len(log.lines()) == 2
+
+
 def test_messages_that_end_together_have_a_line_each_whether_they_ran_or_not(
     log: Log, make_delivery: MakeDelivery
 ) -> None:

@@ -1,11 +1,12 @@
 """Observers: each hears everything, and none of them harms another or a message."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from sqs_broker.observers.observer import Observer, Observers
+from sqs_broker.observers.observer import Observer, Observers, Together
 from sqs_broker.rules.facts import Facts, facts_of
 from sqs_broker.rules.outcomes import Done, Happened, Outcome, Succeeded
 from tests.unit.conftest import MakeDelivery
@@ -155,3 +156,19 @@ def test_an_observer_that_fails_for_one_message_hears_of_the_next(
     fragile = Fragile()
     Observers([fragile]).started_all([facts_of(make_delivery(), None) for _ in range(2)])
     assert fragile.heard == ["started"] * 2
+
+
+def test_an_observer_that_fails_to_hear_of_several_at_once_costs_a_line(
+    make_delivery: MakeDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sudden(Together):
+        def started(self, message: Facts) -> None:
+            raise AssertionError
+
+        def together(self, what: str, each: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+            raise ValueError(MARKER)
+
+    noting = Noting()
+    Observers([Sudden(), noting]).started(facts_of(make_delivery(), None))
+    assert noting.heard == ["started"]
+    assert [vars(record)["event"] for record in caplog.records] == ["observer.failed"]
