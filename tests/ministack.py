@@ -24,7 +24,7 @@ REQUIREMENTS = ROOT / "tests" / "ministack.txt"
 START_SECONDS = 30
 PIP_SECONDS = 300
 
-SERVICES = "sqs,lambda,iam,logs,secretsmanager,sts,s3,cloudformation"
+SERVICES = "sqs,lambda,iam,kms,logs,secretsmanager,sts,s3,cloudformation"
 
 TEMPLATES = ROOT / "infra"
 
