@@ -86,6 +86,20 @@ def test_the_services_run_on_fargate_in_the_network(service: Stack) -> None:
         assert (target["containerName"], target["containerPort"]) == (name, port)
 
 
+def test_all_tasks_are_in_the_groups_that_mongodb_may_know(service: Stack) -> None:
+    cluster, web = service.outputs["ClusterName"], service.resources["WebSecurityGroup"]
+    given = set(service.given["TaskSecurityGroupIds"].split(","))
+    found = {
+        each["serviceName"]: set(
+            each["networkConfiguration"]["awsvpcConfiguration"]["securityGroups"]
+        )
+        for each in service.cloud.client("ecs").describe_services(
+            cluster=cluster, services=["worker", "api", "flower"]
+        )["services"]
+    }
+    assert found == {"worker": given, "api": {web, *given}, "flower": {web, *given}}
+
+
 def test_the_scaling_policies_are_those_of_a_service_from_zero(
     service: Stack, queue: Stack
 ) -> None:
