@@ -84,6 +84,7 @@ def test_the_function_knows_its_queues_and_its_secret(alone: Stack, queues: Stac
         "AWS_SQS_DLQ_URL": queues.outputs["DeadLetterQueueUrl"],
         "SQS_MAX_RECEIVE_COUNT": "10",
         "MONGO_SECRET_ARN": SECRET,
+        "LOG_LEVEL": "INFO",
     }
 
 

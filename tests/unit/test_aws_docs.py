@@ -15,6 +15,7 @@ from infra.templates import path_of, read
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "aws.md").read_text()
 BENCH = (DOCS / "bench.md").read_text()
+FLEET = (DOCS / "fleet.md").read_text()
 
 #: Of the task that the page calculates with.
 VCPUS, GIGABYTES = 0.5, 1.0
@@ -22,6 +23,12 @@ VCPUS, GIGABYTES = 0.5, 1.0
 #: Memory with which a function has one vCPU:
 #: https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
 MEGABYTES_OF_A_VCPU = 1769
+
+#: The number of metrics that Container Insights has of tasks on Fargate. `each`: of a cluster, of a
+#: service and of a family of tasks alike (CPU, memory, network, storage and ephemeral storage, two
+#: of each). The others are beside them.
+#: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/Container-Insights-metrics-ECS.html
+INSIGHTS = {"each": 10, "cluster": 3, "service": 5}
 
 #: A month of AWS's price pages, in hours.
 MONTH = 730
@@ -82,6 +89,11 @@ def test_the_cost_of_lambda_follows_from_the_measured_cpu_and_the_prices() -> No
     assert f"(${sqs:.2f}), and costs ${requests:.2f} for 100,000 requests" in text
     assert f"${time:.2f}, and together ${sqs + requests + time:.2f}." in text
     assert f"Each further 100 ms of an invocation adds ${second * 10_000:.2f}." in text
+    # Powertools: a call to MongoDB for each record, and Lambda deletes.
+    (part,) = re.findall(r"took ([\d.]+) of that CPU time", text)
+    milliseconds = float(cpu) * float(part) / vcpus + 10 * 10
+    time = second * 100_000 * milliseconds / 1000
+    assert f"{milliseconds:.0f} ms, ${time:.2f}, and together ${sqs + requests + time:.2f}" in text
 
 
 def test_the_cost_of_a_month_and_of_the_simulated_days_follows_from_the_prices() -> None:
@@ -135,6 +147,24 @@ def test_the_cost_of_the_alarms_follows_from_the_template() -> None:
         for alarm in alarms
     ]
     assert f"those of `alarms.yaml` ${sum(metrics) * 0.10:.2f} ($0.10 for each metric" in PAGE
+
+
+def test_the_cost_of_container_insights_follows_from_its_metrics() -> None:
+    # A service has a family of tasks.
+    further = 2 * INSIGHTS["each"] + INSIGHTS["service"]
+    first = INSIGHTS["each"] + INSIGHTS["cluster"] + further
+    text = " ".join(PAGE.split())
+    assert f"{first} for the cluster and the worker (${first * 0.3:.2f})" in text
+    assert f"and {further} more (${further * 0.3:.2f}) for each of the API and Flower" in text
+
+
+def test_the_cost_of_the_log_follows_from_the_measured_bytes() -> None:
+    (measured,) = row("log lines, bytes", FLEET)
+    text = " ".join(PAGE.split())
+    assert f"has two lines, together {measured} bytes" in text
+    assert f"That is ${int(measured) / 1000 * 0.5:.2f} for a million." in text
+    for name in ("service", "function"):
+        assert "WARNING" in read(name)["Parameters"]["LogLevel"]["AllowedValues"]
 
 
 def test_the_parameters_of_scaling_have_the_defaults_of_the_template() -> None:

@@ -170,6 +170,13 @@ def test_the_functions_get_only_variables_that_are_settings() -> None:
         assert set(resources[name]["Properties"]["Environment"]["Variables"]) <= known
 
 
+def test_the_functions_log_at_the_level_that_is_given() -> None:
+    resources = function(ApiKeysSecretArn="arn", LogLevel="WARNING")
+    for name in ("Function", "ApiFunction"):
+        variables = resources[name]["Properties"]["Environment"]["Variables"]
+        assert variables["LOG_LEVEL"] == "WARNING"
+
+
 @pytest.mark.parametrize("name", ["Function", "ApiFunction"])
 def test_a_handler_exists(name: str) -> None:
     properties = function(ApiKeysSecretArn="arn")[name]["Properties"]
