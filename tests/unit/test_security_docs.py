@@ -88,6 +88,25 @@ def test_the_permissions_of_the_functions_beyond_the_queues_are_those_of_the_tem
     assert "AWSLambdaENIManagementAccess" in section
 
 
+def test_what_the_managed_policies_allow_beyond_the_queues_is_in_the_table() -> None:
+    documents = [
+        resource["Properties"]["PolicyDocument"]
+        for name in ("queue.yaml", "function.yaml")
+        for resource in fold(read(name), {}).values()
+        if resource["Type"] == "AWS::IAM::ManagedPolicy"
+    ]
+    allowed = {
+        action
+        for document in documents
+        for statement in document["Statement"]
+        for action in _list(statement["Action"])
+    }
+    section = PAGE.partition("Beyond the queues:")[2].partition("## Files")[0]
+    beyond = {action for action in allowed if not action.startswith("sqs:")}
+    assert "lambda:UpdateEventSourceMapping" in beyond
+    assert beyond <= actions(section)
+
+
 def test_the_permissions_of_a_protected_worker_are_those_of_the_template() -> None:
     role = fold(read("service.yaml"), {"ScaleInProtection": "true"})["WorkerRole"]
     section = PAGE.partition("Beyond the queues:")[2].partition("## Files")[0]
