@@ -30,6 +30,7 @@ from sqs_broker.observers.pool_sends import pool_sends
 from sqs_broker.options import Options
 from sqs_broker.rules.happened import ProcessTerminated
 from sqs_broker.worker.defaults import is_elsewhere
+from sqs_broker.worker.pool_answers import Answers
 from sqs_broker.worker.pool_process import ForkProcess, SpawnProcess, Worker
 
 logger = logging.getLogger(__name__)
@@ -46,30 +47,10 @@ INTERRUPTION_PAUSE = 5
 AFTER_SIGQUIT = (signal.SIGQUIT, EX_SOFTWARE)
 
 
-class Results(asynpool.ResultHandler):
-    """Reads what the processes tell. Celery registers the pipe anew for each message; it is
-    registered already."""
-
-    def _make_process_result(self, hub: Any) -> Any:
-        return super()._make_process_result(_Readers(hub))
-
-
-class _Readers:
-    """The part of a hub that watches pipes for reading."""
-
-    def __init__(self, hub: Any) -> None:
-        self._hub = hub
-        self.remove_reader = hub.remove_reader
-
-    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
-        if self._hub.readers.get(fd) != (callback, args):
-            self._hub.add_reader(fd, callback, *args)
-
-
 class Processes(asynpool.AsynPool):
     """The pool's processes. One that has ended is replaced as soon as the machine has resources."""
 
-    ResultHandler = Results
+    ResultHandler = Answers
     Worker = Worker
     #: Called by the event loop before it waits.
     on_poll_start: Callable[[], None]

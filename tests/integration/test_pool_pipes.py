@@ -3,6 +3,7 @@
 import os
 import select
 from collections.abc import Callable, Iterator
+from inspect import isgenerator
 from time import monotonic
 from typing import Any
 
@@ -27,12 +28,12 @@ def told(text: str) -> tuple[int, str]:
 
 
 class Pool:
-    """Two processes and their event loop."""
+    """Processes and their event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int) -> None:
         self.hub = Hub(timer=Timer())
         set_event_loop(self.hub)
-        self.processes = Processes(processes=2, threads=False, synack=False)
+        self.processes = Processes(processes=processes, threads=False, synack=False)
         self.processes.register_with_event_loop(self.hub)
         self._turns = self.hub.create_loop()
 
@@ -65,10 +66,13 @@ class Pool:
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    pool = Pool()
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    pool = Pool(getattr(request, "param", 2))
     yield pool
     pool.close()
+
+
+one_process = pytest.mark.parametrize("pool", [1], indirect=True)
 
 
 def test_jobs_of_any_size_arrive_whole_and_each_process_has_some(pool: Pool) -> None:
@@ -96,3 +100,14 @@ def test_a_job_that_is_put_while_the_others_run_gets_the_first_process_that_is_f
     pool.put("first", again)
     pool.turn_until(lambda: len(got) == 51)
     assert {text for _, text in got} == {"first", *(f"job {number}" for number in range(1, 51))}
+
+
+@one_process
+def test_a_result_that_was_read_in_part_before_a_stop_is_whole(pool: Pool) -> None:
+    got: list[tuple[int, str]] = []
+    text = "x" * 3_000_000
+    pool.put(text, got.append)
+    pool.turn_until(lambda: any(isgenerator(call) for call, _ in pool.hub.readers.values()))
+    pool.processes.close()
+    pool.processes.join()
+    assert [text for _, text in got] == [text]

@@ -80,7 +80,7 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (AsynPool, "_create_write_handlers", "overridden: a job is written without asking first"),
     (AsynPool, "_quick_put", "replaced: a small job is written in one call"),
     (AsynPool, "_cache", "read: the job that was just put"),
-    (ResultHandler, "_make_process_result", "overridden: a pipe is registered once"),
+    (ResultHandler, "_make_process_result", "overridden: one call reads all that is in a pipe"),
     (AsynPool, "_all_inqueues", "read: the pipes of the processes"),
     (AsynPool, "_busy_workers", "read: those whose process has a job"),
     (AsynPool, "_active_writes", "read: those to which a job is being written"),
