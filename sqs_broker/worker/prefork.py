@@ -89,30 +89,52 @@ class Processes(asynpool.AsynPool):
 
         Celery asks in each turn of the loop whether the pipe of a free process can be written to,
         and takes the question back if there is no job. The pipe of a process that has no job is
-        empty, so here a job is written at once. If the pipe is full after all, Celery's
-        `schedule_writes` waits for it.
+        empty, so here a job is written at once: when it is put if a process is free, otherwise in
+        the next turn. If the pipe is full after all, Celery's `schedule_writes` waits for it.
 
         Celery writes the length of a job and the job itself in two calls, and the first one wakes
         the process. What the system writes as a whole or not at all goes in one call here."""
         super()._create_write_handlers(hub, *args, **options)
         celerys, write, put = self.on_poll_start, hub.consolidate_callback, self._quick_put
+        is_fair = self.sched_strategy == asynpool.SCHED_STRATEGY_FAIR
 
-        def put_whole(job: Any) -> None:
+        def free() -> set[int]:
+            fds: set[int] = self._all_inqueues - self._busy_workers - self._active_writes
+            return fds
+
+        def put_now(job: Any) -> None:
             put(job)
             result = self._cache[job[1][0]]
             header, body, size = result._payload
             if len(header) + size <= select.PIPE_BUF:
                 result._payload = memoryview(b"".join((header, body))), memoryview(b""), 0
+                # Another one may wait already: then this one is the last.
+                if is_fair and len(self.outbound_buffer) == 1 and (fds := free()):
+                    self._write_now(result, fds.pop())
 
         def on_poll_start() -> None:
-            if self.sched_strategy != asynpool.SCHED_STRATEGY_FAIR:
+            if not is_fair:
                 celerys()
-            elif self.outbound_buffer:
-                free = self._all_inqueues - self._busy_workers - self._active_writes
-                if free:
-                    write(list(free))
+            elif self.outbound_buffer and (fds := free()):
+                write(list(fds))
 
-        self.on_poll_start, self._quick_put = on_poll_start, put_whole
+        self.on_poll_start, self._quick_put = on_poll_start, put_now
+
+    def _write_now(self, job: Any, fd: int) -> None:
+        """Write the only job that waits to a process that is free, and record what Celery's
+        `schedule_writes` records. If the system takes nothing, the job still waits."""
+        process = self._fileno_to_inq.get(fd)
+        if process is None:
+            return
+        job._scheduled_for = job._write_to = process
+        try:
+            os.write(fd, job._payload[0])
+        except OSError:
+            job._scheduled_for = job._write_to = None
+            return
+        self.outbound_buffer.pop()
+        self._busy_workers.add(fd)
+        self.write_stats[process.index] += 1
 
     def _create_worker_process(self, i: int) -> Any:
         before = tuple(self._pool)

@@ -4,6 +4,7 @@ import os
 import select
 from collections.abc import Callable, Iterator
 from inspect import isgenerator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -12,6 +13,7 @@ from kombu.asynchronous import Hub, set_event_loop
 from kombu.asynchronous.timer import Timer
 
 from sqs_broker.worker.prefork import Processes
+from tests.services import wait_until
 
 DEADLINE = 60
 
@@ -25,6 +27,11 @@ SIZES = [
 def told(text: str) -> tuple[int, str]:
     """What a process has got."""
     return os.getpid(), text
+
+
+def make(path: str) -> None:
+    """Show that this job runs."""
+    Path(path).touch()
 
 
 class Pool:
@@ -100,6 +107,28 @@ def test_a_job_that_is_put_while_the_others_run_gets_the_first_process_that_is_f
     pool.put("first", again)
     pool.turn_until(lambda: len(got) == 51)
     assert {text for _, text in got} == {"first", *(f"job {number}" for number in range(1, 51))}
+
+
+def test_a_job_is_written_at_once_if_a_process_is_free(pool: Pool, tmp_path: Path) -> None:
+    pool.wait_for_both()
+    pool.processes.apply_async(make, args=(str(tmp_path / "runs"),))
+    # Without a turn of the loop.
+    wait_until((tmp_path / "runs").exists, DEADLINE, "a job that runs")
+
+
+@one_process
+def test_jobs_run_in_the_order_in_which_they_were_put(pool: Pool) -> None:
+    got: list[str] = []
+
+    def done(result: tuple[int, str]) -> None:
+        got.append(result[1])
+        if result[1] == "b":
+            pool.put("e", done)
+
+    for text in "abcd":
+        pool.put(text, done)
+    pool.turn_until(lambda: len(got) == 5)
+    assert got == [*"abcde"]
 
 
 @one_process
