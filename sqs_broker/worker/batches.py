@@ -76,17 +76,21 @@ class Batches:
             for plain in plains:
                 self._alone(plain)
         else:
-            self._collect(name, plains)
+            self._collect(name, plains, is_all=True)
 
-    def _collect(self, name: str, requests: Sequence[Any]) -> None:
+    def _collect(self, name: str, requests: Sequence[Any], *, is_all: bool = False) -> None:
+        """Let requests wait for a process. `is_all`: whether these are all that were received
+        together."""
         waiting = self._waiting.setdefault(name, deque())
         before = len(waiting)
         waiting.extend(requests)
         if not before or before < LARGEST <= len(waiting):
-            self._schedule(name)
+            self._schedule(name, is_all=is_all)
 
-    def _schedule(self, name: str) -> None:
-        if not self._fills(name):
+    def _schedule(self, name: str, *, is_all: bool = False) -> None:
+        if not self._fills(name) and is_all:
+            self._ask_now(name)
+        elif not self._fills(name):
             # In the loop's next turn, when all messages that were received together are here.
             self._soon(self._ask, name)
         elif name not in self._filling:
@@ -110,6 +114,13 @@ class Batches:
         self._waiting.clear()
         self._asked.clear()
         self._filling.clear()
+
+    def _ask_now(self, name: str) -> None:
+        try:
+            self._ask(name)
+        except Exception as exc:
+            # Broad on purpose: the caller has more messages. The loop logs it.
+            self._soon(_fail, exc)
 
     def _ask(self, name: str) -> None:
         """Ask for as many processes as the waiting requests can use."""
@@ -235,6 +246,10 @@ class _Shared:
             except Exception as exc:
                 # Broad on purpose, also for MemoryError: the other requests must still be called.
                 _unreported(request, exc, is_end=is_end)
+
+
+def _fail(exc: Exception) -> None:
+    raise exc
 
 
 def _jobs_of(requests: Sequence[Any]) -> Sequence[Job] | PlainJobs:

@@ -58,6 +58,8 @@ class Lane:
         #: Runs that have succeeded, until the next report, and whether a timer will call it.
         self._gathered: list[End] = []
         self._is_due = False
+        #: Messages that were taken, and of which the observers have not heard yet.
+        self._untold: list[Plain] = []
 
     def refresh(self) -> None:
         """Find out whose messages can be plain. Celery sets up its strategies at the same time."""
@@ -83,6 +85,7 @@ class Lane:
                 taken[plain.name].append(plain)
         for name, plains in taken.items():
             self._batches.take_plain(name, self._accept(plains))
+            self._tell()
         return left
 
     def _read(
@@ -125,12 +128,20 @@ class Lane:
                 if self._takes([plain], partial(deliveries.admitted, plain.tag, plain.headers))
             ]
         else:
-            deliveries.admitted_many([(plain.tag, plain.headers) for plain in plains])
+            self._untold += plains
         if not self._takes(plains, partial(self._announce, plains)):
             return []
         for plain in plains:
             state.task_reserved(plain)
         return plains
+
+    def _tell(self) -> None:
+        """Tell the observers that messages were received: before anything else that they hear of
+        them, but after their job was written. Its process works meanwhile."""
+        if self._untold:
+            untold, self._untold = self._untold, []
+            deliveries = untold[0].channel.deliveries
+            deliveries.admitted_many([(plain.tag, plain.headers) for plain in untold])
 
     def _takes(self, plains: Sequence[Plain], step: Callable[[], None]) -> bool:
         """Whether a step for these messages succeeds. Otherwise they end."""
@@ -179,6 +190,7 @@ class Lane:
 
     def accepted(self, plains: Sequence[Plain], pid: int, time_accepted: float) -> None:
         """A pool process runs their job now: see `Request.on_accepted`."""
+        self._tell()
         first, count = plains[0], len(plains)
         began_at = time.time() - (monotonic() - time_accepted)
         for plain in plains:
@@ -292,6 +304,7 @@ class Lane:
 
     def _request_of(self, plain: Plain, made: Any) -> Any:
         """A Request in the state of a plain message, in its place."""
+        self._tell()
         channel, consumer = plain.channel, self._consumer
         message = channel.Message(plain.content, channel=channel)
         message.happened = plain.happened

@@ -477,6 +477,22 @@ def test_what_happens_in_the_middle_of_a_job_has_the_same_effect_as_with_request
     assert fast == slow
 
 
+def test_a_process_has_a_message_before_the_observers_hear_that_it_was_received(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, shown, _ = bench.fast
+    submit, heard = worker.pool.apply_async, []
+
+    def submitted(*args: Any, **options: Any) -> Any:
+        heard.append([step for step in shown.steps if step[0] == "received"])
+        return submit(*args, **options)
+
+    monkeypatch.setattr(worker.pool, "apply_async", submitted)
+    _, steps, *_ = bench.run(TEN[:1], is_fast=True)
+    assert heard == [[]]
+    assert sum(step.startswith("('received'") for step in steps) == 1
+
+
 def test_messages_whose_event_cannot_be_sent_come_again_and_the_worker_goes_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
