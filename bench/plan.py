@@ -55,6 +55,8 @@ class Plan:
     loads: Sequence[tuple[float, float]] = ()
     """Messages a second, and for how many seconds they are sent to one worker of this project."""
     latency: Sequence[Candidate] = ()
+    floor: Sequence[Candidate] = ()
+    """Whose latency is what the calls alone take: measured at the rates that are the same."""
     latency_seconds: float = 10
     idle: Sequence[Candidate] = ()
     idle_seconds: float = 62
@@ -114,6 +116,7 @@ FULL = Plan(
     # At 0, long enough for two long polls.
     loads=((0, 41), (10, 10), (50, 10), (100, 8), (200, 8), (400, 8), (600, 8)),
     latency=(OURS, STOCK_BEST, SQS_CONSUMER),
+    floor=(BARE,),
     idle=(OURS, OURS_THREADS, STOCK_BEST, STOCK_DEFAULTS, SQS_CONSUMER),
     full=(OURS, OURS_8, STOCK_BEST),
     recovery=(OURS,),

@@ -156,14 +156,14 @@ class Run:
             self._try("loads", name, seconds + loads.REST, measure)
 
     def _latency(self) -> None:
-        for candidate in self.plan.latency:
+        for candidate in (*self.plan.latency, *self.plan.floor):
             carried = self.results.find(candidate.name, "register", 10)
             if carried is None:
                 continue
             for rate in SAME_RATES:
                 if rate < carried.rate:
                     self._latency_at(candidate, rate / carried.rate, rate)
-            for load in LOADS:
+            for load in () if candidate in self.plan.floor else LOADS:
                 self._latency_at(candidate, load, carried.rate * load)
 
     def _latency_at(self, candidate: Candidate, load: float, rate: float) -> None:
@@ -172,7 +172,7 @@ class Run:
         def measure() -> str:
             measured = latency.measure(self.lab, candidate, 10, load, rate, seconds)
             self.results.latency.append(measured)
-            return f"p50 {measured.p50 or 0:.0f} ms, p99 {measured.p99 or 0:.0f} ms"
+            return f"p50 {measured.p50 or 0:.1f} ms, p99 {measured.p99 or 0:.1f} ms"
 
         name = f"{candidate.name}, latency at {rate:.0f}/s, {load:.0%} load"
         self._try("latency", name, seconds + latency.REST, measure)

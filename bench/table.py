@@ -153,8 +153,8 @@ def _each(load: Load, figure: float, how: str) -> str:
 def latency(results: Results) -> str:
     rows = [
         [
-            each.config, f"{each.load:.0%}", f"{each.rate:.0f}", _number(each.p50, "{:.0f}"),
-            _number(each.p99, "{:.0f}"), f"{each.stored} of {each.sent}",
+            each.config, f"{each.load:.0%}", f"{each.rate:.0f}", _number(each.p50, "{:.1f}"),
+            _number(each.p99, "{:.1f}"), f"{each.stored} of {each.sent}",
         ]
         for each in results.latency
     ]  # fmt: skip

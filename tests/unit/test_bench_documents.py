@@ -422,3 +422,12 @@ def test_the_table_of_the_api_has_a_row_for_each_way_and_the_single_requests() -
     assert "| 200/s | **300** |" in told
     assert "13.0 ms" in told
     assert "9,999 accepted within 3.0 s by 1,000 calls, up to 8" in told
+
+
+def test_a_floor_of_the_latency_has_a_rate_that_it_can_carry() -> None:
+    measured = {
+        cell.candidate.name for cell in FULL.cells if (cell.task, cell.delay_ms) == ("register", 10)
+    }
+    assert FULL.floor
+    assert {each.name for each in FULL.floor} <= measured
+    assert not {*FULL.floor} & {*FULL.latency}
