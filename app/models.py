@@ -25,6 +25,9 @@ PATIENCE = 5.0
 
 _connected_in: int | None = None
 _connected_at = 0.0
+#: The last description of the servers that has a primary. To look for it takes longer than the rest
+#: of `connect`.
+_with_primary: Any = None
 _lock = threading.Lock()
 
 
@@ -127,9 +130,15 @@ def connect() -> MongoClient[dict[str, Any]]:
 
 
 def _is_lost() -> bool:
+    global _with_primary
     client: MongoClient[dict[str, Any]] = me.get_connection()
-    has_primary = client.topology_description.has_writable_server()
-    return not has_primary and monotonic() - _connected_at > PATIENCE
+    description = client.topology_description
+    if description is _with_primary:
+        return False  # pymongo never changes a description: what it learns makes a new one.
+    if description.has_writable_server():
+        _with_primary = description
+        return False
+    return monotonic() - _connected_at > PATIENCE
 
 
 def _open() -> None:
