@@ -42,9 +42,10 @@ class TaskMessage(Protocol):
         """The arguments of the task: [args, kwargs, embed]."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Arrival:
-    """A received message: decoded for the worker, or with the reason why it does not run."""
+    """A received message: decoded for the worker, or with the reason why it does not run. Nothing
+    changes it. It is not frozen, for the same reason as a Delivery."""
 
     content: dict[str, Any] = field(default_factory=dict)
     """The payload of kombu's `virtual.Message`."""
@@ -63,9 +64,9 @@ class Arrival:
         return payload
 
 
-@dataclass(frozen=True)
+@dataclass
 class Admitted:
-    """A message that may run."""
+    """A message that may run. Nothing changes it; not frozen either."""
 
     task: Any
     """The Celery task."""

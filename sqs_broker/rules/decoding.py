@@ -304,8 +304,8 @@ def _from_foreign(
 def _provenance(
     id_: str, source: Source, delivery: Delivery, *, has_producer_id: bool
 ) -> Provenance:
-    sent_at = delivery.first_sent
-    return Provenance(id_, has_producer_id, source, delivery.deliveries, sent_at, delivery.attempt)
+    sent_at, deliveries = delivery.first_sent, delivery.deliveries
+    return Provenance.made(id_, has_producer_id, source, deliveries, sent_at, delivery.attempt)
 
 
 def _payload(

@@ -41,14 +41,28 @@ class Provenance:
     def unpacked(cls, packed: tuple[Any, ...]) -> "Provenance":
         """What `packed` was made of."""
         message_id, has_producer_id, source, deliveries, attempt, sent_at = packed
+        at = datetime.fromtimestamp(sent_at, UTC)
+        return cls.made(message_id, has_producer_id, _SOURCES[source], deliveries, at, attempt)
+
+    @classmethod
+    def made(
+        cls,
+        message_id: str,
+        has_producer_id: bool,
+        source: Source,
+        deliveries: int,
+        enqueued_at: datetime,
+        attempt: int,
+    ) -> "Provenance":
+        """The same as Provenance(...). A frozen dataclass sets its fields one by one, which takes
+        longer."""
         provenance = object.__new__(cls)
-        # A frozen dataclass sets its fields one by one, which takes several times as long.
         vars(provenance).update(
             message_id=message_id,
             has_producer_id=has_producer_id,
-            source=_SOURCES[source],
+            source=source,
             deliveries=deliveries,
-            enqueued_at=datetime.fromtimestamp(sent_at, UTC),
+            enqueued_at=enqueued_at,
             attempt=attempt,
         )
         return provenance

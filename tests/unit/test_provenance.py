@@ -17,3 +17,12 @@ def test_it_is_the_same_in_another_process(source: Source) -> None:
     assert read == sent
     assert read.source is source
     assert read.enqueued_at.tzinfo is UTC
+
+
+def test_what_is_made_quickly_is_the_same() -> None:
+    fields = {name: object() for name in Provenance.__dataclass_fields__}
+
+    made = Provenance.made(**fields)  # type: ignore[arg-type]  # only who is where counts
+
+    assert made == Provenance(**fields)  # type: ignore[arg-type]
+    assert vars(made) == fields
