@@ -19,7 +19,6 @@ from app.errors import Unavailable
 from sqs_broker.limits import BATCH, MOST_BYTES
 from sqs_broker.machine.seldom import Seldom
 from sqs_broker.rules.backoff import full_jitter
-from sqs_broker.sqs import requests
 from sqs_broker.sqs.errors import Errors, SqsError
 from sqs_broker.sqs.queue import Queue
 from sqs_broker.sqs.requests import Outgoing, name_of
@@ -207,7 +206,7 @@ class Gatherer:
         return pack
 
     def _call(self, messages: Sequence[Outgoing]) -> Errors:
-        return self._queue.ask(requests.send_many(self._queue.url, messages))
+        return self._queue.send_batch(messages)
 
     def _answered(self, pack: Sequence[Entry], number: int, call: "asyncio.Future[Errors]") -> None:
         self._calls -= 1

@@ -9,6 +9,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.errors import SettingsError
 from app.settings.fields import Region, Secret, Url, capitals
 from app.settings.function import is_function
+from sqs_broker.limits import (
+    LONGEST_POLL,
+    LONGEST_RETENTION,
+    LONGEST_VISIBILITY,
+    MOST_BYTES,
+    MOST_IN_FLIGHT,
+)
 from sqs_broker.machine.address import is_loopback
 from sqs_broker.rules.policy import SPARE_DELIVERIES
 
@@ -150,7 +157,7 @@ class Settings(BaseSettings):
     task_time_limit: Annotated[int, Field(ge=1)] = Field(
         30, description="Time after which a task is killed and its message is retried, in seconds."
     )
-    sqs_visibility_timeout: Annotated[int, Field(ge=1, le=43_200)] | None = Field(
+    sqs_visibility_timeout: Annotated[int, Field(ge=1, le=LONGEST_VISIBILITY)] | None = Field(
         None, description="Visibility timeout, in seconds. Default: `TASK_TIME_LIMIT` + 30."
     )
     sqs_max_attempts: Annotated[int, Field(ge=1)] = Field(
@@ -168,7 +175,7 @@ class Settings(BaseSettings):
         description="Longest delay before the first retry, in seconds. This limit doubles with "
         "each attempt.",
     )
-    sqs_backoff_max: Annotated[int, Field(ge=1, le=43_200)] = Field(
+    sqs_backoff_max: Annotated[int, Field(ge=1, le=LONGEST_VISIBILITY)] = Field(
         600, description="Upper limit of that delay, in seconds."
     )
     sqs_unknown_task_grace: Annotated[int, Field(ge=0)] = Field(
@@ -178,20 +185,20 @@ class Settings(BaseSettings):
         "the task.",
     )
     sqs_eta_max: Annotated[int, Field(ge=1)] = Field(
-        1_209_600,
+        LONGEST_RETENTION,
         description="Longest time until the `eta` of a message or the end of its countdown, in "
         "seconds (14 days).",
     )
-    sqs_most_in_flight: Annotated[int, Field(ge=1, le=120_000)] = Field(
+    sqs_most_in_flight: Annotated[int, Field(ge=1, le=MOST_IN_FLIGHT)] = Field(
         60_000,
         description="Number of messages of a queue in flight from which on retries wait as delayed "
         "copies. SQS allows 120,000.",
     )
-    sqs_wait_time: Annotated[int, Field(ge=0, le=20)] = Field(
-        20, description="Time a receive call waits for a message (long poll), in seconds."
+    sqs_wait_time: Annotated[int, Field(ge=0, le=LONGEST_POLL)] = Field(
+        LONGEST_POLL, description="Time a receive call waits for a message (long poll), in seconds."
     )
-    sqs_max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
-        1_048_576, description="`MaximumMessageSize` of the queue, in bytes."
+    sqs_max_message_bytes: Annotated[int, Field(ge=1024, le=MOST_BYTES)] = Field(
+        MOST_BYTES, description="`MaximumMessageSize` of the queue, in bytes."
     )
     sqs_client: Literal["curl", "boto3"] | None = Field(
         None,

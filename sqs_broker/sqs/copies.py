@@ -27,10 +27,6 @@ from sqs_broker.sqs.requests import Outgoing, packed
 #: The code of the error if the copy of another delivery of the same message was not sent.
 NOT_SENT = "NotSent"
 
-#: Codes by which SQS refuses a whole call for what one of its messages contains.
-#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
-REFUSED_TOGETHER = frozenset({"BatchRequestTooLong", "InvalidMessageContents"})
-
 #: The position of a copy among the given ones.
 Place = int
 
@@ -157,7 +153,7 @@ class Copies:
 
 
 def _is_of_the_call(error: SqsError | None) -> bool:
-    return error is not None and (error.is_refusal or error.code in REFUSED_TOGETHER)
+    return error is not None and (error.is_refusal or error.is_refusal_of_contents)
 
 
 def can_carry(delivery: Delivery, limit: int) -> bool:

@@ -30,6 +30,10 @@ REFUSED = frozenset(
 #: Too many messages of the queue are in flight.
 OVER_LIMIT = "OverLimit"
 
+#: SQS refuses a whole call for what one of its messages contains.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
+REFUSED_TOGETHER = frozenset({"BatchRequestTooLong", "InvalidMessageContents"})
+
 #: The credentials that signed the call are not valid, or not any more.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 BAD_CREDENTIALS = frozenset(
@@ -204,6 +208,11 @@ class SqsError(Exception):
     def is_refusal(self) -> bool:
         """Whether SQS refused the parameters, which means that it had allowed the action."""
         return self.code in REFUSED
+
+    @property
+    def is_refusal_of_contents(self) -> bool:
+        """Whether SQS refused a whole call for what one of its messages contains."""
+        return self.code in REFUSED_TOGETHER
 
     @property
     def is_worth_another_try(self) -> bool:

@@ -6,7 +6,7 @@ for message in queue.receive(10, wait=20):
 errors = queue.delete(receipt_handles)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from sqs_broker.sqs import requests
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import Errors, SqsError, later
 from sqs_broker.sqs.requests import Attributes, Outgoing, Received, Request
+from sqs_broker.sqs.trials import trial
 
 T = TypeVar("T")
 
@@ -84,6 +85,11 @@ class Queue:
             return [SqsError.of(exc)]
         return [None]
 
+    def send_batch(self, messages: Sequence[Outgoing]) -> Errors:
+        """Send messages that fit into one call, at most ten, as one batch. Unlike the other methods
+        for many messages, this one raises what the driver raises."""
+        return self.ask(requests.send_many(self.url, messages))
+
     def delete(self, receipt_handles: Sequence[str], tries: int = 1) -> Errors:
         """Delete messages, ten per call. If a delete fails, it is tried again at once, `tries`
         times in total."""
@@ -110,9 +116,26 @@ class Queue:
         """The attributes of these names. Those that the server does not know are left out."""
         return self.ask(requests.attributes(self.url, *names))
 
+    def tags(self) -> Mapping[str, str]:
+        """The tags of the queue."""
+        return self.ask(requests.tags(self.url))
+
     def purge(self) -> None:
         """Delete all messages."""
         self.ask(requests.purge(self.url))
+
+    def create(self, attributes: Mapping[str, str]) -> None:
+        """Create the queue, with the name that is in its URL."""
+        self.ask(requests.create(self.url, attributes))
+
+    def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        """Change these attributes; the others stay."""
+        self.ask(requests.set_attributes(self.url, attributes))
+
+    def try_action(self, action: str) -> None:
+        """Make a call without effect, which raises `SqsError.is_denied` if the credentials do not
+        allow the action, and `SqsError.is_refusal` if they do."""
+        self.ask(trial(self.url, action))
 
     def _send_pack(self, pack: Sequence[Outgoing]) -> Errors:
         send = partial(requests.send_many, self.url)

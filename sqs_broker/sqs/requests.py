@@ -208,6 +208,23 @@ def purge(url: str) -> Request[None]:
     return Request("PurgeQueue", {"QueueUrl": url}, nothing)
 
 
+def create(url: str, attributes: Mapping[str, str]) -> Request[None]:
+    """Create the queue of this URL."""
+    parameters = {"QueueName": name_of(url), "Attributes": dict(attributes)}
+    return Request("CreateQueue", parameters, nothing)
+
+
+def set_attributes(url: str, attributes: Mapping[str, str]) -> Request[None]:
+    """Change these attributes of the queue."""
+    parameters = {"QueueUrl": url, "Attributes": dict(attributes)}
+    return Request("SetQueueAttributes", parameters, nothing)
+
+
+def tags(url: str) -> Request[Mapping[str, str]]:
+    """Get the tags of the queue."""
+    return Request("ListQueueTags", {"QueueUrl": url}, _tags)
+
+
 # Many --------------------------------------------------------------------------------------------
 
 
@@ -325,6 +342,11 @@ def _taken(count: int) -> Callable[[Answer], Errors]:
         ]
 
     return read
+
+
+def _tags(answer: Answer) -> Mapping[str, str]:
+    found: Mapping[str, str] = answer.content.get("Tags", {})
+    return found
 
 
 def _attributes(answer: Answer) -> Attributes:

@@ -15,7 +15,7 @@ from sqs_broker.options import Options
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
 from sqs_broker.sqs.queue import Queue
-from sqs_broker.sqs.requests import ALL, Answer, Request, name_of, nothing
+from sqs_broker.sqs.requests import ALL, name_of
 from sqs_broker.tools.broker import asking
 
 #: Seconds that a queue keeps a message. Less than a dead-letter queue, because the time in the
@@ -216,23 +216,16 @@ def _provide(queue: Queue, wanted: Attributes) -> Provided:
 
 
 def _create(queue: Queue, attributes: Attributes) -> Provided:
-    parameters = {"QueueName": name_of(queue.url), "Attributes": dict(attributes)}
     with asking("CreateQueue", queue.url):
-        queue.ask(Request("CreateQueue", parameters, nothing))
+        queue.create(attributes)
     return Provided(queue.url, Result.CREATED)
 
 
 def _set(queue: Queue, attributes: Attributes) -> None:
-    parameters = {"QueueUrl": queue.url, "Attributes": dict(attributes)}
     with asking("SetQueueAttributes", queue.url):
-        queue.ask(Request("SetQueueAttributes", parameters, nothing))
+        queue.set_attributes(attributes)
 
 
 def _stack_of(queue: Queue) -> str | None:
     with asking("ListQueueTags", queue.url):
-        return queue.ask(Request("ListQueueTags", {"QueueUrl": queue.url}, _stack_in))
-
-
-def _stack_in(answer: Answer) -> str | None:
-    stack: str | None = answer.content.get("Tags", {}).get(STACK_TAG)
-    return stack
+        return queue.tags().get(STACK_TAG)

@@ -1,8 +1,10 @@
 """Queue and its requests: ten a call, results by place, one kind of error, nothing about how it is
 carried."""
 
+import ast
 import pickle
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,11 @@ from sqs_broker.testing import Clock, FakeSqs
 
 URL = "https://sqs.test/1/jobs"
 DELETE, SEND = "DeleteMessageBatch", "SendMessageBatch"
+
+ROOT = Path(__file__).parents[2]
+
+#: What a file imports to make requests, by where it is.
+OF_REQUESTS = {"sqs_broker.sqs.requests": "Request", "sqs_broker.sqs": "requests"}
 
 
 @pytest.fixture
@@ -59,6 +66,20 @@ def test_a_request_has_the_parameters_of_the_api_by_its_names() -> None:
             {"Id": "1", "ReceiptHandle": "r-2", "VisibilityTimeout": 0},
         ],
     }
+
+
+def test_only_the_port_makes_requests() -> None:
+    # So an operation of SQS, and the names of its parameters, stand in one folder.
+    made_elsewhere = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("sqs_broker", "app")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.parent not in (ROOT / "sqs_broker/sqs", ROOT / "sqs_broker/testing")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and OF_REQUESTS.get(str(node.module)) in {alias.name for alias in node.names}
+    ]
+    assert made_elsewhere == []
 
 
 def test_a_delay_that_nobody_gave_is_left_to_the_queue() -> None:
@@ -198,13 +219,16 @@ def test_nothing_costs_no_call(queue: Queue, fake: FakeSqs) -> None:
         ("AWS.SimpleQueueService.MessageNotInflight", {"is_lost_lease", "is_final", "is_refusal"}),
         ("AWS.SimpleQueueService.EmptyBatchRequest", {"is_refusal"}),
         ("KMS.DisabledException", {"is_of_key"}),
+        ("BatchRequestTooLong", {"is_refusal_of_contents"}),
+        ("InvalidMessageContents", {"is_refusal_of_contents"}),
         ("InternalError", set()),
         ("503", set()),
     ],
 )
 def test_an_error_says_what_callers_ask(code: str, true: set[str]) -> None:
     error = SqsError(code)
-    asked = {"is_denied", "is_final", "is_no_queue", "is_lost_lease", "is_refusal", "is_of_key"}
+    asked = {"is_denied", "is_final", "is_no_queue", "is_lost_lease", "is_refusal", "is_of_key",
+             "is_refusal_of_contents"}  # fmt: skip
     assert {name for name in asked if getattr(error, name)} == true
     assert error.code == code.rpartition(".")[2]
     assert error.has_reached
