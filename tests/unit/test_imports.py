@@ -105,6 +105,24 @@ def test_the_domain_and_the_broker_s_name_load_neither_celery_nor_a_way_to_sqs(
     imported(module, directory, after=f"assert not (heavy := {HEAVY} & set(sys.modules)), heavy")
 
 
+def test_the_rules_need_no_worker_and_no_way_to_sqs_or_mongodb(directory: Path) -> None:
+    rules = sorted(file.stem for file in (ROOT / "sqs_broker/rules").glob("*.py"))
+    heavy = {
+        "celery.worker",
+        "celery.bin",
+        "boto3",
+        "botocore",
+        "pycurl",
+        "pymongo",
+        "sqs_broker.sqs",
+    }
+    imported(
+        ", ".join(f"sqs_broker.rules.{name}" for name in rules if name != "__init__"),
+        directory,
+        after=f"assert not (found := {heavy} & set(sys.modules)), found",
+    )
+
+
 #: What a producer does not need.
 OF_A_WORKER = {
     "flower", "tornado", "pymongo", "bson", "mongoengine", "http.server", "app.outage",
