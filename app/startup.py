@@ -19,7 +19,7 @@ from app.settings import Settings, get_settings
 from sqs_broker.errors import label
 from sqs_broker.machine import files
 from sqs_broker.options import Options
-from sqs_broker.rules.routes import circle, told
+from sqs_broker.rules.routes import circle, in_words
 from sqs_broker.tools.startup import check_queues
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def check_dead_letter_urls(options: Options) -> None:
         variables = {"SQS_QUEUES" if r.configured in more else "AWS_SQS_DLQ_URL" for r in found}
         names = " and ".join(sorted(variables))
         raise SettingsError(
-            f"{names}: {told(found)}. Set it to a queue that no worker receives from."
+            f"{names}: {in_words(found)}. Set it to a queue that no worker receives from."
         )
 
 

@@ -41,8 +41,8 @@ _sender: threading.Thread | None = None
 
 
 class OfEachProcess(SpanProcessor):
-    """A processor that is made anew in each process: an exporter's connection and threads cannot be
-    shared between processes."""
+    """A processor that each process makes for itself: an exporter's connection and threads
+    cannot be shared between processes."""
 
     def __init__(self, make: Callable[[], SpanProcessor]) -> None:
         self._make = make

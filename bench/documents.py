@@ -163,6 +163,6 @@ def _proxy(results: Results) -> str:
     return (
         f"The proxy adds {results.limits.added_ms:.2f} ms to a call and could carry "
         f"{results.limits.calls_a_second:.0f} calls/s; the most it had to carry was "
-        f"{most:.0f}{used}. One upsert takes {results.limits.upsert_ms:.1f} ms where nobody else "
+        f"{most:.0f}{used}. One upsert takes {results.limits.upsert_ms:.1f} ms if nobody else "
         "writes."
     )

@@ -90,7 +90,7 @@ class _Exchange:
         try:
             await self._send(message)
         except RuntimeError:
-            # uvloop raises it until it has told uvicorn that the connection is closed:
+            # uvloop raises it until uvicorn knows that the connection is closed:
             # https://github.com/Kludex/uvicorn/issues/1251. From then on uvicorn sends nothing.
             if not self._is_closed():
                 raise

@@ -247,7 +247,7 @@ class Gatherer:
             sent.set_exception(Unavailable("SQS has not taken the message."))
         if self._seldom.allows(code, asyncio.get_running_loop().time()):
             logger.warning(
-                "SQS did not take a message for %s: %s. The client was told to send it again.",
+                "SQS did not accept a message for %s: %s. The client has to send it again.",
                 name_of(self._queue.url),
                 code,
                 extra={

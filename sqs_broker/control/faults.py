@@ -69,7 +69,7 @@ def fault_of(exc: OperationFailure, action: str, database: str, collection: str)
             )
     return Fault(
         f"MongoDB refuses `{action}` on {name} ({label(exc)})",
-        "Drop that collection, and it is created anew; or name another database for the control "
+        "Drop that collection, and it is created again; or name another database for the control "
         "plane.",
     )
 

@@ -31,7 +31,7 @@ class PoolSends:
 
     def open(self, queues: Sequence[str]) -> None:
         """Prepare the memory, in the main process and before it forks. A second call does
-        nothing: the pool may be made anew."""
+        nothing: the pool may be made again."""
         if self._opened_by != os.getpid():
             self._opened_by, self._sums, self._read = os.getpid(), SharedSums(queues), {}
 

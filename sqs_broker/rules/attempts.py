@@ -96,7 +96,7 @@ NOTHING = Carried()
 def carried_in(attributes: Mapping[str, Mapping[str, Any]]) -> Carried:
     """What a message carries. Whatever cannot be read is nothing.
 
-    A message that was redriven together with its reason begins anew.
+    A message that was redriven together with its reason begins from zero.
     """
     if ATTEMPTS not in attributes or DEAD_LETTER in attributes:
         return NOTHING

@@ -147,7 +147,7 @@ class Lease:
     is_promised: bool = False
     """Whether a pool process will take the task and can no longer be prevented from it."""
     facts: Any = field(default=None, compare=False, repr=False)
-    """What observers were told about the message last: its Facts, which it has again if nothing
+    """What observers got last about the message: its Facts, which it has again if nothing
     has changed."""
 
     def __post_init__(self, longest_wait: float) -> None:

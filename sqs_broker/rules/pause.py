@@ -65,12 +65,12 @@ class Pause:
 
 
 def pause_text(queue: str, why: str) -> str:
-    """What observers are told while a queue is paused."""
+    """What observers get while a queue is paused."""
     return f"{queue}: {why}"
 
 
 def is_paused(queue: str, reasons: Iterable[str]) -> bool:
-    """Whether a queue is paused, by what observers are told."""
+    """Whether a queue is paused, by what observers get."""
     return any(reason.startswith(pause_text(queue, "")) for reason in reasons)
 
 

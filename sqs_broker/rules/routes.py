@@ -94,7 +94,7 @@ def circle(addresses: Addresses, policies: Mapping[str, str] | None = None) -> t
     return ()
 
 
-def told(routes: tuple[Route, ...]) -> str:
+def in_words(routes: tuple[Route, ...]) -> str:
     """A loop as a sentence for an error message."""
     steps = ", ".join(str(route) for route in routes)
     return f"dead letters go round in a loop: {steps}; so a bad message would never stop"
@@ -104,7 +104,7 @@ def refuse_circle(addresses: Addresses) -> None:
     """Raise ConfigurationError if the options send dead letters back to their own queue."""
     if found := circle(addresses):
         raise ConfigurationError(
-            f"predefined_queues: {told(found)}. "
+            f"predefined_queues: {in_words(found)}. "
             "Set dead_letter_url to a queue that no worker receives from."
         )
 

@@ -125,8 +125,8 @@ def headers_of(lines: Iterable[bytes]) -> tuple[Headers, bool]:
 def refusal(action: str, status: int, headers: Headers, body: bytes) -> SqsError:
     """The error in an answer that has an HTTP status of 300 or more."""
     code, text = _fault(status, headers, body)
-    told = f"An error occurred ({code}) when calling the {action} operation: {text}"
-    return SqsError(code, told, at=date_in(headers.get("date")))
+    message = f"An error occurred ({code}) when calling the {action} operation: {text}"
+    return SqsError(code, message, at=date_in(headers.get("date")))
 
 
 def _fault(status: int, headers: Headers, body: bytes) -> tuple[str, str]:

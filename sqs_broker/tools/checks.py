@@ -14,7 +14,7 @@ from sqs_broker.limits import LONGEST_RETENTION, MOST_IN_FLIGHT
 from sqs_broker.options import Options, QueueAddress
 from sqs_broker.rules.due import CLOCK_TOLERANCE
 from sqs_broker.rules.policy import SPARE_DELIVERIES
-from sqs_broker.rules.routes import circle, told
+from sqs_broker.rules.routes import circle, in_words
 from sqs_broker.sqs.requests import name_of
 
 #: If the visibility timeout is at least this many long polls, a message never needs its lease
@@ -179,7 +179,7 @@ def check_routes(options: Options, policies: Mapping[str, str]) -> Finding:
     check = Subject(found[0].source if found else "queues", "dead letters")
     if found:
         return check.fault(
-            told(found),
+            in_words(found),
             "Let them end in a queue whose messages go to none of these.",
             is_fatal=True,
         )

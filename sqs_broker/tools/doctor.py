@@ -9,7 +9,7 @@ import click
 
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options
-from sqs_broker.rules.routes import circle, told
+from sqs_broker.rules.routes import circle, in_words
 from sqs_broker.sqs.boto import ask, quick_client
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
@@ -98,7 +98,8 @@ def _check_sqs(options: Options) -> Iterator[Finding]:
         yield from _check_queue_pair(driver, name, options, policies)
     if loop := circle(options):
         # The redrive policies would only repeat it.
-        yield Subject(SETTINGS, "dead letters").fault(f"dead_letter_url: {told(loop)}", CORRECT_IT)
+        text = f"dead_letter_url: {in_words(loop)}"
+        yield Subject(SETTINGS, "dead letters").fault(text, CORRECT_IT)
     else:
         yield check_routes(options, policies)
 

@@ -50,7 +50,7 @@ class Drain:
         pool.close()  # From now on the pool replaces no process that ends.
         for request in running:
             request.cancel(pool, emit_retry=False)
-        # To cancel a request has told its process to end already.
+        # Its process ends already, because the request was cancelled.
         kill(processes - {request.worker_pid for request in running}, signal.SIGQUIT)
         self._await_end(processes, CANCEL_PATIENCE)
         kill(processes & children(), signal.SIGKILL)

@@ -204,7 +204,7 @@ def _is_interruption(exitcode: int) -> bool:
 
 
 def _is_stopping() -> bool:
-    """Whether the worker was told to stop."""
+    """Whether the worker got a signal to stop."""
     return state.should_stop is not None
 
 

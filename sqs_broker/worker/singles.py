@@ -53,7 +53,7 @@ class Single:
                 log_unreported(plain, exc)
 
     def on_success(self, traced: Any, **kwargs: Any) -> None:
-        """Its run has ended, and the process has told how."""
+        """Its run has ended, and the process has reported how."""
         plain = self._plain
         if plain.is_light and not isinstance(traced, ExceptionInfo) and not traced[0]:
             plain.lane.ended(plain, traced)

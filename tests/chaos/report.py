@@ -59,8 +59,8 @@ def as_markdown(results: list[Result], scale: Scale, command: str) -> str:
         f"| | {names} |\n| --- | {rule} |\n" + "\n".join(_rows(results)),
         *(_verdict(result) for result in results),
         "## What landed",
-        "The schedule comes from the seed; a strike lands where there was something to hit. The "
-        "run fails where fewer landed than the least.\n\n" + _landed(results),
+        "The schedule comes from the seed; a strike lands if there was something to hit. The "
+        "run fails if fewer landed than the least.\n\n" + _landed(results),
         "## Time to recover",
         "The longest, in seconds: after a worker was hit, until it (or the one in its place) asks "
         "for messages again; after calls failed, until the next one of their kind; after MongoDB "

@@ -31,7 +31,7 @@ class Guarded(BaseHandler):
 
     @property
     def has_login(self) -> bool:
-        """Whether Flower knows who this is, or was told that it need not."""
+        """Whether Flower knows who this is, or is set up not to ask."""
         options = self.application.options
         return bool(options.basic_auth or options.auth or self.unauthenticated_api)
 

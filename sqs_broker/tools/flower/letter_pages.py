@@ -1,4 +1,4 @@
-"""Flower's page "Dead letters". It reads only when told, because looking hides letters."""
+"""Flower's page "Dead letters". It reads only on request, because a read hides the messages."""
 
 import asyncio
 import json

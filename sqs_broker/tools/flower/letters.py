@@ -374,7 +374,7 @@ class Letters:
 
 
 def masked(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A letter with everything hidden that may be personal: names of fields are shown."""
+    """A dead letter with everything hidden that may be personal: names of fields are shown."""
     return {name: _masked_field(name, value) for name, value in content.items()}
 
 
