@@ -1395,15 +1395,22 @@ def test_waiting_for_nothing_ends_with_a_timeout(connection: Connection) -> None
 # The control plane
 
 
+@pytest.fixture
+def _has_a_control_plane(connection: Connection) -> None:
+    # Nothing connects to this MongoDB: the queue of `hear` has no bindings to read.
+    connection.transport_options["control"] = {"database_uri": "mongodb://127.0.0.1:1/control"}
+
+
 def hear(connection: Connection, callback: Callable[[Any], None]) -> None:
     """Put one message of the control plane into the inbox, for a consumer of ours."""
     transport = connection.transport
     channel = connection.channel()
     payload = {"body": "{}", "headers": {}, "properties": {"delivery_tag": "1"}}
-    transport.control._callbacks["one@host.celery.pidbox"] = callback
+    transport.control.consume(channel, "one@host.celery.pidbox", callback)
     transport.control.put("one@host.celery.pidbox", Message(payload, channel=channel), events=0)
 
 
+@pytest.mark.usefixtures("_has_a_control_plane")
 def test_a_command_that_fails_is_no_fault_of_the_loop(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1417,6 +1424,7 @@ def test_a_command_that_fails_is_no_fault_of_the_loop(
     assert [r for r in caplog.records if vars(r).get("event") == "deliver.failed"]
 
 
+@pytest.mark.usefixtures("_has_a_control_plane")
 def test_a_consumer_without_a_loop_hears_of_its_own_fault(connection: Connection) -> None:
     # Else `celery events` would print into a closed pipe for ever.
     def fail(_: Any) -> None:
@@ -1427,6 +1435,7 @@ def test_a_consumer_without_a_loop_hears_of_its_own_fault(connection: Connection
         connection.drain_events(timeout=DEADLINE)
 
 
+@pytest.mark.usefixtures("_has_a_control_plane")
 def test_a_command_to_shut_down_ends_the_loop(connection: Connection) -> None:
     def shut_down(_: Any) -> None:
         raise SystemExit(0)
@@ -1438,6 +1447,7 @@ def test_a_command_to_shut_down_ends_the_loop(connection: Connection) -> None:
         loop.readers[0][1]()
 
 
+@pytest.mark.usefixtures("_has_a_control_plane")
 def test_one_call_delivers_one_message(connection: Connection) -> None:
     got: list[Any] = []
     hear(connection, got.append)
