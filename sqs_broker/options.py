@@ -70,18 +70,18 @@ class ControlOptions:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """Read the option. `database_uri` may be a pydantic secret. Raises ConfigurationError."""
+        known = {"database_uri", *cls.__dataclass_fields__} - {"uri"}
+        if not given.keys() <= known:
+            raise ConfigurationError(
+                "broker_transport_options: `control` has an unknown key. It takes only "
+                f"{', '.join(sorted(known))}."
+            )
         values = dict(given)
         uri = values.pop("database_uri", None)
         # A name that Celery masks wherever it shows its configuration (celery 5.7 app/utils.py).
         values["uri"] = uri.get_secret_value() if hasattr(uri, "get_secret_value") else uri
         values = {name: value for name, value in values.items() if value is not None}
-        try:
-            options = cls(**values)
-        except TypeError:
-            known = ", ".join(sorted({"database_uri", *cls.__dataclass_fields__} - {"uri"}))
-            raise ConfigurationError(
-                f"broker_transport_options: `control` has an unknown key. It takes only {known}."
-            ) from None
+        options = cls(**values)
         where = "broker_transport_options: in `control`"
         check_values(values, CONTROL_VALUES, where)
         scheme, is_url, _ = (options.uri or "").partition("://")

@@ -9,9 +9,10 @@ from sqs_broker.options import ControlOptions, Kind, Options
 URI = "mongodb://user:marker-password@127.0.0.1/registrations"
 
 
-def test_an_option_that_is_unknown_is_an_error_that_names_the_known() -> None:
+@pytest.mark.parametrize("name", ["databse", "uri"])
+def test_an_option_that_is_unknown_is_an_error_that_names_the_known(name: str) -> None:
     with pytest.raises(ConfigurationError, match="database_uri, event_exchange"):
-        ControlOptions.read({"databse": "control"})
+        ControlOptions.read({name: "mongodb://127.0.0.1/control"})
 
 
 @pytest.mark.parametrize("uri", [URI, SecretStr(URI)])
