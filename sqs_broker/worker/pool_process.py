@@ -1,8 +1,9 @@
-"""A process of the prefork pool, which does not end by a SIGTERM.
+"""A process of the prefork pool, which does not end by a SIGTERM or a SIGHUP.
 
-Process managers send SIGTERM to a worker's process group, or to each of its processes. In Celery's
-own pool that ends the running tasks at once. Here a pool process does nothing on a SIGTERM, and the
-worker ends its processes by SIGQUIT, which runs the `finally` blocks of a task as SIGTERM did.
+Process managers send SIGTERM to a worker's process group, or to each of its processes; some send
+SIGHUP, at which Celery's main process restarts. In Celery's own pool both end the running tasks at
+once. Here a pool process does nothing on them, and the worker ends its processes by SIGQUIT, which
+runs the `finally` blocks of a task as SIGTERM did.
 """
 
 import os
@@ -16,6 +17,9 @@ from celery.concurrency import asynpool
 
 from sqs_broker.machine.frames import with_space
 from sqs_broker.observers.pool_sends import pool_sends
+
+#: What a pool process does nothing on. Each of them tells the main process to stop.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 #: Seconds in which further SIGQUITs to a process mean the same as the first.
 ONE_END = 1.0
@@ -40,9 +44,9 @@ class Worker(asynpool.Worker):
 
 
 class _Signals:
-    """A context in which this process does nothing on a SIGTERM, and on a SIGQUIT what billiard
-    does. Several SIGQUITs within a second count as one: the second would end the process before
-    the `finally` blocks of its task have run.
+    """A context in which this process does nothing on the stop signals, and on a SIGQUIT what
+    billiard does. Several SIGQUITs within a second count as one: the second would end the process
+    before the `finally` blocks of its task have run.
 
     The handlers are functions: unlike SIG_IGN, a program that a task starts does not inherit them.
     A process that a task forks inherits them, so there they do what the former handlers do.
@@ -57,7 +61,7 @@ class _Signals:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGQUIT):
+        for number in (*STOP_SIGNALS, signal.SIGQUIT):
             self._former[number] = signal.signal(number, self._react)
 
     def __exit__(self, *_: object) -> None:

@@ -31,15 +31,16 @@ from sqs_broker.options import Options
 from sqs_broker.rules.happened import ProcessTerminated
 from sqs_broker.worker.defaults import is_elsewhere
 from sqs_broker.worker.pool_answers import Answers
-from sqs_broker.worker.pool_process import ForkProcess, SpawnProcess, Worker
+from sqs_broker.worker.pool_process import STOP_SIGNALS, ForkProcess, SpawnProcess, Worker
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until the pool tries again to start a process.
 RETRY_PAUSE = 1.0
 
-#: Seconds until a message whose process a SIGTERM has ended can be received again, if the worker
-#: does not stop. A task that ends its own process each time would otherwise occupy the worker.
+#: Seconds until a message whose process a SIGTERM or SIGHUP has ended can be received again, if the
+#: worker does not stop. A task that ends its own process each time would otherwise occupy the
+#: worker.
 INTERRUPTION_PAUSE = 5
 
 #: How a process exits after a SIGQUIT: with the number of the signal, or with EX_SOFTWARE, because
@@ -66,8 +67,9 @@ class Processes(asynpool.AsynPool):
         return kinds[get_start_method()](*args, **options)
 
     def terminate_job(self, pid: int, sig: int | None = None) -> None:
-        """Send a signal to the process that runs a job: SIGQUIT by default, and for SIGTERM."""
-        super().terminate_job(pid, signal.SIGQUIT if sig in (None, signal.SIGTERM) else sig)
+        """Send a signal to the process that runs a job: SIGQUIT by default, and for those that it
+        does nothing on."""
+        super().terminate_job(pid, signal.SIGQUIT if sig in (None, *STOP_SIGNALS) else sig)
 
     def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
         """End a job whose process has died."""
@@ -198,7 +200,7 @@ class Processes(asynpool.AsynPool):
 
 def _is_interruption(exitcode: int) -> bool:
     """Whether a signal ended the process that the worker had not sent, and the task had no part."""
-    if exitcode == -signal.SIGTERM:
+    if -exitcode in STOP_SIGNALS:
         return True  # The task had set the default handler.
     return _is_stopping() and exitcode in AFTER_SIGQUIT
 

@@ -69,6 +69,23 @@ def test_what_runs_finishes(
     assert_nothing_counted(project, *running)
 
 
+@pytest.mark.parametrize("tell", [to_group, to_each])
+def test_at_a_sighup_to_all_what_runs_finishes(
+    make_project: MakeProject, tell: Callable[[Worker, signal.Signals], None]
+) -> None:
+    project = make_project(transport={"max_attempts": 1})
+    worker = project.start("-c", "3")
+    running = [project.send("work", 3) for _ in range(2)]
+    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
+
+    tell(worker, signal.SIGHUP)
+
+    # Its status is that of the next one, and Celery cannot restart what `python -m` has started.
+    worker.wait(PATIENCE)
+    assert_nothing_counted(project, *running)
+    assert "Restarting celery worker" in project.worker_log()
+
+
 def test_a_job_that_many_messages_share_finishes(make_project: MakeProject) -> None:
     project = make_project()
     project.send("together", "fine")

@@ -335,7 +335,7 @@ def test_a_revoke_reaches_a_worker_that_starts_later(pair: Pair) -> None:
     assert late.stop() == 0
 
 
-@pytest.mark.parametrize("number", ["TERM", "KILL"])
+@pytest.mark.parametrize("number", ["TERM", "HUP", "KILL"])
 def test_a_running_task_is_terminated(pair: Pair, number: str) -> None:
     with pair.slow_registrations(8_000), events(pair) as seen:
         id_ = pair.register(f"terminated-{number}")
