@@ -39,6 +39,11 @@ LAST_FLUSH = 3
 LAST_RESORT = 15
 
 
+#: Seconds in which further SIGTERMs belong to the first signal. systemd and Heroku signal every
+#: process; if honcho or supervisord is one of them, it passes the signal on, and a worker gets two.
+ONE_STOP = 1.0
+
+
 class Ask(Enum):
     """A request to the thread."""
 
@@ -51,14 +56,18 @@ class Shutdown:
     """The stop of one consumer: `listen` once it is ready, `drain` before Celery stops its parts,
     `finish` after that."""
 
-    def __init__(self, consumer: Any, last_resort: float = LAST_RESORT) -> None:
+    def __init__(
+        self, consumer: Any, last_resort: float = LAST_RESORT, one_stop: float = ONE_STOP
+    ) -> None:
         self._consumer = consumer
         self._last_resort = last_resort
+        self._one_stop = one_stop
         self._pid = os.getpid()
         # A SimpleQueue, because a signal handler writes to it and must not wait for a lock.
         self._asked: SimpleQueue[Ask] = SimpleQueue()
         self._is_asked = False
         self._is_by_signal = False
+        self._signalled_at = float("-inf")
         self._begun = threading.Event()
         self._forced = threading.Event()
         self._thread: threading.Thread | None = None
@@ -121,18 +130,26 @@ class Shutdown:
 
     def _on_signal(self, how: str, **_: Any) -> None:
         """React to the first signal, which Celery's handler announces. Each later signal forces the
-        stop."""
-        self._is_by_signal = True
-        self._ask(Ask.STOP if how == "Warm" else Ask.STOP_AT_ONCE)
+        stop, except a SIGTERM that belongs to the first."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self._at_once)
+        if how == "Warm" and self._is_same_stop():
+            return  # It came while Celery's handler of the first one ran.
+        self._is_by_signal = True
+        self._signalled_at = monotonic()
+        self._ask(Ask.STOP if how == "Warm" else Ask.STOP_AT_ONCE)
 
     def _at_once(self, number: int, frame: Any) -> None:
         if os.getpid() != self._pid:
             return  # This is a pool process, forked after the handler was set.
+        if number == signal.SIGTERM and self._is_same_stop():
+            return
         self._is_by_signal = True
         state.should_stop = 0
         self._ask(Ask.STOP_AT_ONCE)
+
+    def _is_same_stop(self) -> bool:
+        return monotonic() - self._signalled_at < self._one_stop
 
     def _ask(self, ask: Ask) -> None:
         self._is_asked = True

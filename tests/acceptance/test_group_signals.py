@@ -10,7 +10,7 @@ from subprocess import Popen
 import pytest
 
 from tests.acceptance.worker import living
-from tests.probe.project import PATIENCE, SOON, MakeProject, ProbeProject
+from tests.probe.project import PATIENCE, SOON, MakeProject, ProbeProject, await_another_stop
 from tests.services import wait_until
 
 pytestmark = pytest.mark.slow
@@ -112,6 +112,7 @@ def test_a_second_signal_to_the_group_ends_what_runs_after_its_finally(
 
     to_group(worker, signal.SIGTERM)
     wait_until(lambda: "Stopping:" in project.worker_log(), PATIENCE, "a worker that stops")
+    await_another_stop()
     to_group(worker, signal.SIGTERM)
 
     assert worker.wait(PATIENCE) == 0

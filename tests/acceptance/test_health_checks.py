@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.health_checks import all_of_them, installed
-from tests.probe.project import PATIENCE, ProbeProject
+from tests.probe.project import PATIENCE, ProbeProject, await_another_stop
 from tests.services import Queues, wait_until
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,7 @@ def test_health_checks_pass_for_a_worker_that_works_or_finishes_its_tasks_and_fo
     assert project.events(event="end") == []
 
     # The second one ends the task.
+    await_another_stop()
     worker.send_signal(signal.SIGTERM)
     worker.wait(PATIENCE)
     assert statuses() == unhealthy

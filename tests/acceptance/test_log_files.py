@@ -21,6 +21,7 @@ from tests.acceptance.worker import (
     living,
     run_program,
 )
+from tests.probe.project import await_another_stop
 from tests.services import Queues, wait_until
 
 pytestmark = pytest.mark.slow
@@ -228,10 +229,6 @@ class Piped:
         """Send SIGTERM to its main process."""
         self._process.send_signal(signal.SIGTERM)
 
-    def interrupt(self) -> None:
-        """Send SIGINT to its main process."""
-        self._process.send_signal(signal.SIGINT)
-
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """Its exit status."""
         return self._process.wait(seconds)
@@ -293,8 +290,8 @@ def test_the_health_of_a_worker_whose_log_nobody_reads_is_known_and_a_forced_sto
     run_program(SEND_LONG, talking, tmp_path, 60)
     wait_until(lambda: says("busy with 1"), SETTLE_SECONDS, "a report of what runs")
     worker.terminate()
-    # Not SIGTERM again: two of the same signal that come at once are one.
-    worker.interrupt()
+    await_another_stop()
+    worker.terminate()
 
     assert worker.wait(QUICK) == 0
     # Visible again once the last poll of the worker is over.

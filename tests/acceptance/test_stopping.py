@@ -11,7 +11,7 @@ import pytest
 
 from tests.acceptance.worker import PROGRAM_SECONDS, StartWorker, living
 from tests.faults import proxy
-from tests.probe.project import PATIENCE, MakeProject, ProbeProject
+from tests.probe.project import PATIENCE, MakeProject, ProbeProject, await_another_stop
 from tests.services import Queues, wait_until
 
 POOLS = ("prefork", "threads", "solo")
@@ -118,6 +118,7 @@ def test_a_second_signal_hands_back_what_runs_and_awaits_no_poll(
     running = start_running(project, pool, "work", LONG_TASK)
 
     tell_to_stop(project, worker, number)
+    await_another_stop()
     tell(worker, number)
 
     assert worker.wait(LONG_POLL - 5) == 0

@@ -135,6 +135,22 @@ class Honcho(Supervisor):
         os.killpg(self._process.pid, signal.SIGINT)
 
 
+class HonchoUnderSystemd(Honcho):
+    """A signal to each process, and honcho passes it on: the worker gets two."""
+
+    def _tell(self) -> None:
+        for pid in sorted(self.pids()):
+            os.kill(pid, signal.SIGTERM)
+
+
+class SupervisordUnderSystemd(Supervisord):
+    """A signal to each process, and supervisord passes it on: the worker gets two."""
+
+    def _tell(self) -> None:
+        for pid in sorted(self.pids()):
+            os.kill(pid, signal.SIGTERM)
+
+
 class HonchoWithFlower(Honcho):
     """Once Flower has ended, honcho kills the worker after 5 s."""
 
@@ -195,6 +211,24 @@ def test_what_runs_finishes_when_the_supervisor_stops_the_worker(
     make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
 ) -> None:
     # Whatever counted as an attempt would be the last one.
+    project = make_project(transport={"max_attempts": 1})
+    supervisor = supervise(project)
+    supervisor.start()
+    sent = [project.send("work", LONG) for _ in range(2)]
+    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
+
+    supervisor.stop()
+
+    assert_each_ran_once(project, sent)
+    assert_no_process_died(project)
+    assert project.queues.counts() == (0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("supervise", [HonchoUnderSystemd, SupervisordUnderSystemd], indirect=True)
+def test_what_runs_finishes_when_each_process_is_told_and_the_supervisor_passes_it_on(
+    make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
+) -> None:
     project = make_project(transport={"max_attempts": 1})
     supervisor = supervise(project)
     supervisor.start()

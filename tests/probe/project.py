@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from sqs_broker import install
+from sqs_broker.worker.shutdown import ONE_STOP
 from tests.services import Queues, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +26,12 @@ PATIENCE = 30
 #: Seconds until what a worker releases at its stop can be received: its polls are over then. Far
 #: less than a visibility timeout.
 SOON = 10.0
+
+
+def await_another_stop() -> None:
+    """Wait until a SIGTERM is a second signal, and no longer belongs to the first."""
+    now = time.monotonic()
+    wait_until(lambda: time.monotonic() > now + ONE_STOP, PATIENCE, "a second")
 
 
 class ProbeProject:

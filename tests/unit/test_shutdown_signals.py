@@ -102,8 +102,14 @@ def consumer(hub: Hub, _signals_of_before: None) -> Iterator[Consumer]:
 
 
 @pytest.fixture
-def shutdown(consumer: Consumer) -> Iterator[Shutdown]:
-    made = Shutdown(consumer)
+def one_stop() -> float:
+    """Seconds in which further SIGTERMs belong to the first signal: here each one is another."""
+    return 0.0
+
+
+@pytest.fixture
+def shutdown(consumer: Consumer, one_stop: float) -> Iterator[Shutdown]:
+    made = Shutdown(consumer, one_stop=one_stop)
     made.listen()
     yield made
     made.finish()
@@ -152,6 +158,29 @@ def test_a_signal_of_celery_begins_the_stop_at_once_and_leaves_with_status_0(
     at_last(consumer, consumer.deliveries.end)
     shutdown.drain()
     assert consumer.controller.exitcode == 0
+
+
+@pytest.mark.parametrize("one_stop", [2 * DEADLINE])
+def test_sigterms_that_come_together_are_one_stop(shutdown: Shutdown, consumer: Consumer) -> None:
+    signalled()
+    signalled()  # While Celery's handler of the first one still ran.
+    assert consumer.deliveries.stopped.wait(DEADLINE)
+    signal.raise_signal(signal.SIGTERM)
+    at_last(consumer, consumer.deliveries.end)
+    shutdown.drain()
+    assert consumer.deliveries.told == ["stop receiving", "release what waits"]
+
+
+@pytest.mark.parametrize("one_stop", [2 * DEADLINE])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_second_signal_of_another_kind_is_heard_at_once(
+    shutdown: Shutdown, consumer: Consumer, number: signal.Signals
+) -> None:
+    signalled()
+    assert consumer.deliveries.stopped.wait(DEADLINE)
+    signal.raise_signal(number)
+    await_the_end_of_its_thread()
+    assert "release all" in consumer.deliveries.told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
