@@ -7,12 +7,13 @@ this program needs for its promises, or refused by name. See docs/mongodb.md.
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import unquote_plus
 
 import pymongo
@@ -23,6 +24,8 @@ from pymongo.uri_parser import parse_userinfo, split_hosts, split_options
 
 from app.errors import SettingsError
 from app.settings import DEFAULT_DATABASE, HOW_TO_SET, Settings, get_settings
+
+T = TypeVar("T")
 
 #: Seconds for the close of a client. It tells MongoDB which sessions have ended. pymongo 4.20 sets
 #: no time limit for that call.
@@ -226,7 +229,8 @@ class Address:
         """A client with this program's options. Does not wait for the server. Raises pymongo's
         errors if the options contradict each other."""
         options = self.options if options is None else options
-        return Client(self._uri(options), **_settings(options), **settings)
+        uri, chosen = self._uri(options), {**_settings(options), **settings}
+        return _with_short_stack(lambda: Client(uri, **chosen))
 
     def async_client(self) -> AsyncClient:
         """The same client for the event loop that first uses it."""
@@ -236,6 +240,17 @@ class Address:
 def _settings(options: Mapping[str, str]) -> dict[str, Any]:
     given = {name.lower() for name in options}
     return {**OURS, **{k: v for k, v in DEFAULT_TIMEOUTS.items() if k.lower() not in given}}
+
+
+def _with_short_stack(create: Callable[[], T]) -> T:
+    """Call this in a thread of its own.
+
+    With each client pymongo keeps the text of its stack (4.20 settings_shared.py), for which Python
+    reads the source files of all functions on it, and keeps them. In a pool process these were 17
+    files and 1 MB. In a thread they are few, and those that a worker has read before it forks.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(create).result()
 
 
 @cache

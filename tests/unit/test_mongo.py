@@ -1,5 +1,6 @@
 """MONGO_URI: each option is taken, replaced or refused by name, and no line shows a value."""
 
+import linecache
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,9 @@ def test_each_option_that_pymongo_knows_has_its_place_and_the_page_has_each() ->
         *(f"| `{name}` | refused: {why} |" for name, why in REFUSED.items()),
     ]
     assert [row for row in rows if row not in page] == []
+
+
+def test_a_client_keeps_no_source_files_of_those_that_open_it() -> None:
+    linecache.clearcache()
+    opened_with("")
+    assert __file__ not in linecache.cache
