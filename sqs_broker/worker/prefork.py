@@ -6,11 +6,13 @@ pipes, for ever (billiard 4.3 pool.py, `_create_worker_process`; celery 5.7
 concurrency/asynpool.py).
 """
 
+import ctypes
 import gc
 import logging
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from traceback import walk_tb
@@ -21,7 +23,7 @@ from billiard import get_start_method
 from billiard.common import EX_SOFTWARE
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import RestartFreqExceeded
-from billiard.util import get_pdeathsig
+from celery import platforms
 from celery.concurrency import asynpool
 from celery.concurrency.prefork import TaskPool as CeleryTaskPool
 from celery.worker import state
@@ -219,13 +221,28 @@ def _close_pipe(traceback: TracebackType | None) -> None:
                     os.close(frame.f_locals[name])
 
 
-def _load_for_all() -> None:
-    """Load what each process would load for itself. It asks for a signal at the death of this one;
-    if cffi is installed, billiard uses it for that (billiard 4.3 util.py, `set_pdeathsig`), and its
-    parser takes 5 MB."""
-    with suppress(OSError):  # Not Linux.
-        get_pdeathsig()
+#: Which signal a process gets when the one that forked it ends: prctl(2).
+PR_SET_PDEATHSIG = 1
+
+
+def _prepare_for_forks() -> None:
+    """Save what each process would take for itself."""
+    if sys.platform.startswith("linux"):
+        platforms._set_pdeathsig = _ask_for_signal()
     gc.freeze()
+
+
+def _ask_for_signal() -> Callable[[int], None]:
+    """What makes a process get a signal when this one ends. billiard's own uses cffi if that is
+    installed, and then parses C: 1 MB in each process, and 5 MB here (billiard 4.3 util.py,
+    `set_pdeathsig`)."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def ask(number: int) -> None:
+        if prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+    return ask
 
 
 class TaskPool(CeleryTaskPool):
@@ -235,7 +252,7 @@ class TaskPool(CeleryTaskPool):
 
     def on_start(self) -> None:
         """Start the processes."""
-        _load_for_all()
+        _prepare_for_forks()
         if not is_elsewhere(self.app):
             options = Options.read(self.app.conf.broker_transport_options)
             if options.metrics.port is not None:

@@ -22,7 +22,7 @@ import pytest
 from billiard.pool import ApplyResult
 from billiard.popen_fork import Popen
 from billiard.process import BaseProcess as Process
-from celery import Celery
+from celery import Celery, platforms
 from celery import Task as CeleryTask
 from celery.app.events import Events as CeleryEvents
 from celery.app.registry import TaskRegistry
@@ -91,6 +91,7 @@ TOUCHED: list[tuple[type | ModuleType, str, str]] = [
     (AsynPool, "_process_cleanup_queues", "called: its pipes are free for the next one"),
     (ApplyResult, "_set", "called: a job whose process got a SIGTERM has ended"),
     (Process, "_popen", "read: whether a process was forked"),
+    (platforms, "_set_pdeathsig", "replaced: a process asks for a signal without parsing C"),
     (mongoengine.Document, "_get_collection", "called: writes in a transaction"),
     (mongoengine.Document, "_meta", "read: the indexes, to make them once at the start"),
 ]
