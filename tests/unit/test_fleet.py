@@ -244,4 +244,4 @@ def test_the_prices_are_those_of_the_page_about_aws() -> None:
     for name in ("sqs", "vcpu", "memory"):
         (line,) = (each for each in page.splitlines() if each.startswith(f"| {known[name].of} |"))
         assert float(line.split("|")[2]) == known[name].dollars
-    assert f"Log lines cost\n${known['logs'].dollars:.2f} a GB" in page
+    assert f"CloudWatch takes ${known['logs'].dollars:.2f} a GB" in page

@@ -11,7 +11,7 @@ from app.settings import get_settings
 from app.startup import check_dead_letter_urls
 from sqs_broker.errors import ConfigurationError
 from sqs_broker.options import Options, QueueAddress
-from sqs_broker.rules.routes import By, circle, identity, identity_of_arn, told
+from sqs_broker.rules.routes import By, circle, identity, identity_of_arn, in_words
 from sqs_broker.tools.checks import Level, check_routes
 
 AWS = "https://sqs.eu-central-1.amazonaws.com/123456789012"
@@ -185,14 +185,14 @@ def test_there_is_a_circle_where_following_the_letters_never_ends(
 
 def test_a_circle_is_told_in_one_line_without_what_a_url_may_hide() -> None:
     secret = "https://kim:hunter2@sqs.eu-central-1.amazonaws.com/123456789012/jobs"
-    said = told(circle(options(jobs=(secret, secret))))
+    said = in_words(circle(options(jobs=(secret, secret))))
     assert "those of jobs to jobs itself (dead_letter_url)" in said
     assert "hunter2" not in said
     assert "\n" not in said
 
 
 def test_a_queue_is_told_by_both_of_its_names() -> None:
-    said = told(circle(options(mail=(f"{AWS}/jobs", f"{AWS}/jobs"))))
+    said = in_words(circle(options(mail=(f"{AWS}/jobs", f"{AWS}/jobs"))))
     assert "those of mail (jobs) to jobs itself" in said
 
 

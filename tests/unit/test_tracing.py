@@ -12,8 +12,9 @@ from sqs_broker import batching
 from sqs_broker.options import Options
 from sqs_broker.sqs.publisher import publish_many
 from sqs_broker.sqs.sender import SendError
+from tests.services import wait_until
 from tests.unit.in_memory import InMemoryWorker
-from tests.unit.traced import Spans, Traced
+from tests.unit.traced import DEADLINE, Spans, Traced
 
 #: Stands where a user could have typed something.
 MARKER = "Kim-1f9c"
@@ -375,7 +376,7 @@ def test_the_worker_alone_has_no_spans(
     traced.fake.end_polls()
     traced.fake.put(traced.url, plain())
     traced.run(worker)
-    assert len(traced.fake.asked("ReceiveMessage")) > polls
+    wait_until(lambda: len(traced.fake.asked("ReceiveMessage")) > polls, DEADLINE, "a poll")
     assert spans.names == DELIVERY
 
 
