@@ -51,7 +51,6 @@ class Inbox:
                 # The pipe is empty if nothing was written since the last call.
                 with suppress(BlockingIOError):
                     os.read(self._read_end, 65_536)
-            self._changed.notify_all()
         return arrived
 
     def take_one(self) -> Arrived | None:
@@ -63,14 +62,6 @@ class Inbox:
         """Wait until there is a message; return False if `timeout` seconds pass first."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._arrived), timeout)
-
-    def wait_until_taken(self, timeout: float) -> bool:
-        """Wait until no message is left; return False if `timeout` seconds pass first.
-
-        A thread that has put messages, and goes on at once, keeps Python's lock while the loop
-        wakes up. So the loop would begin only when that thread waits for something."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._arrived, timeout)
 
     def close(self) -> None:
         """Close the descriptors. Messages may still be put and taken."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from sqs_broker.limits import BATCH
 from sqs_broker.machine.inbox import Inbox
 from sqs_broker.machine.textless import textless
 from sqs_broker.observers.observer import Observer, Observers
@@ -38,10 +37,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after the end of a long poll in which its answer may still be on its way.
 POLL_MARGIN = 2
-
-#: Most seconds that a receiver's thread waits for the event loop to take a message, before it
-#: prepares its next call.
-HAND_OVER = 0.001
 
 #: The reason of the pause while the event loop hangs.
 LOOP_HANGS = "the event loop hangs"
@@ -217,9 +212,6 @@ class Deliveries:
                 if (content := self._arrived_or_ended(delivery, is_paused))
             ]
             inbox.put(arrived)
-            if len(received) < BATCH:
-                # The loop begins while this thread waits. If the queue is full, others wait anyway.
-                inbox.wait_until_taken(HAND_OVER)
         except Exception as exc:
             # Broad on purpose, here and below. If a message cannot be handed over, it is released.
             # If it cannot be released either, its slot is freed, and SQS delivers it again.

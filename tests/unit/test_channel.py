@@ -753,6 +753,7 @@ def test_what_waits_behind_a_loop_that_hangs_is_handed_back_and_nothing_is_recei
     loop.beat()
     worker = Worker(connection, "jobs")
     assert connection.transport.inbox.wait(DEADLINE)
+    wait_until(lambda: len(sqs.polled) > 1, DEADLINE, "the poll that is open while the loop hangs")
     loop_clock.advance(61)
     # Not before its own poll is over; before that, its lease is extended.
     soon = LONGEST_POLL + 2

@@ -97,21 +97,6 @@ def test_waiting_ends_at_its_timeout_or_at_once_if_something_is_here(inbox: Inbo
     assert inbox.wait(0) is True
 
 
-def test_who_has_put_something_can_wait_until_the_loop_has_taken_it(inbox: Inbox) -> None:
-    inbox.put(arrived(1))
-    with ThreadPoolExecutor() as executor:
-        waiting = executor.submit(inbox.wait_until_taken, DEADLINE)
-        with pytest.raises(TimeoutError):
-            waiting.result(0.02)
-        inbox.take_all()
-        assert waiting.result(DEADLINE / 5) is True
-
-
-def test_who_waits_for_a_loop_that_takes_nothing_goes_on_at_the_timeout(inbox: Inbox) -> None:
-    inbox.put(arrived(1))
-    assert inbox.wait_until_taken(0.001) is False
-
-
 def test_nothing_is_lost_or_doubled_between_threads(inbox: Inbox) -> None:
     taken: list[dict[str, Any]] = []
     finished = threading.Event()
