@@ -1,7 +1,7 @@
-"""Reads what the processes of the prefork pool tell: all that is in a pipe with one call.
+"""Reads the answers of the processes of the prefork pool: all that is in a pipe with one call.
 
 A process answers twice for each job: when it takes it, and when the job has ended. Celery reads one
-answer at a time, by two calls, and registers the pipe anew for each (celery 5.7
+answer at a time, by two calls, and registers the pipe again for each (celery 5.7
 concurrency/asynpool.py, `_recv_message`). Each of these calls lets another thread have Python's
 lock. While many jobs end, both answers of a job are often in its pipe at the same time.
 """
