@@ -104,7 +104,10 @@ class Canvas:
         try:
             calls = _Walk(self, registered).calls(task, args, kwargs, links)
         except _NotAllowed as found:
-            return found.why
+            if found.why == UnknownTask(task) or self.most_callbacks:
+                return found.why
+            # Whoever knows the task of the callback: no message may have any.
+            return _too_many(self) if isinstance(found.why, UnknownTask) else found.why
         if calls > 1:
             return self._too_large([links, args, kwargs] if task in CONTAINERS else links)
         return None
@@ -140,12 +143,7 @@ class _Walk:
         # Celery copies the links of a group to each of its tasks.
         calls *= 1 + sum(self._of(each) for link in links for each in _as_list(link))
         if calls - 1 > self.canvas.most_callbacks:
-            raise _NotAllowed(
-                Refused(
-                    f"its callbacks lead to more than {self.canvas.most_callbacks} calls "
-                    "(most_callbacks)"
-                )
-            )
+            raise _NotAllowed(_too_many(self.canvas))
         return calls
 
     def _of(self, signature: Any) -> int:
@@ -169,6 +167,12 @@ class _Walk:
             raise _NotAllowed(UnknownTask(task))
         if task.startswith(PREFIX) and task not in self.canvas.built_in_tasks:
             raise _NotAllowed(Refused(f"no message may call {task} here (built_in_tasks)"))
+
+
+def _too_many(canvas: Canvas) -> Refused:
+    return Refused(
+        f"its callbacks lead to more than {canvas.most_callbacks} calls (most_callbacks)"
+    )
 
 
 def _inner(task: str, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:

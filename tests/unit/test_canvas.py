@@ -119,6 +119,13 @@ def test_a_callback_at_any_depth_calls_only_a_task_that_is_registered(hidden: An
     assert isinstance(refused(CLOSED, **hidden(signature("celery.backend_cleanup"))), Refused)
 
 
+def test_if_no_callbacks_are_allowed_it_is_no_matter_whether_their_task_is_known() -> None:
+    none = Canvas(most_callbacks=0)
+    known, unknown = (refused(none, link=[signature(name)]) for name in ("other", "nobody"))
+    assert reason(unknown) == reason(known)
+    assert refused(none, task="celery.nobody", link=[job()]) == UnknownTask("celery.nobody")
+
+
 def test_arguments_are_data_even_if_they_look_like_a_signature() -> None:
     data = {"task": "nobody", "args": [], "kwargs": {}, "options": {}}
     assert refused(CLOSED, args=[data], kwargs={"task": data}) is None
