@@ -104,10 +104,9 @@ class Canvas:
         try:
             calls = _Walk(self, registered).calls(task, args, kwargs, links)
         except _NotAllowed as found:
-            if found.why == UnknownTask(task) or self.most_callbacks:
-                return found.why
-            # Whoever knows the task of the callback: no message may have any.
-            return _too_many(self) if isinstance(found.why, UnknownTask) else found.why
+            is_of_callback = isinstance(found.why, UnknownTask) and found.why.name != task
+            # If no message may have callbacks, a worker that knows the task refuses it too.
+            return _too_many(self) if is_of_callback and not self.most_callbacks else found.why
         if calls > 1:
             return self._too_large([links, args, kwargs] if task in CONTAINERS else links)
         return None

@@ -88,14 +88,15 @@ class Batches:
             self._schedule(name, is_all=is_all)
 
     def _schedule(self, name: str, *, is_all: bool = False) -> None:
-        if not self._fills(name) and is_all:
+        if self._fills(name):
+            if name not in self._filling:
+                self._filling.add(name)
+                self._later(PATIENCE, self._filled, name)
+        elif is_all:
             self._ask_now(name)
-        elif not self._fills(name):
+        else:
             # In the loop's next turn, when all messages that were received together are here.
             self._soon(self._ask, name)
-        elif name not in self._filling:
-            self._filling.add(name)
-            self._later(PATIENCE, self._filled, name)
 
     def _fills(self, name: str) -> bool:
         """Whether the next batch of a task waits for more messages."""

@@ -206,8 +206,7 @@ def assert_no_process_died(project: ProbeProject) -> None:
     assert [line for line in log.splitlines() if "ERROR" in line or "exited with" in line] == []
 
 
-@pytest.mark.slow
-def test_what_runs_finishes_when_the_supervisor_stops_the_worker(
+def assert_what_runs_finishes(
     make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
 ) -> None:
     # Whatever counted as an attempt would be the last one.
@@ -225,21 +224,18 @@ def test_what_runs_finishes_when_the_supervisor_stops_the_worker(
 
 
 @pytest.mark.slow
+def test_what_runs_finishes_when_the_supervisor_stops_the_worker(
+    make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
+) -> None:
+    assert_what_runs_finishes(make_project, supervise)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("supervise", [HonchoUnderSystemd, SupervisordUnderSystemd], indirect=True)
 def test_what_runs_finishes_when_each_process_is_told_and_the_supervisor_passes_it_on(
     make_project: MakeProject, supervise: Callable[[ProbeProject], Supervisor]
 ) -> None:
-    project = make_project(transport={"max_attempts": 1})
-    supervisor = supervise(project)
-    supervisor.start()
-    sent = [project.send("work", LONG) for _ in range(2)]
-    wait_until(lambda: len(project.events(event="start")) == 2, PATIENCE, "tasks that run")
-
-    supervisor.stop()
-
-    assert_each_ran_once(project, sent)
-    assert_no_process_died(project)
-    assert project.queues.counts() == (0, 0, 0)
+    assert_what_runs_finishes(make_project, supervise)
 
 
 @pytest.mark.slow
