@@ -13,6 +13,7 @@ from requests import get
 
 from devstack import ports
 from devstack.process import Process
+from tests.growing import whole_lines
 from tests.services import Queues, wait_until
 
 pytestmark = pytest.mark.slow
@@ -91,8 +92,7 @@ class Project:
 
     def said(self) -> list[str]:
         """What the tasks said."""
-        file = self.home / "said"
-        return file.read_text().splitlines() if file.exists() else []
+        return whole_lines(self.home / "said")
 
     def reasons(self) -> list[str]:
         """The reasons of all dead letters."""

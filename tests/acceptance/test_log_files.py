@@ -21,6 +21,7 @@ from tests.acceptance.worker import (
     living,
     run_program,
 )
+from tests.growing import whole_lines
 from tests.probe.project import await_another_stop
 from tests.services import Queues, wait_until
 
@@ -76,12 +77,7 @@ def send(talking: dict[str, str], tmp_path: Path) -> Callable[[int], Any]:
 
 def lines_of(*files: Path) -> list[dict[str, Any]]:
     """All lines of these files; each must be JSON."""
-    return [
-        json.loads(line)
-        for file in files
-        if file.exists()
-        for line in file.read_text().splitlines()
-    ]
+    return [json.loads(line) for file in files for line in whole_lines(file)]
 
 
 def wait_for_event(event: str, *files: Path) -> dict[str, Any]:
@@ -162,8 +158,11 @@ def test_a_detached_worker_logs_to_its_file(
     command = ["celery", "-A", "app", "worker", "-I", "talking", "-n", "one@test", "--detach"]
     command += ["-f", str(log), "--pidfile", str(pidfile)]
     subprocess.run(command, env=talking, cwd=tmp_path, check=True, timeout=READY_SECONDS)
-    wait_until(pidfile.exists, READY_SECONDS, "the file with its pid")
-    pid = int(pidfile.read_text())
+    pid = int(
+        wait_until(
+            lambda: pidfile.exists() and pidfile.read_text(), READY_SECONDS, "the file with its pid"
+        )
+    )
     try:
         wait_until_ready(log)
         send(1)

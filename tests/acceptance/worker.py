@@ -20,6 +20,7 @@ from devstack import sqs
 from devstack.mongo import MongoServer
 from devstack.sqs import LARGEST_MESSAGE
 from sqs_broker.sqs.requests import Outgoing, packed
+from tests.growing import whole_lines
 from tests.services import Queues, wait_until
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ class Program:
     def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """The JSON lines of its log; with `event`, those of this event."""
         parsed = []
-        for line in self.log_text().splitlines():
-            # The last line may be half written.
+        for line in whole_lines(self.log):
             with suppress(json.JSONDecodeError):
                 if isinstance(content := json.loads(line), dict):
                     parsed.append(content)

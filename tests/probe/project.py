@@ -16,6 +16,7 @@ from kombu import Exchange, Queue
 
 from sqs_broker import install
 from sqs_broker.worker.shutdown import ONE_STOP
+from tests.growing import whole_lines
 from tests.services import Queues, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,8 +118,7 @@ class ProbeProject:
 
     def events(self, id_: str | None = None, event: str | None = None) -> list[dict[str, Any]]:
         """What the tasks said, in order."""
-        log = self.directory / "probe.log"
-        said = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        said = map(json.loads, whole_lines(self.directory / "probe.log"))
         return [
             line
             for line in said

@@ -11,6 +11,8 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from tests.growing import whole_lines
+
 #: Of the entry point: the value of OTEL_TRACES_EXPORTER.
 NAME = "to_file"
 
@@ -44,8 +46,7 @@ def install(site: Path) -> dict[str, str]:
 
 def read(file: Path) -> list[dict[str, Any]]:
     """The spans in a file, in the order of their starts."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return sorted(map(json.loads, lines), key=lambda span: float(span["start"]))
+    return sorted(map(json.loads, whole_lines(file)), key=lambda span: float(span["start"]))
 
 
 def tree(spans: Sequence[dict[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 
 from app.api.serving import listen
 from app.errors import SettingsError
+from tests.growing import whole_lines
 from tests.services import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +46,8 @@ class Run:
 
     def pids(self, what: str) -> list[int]:
         """The process ids of these lines."""
-        text = self._output.read_text()
-        read = [json.loads(line) for line in text.splitlines() if line.startswith("[")]
+        lines = whole_lines(self._output)
+        read = [json.loads(line) for line in lines if line.startswith("[")]
         return [pid for kind, pid in read if kind == what]
 
     def began(self, count: int) -> list[int]:

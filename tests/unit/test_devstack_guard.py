@@ -50,8 +50,11 @@ def is_alive(pid: int) -> bool:
 
 
 def pid_of(here: Path) -> int:
-    wait_until((here / "pid").exists, SECONDS, f"a start in {here.name}")
-    return int((here / "pid").read_text())
+    file = here / "pid"
+    started = wait_until(
+        lambda: file.exists() and file.read_text(), SECONDS, f"a start in {here.name}"
+    )
+    return int(started)
 
 
 def wait_until_gone(*pids: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from devstack.waiting import wait_until
+from tests.growing import whole_lines
 
 #: Seconds that nothing here comes near to.
 DEADLINE = 30
@@ -65,7 +66,7 @@ def install(tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def calls(notes: Path) -> list[list[str]]:
-    return [json.loads(line) for line in notes.read_text().splitlines()]
+    return [json.loads(line) for line in whole_lines(notes)]
 
 
 PIP = ["python", "-m", "pip", "install", "-c", "constraints.txt"]
@@ -165,7 +166,7 @@ def test_two_at_once_take_turns_and_the_second_changes_nothing(
 ) -> None:
     logs = (tmp_path / "first", tmp_path / "second")
     with installing(tmp_path, logs[0]) as first:
-        wait_until(lambda: notes.exists() and len(calls(notes)) == 2, DEADLINE, "an installer")
+        wait_until(lambda: len(calls(notes)) == 2, DEADLINE, "an installer")
         with installing(tmp_path, logs[1]) as second:
             wait_until(lambda: "Another process installs" in logs[1].read_text(), DEADLINE, "it")
             gate.touch()
@@ -183,7 +184,7 @@ def test_a_later_one_installs_again(tmp_path: Path, make: Make, notes: Path) -> 
 def test_ctrl_c_is_one_line(tmp_path: Path, gate: Path, notes: Path) -> None:
     log = tmp_path / "log"
     with installing(tmp_path, log) as process:
-        wait_until(lambda: notes.exists() and len(calls(notes)) == 2, DEADLINE, "an installer")
+        wait_until(lambda: len(calls(notes)) == 2, DEADLINE, "an installer")
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(DEADLINE) == 130
     assert log.read_text().splitlines()[-1].startswith("The installation was interrupted.")
