@@ -1,5 +1,6 @@
 """A task whose arguments are a message model, checked at the caller and again in the worker."""
 
+import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from app.messages import (
     unknown_fields,
 )
 from app.shown import quick_text, text_of
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.worker.batch import Call
 from sqs_broker.worker.task import Task
 
@@ -75,9 +77,20 @@ class TypedTask(Task):
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Take the policy from the options, as Task does."""
+        """Take the policy from the options, as Task does. Raises ConfigurationError, also if the
+        function cannot take a message and its provenance."""
         super().on_bound(app)
         cls._logged = set()
+        if cls.model is None:
+            return
+        is_bound = not isinstance(inspect.getattr_static(cls, "run"), staticmethod)
+        try:
+            inspect.signature(cls.run).bind(*([None] * (2 + is_bound)))
+        except TypeError as exc:
+            raise ConfigurationError(
+                f"Task {cls.name}: the function of a task with a message model must take (message, "
+                f"provenance), but: {exc}. Change the function."
+            ) from None
 
     def signature(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """A signature of the task. Raises InvalidMessage for an unknown field. What is missing may

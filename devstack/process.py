@@ -1,5 +1,6 @@
 """A process that ends when the process that started it ends, however that happens."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from sqs_broker.machine import files
 
 #: Seconds after the grace period in which a guard kills and reaps the remaining processes.
 GUARD_MARGIN = 10
+
+#: The exit status of a command that SIGKILL has ended.
+KILLED = 128 + signal.SIGKILL
 
 
 class Process:
@@ -72,12 +76,13 @@ class Process:
         return self._guard.poll()
 
     def check(self) -> None:
-        """Raise StackError, with the last line of the log, if the command has ended."""
-        if self.exit_status is not None:
-            raise StackError(
-                f"{self.name} ended with status {self.exit_status}: {self.last_words()} "
-                f"(log: {self.log})"
-            )
+        """Raise StackError if the command has ended, with the last line of the log. A command that
+        was killed could write no last line."""
+        status = self.exit_status
+        if status is not None:
+            is_killed = status == KILLED
+            why = "something killed it, or memory ran out" if is_killed else self.last_words()
+            raise StackError(f"{self.name} ended with status {status}: {why} (log: {self.log})")
 
     def wait_until_listening(self, port: int, seconds: float) -> None:
         """Wait until a server accepts connections on this port. Raises StackError if the command

@@ -8,8 +8,10 @@ these two inside an SNS notification, which may only pass data to a task. Every 
 """
 
 import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from json import JSONDecodeError
 from typing import Any
 
 from celery.app.task import Context
@@ -35,6 +37,9 @@ MOST_LAYERS = 2
 #: Most levels of arrays and objects in a body. json.loads reads deeper ones too, but they exceed
 #: Python's recursion limit later, in Celery's event loop, and that ends the worker.
 DEEPEST = 64
+TOO_DEEP = f"the body is nested deeper than {DEEPEST} levels"
+
+BYTE_ORDER_MARK = "\ufeff"
 
 #: The key of a value that kombu converts (kombu 5.7 utils/json.py), and how another spelling of one
 #: of its characters begins in JSON.
@@ -109,7 +114,11 @@ def _json_object(text: str) -> dict[str, Any]:
             if text.startswith(OBJECT_IN_BASE64):
                 raise ValueError
             content = parsed(text)
-        except (ValueError, RecursionError) as exc:
+        except RecursionError as exc:
+            raise Undecodable(TOO_DEEP) from exc
+        except ValueError as exc:
+            if (reason := _almost_json(text, exc)) is not None:
+                raise Undecodable(reason) from exc
             if layer == MOST_LAYERS:
                 raise Undecodable("the body is not JSON") from exc
             text = _without_base64(text, "the body is neither JSON nor base64 of JSON")
@@ -136,7 +145,16 @@ def check_depth(content: object, text: str, above: int = 0) -> None:
         ]
         if not level:
             return
-    raise Undecodable(f"the body is nested deeper than {DEEPEST} levels")
+    raise Undecodable(TOO_DEEP)
+
+
+def _almost_json(text: str, exc: ValueError) -> str | None:
+    """Why Python cannot read what other programs may take for JSON; None if it is anything else."""
+    if text.startswith(BYTE_ORDER_MARK):
+        return "the body begins with a byte order mark, which JSON does not allow"
+    if not isinstance(exc, JSONDecodeError) and not text.startswith(OBJECT_IN_BASE64):
+        return f"the body has a number of more than {sys.get_int_max_str_digits()} digits"
+    return None
 
 
 def _without_base64(text: str, reason: str) -> str:

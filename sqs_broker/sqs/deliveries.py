@@ -519,9 +519,9 @@ class Deliveries:
         if self._leases.pauses <= OWN_PAUSES:
             self._release_after = 0
 
-    def pause_queue(self, queue: str, reason: str) -> bool:
+    def pause_queue(self, queue: str, reason: str) -> None:
         """Receive nothing from a queue until `resume_queue`, and release its messages that have not
-        started. Returns whether the queue was not paused for this reason.
+        started.
 
         Other workers can receive these messages once their own receive calls that are open now have
         ended. Other queues and running tasks are not affected. Not thread-safe, as `receive`.
@@ -534,18 +534,16 @@ class Deliveries:
             happened = outcomes.NotStarted(self._delay_of(lease.delivery))
             self._conclude(lease, happened, self._headers_of(lease))
         self._report_pauses(is_new and queue in self._queues)
-        return is_new
 
-    def resume_queue(self, queue: str) -> bool:
-        """End the pause of a queue. Returns whether it was paused. Raises NoThread; then it still
-        is. Not thread-safe, as `receive`."""
+    def resume_queue(self, queue: str) -> None:
+        """End the pause of a queue. Raises NoThread; then it still is paused. Not thread-safe, as
+        `receive`."""
         if queue not in self._paused_queues:
-            return False
+            return
         if queue in self._queues and self._engine is not None:
             self._engine.receive(queue)
         del self._paused_queues[queue]
         self._report_pauses(queue in self._queues)
-        return True
 
     def _on_beat(self) -> None:
         self._watch_the_loop()

@@ -13,12 +13,9 @@ from math import inf
 from time import monotonic
 
 from sqs_broker.limits import MOST_IN_FLIGHT
-from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.queue import NOT_VISIBLE, Queue
 
 logger = logging.getLogger(__name__)
-
-#: The attribute of a queue with the number of its messages in flight.
-NOT_VISIBLE = "ApproximateNumberOfMessagesNotVisible"
 
 #: Seconds between two looks at a queue.
 LOOK_EVERY = 60.0

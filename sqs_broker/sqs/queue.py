@@ -20,6 +20,12 @@ from sqs_broker.sqs.trials import trial
 
 T = TypeVar("T")
 
+#: The attributes with the numbers of messages, none of which is exact.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
+VISIBLE = "ApproximateNumberOfMessages"
+NOT_VISIBLE = "ApproximateNumberOfMessagesNotVisible"
+DELAYED = "ApproximateNumberOfMessagesDelayed"
+
 #: How often an entry of a batch is sent if SQS fails it for an internal reason.
 TRIES = 5
 
@@ -119,6 +125,10 @@ class Queue:
     def tags(self) -> Mapping[str, str]:
         """The tags of the queue."""
         return self.ask(requests.tags(self.url))
+
+    def size(self) -> int:
+        """About how many messages there are: visible, in flight and delayed."""
+        return sum(map(int, self.attributes(VISIBLE, NOT_VISIBLE, DELAYED).values.values()))
 
     def purge(self) -> None:
         """Delete all messages."""

@@ -25,7 +25,7 @@ from sqs_broker.rules.decoding import decode
 from sqs_broker.rules.lease import Delivery
 from sqs_broker.rules.trace_context import context_of
 from sqs_broker.sqs.errors import SqsError
-from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.queue import NOT_VISIBLE, VISIBLE, Queue
 from sqs_broker.sqs.receiver import delivery_of
 from sqs_broker.sqs.requests import ALL, Received, name_of
 
@@ -145,12 +145,10 @@ class Counts:
 
 def count_messages(dead_letters: Queue) -> Counts:
     """Ask SQS. Raises SqsError."""
-    asked = dead_letters.attributes(
-        "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "RedrivePolicy"
-    )
+    asked = dead_letters.attributes(VISIBLE, NOT_VISIBLE, "RedrivePolicy")
     return Counts(
-        visible=int(asked.values["ApproximateNumberOfMessages"]),
-        in_flight=int(asked.values["ApproximateNumberOfMessagesNotVisible"]),
+        visible=int(asked.values[VISIBLE]),
+        in_flight=int(asked.values[NOT_VISIBLE]),
         has_redrive_policy=bool(asked.values.get("RedrivePolicy")),
         at=asked.at or datetime.now(UTC).replace(microsecond=0),
     )

@@ -176,8 +176,10 @@ class Channel(virtual.Channel):
         return 0
 
     def _purge(self, queue: str) -> int:
-        self._sqs_queue(queue).purge()
-        return 0
+        purged = self._sqs_queue(queue)
+        count = purged.size()
+        purged.purge()
+        return count
 
     def _sqs_queue(self, name: str) -> Queue:
         return Queue(self._options.queue(name).url, self._driver)

@@ -9,6 +9,7 @@ from them.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -40,9 +41,11 @@ class Queues(Protocol):
     @property
     def paused_queues(self) -> Mapping[str, str]: ...
 
-    def pause_queue(self, queue: str, reason: str) -> bool: ...
+    def consumes(self, queue: str) -> bool: ...
 
-    def resume_queue(self, queue: str) -> bool: ...
+    def pause_queue(self, queue: str, reason: str) -> None: ...
+
+    def resume_queue(self, queue: str) -> None: ...
 
 
 class Obedience:
@@ -55,6 +58,8 @@ class Obedience:
         self._read = read
         self._now = now or partial(datetime.now, UTC)
         self._known: tuple[Pause, ...] = ()
+        #: What was logged of each paused queue that the worker receives from.
+        self._told: dict[str, str] = {}
 
     def read(self) -> None:
         """Read the pauses. Raises what the read raises; then those that were read last hold."""
@@ -66,7 +71,10 @@ class Obedience:
         wanted = {pause.queue: pause.text for pause in self._known if pause.lasts(now)}
         paused = queues.paused_queues
         for queue, why in wanted.items():
-            if paused.get(queue) != why and queues.pause_queue(queue, why):
+            if paused.get(queue) != why:
+                queues.pause_queue(queue, why)
+            if self._told.get(queue) != why and queues.consumes(queue):
+                self._told[queue] = why
                 logger.warning(
                     "Receiving from %s is paused: %s.",
                     queue,
@@ -74,16 +82,15 @@ class Obedience:
                     extra={"event": "queue.paused", "queue": queue, "reason": why},
                 )
         for queue in paused.keys() - wanted.keys():
-            try:
-                was_paused = queues.resume_queue(queue)
-            except NoThread:
-                continue  # The next call tries again.
-            if was_paused:
-                logger.info(
-                    "Receiving from %s resumes.",
-                    queue,
-                    extra={"event": "queue.resumed", "queue": queue},
-                )
+            with suppress(NoThread):  # The next call tries again.
+                queues.resume_queue(queue)
+        for queue in self._told.keys() - queues.paused_queues.keys():
+            del self._told[queue]
+            logger.info(
+                "Receiving from %s resumes.",
+                queue,
+                extra={"event": "queue.resumed", "queue": queue},
+            )
 
 
 class Pausing(bootsteps.StartStopStep):

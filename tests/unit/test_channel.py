@@ -325,8 +325,12 @@ def test_no_queue_is_made_or_deleted_at_run_time(connection: Connection) -> None
         channel.queue_delete("jobs")
 
 
-def test_a_purge_is_one_call(connection: Connection, sqs: Sqs) -> None:
-    connection.channel().queue_purge("jobs")
+def test_a_purge_is_one_call_and_says_how_many_messages_there_were(
+    connection: Connection, sqs: Sqs
+) -> None:
+    for _ in range(3):
+        publish(connection, "jobs")
+    assert connection.channel().queue_purge("jobs") == 3
     assert [call["QueueUrl"] for call in sqs.asked("PurgeQueue")] == [sqs.jobs]
 
 

@@ -654,6 +654,7 @@ NOT_AN_OBJECT = {
     "base64 of an array": outer_base64("[]"),
     "three layers": outer_base64(outer_base64(outer_base64(json.dumps(plain())))),
     "lone surrogate": "\ud800",
+    "byte order mark": f'\ufeff{{"action": "{MARKER}"}}',
 }
 
 NO_ENVELOPE = {
@@ -833,6 +834,10 @@ def test_what_cannot_become_a_task_is_undecodable_for_a_reason_without_the_body(
         ("string", "the body is a JSON string, not an object"),
         ("boolean", "the body is a JSON boolean, not an object"),
         ("base64 of no UTF-8", "the body is neither JSON nor base64 of JSON"),
+        ("deep", "the body is nested deeper than 64 levels"),
+        ("deep in base64", "the body is nested deeper than 64 levels"),
+        ("huge integer", "the body has a number of more than 4300 digits"),
+        ("byte order mark", "the body begins with a byte order mark, which JSON does not allow"),
         ("body said to be base64", "the Celery envelope: body is not base64 of text"),
         ("body base64 of no UTF-8", "the Celery envelope: body is not base64 of text"),
         ("no id", "the Celery envelope: headers.id: Field required"),

@@ -111,7 +111,7 @@ def test_descendants_end_when_the_command_ends_by_itself(script: Path) -> None:
         child = pid_of(script.parent / "parent" / "child")
         os.kill(pid, signal.SIGKILL)
         wait_until_gone(pid, child)
-        with pytest.raises(StackError, match="parent ended with status 137"):
+        with pytest.raises(StackError, match="parent ended with status 137: something killed it"):
             wait_until(process.check, SECONDS, "an error")
 
 

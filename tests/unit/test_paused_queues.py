@@ -108,7 +108,7 @@ def test_a_queue_that_is_paused_before_the_first_poll_is_never_polled(worker: Wo
 def test_after_the_pause_the_queue_is_polled(worker: Worker) -> None:
     worker.deliveries.pause_queue("jobs", "deploy")
     worker.start()
-    assert worker.deliveries.resume_queue("jobs")
+    worker.deliveries.resume_queue("jobs")
     worker.await_poll("jobs")
     assert worker.deliveries.pauses == frozenset()
     assert worker.observer.told[-1] == frozenset()
@@ -171,17 +171,20 @@ class Database:
 
 
 class Queues:
-    """What is paused."""
+    """What is paused, and what is received from."""
 
     def __init__(self) -> None:
         self.paused_queues: dict[str, str] = {}
+        self.consumed = {"jobs", "mail"}
 
-    def pause_queue(self, queue: str, reason: str) -> bool:
+    def consumes(self, queue: str) -> bool:
+        return queue in self.consumed
+
+    def pause_queue(self, queue: str, reason: str) -> None:
         self.paused_queues[queue] = reason
-        return True
 
-    def resume_queue(self, queue: str) -> bool:
-        return self.paused_queues.pop(queue, None) is not None
+    def resume_queue(self, queue: str) -> None:
+        self.paused_queues.pop(queue, None)
 
 
 def look(database: Database, obedience: Obedience, queues: Queues) -> set[str]:
@@ -213,6 +216,23 @@ def test_the_worker_pauses_and_resumes_what_the_database_says(
     assert look(database, obedience, queues) == {"mail"}
     said = [(vars(record)["event"], vars(record)["queue"]) for record in caplog.records]
     assert said == [("queue.paused", "jobs"), ("queue.paused", "mail"), ("queue.resumed", "jobs")]
+
+
+def test_a_pause_is_logged_once_the_worker_receives_from_the_queue(
+    database: Database, obedience: Obedience, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    queues = Queues()
+    queues.consumed = {"mail"}
+    database.pauses = [pause(), pause("other")]
+    assert look(database, obedience, queues) == {"jobs", "other"}
+    assert caplog.records == []
+    queues.consumed.add("jobs")
+    look(database, obedience, queues)
+    database.pauses = []
+    look(database, obedience, queues)
+    said = [(vars(record)["event"], vars(record)["queue"]) for record in caplog.records]
+    assert said == [("queue.paused", "jobs"), ("queue.resumed", "jobs")]
 
 
 def test_a_pause_ends_by_itself_also_while_mongodb_is_away(

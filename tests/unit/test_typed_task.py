@@ -17,6 +17,7 @@ from app.errors import Conflict, TransientError
 from app.messages import Message, Provenance, Source
 from app.tasks import increment, register_user
 from app.typed_task import MOST_UNKNOWN, InvalidMessage
+from sqs_broker.errors import ConfigurationError
 from sqs_broker.worker.batch import Call
 
 #: Stands where a user could have typed something.
@@ -89,6 +90,31 @@ def sent_by(send: Any) -> dict[str, Any]:
         send(connection)
         message = connection.SimpleQueue("jobs").get(timeout=1)
         return {"headers": message.headers, "payload": message.payload}
+
+
+def takes_one(message: Any) -> None: ...
+
+
+def takes_two(message: Any, provenance: Any) -> None: ...
+
+
+def takes_more(message: Any, provenance: Any, *, more: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (takes_one, {}),
+        (takes_two, {"bind": True}),
+        (takes_more, {}),
+    ],
+)
+def test_a_function_that_cannot_take_a_message_and_its_provenance_is_refused_at_the_start(
+    celery_app: Celery, function: Any, options: dict[str, Any]
+) -> None:
+    celery_app.task(shared=False, name="greet", model=Greeting, **options)(function)
+    with pytest.raises(ConfigurationError, match=r"Task greet: .* must take \(message, provenance"):
+        celery_app.finalize()
 
 
 # At the caller

@@ -81,7 +81,9 @@ class Pace:
         self.done += number
         if sys.stderr.isatty() and self._clock() - self._shown_at >= UPDATE:
             self._shown_at, self._is_shown = self._clock(), True
-            click.echo(f"\r{self.done} of about {self._total}", nl=False, err=True)
+            # Dead letters that arrive meanwhile count too.
+            about = max(self.done, self._total)
+            click.echo(f"\r{self.done} of about {about}", nl=False, err=True)
 
     def end(self) -> None:
         """Leave the line of the progress."""

@@ -13,7 +13,7 @@ from sqs_broker.options import Options
 from sqs_broker.sqs.boto import ask, quick_client
 from sqs_broker.sqs.driver import Driver
 from sqs_broker.sqs.errors import SqsError
-from sqs_broker.sqs.queue import Queue
+from sqs_broker.sqs.queue import DELAYED, NOT_VISIBLE, VISIBLE, Queue
 from sqs_broker.sqs.requests import name_of
 from sqs_broker.tools.broker import driver_of, is_aws, options_of, refusal
 from sqs_broker.tools.commands.output import print_json, print_note, print_table, printable
@@ -97,18 +97,14 @@ def count(driver: Driver, options: Options) -> Iterator[Row]:
 
 def _row(queue: Queue, row: Row) -> Row:
     try:
-        counted = queue.attributes(
-            "ApproximateNumberOfMessages",
-            "ApproximateNumberOfMessagesNotVisible",
-            "ApproximateNumberOfMessagesDelayed",
-        ).values
+        counted = queue.attributes(VISIBLE, NOT_VISIBLE, DELAYED).values
     except SqsError as exc:
         return replace(row, fault=refusal(exc, "GetQueueAttributes", queue.url))
     return replace(
         row,
-        visible=int(counted["ApproximateNumberOfMessages"]),
-        in_flight=int(counted["ApproximateNumberOfMessagesNotVisible"]),
-        delayed=int(counted["ApproximateNumberOfMessagesDelayed"]),
+        visible=int(counted[VISIBLE]),
+        in_flight=int(counted[NOT_VISIBLE]),
+        delayed=int(counted[DELAYED]),
     )
 
 

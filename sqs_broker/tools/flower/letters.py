@@ -121,7 +121,7 @@ class Job:
             f"{number} {what}" for what, number in sorted(self.results.items()) if number
         )
         state = self.error or ("done" if self.is_over else "running")
-        of_all = f"{self.done} of about {self.total}"
+        of_all = f"{self.done} of about {max(self.done, self.total)}"
         said = f"{self.name} by {self.by}: {state.rstrip('.')}. {of_all} read. {counted}"
         return said.rstrip(". ") + "."
 
