@@ -69,9 +69,10 @@ test: services $(STAMP)
 	@echo "The tests take up to five minutes on two cores. Each dot is a test." >&2
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
 
+# No unit test is slow, and to read them all takes each process some seconds.
 verify: services $(STAMP) $(TOOLS_STAMP)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'slow and not alone' $(ARGS)
-	$(BIN)/python -m pytest -m 'slow and alone' $(ARGS) || [ $$? -eq $(NO_TESTS) ]
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore tests/unit -m 'slow and not alone' $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/unit -m 'slow and alone' $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 
 bench: services $(BENCH_STAMP)
 	@exec $(BIN)/python -m bench $(ARGS)
