@@ -165,3 +165,9 @@ def test_a_changed_dependency_of_either_makes_the_environment_anew(stamp: str) -
     assert "$(MANIFESTS)" in rule.split()
     (files,) = (line for line in lines if line.startswith("MANIFESTS :="))
     assert {"pyproject.toml", "sqs_broker/pyproject.toml", "constraints.txt"} <= set(files.split())
+
+
+def test_no_unit_test_is_slow_for_make_verify_does_not_read_them() -> None:
+    files = [*(ROOT / "tests" / "unit").rglob("test_*.py")]
+    assert len(files) > 100
+    assert [file.name for file in files if "pytest.mark." + "slow" in file.read_text()] == []
