@@ -81,8 +81,11 @@ class TypedTask(Task):
         function cannot take a message and its provenance."""
         super().on_bound(app)
         cls._logged = set()
-        if cls.model is None:
-            return
+        if cls.model is not None:
+            cls._check_function()
+
+    @classmethod
+    def _check_function(cls) -> None:
         is_bound = not isinstance(inspect.getattr_static(cls, "run"), staticmethod)
         try:
             inspect.signature(cls.run).bind(*([None] * (2 + is_bound)))

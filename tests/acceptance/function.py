@@ -18,7 +18,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from devstack.ports import HOST
-from tests.growing import whole_lines
+from tests.growing import log_lines
 from tests.services import Queues
 
 #: Seconds for the start of a sandbox, and for an invocation.
@@ -148,12 +148,7 @@ class Sandbox:
 
     def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """The JSON lines of its log; with `event`, those of this event."""
-        parsed = []
-        for line in whole_lines(self._log):
-            with suppress(json.JSONDecodeError):
-                if isinstance(content := json.loads(line), dict):
-                    parsed.append(content)
-        return [line for line in parsed if event in (None, line.get("event"))]
+        return log_lines(self._log, event)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Its metric lines."""

@@ -20,7 +20,7 @@ from devstack import sqs
 from devstack.mongo import MongoServer
 from devstack.sqs import LARGEST_MESSAGE
 from sqs_broker.sqs.requests import Outgoing, packed
-from tests.growing import whole_lines
+from tests.growing import log_lines
 from tests.services import Queues, wait_until
 
 if TYPE_CHECKING:
@@ -113,13 +113,7 @@ class Program:
 
     def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """The JSON lines of its log; with `event`, those of this event."""
-        parsed = []
-        for line in whole_lines(self.log):
-            with suppress(json.JSONDecodeError):
-                if isinstance(content := json.loads(line), dict):
-                    parsed.append(content)
-        # The metric lines have no event.
-        return [line for line in parsed if event in (None, line.get("event"))]
+        return log_lines(self.log, event)
 
 
 class Worker(Program):
